@@ -1,0 +1,46 @@
+"""The errors of the package: each names the argument, what was expected and what came."""
+
+
+class HMoEVAEError(Exception):
+    """Base class of every error that this package raises on purpose."""
+
+
+class SpecError(HMoEVAEError, ValueError):
+    """A tree that does not make sense; the message starts with the path of the bad field."""
+
+
+class ArgumentError(HMoEVAEError, ValueError):
+    """An argument with a value that cannot be used."""
+
+
+class ArgumentTypeError(HMoEVAEError, TypeError):
+    """An argument of a type that cannot be used."""
+
+
+class ShapeError(ArgumentError):
+    """A tensor whose shape is not the one the model was built for."""
+
+
+class DataError(ArgumentError):
+    """Data that cannot be modelled: empty, not finite, or outside a likelihood's support."""
+
+
+class CheckpointError(HMoEVAEError, ValueError):
+    """A saved model that is missing, damaged, or belongs to another tree."""
+
+
+class NonFiniteError(HMoEVAEError, ArithmeticError):
+    """A loss that became NaN or infinite in training; names the step, the term and the node."""
+
+
+class MissingExtraError(HMoEVAEError, ImportError):
+    """A feature whose optional dependency is not installed; names the extra that brings it."""
+
+
+def mismatch(argument: str, expected: str, got: object) -> str:
+    """Word an error in the one form that the package uses.
+
+    >>> mismatch("latent_dim", "an integer > 0", 0)
+    'latent_dim: expected an integer > 0, got 0'
+    """
+    return f"{argument}: expected {expected}, got {got}"

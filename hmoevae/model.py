@@ -1,0 +1,476 @@
+"""HMoEVAE: a tree made runnable. Routes, encodes, reconstructs, samples and scores; saves and loads.
+
+Axes of the public, batch-first interface: `batch`, then `leaf`, `edge` or `node` in the plan's depth-first order, or the
+shape of a sample. Everything probabilistic is in nats.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hmoevae import storage
+from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, ShapeError, SpecError, mismatch
+from hmoevae.nn.experts import Experts
+from hmoevae.nn.gates import Gates
+from hmoevae.nn.objectives import OBJECTIVES, ObjectiveName, balance
+from hmoevae.nn.paths import Paths
+from hmoevae.plan import PlannedNode, compile_tree
+from hmoevae.spec import VAE, Mixture, Tree, tree_from_json
+
+ArrayLike = Tensor | np.ndarray
+BATCH_SIZE = 1024
+"""Samples evaluated at a time by every method that takes `batch_size`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one forward pass gives.
+
+    Attributes:
+        loss: The number to minimise, the sum of `terms`, in nats.
+        terms: The objective's parts by name, and `"balance"`.
+        leaf_elbo: ELBO of every sample under every leaf, from one draw of z each.
+        leaf_log_prob: log q(leaf | sample), the product of the gates on the path.
+        edge_log_prob: log g(child | sample) on every edge.
+    """
+
+    loss: Float[Tensor, ""]
+    terms: dict[str, Float[Tensor, ""]]
+    leaf_elbo: Float[Tensor, "batch leaf"]
+    leaf_log_prob: Float[Tensor, "batch leaf"]
+    edge_log_prob: Float[Tensor, "batch edge"]
+
+
+class HMoEVAE(
+    nn.Module,
+    ModelHubMixin,
+    library_name="hmoevae",
+    tags=["mixture-of-experts", "variational-autoencoder", "clustering"],
+):
+    """A hierarchical mixture of variational auto-encoders.
+
+    The tree's leaves are VAEs, its inner nodes gates. p(x) = sum_l pi_l p_l(x) is the generative model, and
+    q(l|x), the product of the gates on the way to leaf l, its recognition model (see `hmoevae.nn.objectives`).
+
+    Args:
+        tree: The tree to run, a `Mixture` or a lone `VAE`.
+        input_shape: Shape of one sample, such as `(1, 28, 28)`.
+        objective: What `forward` puts into the loss: `"expected"`, `"elbo"` or `"marginal"`.
+
+    Raises:
+        SpecError: The tree does not fit the samples.
+        ArgumentError: Another argument cannot be used.
+
+    >>> tree = Mixture.of(VAE(latent_dim=2), 3)
+    >>> model = HMoEVAE(tree, input_shape=(4,))
+    >>> out = model(torch.rand(5, 4))
+    >>> out.loss.backward()
+    >>> out.leaf_elbo.shape, model.predict(torch.rand(5, 4)).shape
+    (torch.Size([5, 3]), torch.Size([5]))
+    """
+
+    def __init__(self, tree: Tree, input_shape: tuple[int, ...], *, objective: ObjectiveName = "expected") -> None:
+        super().__init__()
+        if not isinstance(tree, VAE | Mixture):
+            raise ArgumentTypeError(mismatch("tree", "a VAE or a Mixture", type(tree).__name__))
+        if not isinstance(input_shape, tuple | list) or not input_shape or not all(_is_size(n) for n in input_shape):
+            raise ArgumentError(mismatch("input_shape", "a tuple of integers > 0", repr(input_shape)))
+        if objective not in OBJECTIVES:
+            raise ArgumentError(mismatch("objective", f"one of {', '.join(map(repr, OBJECTIVES))}", repr(objective)))
+        self.plan = compile_tree(tree)
+        self.input_shape: tuple[int, ...] = tuple(int(n) for n in input_shape)
+        self.objective: ObjectiveName = objective
+        self.paths = Paths(self.plan)
+        if self.paths.prior_logits is not None and objective == "expected":
+            expected = "'elbo' or 'marginal' for a tree with a learned prior, which 'expected' never reads"
+            raise ArgumentError(mismatch("objective", expected, repr(objective)))
+        self.gates = Gates(self.plan, self.input_shape)
+        self.experts = Experts(self.plan, torch.Size(self.input_shape).numel())
+
+    @property
+    def tree(self) -> Tree:
+        """The tree that the model runs."""
+        return self.plan.tree
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating point type of the parameters."""
+        return next(self.parameters()).dtype
+
+    def extra_repr(self) -> str:
+        """The tree and the sizes, for `repr`."""
+        n_parameters = sum(p.numel() for p in self.parameters())
+        sizes = f"input_shape={self.input_shape}, objective={self.objective!r}, leaves={self.plan.n_leaves}"
+        return f"{sizes}, parameters={n_parameters:,}\n{self.tree}"
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def forward(
+        self, x: Tensor, *, generator: torch.Generator | None = None, validate: bool = True
+    ) -> Output:
+        """Everything that a training step needs, in one pass.
+
+        Args:
+            x: Samples, `(batch, *input_shape)`, on the model's device.
+            generator: Source of the draws of z, on the model's device; torch's global one if `None`.
+            validate: Check the values too, not only the shape. Switch it off for data already checked.
+
+        Raises:
+            ShapeError: `x` does not have the shape of a batch of samples.
+            DataError: `x` is empty, not finite, or outside the support of a leaf's likelihood.
+        """
+        x = self.check_input(x, values=validate)
+        flat = self._features_first(x)
+        edge_log_prob = self.gates(flat)
+        node_log_prob = self.paths.node_log_prob(edge_log_prob)
+        leaf_log_prob = self.paths.leaf_log_prob(node_log_prob)
+        leaf_elbo = self.experts.elbo(flat, generator)
+        terms = OBJECTIVES[self.objective](leaf_elbo, leaf_log_prob, self.paths.leaf_log_prior())
+        importance = self.paths.importance(node_log_prob)
+        terms["balance"] = balance(importance, self.paths.edge_log_prior().detach(), self.paths)
+        return Output(
+            loss=torch.stack(list(terms.values())).sum(),
+            terms=terms,
+            leaf_elbo=leaf_elbo.t(),
+            leaf_log_prob=leaf_log_prob.t(),
+            edge_log_prob=edge_log_prob.t(),
+        )
+
+    def check_input(self, x: ArrayLike, *, name: str = "x", values: bool = True) -> Tensor:
+        """Return `x` as a tensor, having made sure that it is a batch of samples for this model.
+
+        Args:
+            x: Samples, `(batch, *input_shape)`.
+            name: What to call it in an error.
+            values: Check the values too, which on an accelerator waits for the device.
+
+        Raises:
+            ArgumentTypeError: `x` is not a floating point tensor or array.
+            ShapeError: `x` does not have the shape of a batch of samples.
+            DataError: `x` is empty, not finite, or outside the support of a leaf's likelihood.
+        """
+        if not isinstance(x, Tensor | np.ndarray):
+            raise ArgumentTypeError(mismatch(name, "a torch.Tensor or numpy array", type(x).__name__))
+        tensor = torch.as_tensor(x)
+        if tensor.shape[1:] != self.input_shape or tensor.ndim == 0:
+            expected = f"({', '.join(['batch', *map(str, self.input_shape)])})"
+            raise ShapeError(mismatch(name, expected, tuple(tensor.shape)))
+        if not tensor.is_floating_point():
+            raise ArgumentTypeError(mismatch(name, "floating point values (such as pixels / 255)", tensor.dtype))
+        if len(tensor) == 0:
+            raise DataError(mismatch(name, "at least one sample", "none"))
+        if values:
+            bad = (~torch.isfinite(tensor)).flatten(1).any(1)
+            if bad.any():
+                first = int(bad.nonzero()[0])
+                count = int(bad.sum())
+                raise DataError(mismatch(name, "finite values", f"NaN or infinity in {count} samples, first {first}"))
+            for group in self.experts.groups:
+                if not group.likelihood.contains(tensor):
+                    low, high = tensor.aminmax()
+                    got = f"values from {low.item():g} to {high.item():g}"
+                    raise DataError(mismatch(name, group.likelihood.support, got))
+        return tensor
+
+    # --- routing ----------------------------------------------------------------------------------------------------
+
+    def route(self, x: ArrayLike, *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "batch leaf"]:
+        """log q(leaf | x), from the gates alone; no expert is evaluated.
+
+        Args:
+            x: Samples, `(batch, *input_shape)`.
+            batch_size: Samples evaluated at a time.
+        """
+        return self._node_log_prob(x, batch_size)[:, self.paths.leaf_nodes.cpu()]
+
+    def predict_proba(
+        self, x: ArrayLike, *, level: int | None = None, batch_size: int = BATCH_SIZE
+    ) -> Float[Tensor, "batch node"]:
+        """Probability of every node of a level; rows sum to one.
+
+        Args:
+            x: Samples, `(batch, *input_shape)`.
+            level: How many gates down: 1 means the children of the root; a leaf above the level stands for itself.
+                `None` means the leaves. `model.plan.level(level)` lists the nodes.
+            batch_size: Samples evaluated at a time.
+
+        Raises:
+            ArgumentError: The tree has no such level.
+        """
+        nodes = {id(node): i for i, node in enumerate(self.plan.nodes)}
+        columns = [nodes[id(node)] for node in self.plan.level(level)]
+        return self._node_log_prob(x, batch_size)[:, columns].exp()
+
+    def predict(
+        self, x: ArrayLike, *, level: int | None = None, batch_size: int = BATCH_SIZE
+    ) -> Int[Tensor, " batch"]:
+        """The most probable node of a level, as an index into `model.plan.level(level)`; a leaf index by default.
+
+        Args:
+            x: Samples, `(batch, *input_shape)`.
+            level: As in `predict_proba`.
+            batch_size: Samples evaluated at a time.
+        """
+        return self.predict_proba(x, level=level, batch_size=batch_size).argmax(1)
+
+    # --- latents and images -----------------------------------------------------------------------------------------
+
+    def encode(
+        self, x: ArrayLike, *, node: str = "root", batch_size: int = BATCH_SIZE
+    ) -> Float[Tensor, "batch latent"]:
+        """Mean of q(z|x) of the leaf that each sample is routed to.
+
+        Args:
+            x: Samples, `(batch, *input_shape)`.
+            node: Path of the subtree whose most probable leaf is used, such as `"root/3"`.
+            batch_size: Samples evaluated at a time.
+
+        Returns:
+            The latents; where leaves differ in `latent_dim`, the shorter ones are filled up with zeros (the prior's mean).
+        """
+
+        def encode(chunk: Tensor) -> Tensor:
+            return self.experts.encode(chunk.flatten(1), self._best_leaf(chunk, self.plan.node(node)))
+
+        return self._in_batches(encode, self.check_input(x), batch_size)
+
+    def reconstruct(self, x: ArrayLike, *, node: str = "root", batch_size: int = BATCH_SIZE) -> Tensor:
+        """Mean of p(x|z) at the mean of q(z|x), by the leaf that each sample is routed to.
+
+        Args:
+            x: Samples, `(batch, *input_shape)`.
+            node: Path of the subtree whose most probable leaf is used, such as `"root/3"`.
+            batch_size: Samples evaluated at a time.
+
+        Returns:
+            `(batch, *input_shape)`.
+        """
+
+        def reconstruct(chunk: Tensor) -> Tensor:
+            leaf = self._best_leaf(chunk, self.plan.node(node))
+            return self.experts.decode(self.experts.encode(chunk.flatten(1), leaf), leaf)
+
+        flat = self._in_batches(reconstruct, self.check_input(x), batch_size)
+        return flat.unflatten(1, self.input_shape)
+
+    def decode(
+        self, z: Float[Tensor, "batch latent"], leaf: Int[Tensor, " batch"], *, batch_size: int = BATCH_SIZE
+    ) -> Tensor:
+        """Mean of p(x|z) of the given leaves.
+
+        Args:
+            z: Latents, one a row; a leaf with a smaller `latent_dim` reads the first of them.
+            leaf: Index of the leaf that decodes each row.
+            batch_size: Samples evaluated at a time.
+
+        Returns:
+            `(batch, *input_shape)`.
+
+        Raises:
+            ShapeError: `z` is not `(batch, latent)` with the largest `latent_dim` of the tree, or the lengths differ.
+            ArgumentError: `leaf` is not an index of a leaf.
+        """
+        if z.ndim != 2 or z.shape[1] != self.experts.latent_dim:
+            raise ShapeError(mismatch("z", f"(batch, {self.experts.latent_dim})", tuple(z.shape)))
+        if leaf.shape != z.shape[:1]:
+            raise ShapeError(mismatch("leaf", f"({len(z)},), one a row of z", tuple(leaf.shape)))
+        if len(leaf) and not 0 <= int(leaf.min()) <= int(leaf.max()) < self.plan.n_leaves:
+            raise ArgumentError(mismatch("leaf", f"indices from 0 to {self.plan.n_leaves - 1}", leaf.aminmax()))
+        return self._decode(z, leaf, batch_size).unflatten(1, self.input_shape)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        node: str = "root",
+        observe: bool = False,
+        generator: torch.Generator | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Tensor:
+        """Draw new samples: a leaf from the prior below `node`, z from N(0, I), then the mean of p(x|z).
+
+        Args:
+            n: How many.
+            node: Path of the subtree to draw from, such as `"root/3"` or one leaf's path.
+            observe: Draw x from p(x|z) instead of returning its mean, so that the samples follow p(x).
+            generator: Source of the draws, on the CPU unless `observe` is set, then on the model's device.
+            batch_size: Samples evaluated at a time.
+
+        Returns:
+            `(n, *input_shape)`, on the model's device.
+        """
+        if not _is_size(n):
+            raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
+        where = generator.device if generator is not None else torch.device("cpu")
+        leaves = self.plan.node(node).leaves
+        with torch.no_grad():
+            prior = self.paths.leaf_log_prior().softmax(0)[leaves.start : leaves.stop]
+        leaf = leaves.start + torch.multinomial(prior.to(where), n, replacement=True, generator=generator)
+        z = torch.randn(n, self.experts.latent_dim, generator=generator, device=where, dtype=self.dtype)
+        flat = self._decode(z.to(self.device), leaf.to(self.device), batch_size, observe=observe, generator=generator)
+        return flat.unflatten(1, self.input_shape)
+
+    # --- scores -----------------------------------------------------------------------------------------------------
+
+    def score_samples(
+        self,
+        x: ArrayLike,
+        *,
+        n_importance: int = 64,
+        batch_size: int = BATCH_SIZE,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """Importance-weighted lower bound on log p(x), p(x) = sum_l pi_l p_l(x), in nats.
+
+        log sum_l pi_l (1/K) sum_k w_lk with w = p(x|z) p(z) / q(z|x) and K draws of z from every leaf
+        (Burda et al. 2016, equation 8); its expectation is at most log p(x) and grows with K. The gates play no part: a
+        gate that looks at x is not a prior.
+
+        Args:
+            x: Samples, `(batch, *input_shape)`.
+            n_importance: K, the number of draws from every leaf.
+            batch_size: Samples evaluated at a time.
+            generator: Source of the draws of z, on the model's device.
+        """
+        if not _is_size(n_importance):
+            raise ArgumentError(mismatch("n_importance", "an integer > 0", repr(n_importance)))
+        log_prior = self.paths.leaf_log_prior().unsqueeze(1)
+
+        def score(chunk: Tensor) -> Tensor:
+            log_marginal = self.experts.log_marginal(self._features_first(chunk), n_importance, generator)
+            return (log_marginal + log_prior).logsumexp(0)
+
+        return self._in_batches(score, self.check_input(x), batch_size)
+
+    def evaluate(
+        self, x: ArrayLike, *, batch_size: int = BATCH_SIZE, generator: torch.Generator | None = None
+    ) -> dict[str, float]:
+        """Means over `x` of every objective's terms (one draw of z for each leaf), in nats; balance is left out.
+
+        Args:
+            x: Samples, `(batch, *input_shape)`.
+            batch_size: Samples evaluated at a time.
+            generator: Source of the draws of z, on the model's device.
+        """
+        names: list[str] = []
+
+        def evaluate(chunk: Tensor) -> Tensor:
+            flat = self._features_first(chunk)
+            leaf_log_prob = self.paths.leaf_log_prob(self.paths.node_log_prob(self.gates(flat)))
+            leaf_elbo = self.experts.elbo(flat, generator)
+            log_prior = self.paths.leaf_log_prior()
+            terms: dict[str, Tensor] = {}
+            for objective in OBJECTIVES.values():
+                terms |= objective(leaf_elbo, leaf_log_prob, log_prior)
+            names[:] = terms
+            return len(chunk) * torch.stack(list(terms.values())).unsqueeze(0)
+
+        x = self.check_input(x)
+        sums = self._in_batches(evaluate, x, batch_size).sum(0, dtype=torch.float64)
+        return dict(zip(names, (sums / len(x)).tolist(), strict=True))
+
+    # --- saving -----------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> str | None:
+        """Write config.json, model.safetensors and a README.md into a folder, each file whole or not at all.
+
+        Args:
+            save_directory: The folder; made where missing, other files in it are left alone.
+            **kwargs: As `huggingface_hub.ModelHubMixin.save_pretrained`, such as `push_to_hub=True`.
+        """
+        with storage.replacing_files_of(Path(save_directory)) as beside:
+            return super().save_pretrained(beside, **{"repo_id": Path(save_directory).name, **kwargs})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Load a model that `save_pretrained` wrote, from a folder or from a repository on the Hugging Face Hub.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or a repository's id.
+            **kwargs: As `huggingface_hub.ModelHubMixin.from_pretrained`, such as `revision=`.
+
+        Raises:
+            CheckpointError: A file is missing, damaged, not ours, or belongs to another tree.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir():  # a folder is ours to read; anything else is the Hub's
+            return cls._load(folder / storage.CONFIG_NAME, folder / storage.WEIGHTS_NAME)
+        if folder.is_absolute() or len(folder.parts) > 2 or folder.exists():
+            raise CheckpointError(mismatch(str(folder), "a folder with a saved model", "no such folder"))
+        return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        config = {
+            "tree": json.loads(self.tree.to_json()),
+            "input_shape": list(self.input_shape),
+            "objective": self.objective,
+        }
+        storage.write_model(save_directory, config, self.state_dict())
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> Self:
+        options = {k: kwargs[k] for k in ("revision", "cache_dir", "force_download", "local_files_only", "token")}
+        files = (hf_hub_download(model_id, name, **options) for name in (storage.CONFIG_NAME, storage.WEIGHTS_NAME))
+        return cls._load(*map(Path, files))
+
+    @classmethod
+    def _load(cls, config_file: Path, weights_file: Path) -> Self:
+        config = storage.read_config(config_file)
+        try:
+            tree = tree_from_json(json.dumps(config["tree"]))
+            model = cls(tree, tuple(config["input_shape"]), objective=config["objective"])
+        except (SpecError, ArgumentError, KeyError, TypeError) as error:
+            raise CheckpointError(mismatch(str(config_file), "the description of a model", f"{error}")) from None
+        model.load_state_dict(storage.read_weights(weights_file, config, model.state_dict()))
+        return model.eval()
+
+    # --- helpers ----------------------------------------------------------------------------------------------------
+
+    def _features_first(self, x: Tensor) -> Float[Tensor, "feature batch"]:
+        return x.to(self.dtype).flatten(1).t().contiguous()
+
+    def _in_batches(self, compute: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -> Tensor:
+        """Run `compute` on pieces of `x` on the model's device without gradients; the result is where `x` is."""
+        if not _is_size(batch_size):
+            raise ArgumentError(mismatch("batch_size", "an integer > 0", repr(batch_size)))
+        with torch.no_grad():
+            return torch.cat([compute(p.to(self.device, self.dtype)).to(x.device) for p in x.split(batch_size)])
+
+    def _node_log_prob(self, x: ArrayLike, batch_size: int) -> Float[Tensor, "batch node"]:
+        def route(chunk: Tensor) -> Tensor:
+            return self.paths.node_log_prob(self.gates(self._features_first(chunk))).t()
+
+        return self._in_batches(route, self.check_input(x), batch_size)
+
+    def _best_leaf(self, x: Tensor, node: PlannedNode) -> Int[Tensor, " batch"]:
+        node_log_prob = self.paths.node_log_prob(self.gates(self._features_first(x)))
+        # Below a node the ranking of its leaves does not depend on the way to the node.
+        below = self.paths.leaf_log_prob(node_log_prob)[node.leaves.start : node.leaves.stop]
+        return node.leaves.start + below.argmax(0)
+
+    def _decode(self, z: Tensor, leaf: Tensor, batch_size: int, **how: Any) -> Float[Tensor, "batch feature"]:
+        index = torch.arange(len(z), device=z.device)
+        z, leaf = z.to(self.device, self.dtype), leaf.to(self.device)
+        if not _is_size(batch_size):
+            raise ArgumentError(mismatch("batch_size", "an integer > 0", repr(batch_size)))
+        with torch.no_grad():
+            pieces = [self.experts.decode(z[i], leaf[i], **how) for i in index.split(batch_size)]
+        return torch.cat(pieces)
+
+
+def _is_size(n: object) -> bool:
+    return isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0

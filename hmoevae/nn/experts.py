@@ -1,0 +1,206 @@
+"""The leaves of a tree: every group of equal VAE experts runs as one batched encoder and decoder.
+
+Axes: `leaf` counts all leaves in the plan's order, `group` the leaves of one group, `feature` the entries of a sample,
+`latent` a group's latent features, `slot` the places that routed samples are packed into; `batch` is last.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hmoevae.nn.grouped import GroupedMLP
+from hmoevae.nn.likelihoods import likelihood_model
+from hmoevae.plan import Group, Plan
+from hmoevae.spec import VAE
+
+MIN_VARIANCE = 1e-5
+"""Floor of the posterior's variance, var = MIN_VARIANCE + exp(raw)."""
+
+
+class Posterior(NamedTuple):
+    """q(z|x) = N(mean, diag(variance)) of every expert of a group."""
+
+    mean: Float[Tensor, "group latent batch"]
+    variance: Float[Tensor, "group latent batch"]
+
+    def sample(self, generator: torch.Generator | None) -> Float[Tensor, "group latent batch"]:
+        """A draw of z, differentiable in mean and variance (Kingma & Welling 2014, section 2.4)."""
+        return self.mean + self.variance.sqrt() * self._noise(generator)
+
+    def sample_with_log_ratio(
+        self, generator: torch.Generator | None
+    ) -> tuple[Float[Tensor, "group latent batch"], Float[Tensor, "group batch"]]:
+        """A draw of z and its log p(z) - log q(z|x), in nats."""
+        noise = self._noise(generator)
+        z = self.mean + self.variance.sqrt() * noise
+        return z, 0.5 * (noise.square() + self.variance.log() - z.square()).sum(1)
+
+    def kl(self) -> Float[Tensor, "group batch"]:
+        """KL(q(z|x) || N(0, I)) in nats (Kingma & Welling 2014, appendix B)."""
+        return 0.5 * (self.mean.square() + self.variance - self.variance.log() - 1).sum(1)
+
+    def _noise(self, generator: torch.Generator | None) -> Tensor:
+        mean = self.mean
+        return torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+
+
+class ExpertGroup(nn.Module):
+    """Equal VAEs side by side.
+
+    Args:
+        spec: The VAE that all of them are.
+        groups: How many there are.
+        n_features: Entries of a sample.
+    """
+
+    def __init__(self, spec: VAE, groups: int, n_features: int) -> None:
+        super().__init__()
+        self.encoder = GroupedMLP(groups, n_features, 2 * spec.latent_dim, spec.encoder)
+        self.decoder = GroupedMLP(groups, spec.latent_dim, n_features, spec.decoder)
+        self.likelihood = likelihood_model(spec.likelihood)
+        self.latent_dim = spec.latent_dim
+
+    def posterior(
+        self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
+    ) -> Posterior:
+        """q(z|x) of every expert, for samples that all share (2-D) or for each its own (3-D)."""
+        raw = self.encoder(x)
+        # Under autocast the network answers in bfloat16; exp and the sums of the KL need float32.
+        mean, log_variance = raw.to(x.dtype).chunk(2, dim=1)
+        return Posterior(mean, MIN_VARIANCE + log_variance.exp())
+
+    def elbo(
+        self, x: Float[Tensor, "feature batch"], generator: torch.Generator | None
+    ) -> Float[Tensor, "group batch"]:
+        """ELBO(x) of every expert from one draw of z, in nats."""
+        posterior = self.posterior(x)
+        raw = self.decoder(posterior.sample(generator))
+        return self.likelihood.log_prob(raw, x) - posterior.kl()
+
+    def log_weight(
+        self, x: Float[Tensor, "feature batch"], posterior: Posterior, generator: torch.Generator | None
+    ) -> Float[Tensor, "group batch"]:
+        """log p(x, z) - log q(z|x) of every expert at one draw of z, in nats (Burda et al. 2016, equation 8)."""
+        z, log_ratio = posterior.sample_with_log_ratio(generator)
+        return self.likelihood.log_prob(self.decoder(z), x) + log_ratio
+
+
+class Experts(nn.Module):
+    """All leaves of a plan.
+
+    Args:
+        plan: The compiled tree.
+        n_features: Entries of a sample.
+    """
+
+    group_of_leaf: Int[Tensor, " leaf"]
+    place_of_leaf: Int[Tensor, " leaf"]
+
+    def __init__(self, plan: Plan, n_features: int) -> None:
+        super().__init__()
+        self.n_features = n_features
+        self.members = [group.members for group in plan.expert_groups]
+        self.groups = nn.ModuleList(_expert_group(group, n_features) for group in plan.expert_groups)
+        self.latent_dim = max(group.spec.latent_dim for group in plan.expert_groups)
+        group_of_leaf = torch.empty(plan.n_leaves, dtype=torch.long)
+        place_of_leaf = torch.empty(plan.n_leaves, dtype=torch.long)
+        for i, members in enumerate(self.members):
+            group_of_leaf[list(members)] = i
+            place_of_leaf[list(members)] = torch.arange(len(members))
+        self.register_buffer("group_of_leaf", group_of_leaf, persistent=False)
+        self.register_buffer("place_of_leaf", place_of_leaf, persistent=False)
+        order = [leaf for members in self.members for leaf in members]
+        self.register_buffer("leaf_order", permutation(order), persistent=False)
+
+    def elbo(
+        self, x: Float[Tensor, "feature batch"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "leaf batch"]:
+        """ELBO of every leaf for every sample from one draw of z each, in nats."""
+        return self._in_leaf_order([group.elbo(x, generator) for group in self.groups])
+
+    def log_marginal(
+        self, x: Float[Tensor, "feature batch"], n_importance: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "leaf batch"]:
+        """Importance-weighted bound on log p_l(x) of every leaf, in nats (Burda et al. 2016, equation 8)."""
+        bounds = []
+        for group in self.groups:
+            posterior = group.posterior(x)
+            total = group.log_weight(x, posterior, generator)
+            for _ in range(n_importance - 1):  # one draw at a time: memory does not grow with n_importance
+                total = torch.logaddexp(total, group.log_weight(x, posterior, generator))
+            bounds.append(total)
+        return self._in_leaf_order(bounds) - math.log(n_importance)
+
+    def encode(
+        self, x: Float[Tensor, "batch feature"], leaf: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch latent"]:
+        """Mean of q(z|x) of each sample's own leaf; shorter latents are filled up with zeros."""
+
+        def means(group: ExpertGroup, packed: Tensor) -> Tensor:
+            return group.posterior(packed).mean
+
+        return self._routed(means, x, leaf, self.latent_dim)
+
+    def decode(
+        self,
+        z: Float[Tensor, "batch latent"],
+        leaf: Int[Tensor, " batch"],
+        *,
+        observe: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch feature"]:
+        """Mean of p(x|z) of each sample's own leaf, or a draw from it (`observe`)."""
+
+        def images(group: ExpertGroup, packed: Tensor) -> Tensor:
+            raw = group.decoder(packed[:, : group.latent_dim])
+            return group.likelihood.sample(raw, generator) if observe else group.likelihood.mean(raw)
+
+        return self._routed(images, z, leaf, self.n_features)
+
+    def _routed(
+        self,
+        compute: Callable[[ExpertGroup, Tensor], Tensor],
+        values: Float[Tensor, "batch inp"],
+        leaf: Int[Tensor, " batch"],
+        out_features: int,
+    ) -> Float[Tensor, "batch out"]:
+        """Compute each sample with its own leaf only: pack the samples of a leaf side by side, run, unpack."""
+        counts = leaf.bincount(minlength=len(self.group_of_leaf))
+        order = leaf.argsort(stable=True)
+        starts = counts.cumsum(0) - counts
+        slot = torch.empty_like(leaf)
+        slot[order] = torch.arange(len(leaf), device=leaf.device) - starts[leaf[order]]
+        result = values.new_zeros(len(leaf), out_features)
+        for i, (group, members) in enumerate(zip(self.groups, self.members, strict=True)):
+            mine = (self.group_of_leaf[leaf] == i).nonzero().squeeze(1)
+            if len(mine) == 0:
+                continue
+            place, column = self.place_of_leaf[leaf[mine]], slot[mine]
+            packed = values.new_zeros(len(members), values.shape[1], int(column.max()) + 1)
+            packed[place, :, column] = values[mine]
+            computed = compute(group, packed)[place, :, column]  # type: ignore[arg-type]
+            result[mine, : computed.shape[1]] = computed.to(result.dtype)
+        return result
+
+    def _in_leaf_order(self, by_group: list[Float[Tensor, "_ batch"]]) -> Float[Tensor, "leaf batch"]:
+        return reorder(torch.cat(by_group), self.leaf_order)
+
+
+def permutation(order: list[int]) -> Int[Tensor, " row"] | None:
+    """The index that puts rows given in `order` back in ascending order; `None` where they are so already."""
+    if order == sorted(order):
+        return None
+    return torch.tensor(order).argsort()
+
+
+def reorder(rows: Float[Tensor, "row batch"], index: Int[Tensor, " row"] | None) -> Float[Tensor, "row batch"]:
+    """Apply a `permutation`, or nothing where there is nothing to do."""
+    return rows if index is None else rows.index_select(0, index)
+
+
+def _expert_group(group: Group[VAE], n_features: int) -> ExpertGroup:
+    return ExpertGroup(group.spec, len(group.members), n_features)

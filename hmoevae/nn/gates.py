@@ -1,0 +1,100 @@
+"""The inner nodes of a tree: every group of equal gates runs as one batched network.
+
+Axes: `edge` counts the (mixture, child) pairs in the plan's order, `group` the gates of one group, `child` the children of
+each of them; `batch` is last.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hmoevae.errors import SpecError, mismatch
+from hmoevae.nn.experts import permutation, reorder
+from hmoevae.nn.grouped import ACTIVATIONS, GroupedMLP
+from hmoevae.plan import Group, Plan
+from hmoevae.spec import MLP, Conv, Mixture
+
+
+class GroupedConv(nn.Module):
+    """`groups` small convolutional networks side by side on one shared image.
+
+    Args:
+        groups: Number of networks.
+        input_shape: Channels, height and width of the image.
+        out_features: Size of each network's output.
+        spec: Channels, kernel, stride, hidden widths and activation.
+    """
+
+    def __init__(self, groups: int, input_shape: tuple[int, int, int], out_features: int, spec: Conv) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        self.input_shape = input_shape
+        self.n_networks = groups
+        self.activation = ACTIVATIONS[spec.activation]
+        self.convolutions = nn.ModuleList()
+        padding = spec.kernel_size // 2
+        for i, out_channels in enumerate(spec.channels):
+            self.convolutions.append(
+                nn.Conv2d(
+                    channels if i == 0 else groups * channels,  # the first layer reads the image that all share
+                    groups * out_channels,
+                    spec.kernel_size,
+                    spec.stride,
+                    padding,
+                    groups=1 if i == 0 else groups,
+                )
+            )
+            channels = out_channels
+            height = (height + 2 * padding - spec.kernel_size) // spec.stride + 1
+            width = (width + 2 * padding - spec.kernel_size) // spec.stride + 1
+        self.head = GroupedMLP(groups, channels * height * width, out_features, MLP(spec.hidden, spec.activation))
+
+    def forward(self, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "group out batch"]:
+        """Run every network on the shared images, given flat and features-first."""
+        channels, height, width = self.input_shape
+        maps = rearrange(x, "(c h w) b -> b c h w", c=channels, h=height, w=width)
+        for convolution in self.convolutions:
+            maps = self.activation(convolution(maps))
+        return self.head(rearrange(maps, "b (g c) h w -> g (c h w) b", g=self.n_networks))
+
+
+class Gates(nn.Module):
+    """All gates of a plan.
+
+    Args:
+        plan: The compiled tree.
+        input_shape: Shape of one sample; convolutional gates ask for (channels, height, width).
+
+    Raises:
+        SpecError: A convolutional gate meets samples that are not images.
+    """
+
+    def __init__(self, plan: Plan, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.groups = nn.ModuleList(_gate_network(plan, group, input_shape) for group in plan.gate_groups)
+        edges_of: dict[int, list[int]] = {}
+        for edge, mixture in enumerate(plan.edge_mixture):
+            edges_of.setdefault(mixture, []).append(edge)
+        order = [edge for group in plan.gate_groups for mixture in group.members for edge in edges_of[mixture]]
+        self.register_buffer("edge_order", permutation(order), persistent=False)
+
+    def forward(self, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "edge batch"]:
+        """log g(child | x) on every edge, in nats, whether or not the mixture is reached."""
+        if not self.groups:  # a lone leaf has no gate
+            return x.new_zeros(0, x.shape[1])
+        rows = [F.log_softmax(network(x).to(x.dtype), dim=1).flatten(0, 1) for network in self.groups]
+        return reorder(torch.cat(rows), self.edge_order)
+
+
+def _gate_network(plan: Plan, group: Group[Mixture], input_shape: tuple[int, ...]) -> nn.Module:
+    groups, n_children, network = len(group.members), len(group.spec.children), group.spec.gate
+    if isinstance(network, MLP):
+        return GroupedMLP(groups, torch.Size(input_shape).numel(), n_children, network)
+    if len(input_shape) != 3:
+        path = plan.mixtures[group.members[0]].path
+        expected = "an MLP, or samples of shape (channels, height, width) for a Conv"
+        raise SpecError(mismatch(f"{path}.gate", expected, f"{network} for samples of shape {input_shape}"))
+    channels, height, width = input_shape
+    return GroupedConv(groups, (channels, height, width), n_children, network)

@@ -1,0 +1,127 @@
+"""Observation models p(x|z): log-density, mean and draws, from a decoder's raw outputs.
+
+Axes: `group` counts experts, `feature` the entries of a sample, `batch` is last. All log-densities are in nats, summed over
+the features, constants included, and computed in the raw outputs' precision or float32, whichever is higher.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, distributions
+
+from hmoevae import spec
+
+Raw = Float[Tensor, "group feature batch"]
+Sample = Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
+
+
+class LikelihoodModel(Protocol):
+    """What an observation model offers."""
+
+    support: str
+    """The values that data may take, in words."""
+
+    def contains(self, x: Tensor) -> bool:
+        """Whether every entry of the finite tensor `x` lies in the support."""
+        ...
+
+    def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
+        """log p(x|z), summed over the features; `x` may be shared by all groups."""
+        ...
+
+    def mean(self, raw: Raw) -> Raw:
+        """E[x|z]."""
+        ...
+
+    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Raw:
+        """A draw from p(x|z)."""
+        ...
+
+
+def in_unit_interval(x: Tensor) -> bool:
+    """Whether every entry of the finite tensor `x` lies in [0, 1]."""
+    low, high = torch.aminmax(x)
+    return bool((low >= 0) & (high <= 1))
+
+
+class GaussianModel:
+    """N(link(raw), scale^2), where the link is a sigmoid or the identity."""
+
+    def __init__(self, scale: float, *, sigmoid: bool) -> None:
+        self.scale = scale
+        self.sigmoid = sigmoid
+        self.support = "values in [0, 1] (for others, Gaussian(mean='identity'))" if sigmoid else "finite values"
+
+    def contains(self, x: Tensor) -> bool:
+        return in_unit_interval(x) if self.sigmoid else True
+
+    def mean(self, raw: Raw) -> Raw:
+        return torch.sigmoid(raw) if self.sigmoid else raw
+
+    def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
+        mean = self.mean(raw).to(torch.promote_types(raw.dtype, torch.float32))
+        # mse_loss makes the squared difference in one pass over the widest tensor of a training step.
+        squared = F.mse_loss(mean, x.expand_as(mean), reduction="none").sum(1)
+        constant = raw.shape[1] * (math.log(self.scale) + 0.5 * math.log(2 * math.pi))
+        return squared * (-0.5 / self.scale**2) - constant
+
+    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Raw:
+        mean = self.mean(raw)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + self.scale * noise
+
+
+class BernoulliModel:
+    """Bernoulli(sigmoid(raw))."""
+
+    support = "values 0 or 1 (for grey levels in [0, 1], ContinuousBernoulli is a density)"
+
+    def contains(self, x: Tensor) -> bool:
+        return bool(((x == 0) | (x == 1)).all())
+
+    def mean(self, raw: Raw) -> Raw:
+        return torch.sigmoid(raw)
+
+    def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        return -F.binary_cross_entropy_with_logits(raw, x.expand_as(raw), reduction="none").sum(1)
+
+    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Raw:
+        return torch.bernoulli(self.mean(raw), generator=generator)
+
+
+class ContinuousBernoulliModel:
+    """ContinuousBernoulli(sigmoid(raw))."""
+
+    support = "values in [0, 1]"
+
+    def contains(self, x: Tensor) -> bool:
+        return in_unit_interval(x)
+
+    def _distribution(self, raw: Raw) -> distributions.ContinuousBernoulli:
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        return distributions.ContinuousBernoulli(logits=raw, validate_args=False)
+
+    def mean(self, raw: Raw) -> Raw:
+        return self._distribution(raw).mean
+
+    def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
+        return self._distribution(raw).log_prob(x).sum(1)
+
+    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Raw:
+        distribution = self._distribution(raw)
+        return distribution.icdf(torch.rand(raw.shape, generator=generator, device=raw.device))
+
+
+def likelihood_model(likelihood: spec.Likelihood) -> LikelihoodModel:
+    """The observation model that a likelihood's spec describes."""
+    match likelihood:
+        case spec.Gaussian(scale=scale, mean=mean):
+            return GaussianModel(scale, sigmoid=mean == "sigmoid")
+        case spec.Bernoulli():
+            return BernoulliModel()
+        case spec.ContinuousBernoulli():
+            return ContinuousBernoulliModel()

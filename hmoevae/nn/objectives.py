@@ -1,0 +1,86 @@
+"""What training minimises: pure functions of ELBOs, leaf probabilities and priors that know no network.
+
+Axes: `leaf`, `edge` and `mixture` as in `hmoevae.plan`; `batch` is last. Everything is in nats, means over the batch. With
+q(l|x) the gates' leaf probabilities and pi the prior:
+
+    expected   mean_x  sum_l q(l|x) (-ELBO_l(x))                                     Jacobs et al. 1991, equation 1
+    elbo       mean_x -sum_l q(l|x) (ELBO_l(x) + log pi_l - log q(l|x))              the gate is the recognition model of l
+    marginal   mean_x -logsumexp_l (log pi_l + ELBO_l(x))                            EM (Jordan & Jacobs 1994); the gate is
+                                                                                     fitted to the responsibilities
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hmoevae.nn.paths import Paths
+
+LeafBatch = Float[Tensor, "leaf batch"]
+Scalar = Float[Tensor, ""]
+ObjectiveName = Literal["expected", "elbo", "marginal"]
+
+
+def expected(leaf_elbo: LeafBatch, leaf_log_prob: LeafBatch, log_prior: Float[Tensor, " leaf"]) -> dict[str, Scalar]:
+    """The experts' loss as the gates weigh it; the prior plays no part."""
+    return {"expected": -(leaf_log_prob.exp() * leaf_elbo).sum(0).mean()}
+
+
+def elbo(leaf_elbo: LeafBatch, leaf_log_prob: LeafBatch, log_prior: Float[Tensor, " leaf"]) -> dict[str, Scalar]:
+    """The negative of a lower bound on log p(x), p(x) = sum_l pi_l p_l(x)."""
+    bound = leaf_log_prob.exp() * (leaf_elbo + log_prior.unsqueeze(1) - leaf_log_prob)
+    return {"elbo": -bound.sum(0).mean()}
+
+
+def marginal(leaf_elbo: LeafBatch, leaf_log_prob: LeafBatch, log_prior: Float[Tensor, " leaf"]) -> dict[str, Scalar]:
+    """The bound with the leaf summed out, and the cross-entropy that fits the gates to its responsibilities."""
+    joint = leaf_elbo + log_prior.unsqueeze(1)
+    responsibility = joint.detach().softmax(0)
+    return {
+        "marginal": -joint.logsumexp(0).mean(),
+        "distillation": -(responsibility * leaf_log_prob).sum(0).mean(),
+    }
+
+
+OBJECTIVES: dict[ObjectiveName, Callable[[LeafBatch, LeafBatch, Float[Tensor, " leaf"]], dict[str, Scalar]]] = {
+    "expected": expected,
+    "elbo": elbo,
+    "marginal": marginal,
+}
+assert set(OBJECTIVES) == set(get_args(ObjectiveName))
+
+
+def balance(importance: Float[Tensor, " edge"], log_prior: Float[Tensor, " edge"], paths: Paths) -> Scalar:
+    """The weighted balance terms of all mixtures, each by the kind that its `Balance` names.
+
+    With I_c the importance of child c (the sum over the batch of the probability of arriving there), Mean and Var over the
+    C children of one mixture, u_c = I_c / sum_c I_c and pi_c the prior:
+
+        variance   Var(I)                       the article; grows with the square of the batch size
+        cv2        Var(I) / Mean(I)^2           Shazeer et al. 2017, equation 7
+        kl         sum_c u_c log(u_c / pi_c)
+
+    A mixture that no sample of the batch reaches contributes nothing.
+
+    Args:
+        importance: Importance of every child; in data-parallel training, that of the global batch.
+        log_prior: Log prior of every child among its siblings.
+        paths: The plan's tables, with the weight of each kind at each mixture.
+    """
+    tiny = torch.finfo(importance.dtype).tiny
+    mixture = paths.edge_mixture
+    total = paths.sum_children(importance)
+    mean = total / paths.n_children
+    variance = paths.sum_children((importance - mean[mixture]).square()) / paths.n_children
+    terms = importance.new_zeros(())
+    if "variance" in paths.balance_kinds:
+        terms = terms + paths.weight_variance @ variance
+    if "cv2" in paths.balance_kinds:
+        terms = terms + paths.weight_cv2 @ (variance / mean.square().clamp_min(tiny))
+    if "kl" in paths.balance_kinds:
+        usage = importance / total.clamp_min(tiny)[mixture]
+        divergence = usage * (usage.clamp_min(tiny).log() - log_prior)
+        terms = terms + paths.weight_kl @ paths.sum_children(divergence)
+    return terms

@@ -1,0 +1,86 @@
+"""The plan's tables as tensors: from the gates' answers on every edge to the probability of every node.
+
+Axes: `node`, `leaf`, `mixture` and `edge` as in `hmoevae.plan`, `step` along a path from the root; `batch` is last.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hmoevae.plan import Plan
+from hmoevae.spec import VAE
+
+
+class Paths(nn.Module):
+    """Index tables of a plan, moved between devices with the model but not saved with it: they follow from the tree.
+
+    Args:
+        plan: The compiled tree.
+    """
+
+    node_edges: Int[Tensor, "node step"]
+    leaf_nodes: Int[Tensor, " leaf"]
+    edge_child: Int[Tensor, " edge"]
+    edge_mixture: Int[Tensor, " edge"]
+    n_children: Float[Tensor, " mixture"]
+    weight_variance: Float[Tensor, " mixture"]
+    weight_cv2: Float[Tensor, " mixture"]
+    weight_kl: Float[Tensor, " mixture"]
+    learned: Float[Tensor, " edge"]
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        # Paths shorter than the deepest are filled up with edge `n_edges`, an extra row of zeros (probability one).
+        rows = [[*node.edges, *[plan.n_edges] * (plan.depth - node.depth)] for node in plan.nodes]
+        self._table("node_edges", torch.tensor(rows, dtype=torch.long).reshape(len(plan.nodes), plan.depth))
+        self._table("leaf_nodes", torch.tensor([i for i, node in enumerate(plan.nodes) if isinstance(node.spec, VAE)]))
+        self._table("edge_child", torch.tensor(plan.edge_child, dtype=torch.long))
+        self._table("edge_mixture", torch.tensor(plan.edge_mixture, dtype=torch.long))
+        self._table("n_children", torch.tensor([float(len(m.spec.children)) for m in plan.mixtures]))
+        for kind in ("variance", "cv2", "kl"):
+            weights = [b.weight if b.kind == kind else 0.0 for b in plan.balances]
+            self._table(f"weight_{kind}", torch.tensor(weights))
+        self.balance_kinds = frozenset(b.kind for b in plan.balances if b.weight > 0)
+        learned = [float(getattr(plan.mixtures[m].spec, "prior", None) == "learned") for m in plan.edge_mixture]
+        self._table("learned", torch.tensor(learned))
+        self.prior_logits = nn.Parameter(torch.zeros(plan.n_edges)) if any(learned) else None
+
+    def _table(self, name: str, values: Tensor) -> None:
+        self.register_buffer(name, values, persistent=False)
+
+    def node_log_prob(self, edge_log_prob: Float[Tensor, "edge batch"]) -> Float[Tensor, "node batch"]:
+        """log of the probability of arriving at every node: the sum of the edges on its path, zero at the root."""
+        padded = F.pad(edge_log_prob, (0, 0, 0, 1))
+        total = edge_log_prob.new_zeros(len(self.node_edges), edge_log_prob.shape[1])
+        for step in self.node_edges.unbind(1):
+            total = total + padded.index_select(0, step)
+        return total
+
+    def leaf_log_prob(self, node_log_prob: Float[Tensor, "node batch"]) -> Float[Tensor, "leaf batch"]:
+        """The rows of the leaves."""
+        return node_log_prob.index_select(0, self.leaf_nodes)
+
+    def importance(self, node_log_prob: Float[Tensor, "node batch"]) -> Float[Tensor, " edge"]:
+        """How much of the batch arrives at the child of every edge, in samples."""
+        return node_log_prob.index_select(0, self.edge_child).exp().sum(1)
+
+    def sum_children(self, per_edge: Float[Tensor, " edge"]) -> Float[Tensor, " mixture"]:
+        """Sum over the children of every mixture."""
+        return torch.zeros_like(self.n_children).index_add(0, self.edge_mixture, per_edge)
+
+    def edge_log_prior(self) -> Float[Tensor, " edge"]:
+        """log pi of every child among its siblings: uniform, or the softmax of learned logits."""
+        if self.prior_logits is None:
+            return -self.n_children.log()[self.edge_mixture]
+        logits = self.prior_logits * self.learned
+        # log_softmax over each mixture's children, shifted by the largest of them against overflow.
+        largest = torch.zeros_like(self.n_children).scatter_reduce(
+            0, self.edge_mixture, logits.detach(), "amax", include_self=False
+        )
+        shifted = logits - largest[self.edge_mixture]
+        return shifted - self.sum_children(shifted.exp()).log()[self.edge_mixture]
+
+    def leaf_log_prior(self) -> Float[Tensor, " leaf"]:
+        """log pi_l of every leaf: the product of the priors on its path."""
+        return self.leaf_log_prob(self.node_log_prob(self.edge_log_prior().unsqueeze(1))).squeeze(1)

@@ -1,0 +1,179 @@
+"""The plan: a tree compiled once into flat, immutable tables, so that nothing recurses over nodes at run time.
+
+Axes used throughout the package: `leaf` counts the leaves and `mixture` the mixtures, both depth first; `edge` counts the
+(mixture, child) pairs, the edges of one mixture side by side and the mixtures in their order.
+"""
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.spec import VAE, Balance, Mixture, Tree
+
+S = TypeVar("S", VAE, Mixture)
+
+
+@dataclass(frozen=True, slots=True)
+class Group(Generic[S]):
+    """Equal nodes that run as one batched network.
+
+    Attributes:
+        spec: What the members have in common; for gates, the first member.
+        members: Indices of the members among the leaves (experts) or the mixtures (gates), ascending.
+    """
+
+    spec: S
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedNode:
+    """One node of the tree with its place in the tables.
+
+    Attributes:
+        path: Such as `"root/3/1"`.
+        spec: The node itself.
+        edges: The edges from the root to this node; empty at the root.
+        leaves: The leaves at or below this node, as a range of leaf indices.
+    """
+
+    path: str
+    spec: Tree
+    edges: tuple[int, ...]
+    leaves: range
+
+    @property
+    def depth(self) -> int:
+        """How many gates lie above this node."""
+        return len(self.edges)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A tree compiled: orders, paths, edges and groups.
+
+    Attributes:
+        tree: The tree it was made from.
+        nodes: Every node, depth first.
+        leaves: The leaves among `nodes`, in the order of every `leaf` axis.
+        mixtures: The mixtures among `nodes`, in the order of every `mixture` axis.
+        edge_mixture: The mixture that each edge leaves from.
+        edge_child: The node that each edge leads to, as an index into `nodes`.
+        balances: The balance in force at each mixture, inheritance resolved.
+        expert_groups: Leaves with equal specs (names aside).
+        gate_groups: Mixtures with equal gate networks and numbers of children.
+    """
+
+    tree: Tree
+    nodes: tuple[PlannedNode, ...]
+    leaves: tuple[PlannedNode, ...]
+    mixtures: tuple[PlannedNode, ...]
+    edge_mixture: tuple[int, ...]
+    edge_child: tuple[int, ...]
+    balances: tuple[Balance, ...]
+    expert_groups: tuple[Group[VAE], ...]
+    gate_groups: tuple[Group[Mixture], ...]
+
+    @property
+    def n_leaves(self) -> int:
+        """Number of leaves."""
+        return len(self.leaves)
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges, which is the number of nodes other than the root."""
+        return len(self.edge_child)
+
+    @property
+    def depth(self) -> int:
+        """The largest number of gates on a path."""
+        return max(leaf.depth for leaf in self.leaves)
+
+    def node(self, path: str) -> PlannedNode:
+        """The node at `path`.
+
+        Raises:
+            ArgumentError: The tree has no such node.
+        """
+        for node in self.nodes:
+            if node.path == path:
+                return node
+        self.tree.at(path)  # words the error
+        raise ArgumentError(mismatch("path", "a path in its plain form, such as 'root/3'", repr(path)))
+
+    def level(self, level: int | None) -> tuple[PlannedNode, ...]:
+        """The nodes that partition the data at a depth: those `level` gates down, and any leaf above them.
+
+        Args:
+            level: 0 is the root, 1 its children, and so on; `None` means the leaves.
+
+        Raises:
+            ArgumentError: `level` is negative or deeper than the tree.
+        """
+        if level is None:
+            return self.leaves
+        if not 0 <= level <= self.depth:
+            raise ArgumentError(mismatch("level", f"an integer from 0 to the tree's depth {self.depth}", level))
+        return tuple(n for n in self.nodes if n.depth == level or (n.depth < level and isinstance(n.spec, VAE)))
+
+
+def compile_tree(tree: Tree) -> Plan:
+    """Walk `tree` once and lay out its plan.
+
+    >>> plan = compile_tree(Mixture(children=(VAE(), Mixture.of(VAE(), 2))))
+    >>> [leaf.path for leaf in plan.leaves]
+    ['root/0', 'root/1/0', 'root/1/1']
+    >>> [leaf.edges for leaf in plan.leaves]
+    [(0,), (1, 2), (1, 3)]
+    >>> [group.members for group in plan.expert_groups], [group.members for group in plan.gate_groups]
+    ([(0, 1, 2)], [(0, 1)])
+    """
+    walked = list(tree.walk())
+    position = {path: i for i, (path, _) in enumerate(walked)}
+    edges: dict[str, tuple[int, ...]] = {"root": ()}
+    balance: dict[str, Balance] = {}
+    edge_mixture: list[int] = []
+    edge_child: list[int] = []
+    n_mixtures = 0
+    for path, node in walked:
+        if not isinstance(node, Mixture):
+            continue
+        inherited = balance.get(path.rpartition("/")[0], Balance())
+        balance[path] = node.balance if node.balance is not None else inherited
+        for i in range(len(node.children)):
+            child = f"{path}/{i}"
+            edges[child] = (*edges[path], len(edge_child))
+            edge_child.append(position[child])
+            edge_mixture.append(n_mixtures)
+        n_mixtures += 1
+
+    nodes: list[PlannedNode] = []
+    n_leaves = 0
+    for path, node in walked:
+        below = node.n_leaves
+        nodes.append(PlannedNode(path, node, edges[path], range(n_leaves, n_leaves + below)))
+        n_leaves += isinstance(node, VAE)
+    leaves = tuple(n for n in nodes if isinstance(n.spec, VAE))
+    mixtures = tuple(n for n in nodes if isinstance(n.spec, Mixture))
+    return Plan(
+        tree=tree,
+        nodes=tuple(nodes),
+        leaves=leaves,
+        mixtures=mixtures,
+        edge_mixture=tuple(edge_mixture),
+        edge_child=tuple(edge_child),
+        balances=tuple(balance[n.path] for n in mixtures),
+        expert_groups=_group((n.spec for n in leaves if isinstance(n.spec, VAE)), lambda leaf: replace(leaf, name=None)),
+        gate_groups=_group(
+            (n.spec for n in mixtures if isinstance(n.spec, Mixture)), lambda mix: (mix.gate, len(mix.children))
+        ),
+    )
+
+
+def _group(specs: Iterable[S], key: Callable[[S], Hashable]) -> tuple[Group[S], ...]:
+    """Put the specs with equal keys together, groups and members in order of appearance."""
+    found: dict[Hashable, list[tuple[int, S]]] = {}
+    for i, spec in enumerate(specs):
+        found.setdefault(key(spec), []).append((i, spec))
+    return tuple(Group(members[0][1], tuple(i for i, _ in members)) for members in found.values())
