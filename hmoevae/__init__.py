@@ -1,5 +1,11 @@
 """Hierarchical mixtures of variational auto-encoders: kinds and sub-kinds of data, found without labels."""
 
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from hmoevae.callbacks import SampleRecorder
+from hmoevae.history import History
 from hmoevae.model import HMoEVAE, Output
 from hmoevae.spec import (
     MLP,
@@ -12,3 +18,37 @@ from hmoevae.spec import (
     Mixture,
     tree_from_json,
 )
+from hmoevae.training import EpochEnd, fit
+
+if TYPE_CHECKING:
+    from hmoevae import datasets, metrics, plot
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MLP",
+    "VAE",
+    "Balance",
+    "Bernoulli",
+    "ContinuousBernoulli",
+    "Conv",
+    "EpochEnd",
+    "Gaussian",
+    "HMoEVAE",
+    "History",
+    "Mixture",
+    "Output",
+    "SampleRecorder",
+    "datasets",
+    "fit",
+    "metrics",
+    "plot",
+    "tree_from_json",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Load the modules that need optional packages on first use, as in `hmoevae.plot`."""
+    if name in ("datasets", "metrics", "plot"):
+        return import_module(f"hmoevae.{name}")
+    raise AttributeError(f"module 'hmoevae' has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """HMoEVAE: a tree made runnable. Routes, encodes, reconstructs, samples and scores; saves and loads.
 
-Axes of the public, batch-first interface: `batch`, then `leaf`, `edge` or `node` in the plan's depth-first order, or the
-shape of a sample. Everything probabilistic is in nats.
+Axes of the public, batch-first interface: `batch`, then `leaf`, `edge` or `node` in the plan's depth-first order, or
+the shape of a sample. Everything probabilistic is in nats.
 """
 
 import json
@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,9 +119,7 @@ class HMoEVAE(
 
     # --- training ---------------------------------------------------------------------------------------------------
 
-    def forward(
-        self, x: Tensor, *, generator: torch.Generator | None = None, validate: bool = True
-    ) -> Output:
+    def forward(self, x: Tensor, *, generator: torch.Generator | None = None, validate: bool = True) -> Output:
         """Everything that a training step needs, in one pass.
 
         Args:
@@ -189,7 +187,7 @@ class HMoEVAE(
     # --- routing ----------------------------------------------------------------------------------------------------
 
     def route(self, x: ArrayLike, *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "batch leaf"]:
-        """log q(leaf | x), from the gates alone; no expert is evaluated.
+        """Log q(leaf | x), from the gates alone; no expert is evaluated.
 
         Args:
             x: Samples, `(batch, *input_shape)`.
@@ -215,9 +213,7 @@ class HMoEVAE(
         columns = [nodes[id(node)] for node in self.plan.level(level)]
         return self._node_log_prob(x, batch_size)[:, columns].exp()
 
-    def predict(
-        self, x: ArrayLike, *, level: int | None = None, batch_size: int = BATCH_SIZE
-    ) -> Int[Tensor, " batch"]:
+    def predict(self, x: ArrayLike, *, level: int | None = None, batch_size: int = BATCH_SIZE) -> Int[Tensor, " batch"]:
         """The most probable node of a level, as an index into `model.plan.level(level)`; a leaf index by default.
 
         Args:
@@ -240,7 +236,7 @@ class HMoEVAE(
             batch_size: Samples evaluated at a time.
 
         Returns:
-            The latents; where leaves differ in `latent_dim`, the shorter ones are filled up with zeros (the prior's mean).
+            The latents; where leaves differ in `latent_dim`, the shorter ones are filled up with zeros.
         """
 
         def encode(chunk: Tensor) -> Tensor:
@@ -396,7 +392,7 @@ class HMoEVAE(
             return super().save_pretrained(beside, **{"repo_id": Path(save_directory).name, **kwargs})
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> "HMoEVAE":
         """Load a model that `save_pretrained` wrote, from a folder or from a repository on the Hugging Face Hub.
 
         Args:
@@ -422,13 +418,13 @@ class HMoEVAE(
         storage.write_model(save_directory, config, self.state_dict())
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> Self:
+    def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> "HMoEVAE":
         options = {k: kwargs[k] for k in ("revision", "cache_dir", "force_download", "local_files_only", "token")}
         files = (hf_hub_download(model_id, name, **options) for name in (storage.CONFIG_NAME, storage.WEIGHTS_NAME))
         return cls._load(*map(Path, files))
 
     @classmethod
-    def _load(cls, config_file: Path, weights_file: Path) -> Self:
+    def _load(cls, config_file: Path, weights_file: Path) -> "HMoEVAE":
         config = storage.read_config(config_file)
         try:
             tree = tree_from_json(json.dumps(config["tree"]))
@@ -473,4 +469,4 @@ class HMoEVAE(
 
 
 def _is_size(n: object) -> bool:
-    return isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0
+    return isinstance(n, int | np.integer) and not isinstance(n, bool) and bool(n > 0)

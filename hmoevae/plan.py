@@ -1,7 +1,7 @@
 """The plan: a tree compiled once into flat, immutable tables, so that nothing recurses over nodes at run time.
 
-Axes used throughout the package: `leaf` counts the leaves and `mixture` the mixtures, both depth first; `edge` counts the
-(mixture, child) pairs, the edges of one mixture side by side and the mixtures in their order.
+Axes used throughout the package: `leaf` counts the leaves and `mixture` the mixtures, both depth first; `edge` counts
+the (mixture, child) pairs, the edges of one mixture side by side and the mixtures in their order.
 """
 
 from collections.abc import Callable, Hashable, Iterable
@@ -164,7 +164,9 @@ def compile_tree(tree: Tree) -> Plan:
         edge_mixture=tuple(edge_mixture),
         edge_child=tuple(edge_child),
         balances=tuple(balance[n.path] for n in mixtures),
-        expert_groups=_group((n.spec for n in leaves if isinstance(n.spec, VAE)), lambda leaf: replace(leaf, name=None)),
+        expert_groups=_group(
+            (n.spec for n in leaves if isinstance(n.spec, VAE)), lambda leaf: replace(leaf, name=None)
+        ),
         gate_groups=_group(
             (n.spec for n in mixtures if isinstance(n.spec, Mixture)), lambda mix: (mix.gate, len(mix.children))
         ),

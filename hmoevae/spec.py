@@ -1,17 +1,18 @@
 """The tree as data: immutable, hashable, lossless as JSON, and free of any network code.
 
-A tree is made of two kinds of node, `VAE` (a leaf, the expert) and `Mixture` (a gate over children), each described by
-small records for its networks, its likelihood and its balance. Nothing here computes; `hmoevae.plan` compiles a tree and
-`hmoevae.HMoEVAE` runs it.
+A tree is made of two kinds of node, `VAE` (a leaf, the expert) and `Mixture` (a gate over children), each described
+by small records for its networks, its likelihood and its balance. Nothing here computes; `hmoevae.plan` compiles a
+tree and `hmoevae.HMoEVAE` runs it.
 """
 
 import dataclasses
 import functools
 import itertools
+import math
 import numbers
 import operator
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
@@ -38,10 +39,10 @@ def _positive_int(value: Any) -> int:
 
 
 def _finite_float(value: Any, *, positive: bool) -> float:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not (0 < value < float("inf") or (value == 0 and not positive)):
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    if not (0 < number < math.inf or (number == 0 and not positive)):
         raise PydanticCustomError("expected", "a finite number > 0" if positive else "a finite number >= 0")
-    return float(value)
+    return number
 
 
 PositiveInt = Annotated[int, BeforeValidator(_positive_int)]
@@ -81,15 +82,17 @@ def _spec_error(root: str, error: pydantic.ValidationError) -> SpecError:
         elif part not in _TAGS:
             path += f".{part}"
     words = _WORDS.get(first["type"], first["msg"].removeprefix("Input should be "))
-    expected = words.format(**first.get("ctx", {}))
+    context = first.get("ctx", {})
+    expected = words.format(**context)
     got = f"{first['input']!r:.200}"
     if first["type"].startswith("missing"):
         got = "nothing"
     elif first["type"] == "too_short":
-        got = f"{first['ctx']['actual_length']}"
+        got = f"{context['actual_length']}"
     return SpecError(mismatch(path, expected, got))
 
 
+# `kind` tells the records of a union apart in JSON; in Python it is never typed by hand: keyword-only, and not shown.
 @dataclass_transform(frozen_default=True, field_specifiers=(Field,))
 def _record(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, validated dataclass whose constructor raises `SpecError`."""
@@ -98,21 +101,16 @@ def _record(cls: type[T]) -> type[T]:
     positional = [field.name for field in dataclasses.fields(made) if not field.kw_only]
 
     @functools.wraps(construct)
-    def __init__(self: T, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: T, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         if len(args) > len(positional):
             raise SpecError(mismatch(cls.__name__, f"at most {len(positional)} positional arguments", len(args)))
         try:  # by name, so that an error can say which field it is
-            construct(self, **dict(zip(positional, args, strict=False)), **kwargs)
+            construct(self, **dict(zip(positional, args, strict=False)), **kwargs)  # type: ignore[arg-type]
         except pydantic.ValidationError as error:
             raise _spec_error(cls.__name__, error) from None
 
     made.__init__ = __init__  # type: ignore[method-assign]
     return made  # type: ignore[return-value]
-
-
-def _kind(value: str) -> Any:
-    """The field that tells the records of a union apart in JSON; in Python it is never typed by hand."""
-    return Field(value, kw_only=True, repr=False)
 
 
 # --- networks -------------------------------------------------------------------------------------------------------
@@ -129,7 +127,7 @@ class MLP:
         activation: The nonlinearity behind every hidden layer.
     """
 
-    kind: Literal["mlp"] = _kind("mlp")
+    kind: Literal["mlp"] = Field(default="mlp", kw_only=True, repr=False)
     hidden: tuple[PositiveInt, ...] = (128,)
     activation: Activation = "relu"
 
@@ -149,7 +147,7 @@ class Conv:
         activation: The nonlinearity behind every convolution and hidden layer.
     """
 
-    kind: Literal["conv"] = _kind("conv")
+    kind: Literal["conv"] = Field(default="conv", kw_only=True, repr=False)
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (16, 32)
     kernel_size: PositiveInt = 5
     stride: PositiveInt = 2
@@ -175,7 +173,7 @@ class Gaussian:
         mean: `"sigmoid"` keeps the mean in (0, 1) and asks for data in [0, 1]; `"identity"` leaves both free.
     """
 
-    kind: Literal["gaussian"] = _kind("gaussian")
+    kind: Literal["gaussian"] = Field(default="gaussian", kw_only=True, repr=False)
     scale: PositiveFloat = 0.5
     mean: Literal["sigmoid", "identity"] = "sigmoid"
 
@@ -187,7 +185,7 @@ class Gaussian:
 class Bernoulli:
     """p(x|z) = Bernoulli(sigmoid(f(z))) for data that are 0 or 1, independent over the features."""
 
-    kind: Literal["bernoulli"] = _kind("bernoulli")
+    kind: Literal["bernoulli"] = Field(default="bernoulli", kw_only=True, repr=False)
 
     def __str__(self) -> str:
         return "Bernoulli"
@@ -197,7 +195,7 @@ class Bernoulli:
 class ContinuousBernoulli:
     """A proper density for grey levels in [0, 1] (Loaiza-Ganem & Cunningham 2019, The continuous Bernoulli)."""
 
-    kind: Literal["continuous_bernoulli"] = _kind("continuous_bernoulli")
+    kind: Literal["continuous_bernoulli"] = Field(default="continuous_bernoulli", kw_only=True, repr=False)
 
     def __str__(self) -> str:
         return "ContinuousBernoulli"
@@ -214,9 +212,9 @@ class Balance:
     """How a mixture is kept from sending everything to one child; formulas in `hmoevae.nn.objectives.balance`.
 
     Args:
-        kind: `"variance"`: population variance of the children's importance, summed over the batch, so that its strength
-            grows with the batch size; `"cv2"`: squared coefficient of variation (Shazeer et al. 2017); `"kl"`: divergence
-            of the mean usage from the prior, in nats.
+        kind: `"variance"`: population variance of the children's importance, summed over the batch, so that its
+            strength grows with the batch size; `"cv2"`: squared coefficient of variation (Shazeer et al. 2017);
+            `"kl"`: divergence of the mean usage from the prior, in nats.
         weight: Factor in front of the term; 0 switches it off.
     """
 
@@ -234,11 +232,10 @@ class Node:
     """What a leaf and a mixture share: a place in a tree. Abstract; the two kinds are `VAE` and `Mixture`."""
 
     name: str | None
-
-    @property
-    def children(self) -> "tuple[VAE | Mixture, ...]":
-        """The children, none for a leaf."""
-        raise TypeError("Node is abstract; use VAE or Mixture")
+    children: "tuple[VAE | Mixture, ...]"
+    """The nodes below; a leaf has none."""
+    label: str
+    """One line about the node alone, without its children."""
 
     def walk(self) -> "Iterator[tuple[str, VAE | Mixture]]":
         """Yield `(path, node)` for this node and all below it, depth first; this node's own path is `"root"`."""
@@ -292,11 +289,6 @@ class Node:
                 graph.add_edge(path.rpartition("/")[0], path)
         return graph
 
-    @property
-    def label(self) -> str:
-        """One line about the node alone, without its children."""
-        raise TypeError("Node is abstract; use VAE or Mixture")
-
     def __str__(self) -> str:
         """The tree drawn as text; equal neighbours share a line."""
         import networkx as nx
@@ -333,7 +325,7 @@ class VAE(Node):
     hmoevae.errors.SpecError: VAE.latent_dim: expected an integer > 0, got 0
     """
 
-    kind: Literal["vae"] = _kind("vae")
+    kind: Literal["vae"] = Field(default="vae", kw_only=True, repr=False)
     latent_dim: PositiveInt = 10
     encoder: MLP = MLP()
     decoder: MLP = MLP()
@@ -380,8 +372,8 @@ class Mixture(Node):
             └─╼ 3 x VAE: latent 4, encoder MLP(128), decoder MLP(128), Gaussian(0.5)
     """
 
-    kind: Literal["mixture"] = _kind("mixture")
-    children: tuple[Annotated["VAE | Mixture", Field(discriminator="kind")], ...] = Field(min_length=2)  # type: ignore[assignment]
+    kind: Literal["mixture"] = Field(default="mixture", kw_only=True, repr=False)
+    children: tuple[Annotated["VAE | Mixture", Field(discriminator="kind")], ...] = Field(min_length=2)
     gate: GateNetwork = MLP()
     balance: Balance | None = None
     prior: Literal["uniform", "learned"] = "uniform"
@@ -390,7 +382,7 @@ class Mixture(Node):
     __str__ = Node.__str__
 
     @classmethod
-    def of(cls, child: "VAE | Mixture", n: int, **fields: Any) -> Self:
+    def of(cls, child: "VAE | Mixture", n: int, **fields: Any) -> "Mixture":
         """A mixture of `n` equal children; `fields` are the other arguments of `Mixture`."""
         try:
             count = _positive_int(n)

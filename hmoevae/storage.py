@@ -32,9 +32,9 @@ def replacing_files_of(folder: Path) -> Iterator[Path]:
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield beside
-        # Weights first and the config last: a crash in between leaves a pair whose digests differ, which loading refuses.
+        # The config last: a crash in between leaves a pair whose digests differ, which loading refuses.
         for source in sorted(beside.iterdir(), key=lambda path: (path.name == CONFIG_NAME, path.name)):
-            os.replace(source, folder / source.name)
+            source.replace(folder / source.name)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -47,7 +47,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
             file.write(text)
-        os.replace(temporary, target)
+        Path(temporary).replace(target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -5,7 +5,7 @@ Axes: `leaf` counts all leaves in the plan's order, `group` the leaves of one gr
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hmoevae.nn.grouped import GroupedMLP
 from hmoevae.nn.likelihoods import likelihood_model
-from hmoevae.plan import Group, Plan
+from hmoevae.plan import Plan
 from hmoevae.spec import VAE
 
 MIN_VARIANCE = 1e-5
@@ -64,9 +64,7 @@ class ExpertGroup(nn.Module):
         self.likelihood = likelihood_model(spec.likelihood)
         self.latent_dim = spec.latent_dim
 
-    def posterior(
-        self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
-    ) -> Posterior:
+    def posterior(self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]) -> Posterior:
         """q(z|x) of every expert, for samples that all share (2-D) or for each its own (3-D)."""
         raw = self.encoder(x)
         # Under autocast the network answers in bfloat16; exp and the sums of the KL need float32.
@@ -84,7 +82,7 @@ class ExpertGroup(nn.Module):
     def log_weight(
         self, x: Float[Tensor, "feature batch"], posterior: Posterior, generator: torch.Generator | None
     ) -> Float[Tensor, "group batch"]:
-        """log p(x, z) - log q(z|x) of every expert at one draw of z, in nats (Burda et al. 2016, equation 8)."""
+        """Log p(x, z) - log q(z|x) of every expert at one draw of z, in nats (Burda et al. 2016, equation 8)."""
         z, log_ratio = posterior.sample_with_log_ratio(generator)
         return self.likelihood.log_prob(self.decoder(z), x) + log_ratio
 
@@ -97,14 +95,17 @@ class Experts(nn.Module):
         n_features: Entries of a sample.
     """
 
+    groups: Sequence[ExpertGroup]
     group_of_leaf: Int[Tensor, " leaf"]
     place_of_leaf: Int[Tensor, " leaf"]
+    leaf_order: Int[Tensor, " leaf"] | None
 
     def __init__(self, plan: Plan, n_features: int) -> None:
         super().__init__()
         self.n_features = n_features
         self.members = [group.members for group in plan.expert_groups]
-        self.groups = nn.ModuleList(_expert_group(group, n_features) for group in plan.expert_groups)
+        groups = nn.ModuleList(ExpertGroup(g.spec, len(g.members), n_features) for g in plan.expert_groups)
+        self.groups = groups  # type: ignore[assignment]  # a ModuleList cannot say what it holds
         self.latent_dim = max(group.spec.latent_dim for group in plan.expert_groups)
         group_of_leaf = torch.empty(plan.n_leaves, dtype=torch.long)
         place_of_leaf = torch.empty(plan.n_leaves, dtype=torch.long)
@@ -135,9 +136,7 @@ class Experts(nn.Module):
             bounds.append(total)
         return self._in_leaf_order(bounds) - math.log(n_importance)
 
-    def encode(
-        self, x: Float[Tensor, "batch feature"], leaf: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch latent"]:
+    def encode(self, x: Float[Tensor, "batch feature"], leaf: Int[Tensor, " batch"]) -> Float[Tensor, "batch latent"]:
         """Mean of q(z|x) of each sample's own leaf; shorter latents are filled up with zeros."""
 
         def means(group: ExpertGroup, packed: Tensor) -> Tensor:
@@ -182,7 +181,7 @@ class Experts(nn.Module):
             place, column = self.place_of_leaf[leaf[mine]], slot[mine]
             packed = values.new_zeros(len(members), values.shape[1], int(column.max()) + 1)
             packed[place, :, column] = values[mine]
-            computed = compute(group, packed)[place, :, column]  # type: ignore[arg-type]
+            computed = compute(group, packed)[place, :, column]
             result[mine, : computed.shape[1]] = computed.to(result.dtype)
         return result
 
@@ -200,7 +199,3 @@ def permutation(order: list[int]) -> Int[Tensor, " row"] | None:
 def reorder(rows: Float[Tensor, "row batch"], index: Int[Tensor, " row"] | None) -> Float[Tensor, "row batch"]:
     """Apply a `permutation`, or nothing where there is nothing to do."""
     return rows if index is None else rows.index_select(0, index)
-
-
-def _expert_group(group: Group[VAE], n_features: int) -> ExpertGroup:
-    return ExpertGroup(group.spec, len(group.members), n_features)

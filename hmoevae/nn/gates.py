@@ -1,13 +1,13 @@
 """The inner nodes of a tree: every group of equal gates runs as one batched network.
 
-Axes: `edge` counts the (mixture, child) pairs in the plan's order, `group` the gates of one group, `child` the children of
-each of them; `batch` is last.
+Axes: `edge` counts the (mixture, child) pairs in the plan's order, `group` the gates of one group, `child` the
+children of each of them; `batch` is last.
 """
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hmoevae.errors import SpecError, mismatch
@@ -71,6 +71,8 @@ class Gates(nn.Module):
         SpecError: A convolutional gate meets samples that are not images.
     """
 
+    edge_order: Int[Tensor, " edge"] | None
+
     def __init__(self, plan: Plan, input_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.groups = nn.ModuleList(_gate_network(plan, group, input_shape) for group in plan.gate_groups)
@@ -81,7 +83,7 @@ class Gates(nn.Module):
         self.register_buffer("edge_order", permutation(order), persistent=False)
 
     def forward(self, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "edge batch"]:
-        """log g(child | x) on every edge, in nats, whether or not the mixture is reached."""
+        """Log g(child | x) on every edge, in nats, whether or not the mixture is reached."""
         if not self.groups:  # a lone leaf has no gate
             return x.new_zeros(0, x.shape[1])
         rows = [F.log_softmax(network(x).to(x.dtype), dim=1).flatten(0, 1) for network in self.groups]

@@ -1,11 +1,11 @@
 """Observation models p(x|z): log-density, mean and draws, from a decoder's raw outputs.
 
-Axes: `group` counts experts, `feature` the entries of a sample, `batch` is last. All log-densities are in nats, summed over
-the features, constants included, and computed in the raw outputs' precision or float32, whichever is higher.
+Axes: `group` counts experts, `feature` the entries of a sample, `batch` is last. All log-densities are in nats, summed
+over the features, constants included, and computed in the raw outputs' precision or float32, whichever is higher.
 """
 
 import math
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -18,27 +18,27 @@ Raw = Float[Tensor, "group feature batch"]
 Sample = Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
 
 
-class LikelihoodModel(Protocol):
+class LikelihoodModel(ABC):
     """What an observation model offers."""
 
     support: str
     """The values that data may take, in words."""
 
+    @abstractmethod
     def contains(self, x: Tensor) -> bool:
         """Whether every entry of the finite tensor `x` lies in the support."""
-        ...
 
+    @abstractmethod
     def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
         """log p(x|z), summed over the features; `x` may be shared by all groups."""
-        ...
 
+    @abstractmethod
     def mean(self, raw: Raw) -> Raw:
         """E[x|z]."""
-        ...
 
+    @abstractmethod
     def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Raw:
         """A draw from p(x|z)."""
-        ...
 
 
 def in_unit_interval(x: Tensor) -> bool:
@@ -47,7 +47,7 @@ def in_unit_interval(x: Tensor) -> bool:
     return bool((low >= 0) & (high <= 1))
 
 
-class GaussianModel:
+class GaussianModel(LikelihoodModel):
     """N(link(raw), scale^2), where the link is a sigmoid or the identity."""
 
     def __init__(self, scale: float, *, sigmoid: bool) -> None:
@@ -74,7 +74,7 @@ class GaussianModel:
         return mean + self.scale * noise
 
 
-class BernoulliModel:
+class BernoulliModel(LikelihoodModel):
     """Bernoulli(sigmoid(raw))."""
 
     support = "values 0 or 1 (for grey levels in [0, 1], ContinuousBernoulli is a density)"
@@ -93,7 +93,7 @@ class BernoulliModel:
         return torch.bernoulli(self.mean(raw), generator=generator)
 
 
-class ContinuousBernoulliModel:
+class ContinuousBernoulliModel(LikelihoodModel):
     """ContinuousBernoulli(sigmoid(raw))."""
 
     support = "values in [0, 1]"

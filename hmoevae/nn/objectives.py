@@ -1,12 +1,12 @@
 """What training minimises: pure functions of ELBOs, leaf probabilities and priors that know no network.
 
-Axes: `leaf`, `edge` and `mixture` as in `hmoevae.plan`; `batch` is last. Everything is in nats, means over the batch. With
-q(l|x) the gates' leaf probabilities and pi the prior:
+Axes: `leaf`, `edge` and `mixture` as in `hmoevae.plan`; `batch` is last. Everything is in nats, means over the batch.
+With q(l|x) the gates' leaf probabilities and pi the prior:
 
-    expected   mean_x  sum_l q(l|x) (-ELBO_l(x))                                     Jacobs et al. 1991, equation 1
-    elbo       mean_x -sum_l q(l|x) (ELBO_l(x) + log pi_l - log q(l|x))              the gate is the recognition model of l
-    marginal   mean_x -logsumexp_l (log pi_l + ELBO_l(x))                            EM (Jordan & Jacobs 1994); the gate is
-                                                                                     fitted to the responsibilities
+    expected   mean_x  sum_l q(l|x) (-ELBO_l(x))                            Jacobs et al. 1991, equation 1
+    elbo       mean_x -sum_l q(l|x) (ELBO_l(x) + log pi_l - log q(l|x))     the gate is the recognition model of l
+    marginal   mean_x -logsumexp_l (log pi_l + ELBO_l(x))                   EM (Jordan & Jacobs 1994), and the gate is
+                                                                            fitted to the responsibilities
 """
 
 from collections.abc import Callable
@@ -23,7 +23,11 @@ Scalar = Float[Tensor, ""]
 ObjectiveName = Literal["expected", "elbo", "marginal"]
 
 
-def expected(leaf_elbo: LeafBatch, leaf_log_prob: LeafBatch, log_prior: Float[Tensor, " leaf"]) -> dict[str, Scalar]:
+def expected(
+    leaf_elbo: LeafBatch,
+    leaf_log_prob: LeafBatch,
+    log_prior: Float[Tensor, " leaf"],  # noqa: ARG001
+) -> dict[str, Scalar]:
     """The experts' loss as the gates weigh it; the prior plays no part."""
     return {"expected": -(leaf_log_prob.exp() * leaf_elbo).sum(0).mean()}
 
@@ -55,8 +59,8 @@ assert set(OBJECTIVES) == set(get_args(ObjectiveName))
 def balance(importance: Float[Tensor, " edge"], log_prior: Float[Tensor, " edge"], paths: Paths) -> Scalar:
     """The weighted balance terms of all mixtures, each by the kind that its `Balance` names.
 
-    With I_c the importance of child c (the sum over the batch of the probability of arriving there), Mean and Var over the
-    C children of one mixture, u_c = I_c / sum_c I_c and pi_c the prior:
+    With I_c the importance of child c (the sum over the batch of the probability of arriving there), Mean and Var over
+    the C children of one mixture, u_c = I_c / sum_c I_c and pi_c the prior:
 
         variance   Var(I)                       the article; grows with the square of the batch size
         cv2        Var(I) / Mean(I)^2           Shazeer et al. 2017, equation 7

@@ -50,7 +50,7 @@ class Paths(nn.Module):
         self.register_buffer(name, values, persistent=False)
 
     def node_log_prob(self, edge_log_prob: Float[Tensor, "edge batch"]) -> Float[Tensor, "node batch"]:
-        """log of the probability of arriving at every node: the sum of the edges on its path, zero at the root."""
+        """Log of the probability of arriving at every node: the sum of the edges on its path, zero at the root."""
         padded = F.pad(edge_log_prob, (0, 0, 0, 1))
         total = edge_log_prob.new_zeros(len(self.node_edges), edge_log_prob.shape[1])
         for step in self.node_edges.unbind(1):
@@ -70,7 +70,7 @@ class Paths(nn.Module):
         return torch.zeros_like(self.n_children).index_add(0, self.edge_mixture, per_edge)
 
     def edge_log_prior(self) -> Float[Tensor, " edge"]:
-        """log pi of every child among its siblings: uniform, or the softmax of learned logits."""
+        """Log pi of every child among its siblings: uniform, or the softmax of learned logits."""
         if self.prior_logits is None:
             return -self.n_children.log()[self.edge_mixture]
         logits = self.prior_logits * self.learned
@@ -82,5 +82,5 @@ class Paths(nn.Module):
         return shifted - self.sum_children(shifted.exp()).log()[self.edge_mixture]
 
     def leaf_log_prior(self) -> Float[Tensor, " leaf"]:
-        """log pi_l of every leaf: the product of the priors on its path."""
+        """Log pi_l of every leaf: the product of the priors on its path."""
         return self.leaf_log_prob(self.node_log_prob(self.edge_log_prior().unsqueeze(1))).squeeze(1)

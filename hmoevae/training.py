@@ -1,0 +1,301 @@
+"""fit: trains a model on tensors, arrays, data sets or loaders, and records what happens."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from tqdm.auto import tqdm
+
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, NonFiniteError, mismatch
+from hmoevae.history import History
+from hmoevae.model import ArrayLike, HMoEVAE, Output
+
+Data = ArrayLike | Dataset[Any] | DataLoader[Any]
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochEnd:
+    """What a callback is given when an epoch is done.
+
+    Attributes:
+        model: The model in training.
+        history: Everything measured so far; the last row is this epoch's.
+        epoch: The epoch just finished, from 1.
+        epochs: How many were asked for.
+    """
+
+    model: HMoEVAE
+    history: History
+    epoch: int
+    epochs: int
+
+
+Callback = Callable[[EpochEnd], object]
+
+
+def fit(
+    model: HMoEVAE,
+    data: Data,
+    *,
+    epochs: int = 20,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+    validation_data: Data | None = None,
+    seed: int | None = 0,
+    device: str | torch.device = "auto",
+    precision: Precision = "fp32",
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+) -> History:
+    """Train `model` in place by stochastic gradient descent on its objective.
+
+    Ctrl-C ends training and returns what there is, with `history.interrupted` set. The global random state stays as
+    it is.
+
+    Args:
+        model: The model; it ends on `device` and in evaluation mode.
+        data: Samples `(n, *input_shape)` as a tensor or array, or a Dataset or DataLoader of them. Of items that are
+            tuples, such as (image, label), only the first entry is read.
+        epochs: Passes over the data.
+        batch_size: Samples a step; a DataLoader brings its own.
+        lr: Learning rate of Adam; not read if `optimizer` is given.
+        optimizer: Builds another optimiser from the parameters, such as `functools.partial(torch.optim.SGD, lr=0.1)`.
+        validation_data: Held-out samples; their terms are recorded after every epoch and change nothing.
+        seed: Fixes the order of the data and the draws of z: the same seed gives the same result on a CPU with the same
+            number of threads. `None` takes a fresh one.
+        device: Where to train; `"auto"` takes an accelerator if there is one.
+        precision: `"bf16"` runs the networks under bfloat16 autocast; parameters, sums and the optimiser stay float32.
+        callbacks: Called with an `EpochEnd` after every epoch; a callback that returns `True` ends training.
+        progress: Show a progress bar.
+
+    Returns:
+        The history, one row an epoch.
+
+    Raises:
+        ArgumentError: An argument cannot be used; `DataError` and `ShapeError` for data.
+        NonFiniteError: The loss became NaN or infinite. The model is left as it was before that step, or
+            where its weights are spoilt already, as it was after the last good epoch.
+
+    >>> from hmoevae import VAE, Mixture
+    >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
+    >>> history = fit(model, torch.rand(64, 4), epochs=2, progress=False)
+    >>> len(history), [c for c in history.columns if c.startswith("usage")]
+    (2, ['usage/root/0', 'usage/root/1', 'usage/root/2'])
+    """
+    if not isinstance(model, HMoEVAE):
+        raise ArgumentTypeError(mismatch("model", "an HMoEVAE", type(model).__name__))
+    for name, number in (("epochs", epochs), ("batch_size", batch_size)):
+        if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
+            raise ArgumentError(mismatch(name, "an integer > 0", repr(number)))
+    if not 0 < lr < math.inf:
+        raise ArgumentError(mismatch("lr", "a finite number > 0", repr(lr)))
+    if precision not in get_args(Precision):
+        raise ArgumentError(mismatch("precision", "'fp32' or 'bf16'", repr(precision)))
+    where = resolve_device(device)
+    seed = torch.seed() % 2**63 if seed is None else seed
+    order = torch.Generator().manual_seed(seed)
+    source = _batches(model, data, "data", batch_size, order)
+    held_out = (
+        None if validation_data is None else _batches(model, validation_data, "validation_data", batch_size, None)
+    )
+
+    model.to(where).train()
+    noise = torch.Generator(where).manual_seed(seed)
+    make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=lr, fused=True))
+    run = _Run(model, make(model.parameters()), noise, torch.autocast(where.type, torch.bfloat16, precision == "bf16"))
+    history = History()
+    started = time.perf_counter()
+    total = epochs * len(source) if source.length is not None else None
+    try:
+        with closing(_bar(total, show=progress)) as bar:
+            for epoch in range(1, epochs + 1):
+                row = run.epoch(source, f"epoch {epoch}/{epochs}", bar)
+                if held_out is not None:
+                    row |= {f"val_{name}": value for name, value in _evaluate(model, held_out, seed).items()}
+                history.rows.append({"epoch": epoch, "seconds": time.perf_counter() - started, **row})
+                stops = [callback(EpochEnd(model, history, epoch, epochs)) is True for callback in callbacks]
+                if any(stops):
+                    break
+    except KeyboardInterrupt:
+        history.interrupted = True
+    finally:
+        model.eval()
+    return history
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device that `device` names, made sure of; `"auto"` is the process's own accelerator, or the CPU.
+
+    Raises:
+        ArgumentError: There is no such device here.
+    """
+    if device == "auto":
+        state = PartialState()
+        if state.num_processes > 1:
+            raise ArgumentError(mismatch("fit", "to run in one process", f"{state.num_processes} processes"))
+        return torch.device(state.device or "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArgumentError(
+            mismatch("device", "'auto', 'cpu' or an accelerator that is here", f"{device!r}: {reason}")
+        ) from None
+    return resolved
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+class _Batches:
+    """Batches of samples from any source, as often as asked for; `length` is None where it cannot be known."""
+
+    def __init__(self, length: int | None, iterate: Callable[[], Iterator[Tensor]]) -> None:
+        self.length = length
+        self.iterate = iterate
+
+    def __len__(self) -> int:
+        assert self.length is not None
+        return self.length
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.iterate()
+
+
+def _batches(model: HMoEVAE, data: Data, name: str, batch_size: int, order: torch.Generator | None) -> _Batches:
+    """Make `data` a source of checked batches, shuffled by `order`."""
+    if isinstance(data, TensorDataset):
+        data = data.tensors[0]
+    if isinstance(data, Tensor | np.ndarray):
+        samples = model.check_input(data, name=name).to(model.dtype)
+
+        def from_memory() -> Iterator[Tensor]:
+            # Whole batches are gathered by index: a DataLoader would fetch and stack sample by sample.
+            index = torch.arange(len(samples)) if order is None else torch.randperm(len(samples), generator=order)
+            for chosen in index.to(samples.device).split(batch_size):
+                yield samples.index_select(0, chosen)
+
+        return _Batches(math.ceil(len(samples) / batch_size), from_memory)
+
+    if isinstance(data, DataLoader):
+        loader = data
+    elif isinstance(data, Dataset):
+        shuffle = order is not None and not isinstance(data, IterableDataset)
+        loader = DataLoader(data, batch_size=batch_size, shuffle=shuffle, generator=order)
+    else:
+        expected = "a tensor, a numpy array, a torch Dataset or a DataLoader"
+        raise ArgumentTypeError(mismatch(name, expected, type(data).__name__))
+
+    def from_loader() -> Iterator[Tensor]:
+        for batch in loader:
+            yield model.check_input(batch[0] if isinstance(batch, tuple | list) else batch, name=name)
+
+    try:
+        length = len(loader)
+    except TypeError:
+        length = None
+    return _Batches(length, from_loader)
+
+
+def _evaluate(model: HMoEVAE, batches: _Batches, seed: int) -> dict[str, float]:
+    """Mean terms over all batches, always with the same draws of z, so that epochs can be compared."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    n_samples = 0
+    sums: dict[str, float] = {}
+    for x in batches:
+        n_samples += len(x)
+        for name, value in model.evaluate(x, generator=generator).items():
+            sums[name] = sums.get(name, 0.0) + len(x) * value
+    if n_samples == 0:
+        raise DataError(mismatch("validation_data", "at least one sample", "none"))
+    return {name: value / n_samples for name, value in sums.items()}
+
+
+# --- the loop -------------------------------------------------------------------------------------------------------
+
+
+class _Run:
+    """The state of one training run between steps."""
+
+    def __init__(self, model: HMoEVAE, optimizer: Optimizer, noise: torch.Generator, autocast: torch.autocast) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.noise = noise
+        self.autocast = autocast
+        self.steps = 0
+        self.good = copy.deepcopy(model.state_dict())
+
+    def epoch(self, batches: _Batches, title: str, bar: "tqdm[Any]") -> dict[str, float]:
+        """One pass over the data; returns the means of the loss, its terms and every leaf's usage."""
+        n_samples = 0
+        names: list[str] = []
+        sums: Tensor | None = None
+        shown = 0.0
+        bar.set_description(title, refresh=False)
+        for x in batches:
+            out = self.step(x.to(self.noise.device, self.model.dtype, non_blocking=True))
+            n_samples += len(x)
+            with torch.no_grad():
+                names = ["loss", *out.terms]
+                means = torch.stack([out.loss, *out.terms.values()])
+                added = torch.cat([means * len(x), out.leaf_log_prob.exp().sum(0)]).double()
+                sums = added if sums is None else sums.add_(added)
+            bar.update()
+            if time.perf_counter() - shown > bar.mininterval:  # reading a number waits for the device
+                shown = time.perf_counter()
+                values = (sums[: len(names)] / n_samples).tolist()
+                bar.set_postfix(dict(zip(names, (f"{v:.4g}" for v in values), strict=True)), refresh=False)
+        if sums is None:
+            raise DataError(mismatch("data", "at least one sample", "none"))
+        self.good = copy.deepcopy(self.model.state_dict())
+        usage = [f"usage/{leaf.path}" for leaf in self.model.plan.leaves]
+        return dict(zip([*names, *usage], (sums / n_samples).tolist(), strict=True))
+
+    def step(self, x: Tensor) -> Output:
+        """One step of the optimiser."""
+        self.steps += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast:
+            out = self.model(x, generator=self.noise, validate=False)
+        if not math.isfinite(out.loss.item()):
+            raise self._non_finite(out)
+        out.loss.backward()
+        self.optimizer.step()
+        return out
+
+    def _non_finite(self, out: Output) -> NonFiniteError:
+        """Say which term and which node, and put the last good weights back if the present ones are spoilt."""
+        terms = {name: value.item() for name, value in out.terms.items()}
+        term = next((f"{name!r} = {value}" for name, value in terms.items() if not math.isfinite(value)), "their sum")
+        plan = self.model.plan
+        bad_edges = (~torch.isfinite(out.edge_log_prob)).any(0).nonzero().flatten().tolist()
+        bad_leaves = (~torch.isfinite(out.leaf_elbo)).any(0).nonzero().flatten().tolist()
+        places = [f"the expert {plan.leaves[i].path}" for i in bad_leaves]
+        places += dict.fromkeys(f"the gate of {plan.mixtures[plan.edge_mixture[i]].path}" for i in bad_edges)
+        where = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+        kept = "the model is as it was before this step"
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            self.model.load_state_dict(self.good)
+            kept = "the model is back at the end of the last good epoch"
+        expected = f"a finite loss at step {self.steps}"
+        return NonFiniteError(mismatch("loss", expected, f"{term} from {where or 'the objective'}; {kept}"))
+
+
+def _bar(total: int | None, *, show: bool) -> "tqdm[Any]":
+    bar = tqdm(total=total, disable=not show, unit="step", dynamic_ncols=True)
+    if not getattr(bar.fp if show else None, "isatty", lambda: False)():
+        bar.mininterval = 30.0  # a log file wants a line now and then, not ten a second
+    return bar
