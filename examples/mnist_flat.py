@@ -4,7 +4,7 @@ The recipe is that of the article "Mixture of Variational Autoencoders - a Fusio
 (anotherdatum.com/vae-moe.html): sigmoid layers of 128, ten latents, a Gaussian of standard deviation 0.5 on the pixels.
 """
 
-import _mnist
+import _run
 
 import hmoevae as hm
 
@@ -13,4 +13,4 @@ expert = hm.VAE(latent_dim=10, encoder=layer, decoder=layer, likelihood=hm.Gauss
 tree = hm.Mixture.of(expert, 10, gate=layer, balance=hm.Balance("variance", weight=0.1))
 
 if __name__ == "__main__":
-    _mnist.main(tree, "mnist_flat", "Ten VAE experts and one gate on MNIST, without labels.")
+    _run.main(tree, "Ten VAE experts and one gate on MNIST, without labels.", load=_run.load_mnist)

@@ -3,7 +3,7 @@
 The expert and the gates are those of `mnist_flat.py`; each of its ten experts becomes a gated mixture of three.
 """
 
-import _mnist
+import _run
 
 import hmoevae as hm
 
@@ -13,4 +13,4 @@ kind = hm.Mixture.of(expert, 3, gate=layer)
 tree = hm.Mixture.of(kind, 10, gate=layer, balance=hm.Balance("variance", weight=0.1))
 
 if __name__ == "__main__":
-    _mnist.main(tree, "mnist_two_level", "Ten gated mixtures of three VAE experts on MNIST, without labels.")
+    _run.main(tree, "Ten gated mixtures of three VAE experts on MNIST, without labels.", load=_run.load_mnist)

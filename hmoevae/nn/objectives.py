@@ -1,7 +1,7 @@
 """What training minimises: pure functions of ELBOs, leaf probabilities and priors that know no network.
 
 Axes: `leaf`, `edge` and `mixture` as in `hmoevae.plan`; `batch` is last. Everything is in nats, means over the batch.
-With q(l|x) the gates' leaf probabilities and pi the prior:
+With q(l|x) the gates' leaf probabilities and pi the prior::
 
     expected   mean_x  sum_l q(l|x) (-ELBO_l(x))                            Jacobs et al. 1991, equation 1
     elbo       mean_x -sum_l q(l|x) (ELBO_l(x) + log pi_l - log q(l|x))     the gate is the recognition model of l
@@ -60,7 +60,7 @@ def balance(importance: Float[Tensor, " edge"], log_prior: Float[Tensor, " edge"
     """The weighted balance terms of all mixtures, each by the kind that its `Balance` names.
 
     With I_c the importance of child c (the sum over the batch of the probability of arriving there), Mean and Var over
-    the C children of one mixture, u_c = I_c / sum_c I_c and pi_c the prior:
+    the C children of one mixture, u_c = I_c / sum_c I_c and pi_c the prior::
 
         variance   Var(I)                       the article; grows with the square of the batch size
         cv2        Var(I) / Mean(I)^2           Shazeer et al. 2017, equation 7

