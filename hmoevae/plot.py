@@ -1,0 +1,532 @@
+"""The pictures: a training's curves, and what a model has found, as matplotlib figures for the caller to save or show.
+
+Axes: `leaf` as in `hmoevae.plan`; `row` and `column` of a grid of pictures, `height`, `width` and `rgb` of one picture.
+Samples of shape `(h, w)`, `(1, h, w)` or `(3, h, w)` are shown as images, others as bars, one an entry. Lengths are in
+pixels of the figure. pyplot is never touched: nothing outside the returned figure changes.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hmoevae.errors import ArgumentError, DataError, MissingExtraError, ShapeError, mismatch
+from hmoevae.history import History
+from hmoevae.model import ArrayLike, HMoEVAE
+from hmoevae.plan import Plan, PlannedNode
+from hmoevae.spec import VAE
+
+try:
+    from matplotlib import colormaps
+    from matplotlib.axes import Axes
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.patches import FancyBboxPatch, PathPatch
+    from matplotlib.path import Path as Curve
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import MaxNLocator
+except ImportError as missing:
+    raise MissingExtraError(
+        mismatch("hmoevae.plot", "matplotlib, as in pip install 'hmoevae[plot]'", missing)
+    ) from None
+
+Pictures = Float[np.ndarray, "row column height width rgb"]
+
+DPI = 150
+SIDE, LARGE = 56.0, 80.0
+"""The longer side of a picture, among many or few; rounded to a whole multiple of what it is in its own pixels."""
+GAP = 4.0
+"""Between the children of the root."""
+TRUNK, HALF = 112.0, 8.0
+"""Width of all edges of a tree's root together, and half the height of a node's frame."""
+BLUE, ORANGE, PALE, GREY = "#0072b2", "#d55e00", "#9ecae1", "#555555"
+"""Colours that colour-blind readers can tell apart (Okabe & Ito 2008)."""
+LABEL: Mapping[str, Any] = MappingProxyType({"fontsize": 7, "color": GREY, "parse_math": False})
+TITLE: Mapping[str, Any] = MappingProxyType({"fontsize": 8.5, "loc": "left", "parse_math": False})
+
+
+# --- the training ---------------------------------------------------------------------------------------------------
+
+
+def losses(history: History) -> Figure:
+    """The loss and each of its terms over the epochs, a panel each: their scales have nothing in common.
+
+    Args:
+        history: What `fit` returned. A column `val_<term>` joins the panel of its term.
+
+    Raises:
+        ArgumentError: `history` has no epoch.
+    """
+    epochs = np.asarray(history["epoch"])
+    others = ("epoch", "loss", "seconds", "val_", "usage/")
+    names = ["loss", *(column for column in history.columns if not column.startswith(others))]
+    fig = Figure(figsize=(5.5, 0.5 + 1.3 * len(names)), dpi=DPI, facecolor="white", layout="constrained")
+    panels = fig.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, name in zip(panels, names, strict=True):
+        for label, column, colour, line in (("training", name, BLUE, "-"), ("validation", f"val_{name}", ORANGE, "--")):
+            if column in history.columns:
+                values = np.asarray(history[column])
+                known = np.isfinite(values)  # validation may come every few epochs; its points are still one curve
+                ax.plot(epochs[known], values[known], line, color=colour, label=label, marker=".", markersize=4, lw=1.3)
+        ax.set_title("loss (the sum of the terms below)" if name == "loss" else name, **TITLE)
+        ax.grid(axis="y", color="#e5e5e5", linewidth=0.6)
+        _against_epochs(ax, last=ax is panels[-1])
+        if len(ax.lines) > 1:
+            ax.legend(frameon=False, fontsize=LABEL["fontsize"])
+    fig.supylabel("nats", **LABEL)
+    return fig
+
+
+def usage(history: History) -> Figure:
+    """Fraction of the samples that goes to every leaf over the epochs, as stacked areas in the order of the leaves.
+
+    Leaves below one child of the root share a colour. A leaf that is hardly used in the last epoch goes without a name.
+
+    Args:
+        history: What `fit` returned.
+
+    Raises:
+        ArgumentError: `history` has no epoch, or no column `usage/...`.
+    """
+    epochs = np.asarray(history["epoch"])
+    names = [c.removeprefix("usage/") for c in history.columns if c.startswith("usage/")]
+    if not names:
+        raise ArgumentError(mismatch("history", "columns 'usage/<path of a leaf>'", ", ".join(history.columns)))
+    values = np.nan_to_num(np.array([history[f"usage/{name}"] for name in names]))
+    top = values.cumsum(0)
+    edges = np.append(epochs - 0.5, epochs[-1] + 0.5)
+    branches = [name.split("/")[1] if "/" in name else name for name in names]
+    order = list(dict.fromkeys(branches))
+    fig = Figure(figsize=(6.5, 4.8), dpi=DPI, facecolor="white", layout="constrained")
+    ax = fig.subplots()
+    for i, name in enumerate(names):
+        colour = colormaps["viridis"](0.1 + 0.78 * order.index(branches[i]) / max(1, len(order) - 1))
+        colour = colour if branches[:i].count(branches[i]) % 2 == 0 else (*(0.65 + 0.35 * c for c in colour[:3]), 1)
+        ax.stairs(top[i], edges, baseline=top[i] - values[i], fill=True, facecolor=colour, edgecolor="white", lw=0.6)
+        if values[i, -1] > 0.02:  # the height of the letters
+            middle = top[i, -1] - values[i, -1] / 2
+            ax.text(edges[-1], middle, f" {name.removeprefix('root/')}", va="center", **LABEL)
+    ax.set(xlim=(edges[0], edges[-1]), ylim=(0, max(1.0, float(top.max()))))
+    ax.set_title("Usage of every leaf, as a fraction of the samples", **TITLE)
+    _against_epochs(ax)
+    return fig
+
+
+def sample_grid(
+    frames: Float[Tensor, "epoch leaf *input_shape"],
+    epochs: Sequence[int],
+    titles: Sequence[str] | None = None,
+    *,
+    plan: Plan | None = None,
+) -> Figure:
+    """What every leaf draws as the training goes on: a row for each epoch, a column for each leaf.
+
+    Args:
+        frames: The samples.
+        epochs: The number of every row.
+        titles: A label for every column; by default the leaves' names in `plan`, or their numbers.
+        plan: The model's plan; with it, the children of the root stand a little apart.
+
+    Raises:
+        ShapeError: The lengths do not go together.
+        DataError: `frames` are empty or not finite.
+    """
+    pictures = _pictures(frames, "frames")
+    n_rows, n_columns = pictures.shape[:2]
+    if len(epochs) != n_rows:
+        raise ShapeError(mismatch("epochs", f"{n_rows} numbers, one a row of frames", len(epochs)))
+    if plan is not None and plan.n_leaves != n_columns:
+        raise ShapeError(mismatch("frames", f"(epoch, {plan.n_leaves}, ...), one column a leaf", tuple(frames.shape)))
+    names = [str(i) for i in range(n_columns)] if plan is None else _names(plan)
+    titles = names if titles is None else list(titles)
+    if len(titles) != n_columns:
+        raise ShapeError(mismatch("titles", f"{n_columns} labels, one a column of frames", len(titles)))
+    fig, ax = _show(pictures, [str(e) for e in epochs], titles, columns_apart=_branches(plan))
+    ax.set_ylabel("epoch", **LABEL)
+    return _make_room(fig, ax)
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+def tree(
+    model: HMoEVAE,
+    *,
+    usage: Float[Tensor, " leaf"] | None = None,
+    images: Float[Tensor, "leaf *input_shape"] | None = None,
+    generator: torch.Generator | None = None,
+) -> Figure:
+    """The tree from the root down, with a picture at every leaf and edges as wide as they are used.
+
+    Args:
+        model: The model.
+        usage: How much every leaf is used, such as `model.predict_proba(x).mean(0)`; shown as fractions of the sum. By
+            default the prior.
+        images: What to show at the leaves; by default what each makes of z = 0, the prior's mean.
+        generator: Source, on the CPU, of draws from the prior that take the place of z = 0.
+
+    Raises:
+        ShapeError: `usage` or `images` do not have one entry a leaf.
+        DataError: `usage` has negative or non-finite entries or only zeros, or `images` are not finite.
+    """
+    plan = model.plan
+    share = model.paths.leaf_log_prior().detach().exp() if usage is None else torch.as_tensor(usage)
+    if share.shape != (plan.n_leaves,):
+        raise ShapeError(mismatch("usage", f"({plan.n_leaves},), one number a leaf", tuple(share.shape)))
+    if not (torch.isfinite(share).all() and share.min() >= 0 and share.sum() > 0):
+        raise DataError(mismatch("usage", "finite numbers >= 0, not all of them 0", share.tolist()))
+    if images is None:
+        size = (plan.n_leaves, model.experts.latent_dim)
+        z = torch.zeros(size) if generator is None else torch.randn(size, generator=generator)
+        images = model.decode(z, torch.arange(plan.n_leaves))
+    if images.shape != (plan.n_leaves, *model.input_shape):
+        raise ShapeError(mismatch("images", f"{(plan.n_leaves, *model.input_shape)}", tuple(images.shape)))
+    pictures = _pictures(images.unsqueeze(0), "images")[0]
+    zoom = _zoom(pictures)
+    tall, wide = zoom * pictures.shape[1], zoom * pictures.shape[2]
+
+    parents = [leaf.path.rpartition("/")[0] for leaf in plan.leaves]
+    steps = [wide + GAP * (1 if a == b else 5) for a, b in itertools.pairwise(parents)]
+    left = np.cumsum([0.0, *steps])
+    x = {n.path: (left[n.leaves.start] + left[n.leaves.stop - 1] + wide) / 2 for n in plan.nodes}
+    edges = [(plan.mixtures[m], plan.nodes[c]) for m, c in zip(plan.edge_mixture, plan.edge_child, strict=True)]
+    # A level is as high as its widest fan asks for, lest its edges run flat.
+    fans = [max(abs(x[b.path] - x[a.path]) for a, b in edges if a.depth == depth) for depth in range(plan.depth)]
+    y = np.cumsum([0.0, *(round(SIDE + fan / 5) for fan in fans)])
+    below = {n.path: float(share[n.leaves.start : n.leaves.stop].sum() / share.sum()) for n in plan.nodes}
+
+    turn = _turn(_names(plan), wide + GAP)
+    fig, ax = _canvas(left[-1] + wide, y[-1] + tall)
+    start = {n.path: x[n.path] - TRUNK * below[n.path] / 2 for n in plan.mixtures}
+    for parent, child in edges:
+        width = TRUNK * below[child.path]
+        x0, y0, x1, y1 = start[parent.path] + width / 2, y[parent.depth], x[child.path], y[child.depth]
+        start[parent.path] += width
+        y2, y3, y4 = y0 + HALF, (y0 + y1) / 2, y1 - HALF
+        points = [(x0, y0), (x0, y2), (x0, y3), (x1, y3), (x1, y4), (x1, y1)]
+        curve = Curve(points, [Curve.MOVETO, Curve.LINETO, *[Curve.CURVE4] * 3, Curve.LINETO])
+        lw = max(0.5, width * 72 / DPI)
+        seam = [withStroke(linewidth=lw + 1, foreground="white")]  # tells apart edges that lie close together
+        ax.add_patch(PathPatch(curve, fill=False, ec=PALE, lw=lw, capstyle="butt", path_effects=seam, gid=child.path))
+    for node in plan.nodes:
+        middle, top, percent = x[node.path], y[node.depth], f"{100 * below[node.path]:.1f}%"
+        if isinstance(node.spec, VAE):
+            at = left[node.leaves.start]
+            _imshow(ax, pictures[node.leaves.start], (at, at + wide, top + tall, top), zoom)
+            label = f"{_name(node)}\n{percent}"
+            ax.text(middle, top + tall + 4, label, ha="center", va="top", rotation=turn, **LABEL)
+        else:
+            label = f"{_name(node)}: {percent}" if node.depth else _name(node)
+            width = max(TRUNK * below[node.path], _text_width(label))
+            corner = (middle - width / 2, top - HALF)
+            ax.add_patch(FancyBboxPatch(corner, width, 2 * HALF, "round,pad=3", fc="white", ec=PALE, clip_on=False))
+            ax.text(middle, top, label, ha="center", va="center", **LABEL)
+    return _make_room(fig, ax)
+
+
+def samples(model: HMoEVAE, n: int = 10, *, generator: torch.Generator | None = None) -> Figure:
+    """New samples from every leaf: a column for each leaf, z drawn from the prior N(0, I).
+
+    Args:
+        model: The model.
+        n: How many of each leaf.
+        generator: Source of the draws, on the CPU.
+
+    Raises:
+        ArgumentError: `n` is not an integer > 0.
+    """
+    if not isinstance(n, int) or n < 1:
+        raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
+    n_leaves = model.plan.n_leaves
+    z = torch.randn(n * n_leaves, model.experts.latent_dim, generator=generator)
+    drawn = model.decode(z, torch.arange(n_leaves).repeat(n)).unflatten(0, (n, n_leaves))
+    fig, ax = _show(_pictures(drawn, "samples"), [], _names(model.plan), columns_apart=_branches(model.plan))
+    ax.set_title("Samples of every leaf", **TITLE)
+    return _make_room(fig, ax)
+
+
+def reconstructions(model: HMoEVAE, x: ArrayLike) -> Figure:
+    """Samples above their reconstructions, and below each pair the leaf that it was routed to.
+
+    Args:
+        model: The model.
+        x: Samples, `(batch, *input_shape)`, a few dozen at most; twelve make a row.
+
+    Raises:
+        ShapeError: `x` does not have the shape of a batch of samples.
+        DataError: `x` is empty, not finite, or outside the support of a leaf's likelihood.
+    """
+    x = model.check_input(x)
+    names = _names(model.plan)
+    leaves = [names[leaf] for leaf in model.predict(x).tolist()]
+    pictures = _pictures(torch.stack([x, model.reconstruct(x).to(x.dtype)]), "x")
+    n_columns = min(len(x), 12)
+    blanks = -len(x) % n_columns
+    pictures = np.pad(pictures, [(0, 0), (0, blanks), (0, 0), (0, 0), (0, 0)], constant_values=1.0)
+    pictures = rearrange(pictures, "pair (row column) ... -> (row pair) column ...", column=n_columns)
+    n_rows = len(pictures)
+    labels = ["original", "reconstruction"] * (n_rows // 2)
+    zoom = _zoom(pictures)
+    turn = _turn(leaves, zoom * pictures.shape[3])
+    gap = 10 + (max(map(_text_width, leaves)) if turn else 12.0)
+    fig, ax = _show(pictures, labels, [], rows_apart=range(2, n_rows, 2), gap=gap)
+    for i, leaf in enumerate(leaves):
+        row, column = divmod(i, n_columns)
+        at = ax.get_xticks()[column], ax.get_yticks()[2 * row + 1] + zoom * pictures.shape[2] / 2 + 4
+        ax.text(*at, leaf, ha="center", va="top", rotation=turn, **LABEL)
+    return _make_room(fig, ax)
+
+
+def traversals(model: HMoEVAE, node: str, *, n_steps: int = 9, dims: Sequence[int] | None = None) -> Figure:
+    """What a leaf's latent dimensions stand for: each goes from -3 to 3 in its row while the others are 0.
+
+    Args:
+        model: The model.
+        node: Path of the leaf, such as `"root/3"`.
+        n_steps: Pictures in a row.
+        dims: The latent dimensions to show; all by default.
+
+    Raises:
+        ArgumentError: There is no leaf at `node`, `n_steps` is not an integer > 1, or a dimension is not the leaf's.
+    """
+    found = model.plan.node(node)
+    if not isinstance(found.spec, VAE):
+        got = f"{node!r}, a mixture of {len(found.spec.children)} (try {model.plan.leaves[found.leaves.start].path!r})"
+        raise ArgumentError(mismatch("node", "the path of a leaf", got))
+    if not isinstance(n_steps, int) or n_steps < 2:
+        raise ArgumentError(mismatch("n_steps", "an integer > 1", repr(n_steps)))
+    latent_dim = found.spec.latent_dim
+    shown = list(range(latent_dim) if dims is None else dims)
+    if not shown or not all(isinstance(d, int | np.integer) and 0 <= d < latent_dim for d in shown):
+        raise ArgumentError(mismatch("dims", f"integers from 0 to {latent_dim - 1}", repr(dims)))
+    steps = torch.linspace(-3, 3, n_steps)
+    z = torch.zeros(len(shown), n_steps, model.experts.latent_dim)
+    z[torch.arange(len(shown)), :, shown] = steps
+    leaf = torch.full((len(shown) * n_steps,), found.leaves.start)
+    drawn = model.decode(z.flatten(0, 1), leaf).unflatten(0, (len(shown), n_steps))
+    fig, ax = _show(_pictures(drawn, "traversals"), [f"z[{d}]" for d in shown], [f"{s:.3g}" for s in steps.tolist()])
+    ax.set_title(f"Leaf {_name(found)}: one latent at a time, in standard deviations", **TITLE)
+    return _make_room(fig, ax)
+
+
+# --- clusters against labels ----------------------------------------------------------------------------------------
+
+
+def contingency(
+    labels: ArrayLike,
+    clusters: ArrayLike,
+    *,
+    cluster_names: Sequence[str] | None = None,
+    title: str | None = None,
+    keep_order: bool = False,
+) -> Figure:
+    """How the samples of every label are spread over the clusters: a row for each label, a column for each cluster.
+
+    Colours are fractions of the label. Cells hold counts, or with more than 12 clusters percentages of the label; cells
+    that would read 0 stay empty.
+
+    Args:
+        labels: Label of every sample, `(n,)`.
+        clusters: Cluster of every sample, `(n,)`, such as `model.predict(x)`.
+        cluster_names: A name for every cluster, `0` first; numbers by default.
+        title: What to write on top.
+        keep_order: Leave the clusters in their order (the tree's) instead of one that puts the largest cells onto the
+            diagonal (Kuhn 1955); clusters beyond the number of labels follow the first of their commonest label.
+
+    Raises:
+        ShapeError: `labels` and `clusters` are not of one length, or there are too few names.
+        DataError: There are no samples, or `clusters` are not integers >= 0.
+        MissingExtraError: scipy is not installed (and `keep_order` is not set).
+    """
+    rows, columns = (np.asarray(v.cpu() if isinstance(v, Tensor) else v) for v in (labels, clusters))
+    if rows.ndim != 1 or columns.shape != rows.shape:
+        raise ShapeError(mismatch("labels, clusters", "(n,) and (n,)", f"{rows.shape} and {columns.shape}"))
+    if not np.issubdtype(columns.dtype, np.integer) or len(columns) == 0 or columns.min() < 0:
+        raise DataError(mismatch("clusters", "at least one integer, all >= 0", f"{columns.dtype} {columns[:8]}"))
+    n_clusters = int(columns.max()) + 1
+    names = [str(i) for i in range(n_clusters)] if cluster_names is None else list(cluster_names)
+    if len(names) < n_clusters:
+        raise ShapeError(mismatch("cluster_names", f"at least {n_clusters} names", len(names)))
+    values, rows = np.unique(rows, return_inverse=True)
+    counts = np.zeros((len(values), len(names)), dtype=int)
+    np.add.at(counts, (rows, columns), 1)
+    order = list(range(len(names))) if keep_order else _diagonal(counts)
+    counts = counts[:, order]
+    share = counts / counts.sum(1, keepdims=True)
+    in_percent = len(names) > 12
+    cells = (100 * share).round().astype(int) if in_percent else counts
+
+    side = 34.0 if in_percent else SIDE
+    fig, ax = _canvas(side * len(names), side * len(values))
+    extent = (0, side * len(names), side * len(values), 0)
+    ax.imshow(share, cmap="Blues", vmin=0, extent=extent, aspect="auto", interpolation="nearest")
+    for row, column in np.argwhere(cells > 0):
+        colour = "white" if share[row, column] > 0.6 * share.max() else "#222222"
+        at = (column + 0.5) * side, (row + 0.5) * side
+        ax.text(*at, str(cells[row, column]), ha="center", va="center", **{**LABEL, "color": colour})
+    ax.set_yticks(side * (np.arange(len(values)) + 0.5), [str(v) for v in values], **LABEL)
+    names = [names[i] for i in order]
+    ax.set_xticks(side * (np.arange(len(names)) + 0.5), names, rotation=_turn(names, side), **LABEL)
+    ax.set_ylabel("label", **LABEL)
+    ax.set_xlabel("percent of the label" if in_percent else "number of samples", **LABEL)
+    if title is not None:
+        ax.set_title(title, **TITLE)
+    return _make_room(fig, ax)
+
+
+def _diagonal(counts: Int[np.ndarray, "label cluster"]) -> list[int]:
+    """The order of the clusters that makes the diagonal strongest; more clusters than labels make a staircase."""
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as missing:
+        expected = "keep_order=True, or scipy as in pip install 'hmoevae[examples]'"
+        raise MissingExtraError(mismatch("hmoevae.plot.contingency", expected, missing)) from None
+    label_of = dict(zip(*reversed(linear_sum_assignment(counts, maximize=True)), strict=True))
+    largest = counts.max(0)
+    commonest = np.where(largest > 0, counts.argmax(0), len(counts))  # empty clusters go last
+    return sorted(range(counts.shape[1]), key=lambda c: (label_of.get(c, commonest[c]), c not in label_of, -largest[c]))
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _pictures(values: Float[Tensor, "row column *input_shape"], name: str) -> Pictures:
+    """Samples as pictures in [0, 1]: images as they are, their range stretched if it is another, vectors as bars."""
+    values = values.detach().float().cpu()
+    if values.ndim < 3 or values.numel() == 0:
+        raise ShapeError(mismatch(name, "(row, column, *input_shape), none of them 0", tuple(values.shape)))
+    if not torch.isfinite(values).all():
+        raise DataError(mismatch(name, "finite values", "NaN or infinity"))
+    shape = values.shape[2:]
+    if len(shape) == 2:
+        values, shape = values.unsqueeze(2), (1, *shape)
+    if len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) == 1:
+        return _bars(values.flatten(2))
+    low, high = (v.item() for v in values.aminmax())
+    if low < 0 or high > 1:
+        values = (values - low) / max(high - low, 1e-12)
+    values = values.expand(-1, -1, 3, -1, -1)
+    return rearrange(values.numpy(), "row column rgb height width -> row column height width rgb")
+
+
+def _bars(values: Float[Tensor, "row column entry"]) -> Pictures:
+    """Bar charts of one scale, zero where it belongs, as pictures: drawn by axes they would take seconds."""
+    inside = int(SIDE) - 6
+    if values.shape[2] > inside:
+        values = F.adaptive_avg_pool1d(values, inside)
+    low, high = min(0.0, values.min().item()), max(0.0, values.max().item())
+    levels = torch.linspace(high, low, inside).unsqueeze(1)
+    entry = torch.arange(inside) * values.shape[2] // inside
+    height = values[:, :, None, :]
+    ink = (((levels > 0) & (levels <= height)) | ((levels <= 0) & (levels >= height)))[..., entry]
+    if values.shape[2] <= inside // 4:  # room for a pixel between two bars
+        ink[..., :-1] &= entry[1:] == entry[:-1]
+    ink = F.pad(ink, (3, 3, 3, 3))
+    colours = np.array([[1.0, 1.0, 1.0], to_rgb(BLUE)])
+    return colours[ink.long().numpy()]
+
+
+def _tile(
+    pictures: Pictures, rows_apart: Sequence[int], columns_apart: Sequence[int], gap: int
+) -> tuple[Float[np.ndarray, "tall wide rgb"], Float[np.ndarray, " row"], Float[np.ndarray, " column"]]:
+    """One image of all pictures, white before the given rows and columns; and the middle of every row and column."""
+    n_rows, n_columns, height, width, _ = pictures.shape
+    tiled = rearrange(pictures, "row column height width rgb -> (row height) (column width) rgb")
+    tiled = np.insert(tiled, np.repeat(np.asarray(rows_apart, dtype=int) * height, gap), 1.0, axis=0)
+    tiled = np.insert(tiled, np.repeat(np.asarray(columns_apart, dtype=int) * width, gap), 1.0, axis=1)
+    row, column = np.arange(n_rows), np.arange(n_columns)
+    y = (row + 0.5) * height + gap * np.searchsorted(rows_apart, row, side="right")
+    x = (column + 0.5) * width + gap * np.searchsorted(columns_apart, column, side="right")
+    return tiled, y, x
+
+
+def _show(
+    pictures: Pictures,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    rows_apart: Sequence[int] = (),
+    columns_apart: Sequence[int] = (),
+    gap: float = GAP,
+) -> tuple[Figure, Axes]:
+    """A figure of one tiled image with labels for its rows and columns; `_make_room` is left to the caller."""
+    zoom = _zoom(pictures)
+    tiled, y, x = _tile(pictures, rows_apart, columns_apart, max(1, round(gap / zoom)))
+    height, width = zoom * tiled.shape[0], zoom * tiled.shape[1]
+    fig, ax = _canvas(width, height)
+    _imshow(ax, tiled, (0.0, width, height, 0.0), zoom)
+    ax.set_yticks(zoom * y, rows or [""] * len(y), **LABEL)
+    columns = columns or [""] * len(x)
+    ax.set_xticks(zoom * x, columns, rotation=_turn(columns, zoom * pictures.shape[3]), **LABEL)
+    return fig, ax
+
+
+def _zoom(pictures: Float[np.ndarray, "... height width rgb"]) -> float:
+    """What one pixel of a picture measures: a whole number wherever it can be, so that pictures stay crisp."""
+    longest = max(pictures.shape[-3:-1])
+    side = LARGE if max(pictures.shape[:-3]) <= 12 else SIDE
+    return float(round(side / longest)) or side / longest
+
+
+def _imshow(ax: Axes, image: np.ndarray, extent: tuple[float, float, float, float], zoom: float) -> None:
+    ax.imshow(image, extent=extent, aspect="auto", interpolation="nearest" if zoom >= 1 else "antialiased")
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure whose data coordinates are its own pixels, y downwards."""
+    fig = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    ax = fig.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+    ax.tick_params(length=0)
+    ax.tick_params(axis="x", labeltop=True, labelbottom=False)
+    return fig, ax
+
+
+def _turn(names: Sequence[str], room: float) -> int:
+    """The angle that makes all names fit side by side: 0, or 90 where one is wider than its room in pixels."""
+    return 90 if max(map(_text_width, names)) > room else 0
+
+
+def _text_width(text: str) -> float:
+    """About how many pixels wide a label is."""
+    return 0.6 * len(text) * LABEL["fontsize"] * DPI / 72
+
+
+def _make_room(fig: Figure, ax: Axes) -> Figure:
+    """Grow the figure by what the labels around `ax` need; `ax` keeps its size, on whole pixels, to stay crisp."""
+    width, height = fig.get_size_inches() * DPI
+    box = fig.get_tightbbox().padded(0.08)
+    left, bottom = math.ceil(-box.x0 * DPI), math.ceil(-box.y0 * DPI)
+    full_width, full_height = left + math.ceil(box.x1 * DPI), bottom + math.ceil(box.y1 * DPI)
+    fig.set_size_inches(full_width / DPI, full_height / DPI)
+    ax.set_position((left / full_width, bottom / full_height, width / full_width, height / full_height))
+    return fig
+
+
+def _against_epochs(ax: Axes, *, last: bool = True) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=LABEL["fontsize"], color=GREY, labelcolor=GREY)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if last:
+        ax.set_xlabel("epoch", **LABEL)
+
+
+def _name(node: PlannedNode) -> str:
+    """What to call a node in a picture: its name, or its path without the root that all paths share."""
+    return node.spec.name or node.path.removeprefix("root/")
+
+
+def _names(plan: Plan) -> list[str]:
+    return [_name(leaf) for leaf in plan.leaves]
+
+
+def _branches(plan: Plan | None) -> list[int]:
+    """The leaves that a new child of the root starts with, the first aside; none in a flat tree."""
+    return [node.leaves.start for node in plan.level(1)[1:]] if plan is not None and plan.depth > 1 else []

@@ -1,0 +1,96 @@
+"""The examples as a user runs them, in their smoke mode; and a short real run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mnist_flat
+import pytest
+import torch
+
+import hmoevae as hm
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+HAS_MNIST = "HMOEVAE_DATA" in os.environ
+COMMON = {"tree", "contingency", "reconstructions", "traversals", "samples", "losses", "usage", "samples_by_epoch"}
+FIELDS = {
+    *("dataset", "epochs", "seed", "leaves", "accuracy", "nmi", "ari", "leaf_purity"),
+    *("expected_loss", "elbo", "usage", "seconds", "device"),
+}
+
+
+def run(script, *arguments, **environment):
+    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=600)
+
+
+@pytest.fixture
+def offline(tmp_path):
+    """An environment in which MNIST cannot be had: an empty cache, and a proxy that refuses every connection."""
+    nowhere = "http://127.0.0.1:9"
+    proxies = {name: nowhere for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    return {"HMOEVAE_DATA": "", "XDG_CACHE_HOME": str(tmp_path / "cache"), "no_proxy": "", "NO_PROXY": "", **proxies}
+
+
+@pytest.mark.parametrize(
+    ("script", "leaves", "more"),
+    [
+        ("mnist_flat.py", 10, set()),
+        ("mnist_two_level.py", 30, {"contingency_level1"}),
+        ("custom_tree.py", 11, {"contingency_level1"}),
+    ],
+)
+def test_smoke_run_leaves_everything(script, leaves, more, tmp_path, offline):
+    environment = {} if HAS_MNIST else offline
+    done = run(script, "--smoke", "--out", tmp_path / "out", "--device", "cpu", **environment)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result.keys() >= FIELDS
+    assert (result["leaves"], result["epochs"], len(result["usage"])) == (leaves, 2, leaves)
+    assert sum(result["usage"]) == pytest.approx(1, abs=0.01)
+    assert all(f"{name}_level1" in result for name in ("accuracy", "nmi")) == bool(more)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == result
+    assert {path.stem for path in (tmp_path / "out").glob("*.png")} == COMMON | more
+    assert len((tmp_path / "out" / "history.csv").read_text().splitlines()) == 3
+    model = hm.HMoEVAE.from_pretrained(tmp_path / "out" / "model")
+    assert model.plan.n_leaves == leaves
+    assert "Traceback" not in done.stderr
+
+
+def test_without_mnist_the_example_says_so_and_goes_on(tmp_path, offline):
+    done = run("mnist_flat.py", "--smoke", "--epochs", 1, "--out", tmp_path, "--device", "cpu", **offline)
+    assert done.returncode == 0, done.stderr
+    assert "going on with mnist5k" in done.stdout.splitlines()[0]
+    assert json.loads(done.stdout.splitlines()[-1])["dataset"] == "mnist5k"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data-root", "/nowhere"], "root: expected a folder with MNIST/raw/ in it, got /nowhere"),
+        (["--out", __file__], "--out: expected a folder that can be written"),
+        (["--device", "warp"], "device: expected 'auto', 'cpu' or an accelerator that is here, got 'warp'"),
+        (["--epochs", "0"], "epochs: expected an integer > 0, got 0"),
+        (["--lr", "nan"], "lr: expected a finite number > 0, got nan"),
+    ],
+)
+def test_bad_arguments_end_with_one_line(arguments, message, tmp_path, offline):
+    done = run("mnist_flat.py", "--smoke", "--out", tmp_path, *arguments, **({} if HAS_MNIST else offline))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not HAS_MNIST, reason="needs real MNIST: set HMOEVAE_DATA to a folder with MNIST/raw/ in it")
+def test_three_epochs_of_real_mnist_find_clusters():
+    """The article's recipe on a tenth of MNIST: far above chance (0.1) and above the experts' untrained loss."""
+    train, test = hm.datasets.mnist()
+    torch.manual_seed(0)
+    model = hm.HMoEVAE(mnist_flat.tree, (1, 28, 28))
+    untrained = model.evaluate(test.x[:2000])["expected"]
+    hm.fit(model, train.x[:6000], epochs=6, batch_size=25, device="cpu", progress=False)
+    assert model.evaluate(test.x[:2000])["expected"] < untrained - 50
+    assert hm.metrics.accuracy(test.y, model.predict(test.x)) > 0.4
+    assert hm.metrics.purity(test.y, model.predict(test.x)) > 0.4

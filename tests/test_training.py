@@ -1,0 +1,276 @@
+"""fit: sources of data, the record it keeps, reproducibility, and how it ends when something goes wrong."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import hmoevae as hm
+from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, NonFiniteError, ShapeError
+
+N_FEATURES = 6
+TREE = hm.Mixture(
+    children=(hm.VAE(2, hm.MLP((8,)), hm.MLP((8,))), hm.Mixture.of(hm.VAE(3, hm.MLP((8,)), hm.MLP((8,))), 2)),
+    gate=hm.MLP((8,)),
+)
+
+
+class Items(Dataset):
+    """A Dataset of (sample, label) pairs."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i], 7
+
+
+class Stream(IterableDataset):
+    """An IterableDataset of bare samples, without a length."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x)
+
+
+@pytest.fixture
+def x():
+    return torch.rand(50, N_FEATURES, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return hm.HMoEVAE(TREE, (N_FEATURES,))
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+quiet_fit = functools.partial(hm.fit, progress=False, batch_size=16, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda x: x,
+        lambda x: x.numpy(),
+        lambda x: x.double().numpy(),
+        lambda x: TensorDataset(x, torch.zeros(len(x))),
+        Items,
+        Stream,
+        lambda x: DataLoader(Items(x), batch_size=16, shuffle=True),
+    ],
+    ids=["tensor", "array", "float64", "TensorDataset", "Dataset", "IterableDataset", "DataLoader"],
+)
+def test_trains_on_every_source(model, x, source):
+    before = model.evaluate(x)["expected"]
+    history = quiet_fit(model, source(x), epochs=8, lr=1e-2)
+    assert len(history) == 8
+    assert model.evaluate(x)["expected"] < before
+    assert not model.training
+
+
+def test_an_epoch_sees_every_sample_once(model, x):
+    seen = []
+    forward = model.forward
+    model.forward = lambda batch, **options: (seen.append(batch), forward(batch, **options))[1]
+    quiet_fit(model, x, epochs=2)
+    assert [len(batch) for batch in seen] == [16, 16, 16, 2] * 2
+    for epoch in (seen[:4], seen[4:]):
+        rows = torch.cat(epoch)
+        assert torch.equal(rows.sort(0).values, x.sort(0).values)
+        assert not torch.equal(rows, x)
+    assert not torch.equal(torch.cat(seen[:4]), torch.cat(seen[4:]))
+
+
+def test_same_seed_same_result_and_global_state_untouched(x):
+    def trained(seed):
+        torch.manual_seed(3)
+        model = hm.HMoEVAE(TREE, (N_FEATURES,))
+        state = torch.get_rng_state()
+        history = quiet_fit(model, x, epochs=2, seed=seed, validation_data=x)
+        assert torch.equal(torch.get_rng_state(), state)
+        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in history.rows]
+        return weights(model), rows
+
+    first, again, other = trained(1), trained(1), trained(2)
+    assert torch.equal(first[0], again[0])
+    assert first[1] == again[1]
+    assert not torch.equal(first[0], other[0])
+
+
+def test_history_means_what_it_says(model, x):
+    """With a learning rate too small to move the weights, the record is that of the model itself."""
+    history = quiet_fit(model, x, epochs=2, lr=1e-12, validation_data=x)
+    usage = model.predict_proba(x).mean(0)
+    for row in history.rows:
+        assert row["loss"] == pytest.approx(row["expected"] + row["balance"], rel=1e-5)
+        assert [row[f"usage/{leaf.path}"] for leaf in model.plan.leaves] == pytest.approx(usage.tolist(), rel=1e-4)
+        assert row["expected"] == pytest.approx(row["val_expected"], rel=0.1)  # other draws of z
+    assert history["epoch"] == [1, 2]
+    assert history["seconds"][0] < history["seconds"][1]
+    assert history["val_elbo"][0] == pytest.approx(history["val_elbo"][1], rel=1e-5)  # the same draws every time
+
+
+def test_validation_changes_nothing(x):
+    def trained(**options):
+        torch.manual_seed(0)
+        model = hm.HMoEVAE(TREE, (N_FEATURES,))
+        quiet_fit(model, x, epochs=3, **options)
+        return weights(model)
+
+    assert torch.equal(trained(), trained(validation_data=x[:10]))
+
+
+def test_history_round_trip(tmp_path):
+    history = hm.History([{"epoch": 1.0, "loss": 0.1}, {"epoch": 2.0, "loss": 1 / 3, "val_elbo": 2.5}], interrupted=True)
+    history.to_json(tmp_path / "h.json")
+    assert hm.History.from_json(tmp_path / "h.json") == history
+    history.to_csv(tmp_path / "h.csv")
+    assert (tmp_path / "h.csv").read_text() == "epoch,loss,val_elbo\n1.0,0.1,\n2.0,0.3333333333333333,2.5\n"
+    assert history["val_elbo"][1] == 2.5
+    assert math.isnan(history["val_elbo"][0])
+    with pytest.raises(ArgumentError, match=r"column: expected one of epoch, loss, val_elbo, got 'lose'"):
+        history["lose"]
+    (tmp_path / "h.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"h.json: expected a history written by to_json"):
+        hm.History.from_json(tmp_path / "h.json")
+
+
+def test_callbacks_see_every_epoch_and_can_stop(model, x):
+    ends = []
+
+    def callback(end):
+        ends.append((end.epoch, end.epochs, len(end.history), end.model is model))
+        return end.epoch == 2
+
+    assert len(quiet_fit(model, x, epochs=5, callbacks=[callback])) == 2
+    assert ends == [(1, 5, 1, True), (2, 5, 2, True)]
+
+
+def test_sample_recorder_decodes_one_z_with_every_leaf(model, x):
+    recorder = hm.SampleRecorder(n_frames=3, seed=5)
+    quiet_fit(model, x, epochs=7, callbacks=[recorder])
+    assert recorder.epochs == [1, 4, 7]
+    assert recorder.frames.shape == (3, 3, N_FEATURES)
+    z = torch.randn(3, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(recorder.frames[-1], model.decode(z.expand(3, -1), torch.arange(3)))
+
+
+def test_ctrl_c_returns_what_there_is(model, x):
+    def press(end):
+        if end.epoch == 2:
+            raise KeyboardInterrupt
+
+    history = quiet_fit(model, x, epochs=5, callbacks=[press])
+    assert history.interrupted
+    assert len(history) == 2
+    assert not model.training
+
+
+def test_other_optimiser(model, x):
+    before = weights(model)
+    quiet_fit(model, x, epochs=1, optimizer=functools.partial(torch.optim.SGD, lr=0.0))
+    assert torch.equal(weights(model), before)
+
+
+def test_three_steps_are_three_plain_steps_of_adam(x):
+    torch.manual_seed(0)
+    model = hm.HMoEVAE(TREE, (N_FEATURES,))
+    torch.manual_seed(0)
+    plain = hm.HMoEVAE(TREE, (N_FEATURES,))
+    quiet_fit(model, x[:16], epochs=3, lr=1e-2, seed=4)
+    order, noise = torch.Generator().manual_seed(4), torch.Generator().manual_seed(4)
+    adam = torch.optim.Adam(plain.parameters(), lr=1e-2)
+    for _ in range(3):
+        adam.zero_grad()
+        plain(x[torch.randperm(16, generator=order)], generator=noise).loss.backward()
+        adam.step()
+    torch.testing.assert_close(weights(model), weights(plain))
+
+
+def test_bf16_trains_in_float32_parameters(model, x):
+    history = quiet_fit(model, x, epochs=3, lr=1e-2, precision="bf16")
+    assert history["loss"][-1] < history["loss"][0]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_non_finite_loss_names_step_term_and_node(model, x):
+    good = {}
+
+    def spoil(end):
+        if end.epoch == 2:
+            good.update({k: v.clone() for k, v in model.state_dict().items()})
+            with torch.no_grad():
+                model.experts.groups[1].decoder.layers[0].bias[1] = math.nan
+
+    with pytest.raises(NonFiniteError) as caught:
+        quiet_fit(model, x, epochs=5, callbacks=[spoil])
+    assert str(caught.value) == (
+        "loss: expected a finite loss at step 9, got 'expected' = nan from the expert root/1/1; "
+        "the model is back at the end of the last good epoch"
+    )
+    assert all(torch.equal(good[name], value) for name, value in model.state_dict().items())
+
+
+def test_non_finite_gate_is_named(model, x):
+    with torch.no_grad():
+        model.gates.groups[0].layers[-1].bias.fill_(math.inf)
+    with pytest.raises(NonFiniteError, match=r"step 1, got 'expected' = nan from the gate of root"):
+        quiet_fit(model, x, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"data": torch.rand(5, 7)}, ShapeError, r"data: expected \(batch, 6\), got \(5, 7\)"),
+        ({"data": torch.rand(0, 6)}, DataError, r"data: expected at least one sample, got none"),
+        ({"data": torch.full((5, 6), math.nan)}, DataError, r"data: expected finite values, got NaN .* 5 samples"),
+        ({"data": torch.full((5, 6), 255.0)}, DataError, r"data: expected values in \[0, 1\] .*got .*255 to 255"),
+        ({"data": torch.zeros(5, 6, dtype=torch.uint8)}, ArgumentTypeError, r"data: .*floating point.*torch.uint8"),
+        ({"data": [[0.5] * 6]}, ArgumentTypeError, r"data: expected a tensor, .*got list"),
+        ({"data": DataLoader(Items(torch.rand(0, 6)))}, DataError, r"data: expected at least one sample, got none"),
+        ({"data": DataLoader(Items(torch.rand(4, 5)))}, ShapeError, r"data: expected \(batch, 6\), got \(1, 5\)"),
+        ({"validation_data": np.zeros((3, 2))}, ShapeError, r"validation_data: expected \(batch, 6\), got \(3, 2\)"),
+        ({"epochs": 0}, ArgumentError, r"epochs: expected an integer > 0, got 0"),
+        ({"batch_size": 2.5}, ArgumentError, r"batch_size: expected an integer > 0, got 2.5"),
+        ({"lr": -1.0}, ArgumentError, r"lr: expected a finite number > 0, got -1.0"),
+        ({"lr": math.nan}, ArgumentError, r"lr: expected a finite number > 0, got nan"),
+        ({"precision": "fp8"}, ArgumentError, r"precision: expected 'fp32' or 'bf16', got 'fp8'"),
+        ({"device": "gpu"}, ArgumentError, r"device: expected 'auto', 'cpu' or .*got 'gpu'"),
+        ({"device": "cuda:99"}, ArgumentError, r"device: expected 'auto', 'cpu' or .*got 'cuda:99'"),
+        ({"model": torch.nn.Linear(2, 2)}, ArgumentTypeError, r"model: expected an HMoEVAE, got Linear"),
+    ],
+)
+@pytest.mark.usefixtures("as_users_call")
+def test_bad_input_is_refused_before_training(model, x, change, error, message):
+    before = weights(model)
+    with pytest.raises(error, match=message):
+        hm.fit(**{"model": model, "data": x, "progress": False, "epochs": 1, "device": "cpu"} | change)
+    assert torch.equal(weights(model), before)
+
+
+def test_progress_bar_shows_terms(model, x, capsys):
+    hm.fit(model, x, epochs=1, device="cpu")
+    shown = capsys.readouterr().err
+    assert "epoch 1/1" in shown
+    assert "expected=" in shown
+    assert "balance=" in shown
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_trains_on_cuda(model, x):
+    history = hm.fit(model, x, epochs=3, device="cuda", precision="bf16", progress=False)
+    assert model.device.type == "cuda"
+    assert history["loss"][-1] < history["loss"][0]
+    assert model.predict(x).device.type == "cpu"
