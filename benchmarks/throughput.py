@@ -1,0 +1,464 @@
+"""How fast do trees of VAEs train, route and sample here: against what users write, and against the machine's limit?
+
+    python benchmarks/throughput.py --quick                    one answer, under a minute
+    python benchmarks/throughput.py --threads 2                10 and 100 leaves, fp32 and bf16, in a few minutes
+    python benchmarks/throughput.py --leaves 1 10 100 1000 --depth 1 2 3 --batch 100 512 --json all.json --plot all.png
+
+The tree is the article's, `VAE` experts 784-128-10-128-784 with sigmoid MLPs, on random data; at depth d its leaves are
+spread over d levels as evenly as their number allows. A training step is zero_grad, forward, backward and Adam: fused
+for ours, as `torch.optim.Adam` comes for the peers (`peers.py`; a flat tree with as many leaves, whatever our depth).
+
+All rows of a cell (one op, number of leaves, batch and precision) take turns in one process, so that a noisy machine
+slows all of them down alike. What the columns say:
+
+    ms          median over the rounds, with quartiles.
+    GFLOP/s     the matrix products that the step needs (2 m n k each; training makes three of each, but for the
+                gradient of the samples) over its time.
+    % ceiling   that rate over the best rate of one large square product (`machine.square_gemm`), same precision, found
+                in the same rounds.
+    % GEMMs     the time of "GEMMs alone" over the step's, median of the rounds. That row is the honest floor: the
+                products of exactly these shapes, forward and backward, into buffers made beforehand, and nothing else.
+    MB          memory at its worst over the first steps: parameters, gradients, moments and activations
+                (`machine.peak_memory`).
+    x loop      how many times as fast as the loop, median of the rounds; for `--op fit`, as the bare step.
+
+The last line is the whole report as one JSON object.
+"""
+
+import argparse
+import functools
+import gc
+import itertools
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import gemms
+import machine
+import torch
+from peers import PEERS, Loop, peer
+from torch.utils.benchmark import Timer
+
+import hmoevae as hm
+
+N_FEATURES = 784
+NETWORK = hm.MLP((128,), activation="sigmoid")
+EXPERT = hm.VAE(latent_dim=10, encoder=NETWORK, decoder=NETWORK)
+Precision = Literal["fp32", "bf16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WARM_UP_STEPS = 3
+FIT_STEPS = 50
+"""Steps in one call of `hm.fit`; what it does once a call is shared by so many (an epoch of MNIST has 600)."""
+DEFAULTS = {
+    "leaves": [10, 100],
+    "depth": [1],
+    "batch": [100],
+    "precision": ["fp32", "bf16"],
+    "op": ["train"],
+    "against": ["loop", "vmap", "einsum"],
+    "cell_seconds": 60.0,
+}
+QUICK = {"leaves": [10], "precision": ["fp32"], "against": ["loop", "einsum"], "cell_seconds": 20.0}
+
+
+# --- trees ----------------------------------------------------------------------------------------------------------
+
+
+def balanced_factors(n: int, depth: int) -> tuple[int, ...] | None:
+    """The `depth` ascending factors of `n`, each at least 2, that are nearest to one another; `None` if there are none.
+
+    >>> balanced_factors(10, 2), balanced_factors(100, 2), balanced_factors(1000, 3), balanced_factors(10, 3)
+    ((2, 5), (10, 10), (10, 10, 10), None)
+    """
+
+    def factorisations(n: int, depth: int, least: int) -> Iterator[tuple[int, ...]]:
+        if depth == 1 and n >= least:
+            yield (n,)
+        elif depth > 1:
+            for first in range(least, math.isqrt(n) + 1):
+                if n % first == 0:
+                    yield from ((first, *rest) for rest in factorisations(n // first, depth - 1, first))
+
+    return min(factorisations(n, depth, 2), key=sum, default=None)  # of equal products, the least sum is the most even
+
+
+def article_tree(leaves: int, depth: int) -> hm.VAE | hm.Mixture | None:
+    """The article's experts below `depth` levels of gates, or a lone one; `None` where their number does not factor."""
+    if leaves == 1:
+        return EXPERT
+    factors = balanced_factors(leaves, depth)
+    if factors is None:
+        return None
+    return functools.reduce(lambda below, n: hm.Mixture.of(below, n, gate=NETWORK), reversed(factors), EXPERT)
+
+
+# --- what is timed --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The rows that are compared with one another."""
+
+    op: gemms.Op
+    leaves: int
+    batch: int
+    precision: Precision
+    device: torch.device
+
+    def autocast(self) -> torch.autocast:
+        """The precision, for ours and the peers alike."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def gemms(self, tree: hm.VAE | hm.Mixture) -> list[gemms.Gemm]:
+        """The products of one step with `tree`."""
+        return gemms.gemms_of(tree, N_FEATURES, self.batch, self.op)
+
+
+@dataclass(slots=True)
+class Entry:
+    """One row in the making.
+
+    Attributes:
+        what: Who computes.
+        tree: What is computed.
+        step: The call that is timed.
+        n_steps: Steps in one call.
+        peak_bytes: Memory at its worst.
+        seconds: Of one step, one a round.
+    """
+
+    what: str
+    tree: hm.VAE | hm.Mixture
+    step: Callable[[], object]
+    n_steps: int = 1
+    peak_bytes: int | None = None
+    seconds: list[float] = field(default_factory=list)
+
+
+def training_step(
+    loss: Callable[[torch.Tensor], torch.Tensor], optimizer: torch.optim.Optimizer, cell: Cell
+) -> Callable[[], None]:
+    """zero_grad, forward, backward and the optimiser, on batches made beforehand."""
+    batches = itertools.cycle(torch.rand(8, cell.batch, N_FEATURES, device=cell.device).unbind())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with cell.autocast():
+            value = loss(next(batches))
+        value.backward()
+        optimizer.step()
+
+    return step
+
+
+def inference_step(compute: Callable[[Any], object], argument: object, cell: Cell) -> Callable[[], None]:
+    """Routing or sampling."""
+
+    def step() -> None:
+        with cell.autocast():
+            compute(argument)
+
+    return step
+
+
+def our_step(cell: Cell, tree: hm.VAE | hm.Mixture, *, compiled: bool = False) -> Callable[[], None]:
+    """The library's step, as a user's own loop has it (and `hm.fit`): the data have been checked once, beforehand."""
+    model = hm.HMoEVAE(tree, (N_FEATURES,)).to(cell.device)
+    if cell.op == "route":
+        return inference_step(model.route, torch.rand(cell.batch, N_FEATURES, device=cell.device), cell)
+    if cell.op == "sample":
+        return inference_step(model.sample, cell.batch, cell)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return model(x, validate=False).loss
+
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    return training_step(torch.compile(loss) if compiled else loss, optimizer, cell)
+
+
+def peer_step(cell: Cell, name: str, *, fused: bool, compiled: bool = False) -> Callable[[], None] | None:
+    """A peer's step; `None` where it has none: only the loop routes and samples."""
+    tree = article_tree(cell.leaves, 1)
+    assert tree is not None
+    them = peer(name, hm.HMoEVAE(tree, (N_FEATURES,)).to(cell.device))
+    if cell.op == "train":
+        optimizer = torch.optim.Adam(them.parameters(), fused=fused or None)
+        return training_step(torch.compile(them.loss) if compiled else them.loss, optimizer, cell)
+    if not isinstance(them, Loop):
+        return None
+    if cell.op == "route":
+        return inference_step(them.route, torch.rand(cell.batch, N_FEATURES, device=cell.device), cell)
+    return inference_step(them.sample, cell.batch, cell)
+
+
+def fit_step(cell: Cell, tree: hm.VAE | hm.Mixture) -> Callable[[], object]:
+    """`FIT_STEPS` steps by `hm.fit`."""
+    model = hm.HMoEVAE(tree, (N_FEATURES,)).to(cell.device)
+    x = torch.rand(FIT_STEPS * cell.batch, N_FEATURES)
+    return lambda: hm.fit(
+        model,
+        x,
+        epochs=1,
+        batch_size=cell.batch,
+        lr=1e-3,
+        seed=0,
+        device=cell.device.type,
+        precision=cell.precision,
+        progress=False,
+    )
+
+
+def entries_of(cell: Cell, depths: list[int], against: list[str], *, fused_peers: bool) -> Iterator[Entry]:
+    """The rows of a cell, warmed up; what cannot be run here is left out, with a line that says why."""
+    flat = article_tree(cell.leaves, 1)
+    trees = dict.fromkeys(tree for depth in depths if (tree := article_tree(cell.leaves, depth)))
+    for depth in depths:
+        if article_tree(cell.leaves, depth) is None:
+            skip(cell, "hmoevae", f"{cell.leaves} leaves do not factor into {depth} levels of two or more")
+    wanted: list[tuple[str, hm.VAE | hm.Mixture | None, Callable[[], Callable[[], object] | None]]] = []
+    for tree in trees:
+        wanted.append(("hmoevae", tree, functools.partial(our_step, cell, tree)))
+        if cell.op == "fit":
+            wanted.append(("hm.fit", tree, functools.partial(fit_step, cell, tree)))
+    if cell.op != "fit":
+        names = [name for name in against if name in PEERS]
+        wanted += [(n, flat, functools.partial(peer_step, cell, n, fused=fused_peers)) for n in names]
+    if "compile" in against and cell.op == "train":
+        for tree in itertools.islice(trees, 1):
+            wanted.append(("hmoevae compiled", tree, functools.partial(our_step, cell, tree, compiled=True)))
+        for n in [n for n in against if n in ("vmap", "einsum")] or ["einsum"]:
+            make = functools.partial(peer_step, cell, n, fused=fused_peers, compiled=True)
+            wanted.append((f"{n} compiled", flat, make))
+    for what, tree, make in wanted:
+        assert tree is not None
+        n_weights = sum(gemm.n_weights for gemm in gemms.gemms_of(tree, N_FEATURES, cell.batch, "train"))
+        free = machine.free_memory(cell.device)
+        # fp32 weights, gradients and two moments, and half as much again for all else
+        if free is not None and free < 24 * n_weights:
+            skip(cell, what, f"needs about {24e-9 * n_weights:.1f} GB more, {1e-9 * free:.1f} GB are free")
+            continue
+        step = make()
+        if step is None:
+            continue
+        n_steps = FIT_STEPS if what == "hm.fit" else 1
+        warm_up = functools.partial(repeat, step, WARM_UP_STEPS if n_steps == 1 else 1)
+        try:
+            peak = machine.peak_memory(warm_up, cell.device)
+        except RuntimeError as error:  # what a missing or broken C++ compiler ends in
+            if not what.endswith("compiled"):
+                raise
+            skip(cell, what, f"{error}".strip().partition("\n")[0])
+            continue
+        if peak is not None and not what.endswith("compiled"):  # else the compiler's own memory would be in it
+            peak += 4 * n_weights
+        yield Entry(what, tree, step, n_steps, None if what.endswith("compiled") else peak)
+
+
+def repeat(step: Callable[[], object], n: int) -> None:
+    """Call `step` `n` times."""
+    for _ in range(n):
+        step()
+
+
+def skip(cell: Cell, what: str, reason: str) -> None:
+    """Say that a row is missing, and why."""
+    print(f"    skipped: {what}, {cell.op}, {cell.leaves} leaves, batch {cell.batch}, {cell.precision}: {reason}")
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+MIN_ROUNDS = 3
+
+
+def interleave(entries: list[Entry], args: argparse.Namespace) -> None:
+    """Time all entries in turns of `args.seconds` or one call each; a call before each turn warms up.
+
+    There are `args.rounds` rounds, or fewer where they would take longer than `args.cell_seconds`.
+    """
+    timers = [Timer("step()", globals={"step": entry.step}, num_threads=args.threads) for entry in entries]
+    start = time.perf_counter()
+    for done in range(args.rounds):
+        if done >= MIN_ROUNDS and (time.perf_counter() - start) * (done + 1) / done > args.cell_seconds:
+            break
+        for entry, timer in zip(entries, timers, strict=True):
+            entry.seconds.append(timer.blocked_autorange(min_run_time=args.seconds).median / entry.n_steps)
+
+
+def paired_ratio(above: Entry, below: Entry) -> float:
+    """Median over the rounds of how many times as long `above` took."""
+    return statistics.median(a / b for a, b in zip(above.seconds, below.seconds, strict=True))
+
+
+def measure(cell: Cell, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of a cell."""
+    dtype = DTYPES[cell.precision]
+    gc.collect()  # the models of the cell before
+    entries = list(entries_of(cell, args.depth, args.against, fused_peers=args.peer_adam == "fused"))
+    floors = {
+        entry.tree: Entry("GEMMs alone", entry.tree, gemms.alone(cell.gemms(entry.tree), cell.device, dtype))
+        for entry in entries
+    }
+    square, square_flops = machine.square_gemm(cell.device, dtype)
+    ceiling = Entry("ceiling", EXPERT, square)
+    interleave([*entries, *floors.values(), ceiling], args)
+    ceiling_rate = square_flops / min(ceiling.seconds) / 1e9
+    # The peers are flat, whatever our depth; fit is compared with the bare step of its own tree.
+    loop = next((entry for entry in entries if entry.what == "loop"), None)
+    bare = {entry.tree: entry for entry in entries if entry.what == "hmoevae"}
+    rows = []
+    for entry in [*entries, *floors.values()]:
+        slow = bare[entry.tree] if cell.op == "fit" else loop
+        products = cell.gemms(entry.tree)
+        gflop = gemms.total_flops(products) / 1e9
+        q1, median, q3 = statistics.quantiles(entry.seconds, n=4, method="inclusive")
+        row = {
+            "op": cell.op,
+            "leaves": cell.leaves,
+            "depth": entry.tree.depth,
+            "batch": cell.batch,
+            "precision": cell.precision,
+            "what": entry.what,
+            "ms": 1e3 * median,
+            "ms_quartiles": [1e3 * q1, 1e3 * q3],
+            "samples_per_s": cell.batch / median,
+            "gflop": gflop,
+            "gbytes": gemms.total_bytes(products, dtype.itemsize) / 1e9,
+            "gflop_per_s": gflop / median,
+            "ceiling_gflop_per_s": ceiling_rate,
+            "ceiling_fraction": gflop / median / ceiling_rate,
+            "gemms_alone_fraction": paired_ratio(floors[entry.tree], entry),
+            "gemms_alone_ms": 1e3 * statistics.median(floors[entry.tree].seconds),
+            "peak_mb": entry.peak_bytes and entry.peak_bytes / 1e6,
+            "baseline": slow and slow.what,
+            "speedup": slow and paired_ratio(slow, entry),
+            "rounds": len(entry.seconds),
+        }
+        rows.append(row)
+        print(table_row(row))
+    return rows
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+COLUMNS = (
+    ("op", 6),
+    ("leaves", 6),
+    ("depth", 5),
+    ("batch", 5),
+    ("prec", 4),
+    ("what", -16),
+    ("ms", 9),
+    ("quartiles", 17),
+    ("samples/s", 10),
+    ("GFLOP/s", 8),
+    ("% ceiling", 9),
+    ("% GEMMs", 7),
+    ("MB", 7),
+    ("x loop", 6),
+)
+
+
+def table_row(row: dict[str, Any]) -> str:
+    """One line of the table."""
+    q1, q3 = row["ms_quartiles"]
+    cells = (
+        *(str(row[name]) for name in ("op", "leaves", "depth", "batch", "precision", "what")),
+        f"{row['ms']:.2f}",
+        f"{q1:.2f}-{q3:.2f}",
+        f"{row['samples_per_s']:,.0f}",
+        f"{row['gflop_per_s']:,.1f}",
+        f"{100 * row['ceiling_fraction']:.0f}",
+        f"{100 * row['gemms_alone_fraction']:.0f}",
+        f"{row['peak_mb']:.0f}" if row["peak_mb"] is not None else "",
+        f"{row['speedup']:.2f}" if row["speedup"] is not None else "",
+    )
+    return aligned(cells)
+
+
+def aligned(cells: tuple[str, ...]) -> str:
+    """Cells under their columns' heads, numbers to the right."""
+    padded = (
+        cell.ljust(-width) if width < 0 else cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True)
+    )
+    return "  ".join(padded)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, defaults filled in."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--leaves", type=int, nargs="+", help="sizes of the tree; 1 is a lone VAE")
+    parser.add_argument("--depth", type=int, nargs="+", help="levels of gates, ours only")
+    parser.add_argument("--batch", type=int, nargs="+", help="samples a step")
+    parser.add_argument("--precision", nargs="+", choices=DTYPES)
+    parser.add_argument("--op", nargs="+", choices=get_args(gemms.Op))
+    parser.add_argument("--against", nargs="*", choices=[*PEERS, "compile"])
+    parser.add_argument("--peer-adam", choices=("plain", "fused"), default="plain", help="Adam of the peers")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of every row")
+    parser.add_argument("--seconds", type=float, default=0.1, help="least time of a turn")
+    parser.add_argument("--cell-seconds", type=float, help="fewer rounds where a cell would take longer, 3 at least")
+    parser.add_argument("--json", type=Path, help="write the report to this file too")
+    parser.add_argument("--plot", type=Path, help="draw it, in the format that the file's ending names")
+    parser.add_argument("--quick", action="store_true", help="10 leaves, batch 100, fp32, against loop and einsum")
+    args = parser.parse_args(argv)
+    if args.rounds < 2:
+        parser.error("--rounds: expected at least 2, for quartiles")
+    for name, value in (DEFAULTS | (QUICK if args.quick else {})).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark and print its report."""
+    args = parse(argv)
+    device = torch.device(args.device)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    try:
+        report = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "argv": {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()},
+            "hardware": machine.hardware(device, args.threads),
+            "versions": machine.versions(),
+        }
+        copy, copy_bytes = machine.large_copy(device)
+        bandwidth = Entry("copy", EXPERT, copy)
+        interleave([bandwidth], args)
+        report["copy_gbytes_per_s"] = copy_bytes / min(bandwidth.seconds) / 1e9
+        print(aligned(tuple(name for name, _ in COLUMNS)))
+        rows = []
+        for op, leaves, batch, precision in itertools.product(args.op, args.leaves, args.batch, args.precision):
+            cell = Cell(op, leaves, batch, precision, device)
+            if op == "route" and leaves == 1:
+                skip(cell, "all", "a lone leaf has no gate")
+                continue
+            rows += measure(cell, args)
+        report |= {"load_average_after": machine.load_average(), "rows": rows}
+    finally:
+        torch.set_num_threads(threads_before)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    if args.plot:
+        from figure import save_figure  # matplotlib only where a picture is asked for
+
+        save_figure(report, args.plot)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
