@@ -54,6 +54,7 @@ class HMoEVAE(
     nn.Module,
     ModelHubMixin,
     library_name="hmoevae",
+    model_card_template=storage.MODEL_CARD,
     tags=["mixture-of-experts", "variational-autoencoder", "clustering"],
 ):
     """A hierarchical mixture of variational auto-encoders.
@@ -163,7 +164,9 @@ class HMoEVAE(
         """
         if not isinstance(x, Tensor | np.ndarray):
             raise ArgumentTypeError(mismatch(name, "a torch.Tensor or numpy array", type(x).__name__))
-        tensor = torch.as_tensor(x)
+        if isinstance(x, np.ndarray) and not np.issubdtype(x.dtype, np.floating):
+            raise ArgumentTypeError(mismatch(name, "floating point values (such as pixels / 255)", x.dtype))
+        tensor = x if isinstance(x, Tensor) else torch.from_numpy(np.require(x, requirements=["C", "W"]))
         if tensor.shape[1:] != self.input_shape or tensor.ndim == 0:
             expected = f"({', '.join(['batch', *map(str, self.input_shape)])})"
             raise ShapeError(mismatch(name, expected, tuple(tensor.shape)))
@@ -382,14 +385,19 @@ class HMoEVAE(
     # --- saving -----------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> str | None:
-        """Write config.json, model.safetensors and a README.md into a folder, each file whole or not at all.
+        """Write config.json, model.safetensors and, where there is none, a README.md: each whole or not at all.
 
         Args:
             save_directory: The folder; made where missing, other files in it are left alone.
             **kwargs: As `huggingface_hub.ModelHubMixin.save_pretrained`, such as `push_to_hub=True`.
         """
-        with storage.replacing_files_of(Path(save_directory)) as beside:
-            return super().save_pretrained(beside, **{"repo_id": Path(save_directory).name, **kwargs})
+        folder = Path(save_directory)
+        with storage.replacing_files_of(folder) as beside:
+            card = {"tree": str(self.tree), "folder": folder.name} | kwargs.pop("model_card_kwargs", {})
+            url = super().save_pretrained(beside, **{"repo_id": folder.name, "model_card_kwargs": card, **kwargs})
+            if (folder / "README.md").exists():  # perhaps its owner's words by now
+                (beside / "README.md").unlink()
+            return url
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> "HMoEVAE":
@@ -405,9 +413,15 @@ class HMoEVAE(
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():  # a folder is ours to read; anything else is the Hub's
             return cls._load(folder / storage.CONFIG_NAME, folder / storage.WEIGHTS_NAME)
+        expected = "a folder with a saved model, or a repository on the Hugging Face Hub"
         if folder.is_absolute() or len(folder.parts) > 2 or folder.exists():
-            raise CheckpointError(mismatch(str(folder), "a folder with a saved model", "no such folder"))
-        return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
+            raise CheckpointError(mismatch(str(folder), expected, "no such folder"))
+        try:
+            return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
+        except CheckpointError:
+            raise
+        except (OSError, ValueError) as error:  # what the Hub's client raises
+            raise CheckpointError(mismatch(str(folder), expected, f"{error}".splitlines()[0])) from error
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = {

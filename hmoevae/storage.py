@@ -20,6 +20,23 @@ from hmoevae.errors import CheckpointError, mismatch
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+MODEL_CARD = """\
+---
+{{ card_data }}
+---
+
+# A hierarchical mixture of variational auto-encoders
+
+```text
+{{ tree }}
+```
+
+```python
+import hmoevae as hm
+
+model = hm.HMoEVAE.from_pretrained("{{ folder }}")
+```
+"""
 
 
 @contextmanager
