@@ -15,7 +15,6 @@ from hmoevae.errors import HMoEVAEError
 from hmoevae.nn.objectives import ObjectiveName
 from hmoevae.training import resolve_device
 
-
 Splits = tuple[LabelledImages, LabelledImages]
 
 
@@ -36,7 +35,9 @@ def main(
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the networks in training")
     parser.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
-    parser.add_argument("--out", type=Path, default=Path("runs") / Path(sys.argv[0]).stem, help="folder for the results")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs") / Path(sys.argv[0]).stem, help="folder for the results"
+    )
     parser.add_argument("--smoke", action="store_true", help="a run of seconds, to see that everything works")
     args = parser.parse_args()
     try:

@@ -4,6 +4,7 @@ Change `tree` and run it again: any depth, any mix of leaves and mixtures, other
 """
 
 import _run
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
@@ -28,9 +29,9 @@ tree = hm.Mixture(
 
 def load(_: str | None) -> _run.Splits:
     """The 1,797 digits, every fifth one held out."""
-    digits = load_digits()
-    x = torch.as_tensor(digits.images / 16, dtype=torch.float32).unsqueeze(1)
-    y = torch.as_tensor(digits.target)
+    pixels, labels = load_digits(return_X_y=True)
+    x = torch.as_tensor(np.asarray(pixels) / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    y = torch.as_tensor(np.asarray(labels), dtype=torch.long)
     test = torch.arange(len(y)) % 5 == 4
     return LabelledImages("digits", x[~test], y[~test]), LabelledImages("digits", x[test], y[test])
 

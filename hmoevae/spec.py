@@ -335,12 +335,12 @@ class VAE(Node):
     __str__ = Node.__str__
 
     @property
-    def children(self) -> "tuple[VAE | Mixture, ...]":
+    def children(self) -> "tuple[VAE | Mixture, ...]":  # type: ignore[override]  # a constant in place of a field
         """A leaf has no children."""
         return ()
 
     @property
-    def label(self) -> str:
+    def label(self) -> str:  # type: ignore[override]  # computed in place of stored
         """One line about the expert."""
         title = f"VAE {self.name!r}" if self.name else "VAE"
         return f"{title}: latent {self.latent_dim}, encoder {self.encoder}, decoder {self.decoder}, {self.likelihood}"
@@ -393,7 +393,7 @@ class Mixture(Node):
         return cls(children=(child,) * count, **fields)
 
     @property
-    def label(self) -> str:
+    def label(self) -> str:  # type: ignore[override]  # computed in place of stored
         """One line about the gate."""
         title = f"Mixture {self.name!r}" if self.name else "Mixture"
         parts = [f"{title} of {len(self.children)}: gate {self.gate}"]

@@ -30,7 +30,7 @@ def run(script, *arguments, **environment):
 def offline(tmp_path):
     """An environment in which MNIST cannot be had: an empty cache, and a proxy that refuses every connection."""
     nowhere = "http://127.0.0.1:9"
-    proxies = {name: nowhere for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), nowhere)
     return {"HMOEVAE_DATA": "", "XDG_CACHE_HOME": str(tmp_path / "cache"), "no_proxy": "", "NO_PROXY": "", **proxies}
 
 

@@ -133,7 +133,9 @@ def test_validation_changes_nothing(x):
 
 
 def test_history_round_trip(tmp_path):
-    history = hm.History([{"epoch": 1.0, "loss": 0.1}, {"epoch": 2.0, "loss": 1 / 3, "val_elbo": 2.5}], interrupted=True)
+    history = hm.History(
+        [{"epoch": 1.0, "loss": 0.1}, {"epoch": 2.0, "loss": 1 / 3, "val_elbo": 2.5}], interrupted=True
+    )
     history.to_json(tmp_path / "h.json")
     assert hm.History.from_json(tmp_path / "h.json") == history
     history.to_csv(tmp_path / "h.csv")

@@ -30,7 +30,7 @@ class LikelihoodModel(ABC):
 
     @abstractmethod
     def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
-        """log p(x|z), summed over the features; `x` may be shared by all groups."""
+        """The log-density log p(x|z), summed over the features; `x` may be shared by all groups."""
 
     @abstractmethod
     def mean(self, raw: Raw) -> Raw:

@@ -1,0 +1,181 @@
+"""Grouped layers against a plain loop over `torch.nn` layers: outputs and gradients."""
+
+import math
+
+import pytest
+import torch
+from conftest import ACTIVATIONS
+from torch import Tensor, nn
+
+import hmoevae as hm
+from hmoevae.nn.gates import GroupedConv
+from hmoevae.nn.grouped import GroupedLinear, GroupedMLP
+
+TORCH = {
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+}
+GROUPS, BATCH = 3, 7
+
+
+def randn(*shape: int) -> Tensor:
+    """Double precision normal numbers that ask for their gradient."""
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def own_input(x: Tensor, group: int) -> Tensor:
+    """What one network of a group reads, batch-first."""
+    return (x if x.ndim == 2 else x[group]).t()
+
+
+def plain_mlp(network: GroupedMLP, place: int, activation: str) -> nn.Sequential:
+    """One network of a group as a chain of `torch.nn` layers with copies of its weights."""
+    layers: list[nn.Module] = []
+    for grouped in network.layers:
+        _, out_features, in_features = grouped.weight.shape
+        layer = nn.Linear(in_features, out_features, dtype=torch.float64)
+        with torch.no_grad():
+            layer.weight.copy_(grouped.weight[place])
+            layer.bias.copy_(grouped.bias[place])
+        layers += [layer, TORCH[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+def assert_same_gradients(network: GroupedMLP, plain: list[nn.Sequential]) -> None:
+    """The grouped weights have the gradients of the plain copies, network by network."""
+    for place, chain in enumerate(plain):
+        for grouped, layer in zip(network.layers, [m for m in chain if isinstance(m, nn.Linear)], strict=True):
+            torch.testing.assert_close(grouped.weight.grad[place], layer.weight.grad)
+            torch.testing.assert_close(grouped.bias.grad[place], layer.bias.grad)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_grouped_linear_is_a_loop_over_linear(shared: bool) -> None:
+    torch.manual_seed(0)
+    layer = GroupedLinear(GROUPS, 4, 5).double()
+    plain = [nn.Linear(4, 5, dtype=torch.float64) for _ in range(GROUPS)]
+    with torch.no_grad():
+        for place, one in enumerate(plain):
+            one.weight.copy_(layer.weight[place])
+            one.bias.copy_(layer.bias[place])
+    x = randn(4, BATCH) if shared else randn(GROUPS, 4, BATCH)
+    y = x.detach().clone().requires_grad_()
+    expected = torch.stack([one(own_input(y, g)).t() for g, one in enumerate(plain)])
+    result = layer(x)
+    torch.testing.assert_close(result, expected)
+
+    weights = torch.randn_like(result)
+    (result * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    torch.testing.assert_close(layer.weight.grad, torch.stack([one.weight.grad for one in plain]))
+    torch.testing.assert_close(layer.bias.grad, torch.stack([one.bias.grad for one in plain]))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("hidden", [(), (6,), (6, 2, 5)])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_grouped_mlp_is_a_loop_over_mlps(shared: bool, hidden: tuple[int, ...], activation: str) -> None:
+    torch.manual_seed(1)
+    network = GroupedMLP(GROUPS, 4, 3, hm.MLP(hidden, activation)).double()
+    plain = [plain_mlp(network, place, activation) for place in range(GROUPS)]
+    x = randn(4, BATCH) if shared else randn(GROUPS, 4, BATCH)
+    y = x.detach().clone().requires_grad_()
+    expected = torch.stack([one(own_input(y, g)).t() for g, one in enumerate(plain)])
+    result = network(x)
+    torch.testing.assert_close(result, expected)
+
+    weights = torch.randn_like(result)
+    (result * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    assert_same_gradients(network, plain)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 4, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("channels", "hidden"), [((4,), ()), ((3, 5), (6,)), ((2, 3, 2), (4, 3))])
+def test_grouped_conv_is_a_loop_over_convolutions(
+    kernel_size: int, stride: int, channels: tuple[int, ...], hidden: tuple[int, ...]
+) -> None:
+    torch.manual_seed(2)
+    spec = hm.Conv(channels, kernel_size, stride, hidden, "tanh")
+    shape = (2, 5, 4)
+    network = GroupedConv(GROUPS, shape, 3, spec).double()
+    plain, heads = [], []
+    for place in range(GROUPS):
+        chain: list[nn.Module] = []
+        for in_channels, out_channels, grouped in zip((2, *channels), channels, network.convolutions, strict=False):
+            layer = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, dtype=torch.float64)
+            rows = slice(place * out_channels, (place + 1) * out_channels)
+            with torch.no_grad():
+                layer.weight.copy_(grouped.weight[rows])
+                layer.bias.copy_(grouped.bias[rows])
+            chain += [layer, nn.Tanh()]
+        heads.append(plain_mlp(network.head, place, "tanh"))
+        plain.append(nn.Sequential(*chain, nn.Flatten(), heads[-1]))
+    x = randn(BATCH, *shape)
+    y = x.detach().clone().requires_grad_()
+    expected = torch.stack([one(y).t() for one in plain])
+    result = network(x.flatten(1).t())
+    torch.testing.assert_close(result, expected)
+
+    weights = torch.randn_like(result)
+    (result * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    assert_same_gradients(network.head, heads)
+    for i, grouped in enumerate(network.convolutions):
+        torch.testing.assert_close(grouped.weight.grad, torch.cat([one[2 * i].weight.grad for one in plain]))
+        torch.testing.assert_close(grouped.bias.grad, torch.cat([one[2 * i].bias.grad for one in plain]))
+
+
+@pytest.mark.parametrize(("groups", "in_features", "out_features"), [(1, 400, 30), (50, 16, 25), (3, 100, 100)])
+def test_initial_weights_are_those_of_linear(groups: int, in_features: int, out_features: int) -> None:
+    """U(-b, b) with b of the true fan-in; torch's own rule would take (out, inp) of a 3-D weight for (inp, kernel)."""
+    torch.manual_seed(3)
+    layer = GroupedLinear(groups, in_features, out_features)
+    bound = 1 / math.sqrt(in_features)
+    largest = layer.weight.abs().amax().item()
+    assert 0.99 * bound < largest <= bound
+    assert layer.bias.abs().amax().item() <= bound
+    # The standard deviation of U(-b, b) is b / sqrt(3); 10,000 draws know it to 1 %.
+    assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
+    assert layer.weight.mean().item() == pytest.approx(0, abs=0.03 * bound)
+    reference = nn.Linear(in_features, 10_000 // in_features + 1)
+    assert reference.weight.abs().amax().item() == pytest.approx(bound, rel=0.01)
+
+
+def test_every_convolution_starts_from_its_own_fan_in() -> None:
+    torch.manual_seed(4)
+    network = GroupedConv(10, (2, 8, 8), 3, hm.Conv((8, 16), 3, 2, (5,)))
+    first, second = network.convolutions
+    for layer, fan_in in ((first, 2 * 9), (second, 8 * 9)):
+        bound = 1 / math.sqrt(fan_in)
+        assert 0.98 * bound < layer.weight.abs().amax().item() <= bound
+    assert network.head.layers[0].weight.shape == (10, 5, 16 * 2 * 2)
+
+
+def test_groups_start_different() -> None:
+    layer = GroupedLinear(4, 5, 6)
+    assert len({tuple(weight.flatten().tolist()) for weight in layer.weight}) == 4
+    assert len({tuple(bias.tolist()) for bias in layer.bias}) == 4
+
+
+def test_reset_parameters_draws_fresh_weights() -> None:
+    torch.manual_seed(5)
+    layer = GroupedLinear(2, 3, 4)
+    before = layer.weight.detach().clone()
+    layer.reset_parameters()
+    assert not torch.equal(layer.weight, before)
+    torch.manual_seed(5)
+    layer.reset_parameters()
+    assert torch.equal(layer.weight, before)
+
+
+def test_repr_tells_the_sizes() -> None:
+    assert repr(GroupedLinear(3, 4, 5)) == "GroupedLinear(groups=3, in_features=4, out_features=5)"

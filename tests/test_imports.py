@@ -1,0 +1,157 @@
+"""Who may import whom, and what an `import hmoevae` does to the process that says it: nothing."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import networkx as nx
+import pytest
+
+import hmoevae as hm
+
+PACKAGE = Path(hm.__file__).parent
+# The rooms of the design, from the ground up; a module imports from its own room or from those below.
+ROOMS = {
+    "hmoevae.errors": 0,
+    "hmoevae.spec": 0,
+    "hmoevae.plan": 1,
+    "hmoevae.nn.grouped": 2,
+    "hmoevae.nn.likelihoods": 2,
+    "hmoevae.nn.experts": 3,
+    "hmoevae.nn.gates": 3,
+    "hmoevae.nn.objectives": 3,
+    "hmoevae.nn.paths": 3,
+    "hmoevae.nn": 3,
+    "hmoevae.storage": 4,
+    "hmoevae.model": 4,
+    "hmoevae.callbacks": 5,
+    "hmoevae.datasets": 5,
+    "hmoevae.history": 5,
+    "hmoevae.metrics": 5,
+    "hmoevae.plot": 5,
+    "hmoevae.training": 5,
+    "hmoevae.estimator": 6,
+    "hmoevae": 7,  # re-exports from everywhere; nothing imports it
+}
+
+
+def module_name(path: Path) -> str:
+    parts = ("hmoevae", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at its top, inside functions and for type checkers."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                yield submodule if submodule in MODULES else node.module
+
+
+def own_imports(module: str) -> set[str]:
+    """The modules of the package that `module` imports."""
+    return {name for name in imports(MODULES[module]) if name.split(".")[0] == "hmoevae"}
+
+
+def test_the_walk_sees_imports() -> None:
+    """The tests below would hold of a walk that finds nothing."""
+    assert "hmoevae.errors" in own_imports("hmoevae.spec")
+    assert {"hmoevae.storage", "hmoevae.nn.experts", "hmoevae.plan"} <= own_imports("hmoevae.model")
+    assert "networkx" in set(imports(MODULES["hmoevae.spec"]))  # inside a function
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down_only(module: str) -> None:
+    assert module in ROOMS, "give the new module a room"
+    for imported in own_imports(module):
+        assert imported in ROOMS, f"{module} imports {imported}, which is no module"
+        assert ROOMS[imported] <= ROOMS[module], f"{module} imports {imported} from a room above"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = nx.DiGraph([(module, imported) for module in MODULES for imported in own_imports(module)])
+    assert list(nx.simple_cycles(graph)) == []
+
+
+@pytest.mark.parametrize("module", [module for module, room in ROOMS.items() if room <= 1])
+def test_trees_and_plans_need_no_torch(module: str) -> None:
+    heavy = {"torch", "numpy", "jaxtyping", "einops", "accelerate", "safetensors", "huggingface_hub"}
+    assert {name.split(".")[0] for name in imports(MODULES[module])} & heavy == set()
+
+
+def test_every_public_name_is_there() -> None:
+    assert len(set(hm.__all__)) == len(hm.__all__)
+    for name in hm.__all__:
+        assert getattr(hm, name) is not None
+    with pytest.raises(AttributeError, match="module 'hmoevae' has no attribute 'nonsense'"):
+        _ = hm.nonsense
+
+
+PROBE = """
+import json, logging, random, sys, warnings
+import numpy as np
+import torch
+
+def state():
+    return {
+        "default dtype": str(torch.get_default_dtype()),
+        "default device": str(torch.get_default_device()),
+        "threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
+        "torch rng": torch.get_rng_state().tolist(),
+        "python rng": str(random.getstate()),
+        "numpy rng": str(np.random.get_state()),
+        "grad mode": torch.is_grad_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "deterministic": [torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark],
+        "anomaly": torch.is_anomaly_enabled(),
+        "argument validation": torch.distributions.Distribution._validate_args,
+        "cuda": torch.cuda.is_initialized(),
+        "print options": str(torch._tensor_str.PRINT_OPTS),
+        "warnings": str(warnings.filters),
+        "logging": [logging.root.level, str(logging.root.handlers)],
+        "recursion": sys.getrecursionlimit(),
+        "hooks": [str(sys.excepthook), str(sys.displayhook)],
+    }
+
+before = state()
+import hmoevae
+after = state()
+print(json.dumps({
+    "changed": [key for key in before if before[key] != after[key]],
+    "modules": sorted(sys.modules),
+    "exports": sorted(hmoevae.__all__),
+}))
+"""
+
+
+def test_importing_changes_nothing_loads_little_and_says_nothing() -> None:
+    """In a process of its own, warnings as errors."""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROBE],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE.parent,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.count("\n") == 1  # the probe's own line
+    answer = json.loads(run.stdout)
+    assert answer["changed"] == []
+    assert answer["exports"] == sorted(hm.__all__)
+    loaded = {name.split(".")[0] for name in answer["modules"]}
+    assert "hmoevae" in loaded
+    optional = {"matplotlib", "torchvision", "sklearn", "scipy", "pandas", "mlxtend", "PIL", "transformers"}
+    trackers = {"tensorboard", "wandb", "mlflow", "deepspeed", "IPython", "beartype", "pytest"}
+    assert loaded & (optional | trackers) == set()

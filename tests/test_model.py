@@ -1,0 +1,827 @@
+"""The whole model against the plain reference on random trees, and the laws it must obey whatever its weights."""
+
+import copy
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from conftest import Case, about, build, cases, data_for, fixed_noise, trees
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from reference import Reference, copy_weights
+from torch import Tensor
+
+import hmoevae as hm
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, HMoEVAEError, ShapeError, SpecError
+from hmoevae.spec import Tree
+
+SMALL = hm.VAE(2, hm.MLP((4,), "tanh"), hm.MLP((4,), "tanh"))
+TINY = hm.VAE(1, hm.MLP((3,), "tanh"), hm.MLP((3,), "tanh"), hm.Gaussian(0.7))
+GATE = hm.MLP((4,), "tanh")
+UNEQUAL = hm.Mixture((TINY, hm.Mixture((SMALL, TINY, SMALL), gate=GATE), SMALL), gate=GATE)
+SHAPE = (2, 3)
+
+
+# Random trees seldom have groups that interleave; this one has: leaves 0 1 3 / 2 4 5, and gates 0 2 / 1.
+INTERLEAVED = hm.Mixture(
+    children=(
+        hm.Mixture.of(TINY, 2, gate=GATE),
+        hm.Mixture((SMALL, TINY, SMALL), gate=GATE, balance=hm.Balance("kl", 1.0), prior="learned"),
+        SMALL,
+    ),
+    gate=GATE,
+)
+by_hand = example(case=Case(INTERLEAVED, SHAPE, "elbo", batch=5, seed=0), seed=0)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- against the reference ------------------------------------------------------------------------------------------
+
+
+@given(case=cases(), seed=st.integers(0, 1000))
+@by_hand
+def test_one_pass_is_the_references(case: Case, seed: int) -> None:
+    """Loss, terms, every output, and the gradient of every parameter."""
+    model, x = case.model, case.x
+    twin = copy.deepcopy(model)
+    out = model(x, generator=seeded(seed))
+    expected = Reference(twin).run(x, Reference(twin).draw_noise(len(x), seeded(seed)))
+    torch.testing.assert_close(out.leaf_elbo, expected.leaf_elbo)
+    torch.testing.assert_close(out.leaf_log_prob, expected.leaf_log_prob)
+    torch.testing.assert_close(out.edge_log_prob, expected.edge_log_prob)
+    assert out.terms.keys() == expected.terms.keys()
+    for name, value in expected.terms.items():
+        torch.testing.assert_close(out.terms[name], value, msg=about(name))
+    torch.testing.assert_close(out.loss, expected.loss)
+
+    out.loss.backward()
+    expected.loss.backward()
+    for (name, fast), slow in zip(model.named_parameters(), twin.parameters(), strict=True):
+        # A gradient that is zero may be None.
+        one, other = (torch.zeros_like(p) if p.grad is None else p.grad for p in (fast, slow))
+        torch.testing.assert_close(one, other, msg=about(name))
+
+
+@settings(max_examples=8)
+@given(case=cases(max_leaves=6), seed=st.integers(0, 1000))
+@by_hand
+def test_three_adam_steps_end_where_the_references_do(case: Case, seed: int) -> None:
+    model, x = case.model, case.x
+    twin = copy.deepcopy(model)
+    slow = Reference(twin)
+    optimisers = [torch.optim.Adam(m.parameters(), lr=0.01) for m in (model, twin)]
+    noise = seeded(seed), seeded(seed)
+    for _ in range(3):
+        model(x, generator=noise[0]).loss.backward()
+        slow.run(x, slow.draw_noise(len(x), noise[1])).loss.backward()
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+    for (name, fast), expected in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(fast, expected, rtol=1e-5, atol=1e-7, msg=about(name))
+
+
+@given(case=cases(), seed=st.integers(0, 1000))
+@by_hand
+def test_routed_encoding_and_decoding_are_the_references(case: Case, seed: int) -> None:
+    """Packing samples by leaf changes nothing: every sample gets its own leaf's answer, latents unequal or not."""
+    model, x = case.model, case.x
+    slow = Reference(model)
+    node = model.plan.nodes[seed % len(model.plan.nodes)].path
+    best = slow.best_leaf(x, node)
+    z = model.encode(x, node=node)
+    seen = model.reconstruct(x, node=node)
+    widest = max(leaf.latent_dim for _, leaf in slow.leaves)
+    assert z.shape == (len(x), widest)
+    assert seen.shape == x.shape
+    with torch.no_grad():
+        for b, path in enumerate(best):
+            mean = slow.posterior(path, x[b : b + 1]).mean
+            latent = mean.shape[1]
+            torch.testing.assert_close(z[b : b + 1, :latent], mean)
+            assert (z[b, latent:] == 0).all()
+            torch.testing.assert_close(seen[b].flatten(), slow.observation(path, mean).mean[0])
+
+    leaf = torch.randint(len(slow.leaves), (7,), generator=seeded(seed))
+    z = torch.randn(7, widest, generator=seeded(seed + 1), dtype=torch.float64)
+    images = model.decode(z, leaf)
+    assert images.shape == (7, *x.shape[1:])
+    with torch.no_grad():
+        for row, i in enumerate(leaf.tolist()):
+            path, spec = slow.leaves[i]
+            expected = slow.observation(path, z[row : row + 1, : spec.latent_dim]).mean[0]
+            torch.testing.assert_close(images[row].flatten(), expected)
+
+
+@given(case=cases(objectives=("elbo",)), n_importance=st.integers(1, 4), seed=st.integers(0, 1000))
+@example(case=Case(INTERLEAVED, SHAPE, "elbo", batch=5, seed=0), n_importance=3, seed=0)
+def test_score_is_log_mean_exp_of_the_references_log_weights(case: Case, n_importance: int, seed: int) -> None:
+    model, x = case.model, case.x
+    slow, generator = Reference(model), seeded(seed)
+    groups: dict[str, list[Tensor]] = {path: [] for path, _ in slow.leaves}
+    with torch.no_grad():
+        # The model draws all of one group's noise before the next one's.
+        for group in model.plan.expert_groups:
+            for _ in range(n_importance):
+                noise = torch.randn(
+                    len(group.members), group.spec.latent_dim, len(x), generator=generator, dtype=torch.float64
+                )
+                for place, member in enumerate(group.members):
+                    path = model.plan.leaves[member].path
+                    groups[path].append(slow.log_weight(path, x, noise[place].t()))
+        log_prior = slow.run(x, {p: torch.zeros(len(x), leaf.latent_dim) for p, leaf in slow.leaves}).leaf_log_prior
+        joint = torch.stack([log_prior[k] + w for k, ws in enumerate(groups.values()) for w in ws])
+        expected = joint.logsumexp(0) - math.log(n_importance)
+    torch.testing.assert_close(model.score_samples(x, n_importance=n_importance, generator=seeded(seed)), expected)
+
+
+@given(cases(objectives=("elbo",), max_leaves=6), st.integers(0, 1000))
+def test_evaluate_is_the_mean_of_every_objectives_terms(case: Case, seed: int) -> None:
+    model, x = case.model, case.x
+    result = model.evaluate(x, generator=seeded(seed))
+    slow = Reference(model)
+    noise = slow.draw_noise(len(x), seeded(seed))
+    expected = {}
+    for objective in ("expected", "elbo", "marginal"):
+        model.objective = objective
+        expected |= slow.run(x, noise).terms
+    del expected["balance"]
+    assert result.keys() == expected.keys()
+    for name, value in expected.items():
+        assert result[name] == pytest.approx(value.item(), rel=1e-6)
+
+
+# --- laws -----------------------------------------------------------------------------------------------------------
+
+
+@given(cases())
+def test_probabilities_sum_to_one_at_every_level(case: Case) -> None:
+    model, x = case.model, case.x
+    ones = torch.ones(len(x), dtype=torch.float64)
+    for level in (*range(model.plan.depth + 1), None):
+        probability = model.predict_proba(x, level=level)
+        assert probability.shape == (len(x), len(model.plan.level(level)))
+        assert (probability >= 0).all()
+        torch.testing.assert_close(probability.sum(1), ones)
+    out = model(x)
+    for m, mixture in enumerate(model.plan.mixtures):
+        edges = [e for e, owner in enumerate(model.plan.edge_mixture) if owner == m]
+        torch.testing.assert_close(out.edge_log_prob[:, edges].exp().sum(1), ones, msg=about(mixture.path))
+
+
+@given(cases())
+def test_routing_methods_agree(case: Case) -> None:
+    model, x = case.model, case.x
+    route = model.route(x)
+    torch.testing.assert_close(route, model(x).leaf_log_prob.detach())
+    torch.testing.assert_close(model.predict_proba(x), route.exp())
+    assert torch.equal(model.predict(x), route.argmax(1))
+    for level in range(model.plan.depth + 1):
+        nodes = model.plan.level(level)
+        summed = torch.stack([route[:, n.leaves.start : n.leaves.stop].exp().sum(1) for n in nodes], 1)
+        torch.testing.assert_close(model.predict_proba(x, level=level), summed)
+        assert torch.equal(model.predict(x, level=level), model.predict_proba(x, level=level).argmax(1))
+
+
+@st.composite
+def permutations(draw: st.DrawFn, tree: Tree) -> tuple[Tree, dict[str, str]]:
+    """The tree with the children of every mixture shuffled, and where each of its nodes comes from."""
+    origin = {"root": "root"}
+
+    def visit(node: Tree, path: str, old: str) -> Tree:
+        if isinstance(node, hm.VAE):
+            return node
+        children = []
+        for i, j in enumerate(draw(st.permutations(range(len(node.children))))):
+            origin[f"{path}/{i}"] = f"{old}/{j}"
+            children.append(visit(node.children[j], f"{path}/{i}", f"{old}/{j}"))
+        return hm.Mixture(children, node.gate, node.balance, node.prior, node.name)
+
+    return visit(tree, "root", "root"), origin
+
+
+@given(cases(leaf_root=False), st.data())
+def test_the_order_of_children_does_not_matter(case: Case, data: st.DataObject) -> None:
+    model, x = case.model, case.x
+    tree, origin = data.draw(permutations(model.tree))
+    shuffled = build(tree, model.input_shape, objective=model.objective, seed=1)
+    copy_weights(model, shuffled, origin)
+    with fixed_noise():
+        out, other = model(x), shuffled(x)
+    torch.testing.assert_close(other.loss, out.loss)
+    for name, value in out.terms.items():
+        torch.testing.assert_close(other.terms[name], value, msg=about(name))
+    leaf_of = {leaf.path: i for i, leaf in enumerate(model.plan.leaves)}
+    order = [leaf_of[origin[leaf.path]] for leaf in shuffled.plan.leaves]
+    torch.testing.assert_close(other.leaf_elbo, out.leaf_elbo[:, order])
+    torch.testing.assert_close(other.leaf_log_prob, out.leaf_log_prob[:, order])
+    torch.testing.assert_close(shuffled.reconstruct(x), model.reconstruct(x))
+    with fixed_noise():
+        scores = shuffled.score_samples(x, n_importance=2), model.score_samples(x, n_importance=2)
+    torch.testing.assert_close(*scores)
+
+
+@pytest.mark.parametrize("objective", ["expected", "elbo", "marginal"])
+@pytest.mark.parametrize("children", [2, 3])
+def test_a_trivial_level_changes_nothing(objective: str, children: int) -> None:
+    """Each inner mixture holds copies of one expert of the flat tree: whatever its gate says, it is that expert."""
+    flat_tree = hm.Mixture.of(SMALL, 4, gate=GATE)
+    inner = hm.Mixture.of(SMALL, children, gate=hm.MLP((3,)), balance=hm.Balance(weight=0))
+    flat = build(flat_tree, SHAPE, objective=objective, seed=2)
+    deep = build(hm.Mixture.of(inner, 4, gate=GATE), SHAPE, objective=objective, seed=3)
+    source, target = Reference(flat), Reference(deep)
+    with torch.no_grad():
+        for a, b in zip(target.gate_weights("root"), source.gate_weights("root"), strict=True):
+            a.copy_(b)
+        for i in range(4):
+            for j in range(children):
+                mine = target.encoder_weights(f"root/{i}/{j}") + target.decoder_weights(f"root/{i}/{j}")
+                theirs = source.encoder_weights(f"root/{i}") + source.decoder_weights(f"root/{i}")
+                for a, b in zip(mine, theirs, strict=True):
+                    a.copy_(b)
+    x = data_for(flat_tree, SHAPE, 6)
+    with fixed_noise():
+        out, other = flat(x), deep(x)
+        scores = flat.score_samples(x), deep.score_samples(x)
+    torch.testing.assert_close(deep.predict_proba(x, level=1), flat.predict_proba(x))
+    torch.testing.assert_close(other.terms["balance"], out.terms["balance"])
+    torch.testing.assert_close(*scores)
+    if objective == "expected":
+        torch.testing.assert_close(other.loss, out.loss)
+    if objective == "marginal":
+        torch.testing.assert_close(other.terms["marginal"], out.terms["marginal"])
+    if objective == "elbo":
+        # The bound pays, on top, for an inner gate that is not the uniform prior: its divergence, weighted by reach.
+        log_gate = other.leaf_log_prob.unflatten(1, (4, children)) - out.leaf_log_prob.unsqueeze(2)
+        divergence = (log_gate.exp() * (log_gate + math.log(children))).sum(2)
+        paid = (out.leaf_log_prob.exp() * divergence).sum(1).mean()
+        torch.testing.assert_close(other.terms["elbo"], out.terms["elbo"] + paid)
+
+
+@settings(max_examples=8)
+@given(cases(objectives=("elbo", "marginal"), leaf_root=False))
+def test_every_parameter_gets_a_gradient(case: Case) -> None:
+    model = case.model
+    model(case.x, generator=seeded(0)).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+# --- bounds ---------------------------------------------------------------------------------------------------------
+
+
+def linear_gaussian(latent: int, seed: int) -> tuple[hm.HMoEVAE, Callable[[Tensor], Tensor]]:
+    """A mixture of three linear-Gaussian VAEs with a learned prior, and its exact log p(x).
+
+    With mean b + W z and z ~ N(0, I), x ~ N(b, W W' + scale^2 I).
+    """
+    expert = hm.VAE(latent, hm.MLP(()), hm.MLP(()), hm.Gaussian(0.6, "identity"))
+    model = build(hm.Mixture.of(expert, 3, gate=hm.MLP((3,)), prior="learned"), (4,), seed=seed)
+    slow = Reference(model)
+
+    def log_density(x: Tensor) -> Tensor:
+        joint = []
+        for path, _ in slow.leaves:
+            weight, bias = slow.decoder_weights(path)
+            covariance = weight @ weight.T + 0.6**2 * torch.eye(4, dtype=torch.float64)
+            joint.append(torch.distributions.MultivariateNormal(bias, covariance).log_prob(x))
+        log_prior = model.paths.prior_logits.log_softmax(0)
+        return (torch.stack(joint, 1) + log_prior).logsumexp(1).detach()
+
+    return model, log_density
+
+
+def test_score_is_exact_where_the_encoder_is() -> None:
+    """With the true posterior as q(z|x), every draw's weight is p(x): one draw is enough."""
+    model, log_density = linear_gaussian(latent=1, seed=0)
+    slow = Reference(model)
+    with torch.no_grad():
+        for path, _ in slow.leaves:
+            weight, bias = slow.decoder_weights(path)
+            precision = 1 + (weight.T @ weight).item() / 0.6**2
+            to_mean = weight.T / 0.6**2 / precision
+            encoder_weight, encoder_bias = slow.encoder_weights(path)
+            encoder_weight.copy_(torch.cat([to_mean, torch.zeros(1, 4)]))
+            encoder_bias.copy_(torch.stack([-(to_mean @ bias)[0], torch.tensor(math.log(1 / precision - 1e-5))]))
+    x = torch.randn(20, 4, generator=seeded(1), dtype=torch.float64)
+    torch.testing.assert_close(model.score_samples(x, n_importance=1, generator=seeded(2)), log_density(x))
+
+
+def test_bounds_are_ordered_and_close_in_on_log_p() -> None:
+    """E[-elbo] <= E[IW_1] <= E[IW_4] <= ... <= log p(x), for an encoder that knows nothing of the decoder."""
+    model, log_density = linear_gaussian(latent=2, seed=4)
+    with torch.no_grad():
+        for parameter in model.experts.groups[0].encoder.parameters():
+            parameter.zero_()  # q(z|x) is the prior
+    generator = seeded(5)
+    x = model.sample(300, observe=True, generator=generator)
+    exact = log_density(x)
+    bounds = [-np.mean([model.evaluate(x, generator=generator)["elbo"] for _ in range(20)])]
+    for n_importance in (1, 4, 32):
+        repeats = [model.score_samples(x, n_importance=n_importance, generator=generator) for _ in range(10)]
+        bounds.append(torch.stack(repeats).mean().item())
+    bounds.append(exact.mean().item())
+    assert bounds == sorted(bounds)
+    assert bounds[0] < bounds[-1] - 0.5
+    tightest = model.score_samples(x, n_importance=1500, generator=generator)
+    torch.testing.assert_close(tightest, exact, rtol=0, atol=0.5)
+    assert tightest.mean().item() == pytest.approx(bounds[-1], abs=0.01)
+
+
+def test_elbo_objective_is_no_tighter_than_the_marginal_one() -> None:
+    """Of the model's own terms on the same draws, on random trees."""
+    tree = hm.Mixture.of(hm.Mixture.of(SMALL, 2, gate=GATE, prior="learned"), 3, gate=GATE)
+    for seed in range(10):
+        model = build(tree, SHAPE, seed=seed)
+        terms = model.evaluate(data_for(tree, SHAPE, 9, seed), generator=seeded(seed))
+        assert terms["marginal"] < terms["elbo"]
+
+
+# --- sampling -------------------------------------------------------------------------------------------------------
+
+
+def labelled(scale: float = 0.01) -> hm.HMoEVAE:
+    """A model each of whose leaves generates its own index, under an uneven prior."""
+    expert = hm.VAE(1, hm.MLP(()), hm.MLP(()), hm.Gaussian(scale, "identity"))
+    other = hm.VAE(2, hm.MLP(()), hm.MLP(()), hm.Gaussian(scale, "identity"))
+    tree = hm.Mixture((expert, hm.Mixture((other, expert, other), prior="learned"), other), prior="learned")
+    model = build(tree, (2,)).float()
+    slow = Reference(model)
+    with torch.no_grad():
+        model.paths.prior_logits.copy_(torch.tensor([0.3, 0.9, -0.5, 1.0, 0.0, -1.0]))
+        for index, (path, _) in enumerate(slow.leaves):
+            weight, bias = slow.decoder_weights(path)
+            weight.zero_()
+            bias.fill_(float(index))
+    return model
+
+
+def drawn_leaves(images: Tensor) -> Tensor:
+    """The index of the leaf that each of a `labelled` model's samples comes from."""
+    return images[:, 0].round().long()
+
+
+@pytest.mark.parametrize("node", ["root", "root/1", "root/1/2", "root/0"])
+def test_leaves_are_drawn_from_the_prior_below_a_node(node: str) -> None:
+    model, n = labelled(), 20_000
+    leaf = drawn_leaves(model.sample(n, node=node, generator=seeded(0)))
+    outer, inner = torch.tensor([0.3, 0.9, -0.5]).softmax(0), torch.tensor([1.0, 0.0, -1.0]).softmax(0)
+    prior = torch.tensor([outer[0], *(outer[1] * inner), outer[2]])
+    below = model.plan.node(node).leaves
+    prior = torch.tensor([p if i in below else 0.0 for i, p in enumerate(prior.tolist())])
+    prior /= prior.sum()
+    frequency = leaf.bincount(minlength=5) / n
+    # Five standard errors of a frequency; none at all outside the subtree.
+    assert ((frequency - prior).abs() <= 5 * (prior * (1 - prior) / n).sqrt()).all()
+
+
+def test_samples_below_an_unlikely_node() -> None:
+    """Its leaves have a prior that is zero in float32, and are drawn all the same when asked for."""
+    model = labelled()
+    with torch.no_grad():
+        model.paths.prior_logits[1] = -300.0
+    assert set(drawn_leaves(model.sample(200, node="root/1", generator=seeded(0))).tolist()) == {1, 2, 3}
+    assert 1 not in drawn_leaves(model.sample(200, generator=seeded(0)))
+
+
+def test_samples_have_the_latents_distribution() -> None:
+    """z ~ N(0, I) of the leaf's own size: a linear decoder's samples have covariance W W'."""
+    expert = hm.VAE(2, hm.MLP(()), hm.MLP(()), hm.Gaussian(0.3, "identity"))
+    model = build(expert, (3,), seed=1)
+    weight, bias = Reference(model).decoder_weights("root")
+    for observe, noise in ((False, 0.0), (True, 0.3**2)):
+        x = model.sample(50_000, observe=observe, generator=seeded(0))
+        covariance = weight @ weight.T + noise * torch.eye(3, dtype=torch.float64)
+        torch.testing.assert_close(x.T.cov(), covariance, rtol=0, atol=0.03)
+        torch.testing.assert_close(x.mean(0), bias, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("observe", [False, True])
+def test_the_same_generator_gives_the_same_samples(observe: bool, rng_untouched: None) -> None:
+    model = build(UNEQUAL, SHAPE)
+    first, again, other = (model.sample(50, observe=observe, generator=seeded(s)) for s in (1, 1, 2))
+    assert first.shape == (50, *SHAPE)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_samples_do_not_depend_on_the_batch_size() -> None:
+    model = build(UNEQUAL, SHAPE)
+    whole, pieces = (model.sample(50, generator=seeded(1), batch_size=b) for b in (1000, 7))
+    torch.testing.assert_close(whole, pieces)
+
+
+def test_without_a_generator_the_global_one_is_used() -> None:
+    model = build(UNEQUAL, SHAPE)
+    x = data_for(UNEQUAL, SHAPE, 4)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        results.append((model.sample(5), model(x).leaf_elbo, model.score_samples(x), model.sample(5, observe=True)))
+    for first, again in zip(*results, strict=True):
+        assert torch.equal(first, again)
+    assert not torch.equal(model.sample(5), model.sample(5))
+
+
+def test_a_generator_spares_the_global_one(rng_untouched: None) -> None:
+    model = build(UNEQUAL, SHAPE)
+    x = data_for(UNEQUAL, SHAPE, 4)
+    results = []
+    for _ in range(2):
+        g = seeded(3)
+        results.append(
+            (model(x, generator=g).leaf_elbo, model.score_samples(x, generator=g), model.sample(4, generator=g))
+        )
+        model.evaluate(x, generator=g)
+    for first, again in zip(*results, strict=True):
+        assert torch.equal(first, again)
+    for deterministic in (model.route, model.predict, model.predict_proba, model.encode, model.reconstruct):
+        deterministic(x)
+
+
+# --- batches, types and places --------------------------------------------------------------------------------------
+
+EVALUATIONS: dict[str, Callable[..., Tensor]] = {
+    "route": hm.HMoEVAE.route,
+    "predict": hm.HMoEVAE.predict,
+    "predict_proba": hm.HMoEVAE.predict_proba,
+    "encode": hm.HMoEVAE.encode,
+    "reconstruct": hm.HMoEVAE.reconstruct,
+}
+each_evaluation = pytest.mark.parametrize("name", EVALUATIONS)
+
+
+@each_evaluation
+@pytest.mark.parametrize("batch_size", [1, 7, 20, 21, np.int64(5)])
+def test_batches_change_nothing(name: str, batch_size: int, as_users_call: None) -> None:
+    model = build(UNEQUAL, SHAPE)
+    x = data_for(UNEQUAL, SHAPE, 20)
+    whole = EVALUATIONS[name](model, x)
+    pieces = EVALUATIONS[name](model, x, batch_size=batch_size)
+    torch.testing.assert_close(pieces, whole)
+    assert not whole.requires_grad
+
+
+def test_scores_in_batches_are_scores() -> None:
+    """The draws differ, so the comparison is with many of them."""
+    model = build(UNEQUAL, SHAPE)
+    x = data_for(UNEQUAL, SHAPE, 10)
+    whole, pieces = (model.score_samples(x, n_importance=400, batch_size=b, generator=seeded(0)) for b in (100, 3))
+    torch.testing.assert_close(whole, pieces, rtol=0, atol=0.1)
+    with fixed_noise():
+        terms = model.evaluate(x, batch_size=100), model.evaluate(x[:5], batch_size=5), model.evaluate(x[5:])
+    assert terms[0].keys() == terms[1].keys()
+    with fixed_noise():
+        halves = model.evaluate(torch.cat([x[:5], x[:5]]), batch_size=5)
+    for name, value in terms[1].items():
+        assert halves[name] == pytest.approx(value)
+
+
+def test_evaluation_weighs_an_odd_last_batch_by_its_size() -> None:
+    model = build(hm.Mixture.of(SMALL, 2, gate=GATE), SHAPE)
+    x = data_for(model.tree, SHAPE, 1)
+    with fixed_noise():
+        one = model.evaluate(x)
+        many = model.evaluate(x.expand(5, *SHAPE), batch_size=1)
+        first = model.evaluate(torch.cat([x, 0 * x, 0 * x]), batch_size=1)
+        zero = model.evaluate(0 * x)
+    for name, value in one.items():
+        assert many[name] == pytest.approx(value)
+        assert first[name] == pytest.approx((value + 2 * zero[name]) / 3)
+
+
+@each_evaluation
+@pytest.mark.parametrize("model_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("data_dtype", [torch.float16, torch.float32, torch.float64])
+def test_any_floating_point_data_will_do(name: str, model_dtype: torch.dtype, data_dtype: torch.dtype) -> None:
+    model = build(UNEQUAL, SHAPE).to(model_dtype)
+    x = data_for(UNEQUAL, SHAPE, 5).to(data_dtype)
+    expected = EVALUATIONS[name](model, x.to(model_dtype))
+    for given_as in (x, x.numpy()):
+        result = EVALUATIONS[name](model, given_as)
+        assert isinstance(result, Tensor)
+        assert result.dtype == (torch.int64 if name == "predict" else model_dtype)
+        assert torch.equal(result, expected)
+
+
+def test_forward_and_scores_take_other_floating_point_data() -> None:
+    model = build(UNEQUAL, SHAPE).float()
+    x = data_for(UNEQUAL, SHAPE, 5)
+    single, double = model(x.float(), generator=seeded(0)), model(x, generator=seeded(0))
+    assert double.loss.dtype == torch.float32
+    assert torch.equal(single.loss, double.loss)
+    assert torch.equal(
+        model.score_samples(x.numpy(), generator=seeded(0)), model.score_samples(x.float(), generator=seeded(0))
+    )
+    assert model.evaluate(x.numpy(), generator=seeded(0)) == model.evaluate(x.float(), generator=seeded(0))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [lambda a: a[::-1], lambda a: a[:, ::2][:, :1], lambda a: a.astype(">f4"), lambda a: np.asfortranarray(a)],
+    ids=["reversed", "strided", "big-endian", "fortran"],
+)
+def test_any_numpy_layout_will_do(view: Callable[[np.ndarray], np.ndarray]) -> None:
+    x = view(np.random.default_rng(0).random((6, 2), dtype=np.float32))
+    model = build(hm.Mixture.of(SMALL, 3, gate=GATE), x.shape[1:]).float()
+    expected = model.predict_proba(torch.tensor(np.ascontiguousarray(x, dtype=np.float32)))
+    assert torch.equal(model.predict_proba(x), expected)
+
+
+def test_a_read_only_array_is_read_without_a_warning() -> None:
+    x = np.random.default_rng(0).random((6, 2), dtype=np.float32)
+    x.flags.writeable = False
+    assert build(hm.Mixture.of(SMALL, 3, gate=GATE), (2,)).predict(x).shape == (6,)
+
+
+def test_strided_tensors_will_do() -> None:
+    model = build(UNEQUAL, SHAPE)
+    x = data_for(UNEQUAL, SHAPE, 10)
+    odd = x.transpose(0, 2).contiguous().transpose(0, 2)[::2]
+    assert not odd.is_contiguous()
+    assert torch.equal(model.route(odd), model.route(odd.contiguous()))
+    assert torch.equal(model(odd, generator=seeded(0)).loss, model(odd.contiguous(), generator=seeded(0)).loss)
+    assert torch.equal(model.reconstruct(odd), model.reconstruct(odd.contiguous()))
+
+
+def test_leaf_indices_of_any_integer_type_will_do() -> None:
+    model = build(UNEQUAL, SHAPE)
+    z = torch.randn(5, 2, generator=seeded(0), dtype=torch.float64)
+    leaf = torch.tensor([4, 0, 2, 0, 1])
+    assert torch.equal(model.decode(z, leaf.int()), model.decode(z, leaf))
+    assert model.decode(z[:0], leaf[:0]).shape == (0, *SHAPE)
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_counts_may_be_numpys() -> None:
+    model = build(UNEQUAL, SHAPE)
+    x = data_for(UNEQUAL, SHAPE, 5)
+    two = np.int64(2)
+    assert model.sample(two, batch_size=two).shape == (2, *SHAPE)
+    assert model.score_samples(x, n_importance=two, batch_size=two).shape == (5,)
+    assert model.decode(torch.zeros(5, 2), torch.arange(5), batch_size=two).shape == (5, *SHAPE)
+
+
+def test_inputs_are_left_alone() -> None:
+    model = build(UNEQUAL, SHAPE)
+    x = data_for(UNEQUAL, SHAPE, 4)
+    before = x.clone()
+    model(x).loss.backward()
+    model.reconstruct(x)
+    model.score_samples(x, n_importance=2)
+    assert torch.equal(x, before)
+    assert not x.requires_grad
+
+
+def test_repr_shows_the_tree_and_the_sizes() -> None:
+    model = hm.HMoEVAE(UNEQUAL, SHAPE, objective="marginal")
+    n_parameters = sum(p.numel() for p in model.parameters())
+    text = repr(model)
+    assert f"input_shape=(2, 3), objective='marginal', leaves=5, parameters={n_parameters:,}" in text
+    drawn = [line.strip() for line in text.splitlines()]
+    assert [line for line in str(UNEQUAL).splitlines() if line.strip() not in drawn] == []
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_properties() -> None:
+    model = hm.HMoEVAE(UNEQUAL, (2, np.int64(3)))
+    assert model.tree is UNEQUAL
+    assert (model.device, model.dtype, model.input_shape) == (torch.device("cpu"), torch.float32, (2, 3))
+    assert model.double().dtype == torch.float64
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+VALID = torch.full((3, *SHAPE), 0.5)
+
+
+def with_value(value: float, sample: int = 1) -> Tensor:
+    """Valid data but for one number."""
+    x = VALID.clone()
+    x[sample, 0, 2] = value
+    return x
+
+
+BAD_DATA = [
+    (VALID[0], ShapeError, "x: expected (batch, 2, 3), got (2, 3)"),
+    (VALID.flatten(1), ShapeError, "x: expected (batch, 2, 3), got (3, 6)"),
+    (VALID.transpose(1, 2), ShapeError, "x: expected (batch, 2, 3), got (3, 3, 2)"),
+    (VALID.unsqueeze(1), ShapeError, "x: expected (batch, 2, 3), got (3, 1, 2, 3)"),
+    (torch.tensor(0.5), ShapeError, "x: expected (batch, 2, 3), got ()"),
+    (
+        VALID.to(torch.uint8),
+        ArgumentTypeError,
+        "x: expected floating point values (such as pixels / 255), got torch.uint8",
+    ),
+    (VALID > 0, ArgumentTypeError, "x: expected floating point values (such as pixels / 255), got torch.bool"),
+    (VALID + 0j, ArgumentTypeError, "x: expected floating point values (such as pixels / 255), got torch.complex64"),
+    (
+        np.ones((3, 2, 3), np.int64),
+        ArgumentTypeError,
+        "x: expected floating point values (such as pixels / 255), got int64",
+    ),
+    (np.full((3, 2, 3), "0.5"), ArgumentTypeError, "x: expected floating point values (such as pixels / 255), got <U3"),
+    (VALID.tolist(), ArgumentTypeError, "x: expected a torch.Tensor or numpy array, got list"),
+    (None, ArgumentTypeError, "x: expected a torch.Tensor or numpy array, got NoneType"),
+    (VALID[:0], DataError, "x: expected at least one sample, got none"),
+    (with_value(math.nan), DataError, "x: expected finite values, got NaN or infinity in 1 samples, first 1"),
+    (with_value(-math.inf, 2), DataError, "x: expected finite values, got NaN or infinity in 1 samples, first 2"),
+    (VALID * math.nan, DataError, "x: expected finite values, got NaN or infinity in 3 samples, first 0"),
+    (
+        with_value(1.5),
+        DataError,
+        "x: expected values in [0, 1] (for others, Gaussian(mean='identity')), got values from 0.5 to 1.5",
+    ),
+    (
+        with_value(-0.25),
+        DataError,
+        "x: expected values in [0, 1] (for others, Gaussian(mean='identity')), got values from -0.25 to 0.5",
+    ),
+]
+CHECKED = {**EVALUATIONS, "forward": hm.HMoEVAE.forward, "score_samples": hm.HMoEVAE.score_samples}
+CHECKED |= {"evaluate": hm.HMoEVAE.evaluate}
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("method", CHECKED)
+@pytest.mark.parametrize(("x", "error", "message"), BAD_DATA, ids=[f"{m[3:60]}" for _, _, m in BAD_DATA])
+def test_bad_data_is_refused(method: str, x: object, error: type[HMoEVAEError], message: str) -> None:
+    model = build(UNEQUAL, SHAPE).float()
+    with pytest.raises(error) as caught:
+        CHECKED[method](model, x)
+    assert str(caught.value) == message
+    assert isinstance(caught.value, TypeError if error is ArgumentTypeError else ValueError)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "x", "message"),
+    [
+        (
+            hm.Bernoulli(),
+            VALID,
+            "x: expected values 0 or 1 (for grey levels in [0, 1], ContinuousBernoulli is a density), "
+            "got values from 0.5 to 0.5",
+        ),
+        (hm.ContinuousBernoulli(), VALID + 1, "x: expected values in [0, 1], got values from 1.5 to 1.5"),
+    ],
+)
+def test_one_leaf_with_another_support_is_enough_to_refuse_data(
+    likelihood: hm.Bernoulli | hm.ContinuousBernoulli, x: Tensor, message: str
+) -> None:
+    free = hm.VAE(2, likelihood=hm.Gaussian(1.0, "identity"))
+    model = build(hm.Mixture((free, hm.Mixture((free, hm.VAE(2, likelihood=likelihood))))), SHAPE).float()
+    with pytest.raises(DataError) as caught:
+        model(x)
+    assert str(caught.value) == message
+    build(hm.Mixture.of(free, 2), SHAPE).float()(x * 100)
+
+
+def test_data_too_large_for_the_models_dtype() -> None:
+    """Finite in float64, infinite in the model's float32."""
+    model = build(hm.VAE(2, likelihood=hm.Gaussian(1.0, "identity")), SHAPE).float()
+    with pytest.raises(DataError, match="x: expected finite values"):
+        model(VALID.double() * 1e300)
+
+
+def test_checks_of_values_can_be_left_out_but_not_those_of_shape() -> None:
+    model = build(UNEQUAL, SHAPE).float()
+    assert torch.isfinite(model(VALID + 3, validate=False).loss)
+    with pytest.raises(ShapeError):
+        model(VALID.flatten(1), validate=False)
+
+
+def test_check_input_names_the_argument() -> None:
+    with pytest.raises(ShapeError) as caught:
+        build(UNEQUAL, SHAPE).check_input(torch.rand(3, 7), name="validation_data")
+    assert str(caught.value) == "validation_data: expected (batch, 2, 3), got (3, 7)"
+
+
+def decode(z: object, leaf: object) -> Callable[[hm.HMoEVAE], object]:
+    return lambda model: model.decode(z, leaf)
+
+
+Z = torch.zeros(3, 2)
+LEAF = torch.tensor([0, 1, 4])
+BAD_ARGUMENTS = [
+    (
+        lambda m: m.predict(VALID, level=3),
+        ArgumentError,
+        "level: expected an integer from 0 to the tree's depth 2, got 3",
+    ),
+    (
+        lambda m: m.predict_proba(VALID, level=-1),
+        ArgumentError,
+        "level: expected an integer from 0 to the tree's depth 2, got -1",
+    ),
+    (
+        lambda m: m.encode(VALID, node="root/7"),
+        ArgumentError,
+        "path: expected a node of the tree (root has children 0 to 2), got 'root/7'",
+    ),
+    (
+        lambda m: m.reconstruct(VALID, node="root/0/1"),
+        ArgumentError,
+        "path: expected a node of the tree (root/0 has no children), got 'root/0/1'",
+    ),
+    (
+        lambda m: m.sample(3, node="leaf"),
+        ArgumentError,
+        "path: expected a path that starts with 'root', such as 'root/0', got 'leaf'",
+    ),
+    (lambda m: m.sample(0), ArgumentError, "n: expected an integer > 0, got 0"),
+    (lambda m: m.sample(-2), ArgumentError, "n: expected an integer > 0, got -2"),
+    (lambda m: m.sample(2.0), ArgumentError, "n: expected an integer > 0, got 2.0"),
+    (lambda m: m.sample(True), ArgumentError, "n: expected an integer > 0, got True"),
+    (lambda m: m.sample(None), ArgumentError, "n: expected an integer > 0, got None"),
+    (lambda m: m.score_samples(VALID, n_importance=0), ArgumentError, "n_importance: expected an integer > 0, got 0"),
+    (decode(Z[0], LEAF), ShapeError, "z: expected (batch, 2), got (2,)"),
+    (decode(Z[:, :1], LEAF), ShapeError, "z: expected (batch, 2), got (3, 1)"),
+    (decode(Z, LEAF[:2]), ShapeError, "leaf: expected (3,), one a row of z, got (2,)"),
+    (decode(Z, LEAF.unsqueeze(1)), ShapeError, "leaf: expected (3,), one a row of z, got (3, 1)"),
+    (decode(Z, LEAF + 1), ArgumentError, "leaf: expected indices from 0 to 4, got 1 to 5"),
+    (decode(Z, LEAF - 1), ArgumentError, "leaf: expected indices from 0 to 4, got -1 to 3"),
+    (decode(Z, LEAF.float()), ArgumentTypeError, "leaf: expected integers, got torch.float32"),
+    (decode(Z.tolist(), LEAF), ArgumentTypeError, "z: expected a torch.Tensor, got list"),
+    (decode(Z, LEAF.tolist()), ArgumentTypeError, "leaf: expected a torch.Tensor, got list"),
+]
+BAD_ARGUMENTS += [
+    (
+        lambda m, name=name, size=size: CHECKED[name](m, VALID, batch_size=size),
+        ArgumentError,
+        f"batch_size: expected an integer > 0, got {size!r}",
+    )
+    for name in CHECKED
+    if name != "forward"
+    for size in (0, -1, 2.5)
+]
+BAD_ARGUMENTS += [
+    (lambda m: m.sample(3, batch_size=0), ArgumentError, "batch_size: expected an integer > 0, got 0"),
+    (lambda m: m.decode(Z, LEAF, batch_size=0), ArgumentError, "batch_size: expected an integer > 0, got 0"),
+]
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize(("call", "error", "message"), BAD_ARGUMENTS, ids=[message for _, _, message in BAD_ARGUMENTS])
+def test_bad_arguments_are_refused(
+    call: Callable[[hm.HMoEVAE], object], error: type[HMoEVAEError], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        call(build(UNEQUAL, SHAPE).float())
+    assert str(caught.value) == message
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((UNEQUAL, ()), ArgumentError, "input_shape: expected a tuple of integers > 0, got ()"),
+        ((UNEQUAL, 6), ArgumentError, "input_shape: expected a tuple of integers > 0, got 6"),
+        ((UNEQUAL, (1, 0)), ArgumentError, "input_shape: expected a tuple of integers > 0, got (1, 0)"),
+        ((UNEQUAL, (2, -3)), ArgumentError, "input_shape: expected a tuple of integers > 0, got (2, -3)"),
+        ((UNEQUAL, (2.0, 3)), ArgumentError, "input_shape: expected a tuple of integers > 0, got (2.0, 3)"),
+        ((UNEQUAL, "23"), ArgumentError, "input_shape: expected a tuple of integers > 0, got '23'"),
+        (("tree", SHAPE), ArgumentTypeError, "tree: expected a VAE or a Mixture, got str"),
+        ((hm.MLP(), SHAPE), ArgumentTypeError, "tree: expected a VAE or a Mixture, got MLP"),
+        (
+            (hm.Mixture.of(hm.Mixture.of(SMALL, 2, gate=hm.Conv()), 2), SHAPE),
+            SpecError,
+            "root/0.gate: expected an MLP, or samples of shape (channels, height, width) for a Conv, "
+            "got Conv(16-32, MLP 128) for samples of shape (2, 3)",
+        ),
+    ],
+)
+def test_bad_models_are_refused(arguments: tuple, error: type[HMoEVAEError], message: str) -> None:
+    with pytest.raises(error) as caught:
+        hm.HMoEVAE(*arguments)
+    assert str(caught.value) == message
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_bad_objectives_are_refused() -> None:
+    with pytest.raises(ArgumentError) as caught:
+        hm.HMoEVAE(UNEQUAL, SHAPE, objective="mse")
+    assert str(caught.value) == "objective: expected one of 'expected', 'elbo', 'marginal', got 'mse'"
+    with pytest.raises(ArgumentError) as caught:
+        hm.HMoEVAE(hm.Mixture.of(SMALL, 2, prior="learned"), SHAPE)
+    assert str(caught.value) == (
+        "objective: expected 'elbo' or 'marginal' for a tree with a learned prior, which 'expected' never reads, "
+        "got 'expected'"
+    )
+
+
+@given(trees(), st.integers(0, 100))
+@settings(max_examples=5)
+def test_a_model_starts_the_same_from_the_same_seed(tree: Tree, seed: int) -> None:
+    states = []
+    for _ in range(2):
+        torch.manual_seed(seed)
+        states.append(hm.HMoEVAE(tree, (3,), objective="elbo").state_dict())
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name

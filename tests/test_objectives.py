@@ -1,0 +1,315 @@
+"""Objectives and balance terms against their formulas written out, and what must hold of them whatever the network."""
+
+import math
+from typing import Any
+
+import pytest
+import reference
+import torch
+from conftest import build, data_for, fixed_noise, trees
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import hmoevae as hm
+from hmoevae.nn.objectives import OBJECTIVES, balance
+from hmoevae.nn.paths import Paths
+from hmoevae.plan import Plan, compile_tree
+from hmoevae.spec import Tree
+
+LEAF = hm.VAE(latent_dim=2, encoder=hm.MLP((4,)), decoder=hm.MLP((4,)))
+
+
+def random_inputs(leaves: int, batch: int, seed: int, spread: float = 10.0) -> tuple[Tensor, Tensor, Tensor]:
+    """ELBOs, log-probabilities of the leaves (leaf, batch), and a log prior, in double precision."""
+    generator = torch.Generator().manual_seed(seed)
+    elbo = spread * torch.randn(leaves, batch, generator=generator, dtype=torch.float64)
+    log_prob = torch.randn(leaves, batch, generator=generator, dtype=torch.float64).log_softmax(0)
+    log_prior = torch.randn(leaves, generator=generator, dtype=torch.float64).log_softmax(0)
+    return elbo.requires_grad_(), log_prob.requires_grad_(), log_prior.requires_grad_()
+
+
+# --- objectives -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@given(leaves=st.integers(1, 6), batch=st.integers(1, 5), seed=st.integers(0, 1000))
+def test_objective_is_its_formula(name: str, leaves: int, batch: int, seed: int) -> None:
+    fast, slow = random_inputs(leaves, batch, seed), random_inputs(leaves, batch, seed)
+    terms = OBJECTIVES[name](*fast)
+    expected = getattr(reference, f"naive_{name}")(slow[0].t(), slow[1].t(), slow[2])
+    assert terms.keys() == expected.keys()
+    for term, value in expected.items():
+        torch.testing.assert_close(terms[term], value)
+    sum(terms.values()).backward()
+    sum(expected.values()).backward()
+    for a, b in zip(fast, slow, strict=True):
+        # A gradient that is zero may be None.
+        one, other = (torch.zeros_like(t) if t.grad is None else t.grad for t in (a, b))
+        torch.testing.assert_close(one, other)
+
+
+@given(leaves=st.integers(1, 6), batch=st.integers(1, 5), seed=st.integers(0, 1000))
+def test_elbo_is_below_the_marginal_bound(leaves: int, batch: int, seed: int) -> None:
+    """Jensen: whatever the gate, -elbo <= mean logsumexp(log pi + ELBO); the responsibilities reach it."""
+    elbo, log_prob, log_prior = random_inputs(leaves, batch, seed)
+    bound = -OBJECTIVES["marginal"](elbo, log_prob, log_prior)["marginal"]
+    assert -OBJECTIVES["elbo"](elbo, log_prob, log_prior)["elbo"] <= bound + 1e-9
+    best_gate = (elbo + log_prior.unsqueeze(1)).log_softmax(0)
+    torch.testing.assert_close(-OBJECTIVES["elbo"](elbo, best_gate, log_prior)["elbo"], bound)
+
+
+def test_distillation_trains_the_gate_alone() -> None:
+    """The responsibilities are the gate's targets: no gradient flows into the experts through them."""
+    elbo, log_prob, log_prior = random_inputs(4, 3, seed=0)
+    OBJECTIVES["marginal"](elbo, log_prob, log_prior)["distillation"].backward()
+    assert elbo.grad is None
+    assert log_prior.grad is None
+    assert (log_prob.grad != 0).all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_far_apart_elbos_do_not_overflow(name: str) -> None:
+    elbo = torch.tensor([[-1e6, -3.0], [-5.0, -1e7], [-1e5, -2.0]], requires_grad=True)
+    logits = torch.tensor([[300.0, 0.0], [0.0, -400.0], [-300.0, 400.0]], requires_grad=True)
+    terms = OBJECTIVES[name](elbo, logits.log_softmax(0), torch.full((3,), 1 / 3).log())
+    total = sum(terms.values())
+    total.backward()
+    assert torch.isfinite(total)
+    assert torch.isfinite(elbo.grad).all()
+    assert torch.isfinite(logits.grad).all()
+
+
+# --- balance --------------------------------------------------------------------------------------------------------
+
+
+def random_edges(plan: Plan, batch: int, seed: int) -> Tensor:
+    """log g(child | x) on every edge, (edge, batch)."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = [
+        torch.randn(len(mixture.spec.children), batch, generator=generator, dtype=torch.float64).log_softmax(0)
+        for mixture in plan.mixtures
+    ]
+    return torch.cat([torch.zeros(0, batch, dtype=torch.float64), *blocks])
+
+
+def run_balance(plan: Plan, edges: Tensor, log_prior: Tensor | None = None) -> Tensor:
+    """The balance of all mixtures, as the model computes it."""
+    paths = Paths(plan).to(edges.dtype)
+    importance = paths.importance(paths.node_log_prob(edges))
+    return balance(importance, paths.edge_log_prior().detach() if log_prior is None else log_prior, paths)
+
+
+def naive_total(tree: Tree, plan: Plan, edges: Tensor, log_prior: list[float]) -> Tensor:
+    """The sum over all mixtures, recursing over the tree."""
+    first = {mixture.path: plan.edge_mixture.index(m) for m, mixture in enumerate(plan.mixtures)}
+
+    def visit(node: Tree, path: str, reach: Tensor, inherited: hm.Balance) -> Tensor:
+        if isinstance(node, hm.VAE):
+            return edges.new_zeros(())
+        own = node.balance or inherited
+        n = len(node.children)
+        rows = range(first[path], first[path] + n)
+        importance = [(reach + edges[row]).exp().sum() for row in rows]
+        total = own.weight * reference.naive_balance(own.kind, importance, [log_prior[row] for row in rows])
+        for i, (row, child) in enumerate(zip(rows, node.children, strict=True)):
+            total = total + visit(child, f"{path}/{i}", reach + edges[row], own)
+        return total
+
+    return visit(tree, "root", edges.new_zeros(edges.shape[1]), hm.Balance("variance", 0.1))
+
+
+@given(trees(), st.integers(1, 4), st.integers(0, 1000))
+def test_balance_is_its_formula(tree: Tree, batch: int, seed: int) -> None:
+    plan = compile_tree(tree)
+    fast = random_edges(plan, batch, seed).requires_grad_()
+    slow = random_edges(plan, batch, seed).requires_grad_()
+    log_prior = random_edges(plan, 1, seed + 1).squeeze(1)
+    result = run_balance(plan, fast, log_prior)
+    expected = naive_total(tree, plan, slow, log_prior.tolist())
+    torch.testing.assert_close(result, expected)
+    if plan.mixtures:
+        result.backward()
+        expected.backward()
+        torch.testing.assert_close(fast.grad, slow.grad)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("variance", 2 / 9), ("cv2", 0.5), ("kl", None)])
+def test_balance_by_hand(kind: str, expected: float | None) -> None:
+    """Two samples, one each way of the first two of three children: importance (1, 1, 0)."""
+    tree = hm.Mixture.of(LEAF, 3, balance=hm.Balance(kind, 2.0))
+    importance = torch.tensor([1.0, 1.0, 0.0])
+    paths = Paths(compile_tree(tree))
+    result = balance(importance, torch.full((3,), 1 / 3).log(), paths).item()
+    assert result == pytest.approx(2 * (math.log(3 / 2) if expected is None else expected))
+
+
+@pytest.mark.parametrize("kind", ["variance", "cv2", "kl"])
+def test_even_use_costs_nothing_and_one_sidedness_costs_most(kind: str) -> None:
+    paths = Paths(compile_tree(hm.Mixture.of(LEAF, 4, balance=hm.Balance(kind, 1.0))))
+    prior = torch.full((4,), 1 / 4).log()
+    even, mixed, single = (
+        balance(torch.tensor(importance), prior, paths).item()
+        for importance in ([2.0, 2.0, 2.0, 2.0], [5.0, 1.0, 1.0, 1.0], [8.0, 0.0, 0.0, 0.0])
+    )
+    assert even == pytest.approx(0, abs=1e-6)
+    assert 0.1 < mixed < single
+
+
+def test_kl_balance_asks_for_the_prior_not_for_even_use() -> None:
+    paths = Paths(compile_tree(hm.Mixture.of(LEAF, 2, balance=hm.Balance("kl", 1.0))))
+    prior = torch.tensor([0.8, 0.2])
+    assert balance(10 * prior, prior.log(), paths).item() == pytest.approx(0, abs=1e-6)
+    assert balance(torch.tensor([5.0, 5.0]), prior.log(), paths).item() > 0.1
+
+
+def two_level(kind: str) -> tuple[Plan, Plan]:
+    """A mixture of a leaf and a mixture, with the balance at the inner one alone, and at none."""
+    off = hm.Balance("variance", 0.0)
+    inner = hm.Mixture.of(LEAF, 3, balance=hm.Balance(kind, 1.0))
+    silent = hm.Mixture.of(LEAF, 3, balance=off)
+    return compile_tree(hm.Mixture((LEAF, inner), balance=off)), compile_tree(hm.Mixture((LEAF, silent), balance=off))
+
+
+@pytest.mark.parametrize("kind", ["variance", "cv2", "kl"])
+@pytest.mark.parametrize("logit", [-95.0, -100.0, -110.0, -1e4])
+def test_a_mixture_that_nothing_reaches_contributes_nothing(kind: str, logit: float) -> None:
+    """Its probability runs through the denormal numbers to an exact zero; value and gradient stay finite."""
+    plan, _ = two_level(kind)
+    logits = torch.tensor([0.0, logit, 2.0, 0.0, -1.0]).unsqueeze(1).expand(5, 3).clone().requires_grad_()
+    edges = torch.cat([logits[:2].log_softmax(0), logits[2:].log_softmax(0)])
+    term = run_balance(plan, edges)
+    term.backward()
+    assert torch.isfinite(term)
+    assert torch.isfinite(logits.grad).all()
+    if logit < -105:  # below e^-105 a float32 probability is zero
+        assert term.item() == 0
+        assert (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["cv2", "kl"])
+def test_relative_balances_do_not_fade_with_reach(kind: str) -> None:
+    """`cv2` and `kl` compare siblings; how rarely their parent is reached is not theirs to weigh."""
+    plan, _ = two_level(kind)
+    values = []
+    for logit in (0.0, -20.0):
+        logits = torch.tensor([0.0, logit, 2.0, 0.0, -1.0]).unsqueeze(1)
+        values.append(run_balance(plan, torch.cat([logits[:2].log_softmax(0), logits[2:].log_softmax(0)])).item())
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
+    assert values[0] > 0.1
+
+
+@pytest.mark.parametrize("kind", ["variance", "cv2", "kl"])
+def test_weight_zero_switches_a_balance_off(kind: str) -> None:
+    _, silent = two_level(kind)
+    assert run_balance(silent, random_edges(silent, 3, 0)).item() == 0
+
+
+@pytest.mark.parametrize("kind", ["variance", "cv2", "kl"])
+def test_balance_keeps_its_precision_under_autocast(kind: str) -> None:
+    """Its sums are over few numbers, and cost nothing in float32; in bfloat16 they would keep two digits."""
+    plan = compile_tree(hm.Mixture.of(hm.Mixture.of(LEAF, 3), 2, balance=hm.Balance(kind, 0.7)))
+    edges = random_edges(plan, 5, 1).float()
+    expected = run_balance(plan, edges)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = run_balance(plan, edges)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=0)
+
+
+# --- probabilities --------------------------------------------------------------------------------------------------
+
+
+@given(trees(), st.integers(1, 3), st.integers(0, 1000))
+def test_leaf_and_prior_probabilities_are_products_of_the_edges(tree: Tree, batch: int, seed: int) -> None:
+    plan = compile_tree(tree)
+    paths = Paths(plan).double()
+    if paths.prior_logits is not None:
+        torch.nn.init.normal_(paths.prior_logits, generator=torch.Generator().manual_seed(seed))
+    edges = random_edges(plan, batch, seed)
+    by_node = paths.node_log_prob(edges)
+    prior = paths.edge_log_prior()
+    for i, node in enumerate(plan.nodes):
+        torch.testing.assert_close(by_node[i], edges[list(node.edges)].sum(0))
+    leaf_log_prob = paths.leaf_log_prob(by_node)
+    leaf_log_prior = paths.leaf_log_prior()
+    for i, leaf in enumerate(plan.leaves):
+        torch.testing.assert_close(leaf_log_prob[i], edges[list(leaf.edges)].sum(0))
+        torch.testing.assert_close(leaf_log_prior[i], prior[list(leaf.edges)].sum())
+    one = torch.ones((), dtype=torch.float64)
+    torch.testing.assert_close(leaf_log_prior.exp().sum(), one)
+    torch.testing.assert_close(leaf_log_prob.exp().sum(0), one.expand(batch))
+    for m, mixture in enumerate(plan.mixtures):
+        rows = [e for e, owner in enumerate(plan.edge_mixture) if owner == m]
+        torch.testing.assert_close(prior[rows].exp().sum(), one)
+        if mixture.spec.prior == "uniform":
+            torch.testing.assert_close(prior[rows].exp(), torch.full_like(prior[rows], 1 / len(rows)))
+
+
+def test_far_apart_prior_logits_do_not_overflow() -> None:
+    paths = Paths(compile_tree(hm.Mixture.of(hm.Mixture.of(LEAF, 2, prior="learned"), 2, prior="learned")))
+    with torch.no_grad():
+        paths.prior_logits.copy_(torch.tensor([300.0, -300.0, 1e4, 1e4, -1e4, -1e4]))
+    prior = paths.edge_log_prior()
+    prior.sum().backward()
+    half = math.log(0.5)
+    torch.testing.assert_close(prior, torch.tensor([0.0, -600.0, half, half, half, half]))
+    assert torch.isfinite(paths.prior_logits.grad).all()
+
+
+# --- the article ----------------------------------------------------------------------------------------------------
+
+
+def test_flat_tree_is_the_articles_formula() -> None:
+    """mean_x sum_l p_l(x) L_l(x) + 0.1 Var_l(sum_x p_l(x)), written out from the weights with bare arithmetic."""
+    expert = hm.VAE(latent_dim=2, encoder=hm.MLP((5,), "sigmoid"), decoder=hm.MLP((4,), "sigmoid"))
+    tree = hm.Mixture.of(expert, 3, gate=hm.MLP((6,), "sigmoid"))
+    model = build(tree, (2, 3), objective="expected", seed=3)
+    x = data_for(tree, (2, 3), 4)
+    flat = x.flatten(1)
+    noise = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    def dense(network: Any, g: int, inputs: Tensor) -> Tensor:
+        first, second = network.layers
+        hidden = 1 / (1 + torch.exp(-(inputs @ first.weight[g].T + first.bias[g])))
+        return hidden @ second.weight[g].T + second.bias[g]
+
+    scores = torch.exp(dense(model.gates.groups[0], 0, flat))
+    p = scores / scores.sum(1, keepdim=True)
+    losses = []
+    for k in range(3):
+        answer = dense(model.experts.groups[0].encoder, k, flat)
+        mu, var = answer[:, :2], 1e-5 + torch.exp(answer[:, 2:])
+        z = mu + torch.sqrt(var) * noise[k].T
+        mean = 1 / (1 + torch.exp(-dense(model.experts.groups[0].decoder, k, z)))
+        pixel = (flat - mean) ** 2 / (2 * 0.5**2) + math.log(0.5) + 0.5 * math.log(2 * math.pi)
+        kl = 0.5 * (var + mu**2 - 1 - torch.log(var)).sum(1)
+        losses.append(pixel.sum(1) + kl)
+    expected = (p * torch.stack(losses, 1)).sum(1).mean()
+    importance = p.sum(0)
+    balance_term = 0.1 * ((importance - importance.mean()) ** 2).mean()
+
+    out = model(x, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(out.leaf_elbo, -torch.stack(losses, 1))
+    torch.testing.assert_close(out.leaf_log_prob.exp(), p)
+    torch.testing.assert_close(out.terms["expected"], expected)
+    torch.testing.assert_close(out.terms["balance"], balance_term)
+    torch.testing.assert_close(out.loss, expected + balance_term)
+
+
+@pytest.mark.parametrize("kind", ["variance", "cv2", "kl"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_an_underflown_leaf_leaves_no_nan_gradient(kind: str, objective: str) -> None:
+    """One gate has made up its mind so firmly that a leaf, or a whole mixture, has probability zero in float32."""
+    tree = hm.Mixture((LEAF, hm.Mixture.of(LEAF, 3), LEAF), gate=hm.MLP((3,)), balance=hm.Balance(kind, 1.0))
+    for child in (0, 1, 2):
+        model = build(tree, (4,), objective=objective).float()
+        with torch.no_grad():
+            reference.Reference(model).gate_weights("root")[-1][child] = -500.0
+        with fixed_noise():
+            out = model(data_for(tree, (4,), 3).float())
+        assert (out.leaf_log_prob.exp() == 0).any()
+        out.loss.backward()
+        assert torch.isfinite(out.loss)
+        for name, parameter in model.named_parameters():
+            assert torch.isfinite(parameter.grad).all(), name

@@ -1,0 +1,471 @@
+"""Models on disk: bit-equal after loading, refused when damaged or foreign, and never lost to a save that fails."""
+
+import errno
+import json
+import os
+import pickle
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Case, build, cases, data_for
+from hypothesis import given, settings
+from safetensors.torch import load_file, save_file
+
+import hmoevae as hm
+from hmoevae import storage
+from hmoevae.errors import CheckpointError, HMoEVAEError
+
+LEAF = hm.VAE(2, hm.MLP((4,)), hm.MLP((4,)), hm.Gaussian(0.3))
+TREE = hm.Mixture((LEAF, hm.Mixture.of(hm.VAE(3, hm.MLP((4,)), hm.MLP(())), 2, prior="learned")), gate=hm.MLP((3,)))
+SHAPE = (2, 3)
+FOLDER = "a folder with a saved model, or a repository on the Hugging Face Hub"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def make(seed: int = 0) -> hm.HMoEVAE:
+    return build(TREE, SHAPE, objective="marginal", seed=seed).float()
+
+
+def assert_equal(a: hm.HMoEVAE, b: hm.HMoEVAE) -> None:
+    """Same tree, same settings, and the same bits in every parameter."""
+    assert (a.tree, a.input_shape, a.objective, a.dtype) == (b.tree, b.input_shape, b.objective, b.dtype)
+    left, right = a.state_dict(), b.state_dict()
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        assert torch.equal(value, right[name]), name
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A folder with a good checkpoint."""
+    make().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+# --- there and back -------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=8)
+@given(cases())
+def test_a_loaded_model_is_the_saved_one(tmp_path_factory: pytest.TempPathFactory, case: Case) -> None:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    model = case.model.float()
+    model.save_pretrained(folder)
+    loaded = hm.HMoEVAE.from_pretrained(folder)
+    assert_equal(loaded, model)
+    assert not loaded.training
+    x = case.x.float()
+    first, again = (m(x, generator=torch.Generator().manual_seed(0)) for m in (model, loaded))
+    assert torch.equal(first.loss, again.loss)
+    assert torch.equal(first.leaf_elbo, again.leaf_elbo)
+    assert torch.equal(model.predict_proba(x), loaded.predict_proba(x))
+
+
+def test_double_precision_survives(tmp_path: Path) -> None:
+    model = make().double()
+    with torch.no_grad():
+        model.paths.prior_logits[2] = 0.1  # not a float32
+    model.save_pretrained(tmp_path)
+    assert_equal(hm.HMoEVAE.from_pretrained(tmp_path), model)
+
+
+def test_a_loaded_model_can_be_trained_on(saved: Path) -> None:
+    model = hm.HMoEVAE.from_pretrained(saved).train()
+    model(data_for(TREE, SHAPE, 4).float()).loss.backward()
+    assert all(p.requires_grad and p.grad is not None for p in model.parameters())
+
+
+def test_paths_may_be_strings_and_folders_are_made(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "a"
+    make().save_pretrained(str(folder))
+    assert_equal(hm.HMoEVAE.from_pretrained(str(folder)), make())
+
+
+def test_a_folder_named_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("model", "runs/model"):
+        make().save_pretrained(folder)
+        assert_equal(hm.HMoEVAE.from_pretrained(folder), make())
+
+
+def test_the_folder_holds_these_files_and_leaves_others_alone(saved: Path) -> None:
+    (saved / "history.csv").write_text("epoch\n")
+    make(1).save_pretrained(saved)
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", CONFIG, "history.csv", WEIGHTS]
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["model"]
+    assert (saved / "history.csv").read_text() == "epoch\n"
+    assert_equal(hm.HMoEVAE.from_pretrained(saved), make(1))
+
+
+def test_a_readme_shows_the_tree_and_is_its_owners_from_then_on(saved: Path) -> None:
+    assert str(TREE) in (saved / "README.md").read_text(encoding="utf-8")
+    (saved / "README.md").write_text("mine")
+    make(1).save_pretrained(saved)
+    assert (saved / "README.md").read_text() == "mine"
+    assert_equal(hm.HMoEVAE.from_pretrained(saved), make(1))
+
+
+def test_the_config_is_readable_json(saved: Path) -> None:
+    config = json.loads((saved / CONFIG).read_text(encoding="utf-8"))
+    assert config == {
+        "format": "hmoevae",
+        "format_version": 1,
+        "tree": json.loads(TREE.to_json()),
+        "input_shape": [2, 3],
+        "objective": "marginal",
+    }
+    assert hm.tree_from_json(json.dumps(config["tree"])) == TREE
+
+
+def test_names_in_any_script_survive(tmp_path: Path) -> None:
+    tree = hm.Mixture((hm.VAE(1, hm.MLP(()), hm.MLP(()), name="Ä 数 \n\"'"), hm.VAE(1, hm.MLP(()), hm.MLP(()))))
+    hm.HMoEVAE(tree, (2,)).save_pretrained(tmp_path)
+    assert hm.HMoEVAE.from_pretrained(tmp_path).tree == tree
+
+
+def test_only_what_is_learned_is_saved(saved: Path) -> None:
+    """Index tables follow from the tree."""
+    assert load_file(saved / WEIGHTS).keys() == dict(make().named_parameters()).keys()
+
+
+def test_no_pickle_is_read_or_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make()
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("pickle was used")
+
+    for name in ("load", "loads", "dump", "dumps", "Pickler", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr(torch, "save", refuse)
+    model.save_pretrained(tmp_path)
+    assert_equal(hm.HMoEVAE.from_pretrained(tmp_path), model)
+
+
+def test_a_pickle_is_no_checkpoint(saved: Path) -> None:
+    """Neither beside the weights, nor in their place, and nothing in it is run."""
+    (saved / WEIGHTS).unlink()
+    trap = b"cos\nmkdir\n(V" + os.fsencode(saved / "trap") + b"\ntR."
+    (saved / "pytorch_model.bin").write_bytes(trap)
+    with pytest.raises(CheckpointError, match="no such file"):
+        hm.HMoEVAE.from_pretrained(saved)
+    (saved / WEIGHTS).write_bytes(trap)
+    with pytest.raises(CheckpointError, match="a whole safetensors file"):
+        hm.HMoEVAE.from_pretrained(saved)
+    assert not (saved / "trap").exists()
+
+
+def test_loading_leaves_the_global_random_state_alone(saved: Path, rng_untouched: None) -> None:
+    hm.HMoEVAE.from_pretrained(saved)
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+def edit_config(folder: Path, change: Callable[[dict], object]) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    change(config)
+    (folder / CONFIG).write_text(json.dumps(config))
+
+
+def edit_weights(folder: Path, change: Callable[[bytearray], object]) -> None:
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    result = change(content)
+    (folder / WEIGHTS).write_bytes(content if result is None else result)
+
+
+def refusal(folder: Path) -> str:
+    """What is said of the checkpoint."""
+    with pytest.raises(CheckpointError) as caught:
+        hm.HMoEVAE.from_pretrained(folder)
+    assert isinstance(caught.value, ValueError)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 100, 0.5, -1])
+def test_truncated_weights(saved: Path, size: float) -> None:
+    edit_weights(saved, lambda b: b[: int(len(b) * size) if size == 0.5 else size])
+    assert refusal(saved).startswith(f"{saved / WEIGHTS}: expected a whole safetensors file, got ")
+
+
+@pytest.mark.parametrize("byte", [0, 3, 7, 8, 9, 20, 60])
+def test_a_flipped_bit_in_the_weights_header(saved: Path, byte: int) -> None:
+    def flip(content: bytearray) -> None:
+        content[byte] ^= 0x40
+
+    edit_weights(saved, flip)
+    assert refusal(saved).startswith(f"{saved / WEIGHTS}: expected ")
+
+
+def test_trailing_bytes_in_the_weights(saved: Path) -> None:
+    edit_weights(saved, lambda b: b + b"more")
+    assert "a whole safetensors file" in refusal(saved)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"PK\x03\x04", struct.pack("<Q", 2**62) + b"{}", struct.pack("<Q", 2) + b"{}"]
+)
+def test_a_foreign_file_as_weights(saved: Path, content: bytes) -> None:
+    (saved / WEIGHTS).write_bytes(content)
+    assert refusal(saved).startswith(f"{saved / WEIGHTS}: expected ")
+
+
+def test_another_trees_weights(saved: Path, tmp_path: Path) -> None:
+    """Of another shape, and of the same shapes."""
+    bigger = hm.HMoEVAE(hm.Mixture.of(LEAF, 4), SHAPE)
+    bigger.save_pretrained(tmp_path / "bigger")
+    shutil.copy(tmp_path / "bigger" / WEIGHTS, saved)
+    message = refusal(saved)
+    assert message.startswith(
+        f"{saved / WEIGHTS}: expected the weights of the tree in config.json, got those of another"
+    )
+    assert "differing: " in message
+
+    twin = TREE.children[0], hm.Mixture(TREE.children[1].children, prior="learned", balance=hm.Balance("kl"))
+    build(hm.Mixture(twin, gate=TREE.gate), SHAPE, objective="marginal").float().save_pretrained(tmp_path / "twin")
+    shutil.copy(tmp_path / "twin" / WEIGHTS, saved)
+    assert refusal(saved) == (
+        f"{saved / WEIGHTS}: expected the weights of the tree in config.json, got those of another tree"
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.update(objective="elbo"),
+        lambda c: c.update(input_shape=[3, 2]),
+        lambda c: c["tree"].update(name="other"),
+        lambda c: c["tree"]["children"][0]["likelihood"].update(scale=0.31),
+        lambda c: c["tree"]["children"].reverse(),
+    ],
+)
+def test_a_changed_config_no_longer_fits_its_weights(saved: Path, change: Callable[[dict], object]) -> None:
+    edit_config(saved, change)
+    assert refusal(saved).startswith(
+        f"{saved / WEIGHTS}: expected the weights of the tree in config.json, got those of another"
+    )
+
+
+def test_other_safetensors_files(saved: Path) -> None:
+    """Without our digest, with a weight too few, and with one too many."""
+    state = load_file(saved / WEIGHTS)
+    save_file(state, saved / WEIGHTS)
+    assert "another tree" in refusal(saved)
+    make().save_pretrained(saved)
+    with storage.safe_open(saved / WEIGHTS, framework="pt") as file:
+        metadata = file.metadata()
+    name = next(iter(state))
+    save_file({k: v for k, v in state.items() if k != name}, saved / WEIGHTS, metadata)
+    assert f"(differing: {name})" in refusal(saved)
+    save_file({**state, "extra": torch.zeros(1)}, saved / WEIGHTS, metadata)
+    assert "(differing: extra)" in refusal(saved)
+    save_file(state, saved / WEIGHTS, metadata)
+    assert_equal(hm.HMoEVAE.from_pretrained(saved), make())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(saved: Path, value: float) -> None:
+    model = make()
+    with torch.no_grad():
+        model.experts.groups[1].decoder.layers[0].bias[0, 0] = value
+    model.save_pretrained(saved)
+    assert refusal(saved) == f"{saved / WEIGHTS}: expected finite weights, got NaN or infinity"
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_missing_file(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    what = "config.json" if name == CONFIG else "weights"
+    assert refusal(saved) == f"{saved / name}: expected a saved model's {what}, got no such file"
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_folder_in_the_place_of_a_file(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    (saved / name).mkdir()
+    assert refusal(saved).startswith(f"{saved / name}: expected ")
+
+
+def test_no_folder(saved: Path) -> None:
+    absent = saved / "absent"
+    assert refusal(absent) == f"{absent}: expected {FOLDER}, got no such folder"
+    assert refusal(saved / CONFIG).startswith(f"{saved / CONFIG}: expected {FOLDER}, got ")
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    assert refusal(tmp_path) == f"{tmp_path / CONFIG}: expected a saved model's config.json, got no such file"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "a readable config.json"),
+        ("{", "a readable config.json"),
+        ('{"format": "hmoe', "a readable config.json"),
+        ("[" * 100_000, "a readable config.json"),
+        ("[]", "a config.json written by hmoevae"),
+        ("null", "a config.json written by hmoevae"),
+        ("{}", "a config.json written by hmoevae"),
+        ('{"model_type": "bert", "hidden_size": 768}', "a config.json written by hmoevae"),
+    ],
+    ids=["empty", "brace", "cut", "deep", "list", "null", "object", "bert"],
+)
+def test_a_damaged_or_foreign_config(saved: Path, text: str, expected: str) -> None:
+    (saved / CONFIG).write_text(text)
+    assert refusal(saved).startswith(f"{saved / CONFIG}: expected {expected}, got ")
+
+
+def test_a_config_in_another_encoding(saved: Path) -> None:
+    (saved / CONFIG).write_bytes(b"\xff\xfe{\x00}\x00")
+    assert refusal(saved).startswith(f"{saved / CONFIG}: expected a readable config.json, got ")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_an_unknown_format_version(saved: Path, version: object) -> None:
+    edit_config(saved, lambda c: c.update(format_version=version))
+    assert refusal(saved) == f"{saved / CONFIG}: expected format_version 1, got {version!r}"
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize(
+    ("change", "detail"),
+    [
+        (lambda c: c.pop("tree"), "tree"),
+        (lambda c: c.pop("objective"), "objective"),
+        (lambda c: c.update(tree=None), "root: expected an object, got None"),
+        (
+            lambda c: c["tree"].update(children=c["tree"]["children"][:1]),
+            "root.children: expected at least 2 items, got 1",
+        ),
+        (
+            lambda c: c["tree"]["children"][0].update(latent_dim=0),
+            "root.children[0].latent_dim: expected an integer > 0, got 0",
+        ),
+        (lambda c: c["tree"].update(gates=1), "root.gates: expected no such field, got 1"),
+        (lambda c: c.update(input_shape=[]), "input_shape: expected a tuple of integers > 0, got ()"),
+        (lambda c: c.update(input_shape=None), "input_shape"),
+        (lambda c: c.update(input_shape=6), "input_shape"),
+        (lambda c: c.update(objective="mse"), "objective: expected one of 'expected', 'elbo', 'marginal', got 'mse'"),
+        (lambda c: c.update(objective=["elbo"]), "list"),
+    ],
+)
+def test_a_config_that_describes_no_model(saved: Path, change: Callable[[dict], object], detail: str) -> None:
+    edit_config(saved, change)
+    message = refusal(saved)
+    assert message.startswith(f"{saved / CONFIG}: expected the description of a model, got ")
+    assert detail in message
+
+
+# --- saves that fail ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), MemoryError()]
+)
+def test_a_save_that_fails_leaves_the_old_checkpoint(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """The config of the new model is already written when the disk fills up, or Ctrl-C comes."""
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def fail(folder: Path, *args: object) -> None:
+        (folder / CONFIG).write_text("half of")
+        raise error
+
+    monkeypatch.setattr(storage, "write_model", fail)
+    with pytest.raises((type(error), HMoEVAEError)):
+        make(1).save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+    assert_equal(hm.HMoEVAE.from_pretrained(saved), make())
+
+
+def test_a_crash_between_the_files_is_noticed(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new weights are in place, the new config is not: refused, rather than mixed."""
+    replace = Path.replace
+
+    def crash(self: Path, target: Path) -> Path:
+        if self.name == CONFIG:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", crash)
+    other = hm.HMoEVAE(hm.Mixture.of(LEAF, 2), SHAPE)
+    with pytest.raises(KeyboardInterrupt):
+        other.save_pretrained(saved)
+    monkeypatch.undo()
+    assert "another tree" in refusal(saved)
+
+
+@pytest.mark.parametrize("below", [(), ("a",), ("a", "b")])
+def test_a_folder_that_cannot_be_made(tmp_path: Path, below: tuple[str, ...]) -> None:
+    """Below a regular file there can be no folder, whoever asks."""
+    (tmp_path / "file").write_text("content")
+    folder = tmp_path.joinpath("file", *below)
+    with pytest.raises(HMoEVAEError) as caught:
+        make().save_pretrained(folder)
+    assert str(caught.value).startswith(f"{folder}: expected a folder that can be written, got ")
+    assert (tmp_path / "file").read_text() == "content"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(saved: Path) -> None:
+    saved.chmod(0o500)
+    try:
+        with pytest.raises(HMoEVAEError, match="expected a folder that can be written"):
+            make(1).save_pretrained(saved)
+    finally:
+        saved.chmod(0o700)
+    assert_equal(hm.HMoEVAE.from_pretrained(saved), make())
+
+
+def test_a_folder_on_another_disk_than_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a mounted volume, or a link to one, is: files cannot be moved into it from beside it."""
+    folder, replace = tmp_path / "mount", Path.replace
+    folder.mkdir()
+
+    def replace_on_one_disk(self: Path, target: Path) -> Path:
+        if (folder in self.parents) != (folder in Path(target).parents):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_on_one_disk)
+    make().save_pretrained(folder)
+    assert_equal(hm.HMoEVAE.from_pretrained(folder), make())
+
+
+# --- text files -----------------------------------------------------------------------------------------------------
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "runs" / "a.csv"
+    storage.write_text(target, "ä\n")
+    assert target.read_bytes() == "ä\n".encode()
+
+    def fail(self: Path, target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        storage.write_text(target, "other")
+    assert target.read_bytes() == "ä\n".encode()
+    assert [path.name for path in target.parent.iterdir()] == ["a.csv"]
+
+
+def test_text_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    for target in (tmp_path / "file" / "a.csv", tmp_path / "file" / "b" / "a.csv", tmp_path):
+        with pytest.raises(HMoEVAEError) as caught:
+            storage.write_text(target, "text")
+        assert str(caught.value).startswith(f"{target}: expected a file that can be written, got ")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_written_text_has_the_usual_permissions(tmp_path: Path) -> None:
+    storage.write_text(tmp_path / "ours", "")
+    (tmp_path / "usual").touch()
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
