@@ -166,7 +166,9 @@ class HMoEVAE(
             raise ArgumentTypeError(mismatch(name, "a torch.Tensor or numpy array", type(x).__name__))
         if isinstance(x, np.ndarray) and not np.issubdtype(x.dtype, np.floating):
             raise ArgumentTypeError(mismatch(name, "floating point values (such as pixels / 255)", x.dtype))
-        tensor = x if isinstance(x, Tensor) else torch.from_numpy(np.require(x, requirements=["C", "W"]))
+        if isinstance(x, np.ndarray):  # torch shares memory only with arrays of this kind; others are copied
+            x = torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
+        tensor: Tensor = x
         if tensor.shape[1:] != self.input_shape or tensor.ndim == 0:
             expected = f"({', '.join(['batch', *map(str, self.input_shape)])})"
             raise ShapeError(mismatch(name, expected, tuple(tensor.shape)))
@@ -175,7 +177,7 @@ class HMoEVAE(
         if len(tensor) == 0:
             raise DataError(mismatch(name, "at least one sample", "none"))
         if values:
-            bad = (~torch.isfinite(tensor)).flatten(1).any(1)
+            bad = (~torch.isfinite(tensor.to(self.dtype))).flatten(1).any(1)  # as the model will read them
             if bad.any():
                 first = int(bad.nonzero()[0])
                 count = int(bad.sum())
@@ -243,7 +245,7 @@ class HMoEVAE(
         """
 
         def encode(chunk: Tensor) -> Tensor:
-            return self.experts.encode(chunk.flatten(1), self._best_leaf(chunk, self.plan.node(node)))
+            return self.experts.encode(chunk.flatten(1), self._best_leaf(chunk, self._node(node)))
 
         return self._in_batches(encode, self.check_input(x), batch_size)
 
@@ -260,7 +262,7 @@ class HMoEVAE(
         """
 
         def reconstruct(chunk: Tensor) -> Tensor:
-            leaf = self._best_leaf(chunk, self.plan.node(node))
+            leaf = self._best_leaf(chunk, self._node(node))
             return self.experts.decode(self.experts.encode(chunk.flatten(1), leaf), leaf)
 
         flat = self._in_batches(reconstruct, self.check_input(x), batch_size)
@@ -283,13 +285,20 @@ class HMoEVAE(
             ShapeError: `z` is not `(batch, latent)` with the largest `latent_dim` of the tree, or the lengths differ.
             ArgumentError: `leaf` is not an index of a leaf.
         """
+        for name, tensor in (("z", z), ("leaf", leaf)):
+            if not isinstance(tensor, Tensor):
+                raise ArgumentTypeError(mismatch(name, "a torch.Tensor", type(tensor).__name__))
+        if leaf.is_floating_point() or leaf.is_complex() or leaf.dtype == torch.bool:
+            raise ArgumentTypeError(mismatch("leaf", "integers", leaf.dtype))
         if z.ndim != 2 or z.shape[1] != self.experts.latent_dim:
             raise ShapeError(mismatch("z", f"(batch, {self.experts.latent_dim})", tuple(z.shape)))
         if leaf.shape != z.shape[:1]:
             raise ShapeError(mismatch("leaf", f"({len(z)},), one a row of z", tuple(leaf.shape)))
-        if len(leaf) and not 0 <= int(leaf.min()) <= int(leaf.max()) < self.plan.n_leaves:
-            raise ArgumentError(mismatch("leaf", f"indices from 0 to {self.plan.n_leaves - 1}", leaf.aminmax()))
-        return self._decode(z, leaf, batch_size).unflatten(1, self.input_shape)
+        if len(leaf):
+            low, high = (int(end) for end in leaf.aminmax())
+            if low < 0 or high >= self.plan.n_leaves:
+                raise ArgumentError(mismatch("leaf", f"indices from 0 to {self.plan.n_leaves - 1}", f"{low} to {high}"))
+        return self._decode(z, leaf.long(), batch_size).unflatten(1, self.input_shape)
 
     def sample(
         self,
@@ -315,9 +324,9 @@ class HMoEVAE(
         if not _is_size(n):
             raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
         where = generator.device if generator is not None else torch.device("cpu")
-        leaves = self.plan.node(node).leaves
+        leaves = self._node(node).leaves
         with torch.no_grad():
-            prior = self.paths.leaf_log_prior().softmax(0)[leaves.start : leaves.stop]
+            prior = self.paths.leaf_log_prior()[leaves.start : leaves.stop].softmax(0)
         leaf = leaves.start + torch.multinomial(prior.to(where), n, replacement=True, generator=generator)
         z = torch.randn(n, self.experts.latent_dim, generator=generator, device=where, dtype=self.dtype)
         flat = self._decode(z.to(self.device), leaf.to(self.device), batch_size, observe=observe, generator=generator)
@@ -442,13 +451,22 @@ class HMoEVAE(
         config = storage.read_config(config_file)
         try:
             tree = tree_from_json(json.dumps(config["tree"]))
-            model = cls(tree, tuple(config["input_shape"]), objective=config["objective"])
+            shape = tuple(config["input_shape"]) if isinstance(config["input_shape"], list) else config["input_shape"]
+            with torch.random.fork_rng(devices=()):  # the weights drawn here are not kept
+                model = cls(tree, shape, objective=config["objective"])
         except (SpecError, ArgumentError, KeyError, TypeError) as error:
             raise CheckpointError(mismatch(str(config_file), "the description of a model", f"{error}")) from None
-        model.load_state_dict(storage.read_weights(weights_file, config, model.state_dict()))
+        weights = storage.read_weights(weights_file, config, model.state_dict())
+        model.to(next(iter(weights.values())).dtype).load_state_dict(weights)
         return model.eval()
 
     # --- helpers ----------------------------------------------------------------------------------------------------
+
+    def _node(self, node: str) -> PlannedNode:
+        try:
+            return self.plan.node(node)
+        except ArgumentError as error:
+            raise ArgumentError(f"node{str(error).removeprefix('path')}") from None
 
     def _features_first(self, x: Tensor) -> Float[Tensor, "feature batch"]:
         return x.to(self.dtype).flatten(1).t().contiguous()
@@ -458,7 +476,7 @@ class HMoEVAE(
         if not _is_size(batch_size):
             raise ArgumentError(mismatch("batch_size", "an integer > 0", repr(batch_size)))
         with torch.no_grad():
-            return torch.cat([compute(p.to(self.device, self.dtype)).to(x.device) for p in x.split(batch_size)])
+            return torch.cat([compute(p.to(self.device, self.dtype)).to(x.device) for p in x.split(int(batch_size))])
 
     def _node_log_prob(self, x: ArrayLike, batch_size: int) -> Float[Tensor, "batch node"]:
         def route(chunk: Tensor) -> Tensor:
@@ -478,7 +496,7 @@ class HMoEVAE(
         if not _is_size(batch_size):
             raise ArgumentError(mismatch("batch_size", "an integer > 0", repr(batch_size)))
         with torch.no_grad():
-            pieces = [self.experts.decode(z[i], leaf[i], **how) for i in index.split(batch_size)]
+            pieces = [self.experts.decode(z[i], leaf[i], **how) for i in index.split(int(batch_size))]
         return torch.cat(pieces)
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import networkx as nx
 
 T = TypeVar("T")
+MAX_DEPTH = 64
+"""The most gates that may lie above a leaf; the JSON of deeper trees could not be read back."""
 
 # --- validation -----------------------------------------------------------------------------------------------------
 
@@ -380,6 +382,13 @@ class Mixture(Node):
     name: str | None = None
 
     __str__ = Node.__str__
+
+    @pydantic.field_validator("children")
+    @classmethod
+    def _not_too_deep(cls, children: "tuple[VAE | Mixture, ...]") -> "tuple[VAE | Mixture, ...]":
+        if max(child.depth for child in children) >= MAX_DEPTH:
+            raise PydanticCustomError("expected", f"at most {MAX_DEPTH} levels of gates")  # type: ignore[arg-type]
+        return children
 
     @classmethod
     def of(cls, child: "VAE | Mixture", n: int, **fields: Any) -> "Mixture":

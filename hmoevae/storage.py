@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hmoevae.errors import CheckpointError, mismatch
+from hmoevae.errors import ArgumentError, CheckpointError, mismatch
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.json"
@@ -41,12 +42,19 @@ model = hm.HMoEVAE.from_pretrained("{{ folder }}")
 
 @contextmanager
 def replacing_files_of(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`; when the block ends well, move its files into `folder` one by one.
+    """Yield an empty folder; when the block ends well, move its files into `folder` one by one.
 
     A failure inside the block leaves `folder` as it was.
+
+    Raises:
+        ArgumentError: `folder` cannot be made, or not be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Inside, not beside: `folder` may be a mounted volume, and files are moved within one file system only.
+        beside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    except OSError as error:
+        raise ArgumentError(mismatch(str(folder), "a folder that can be written", error.strerror)) from None
     try:
         yield beside
         # The config last: a crash in between leaves a pair whose digests differ, which loading refuses.
@@ -57,17 +65,22 @@ def replacing_files_of(folder: Path) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all.
+
+    Raises:
+        ArgumentError: The file cannot be written.
+    """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}")  # mkstemp's would be private to the user
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.replace(target)
+    except OSError as error:
+        raise ArgumentError(mismatch(str(target), "a file that can be written", error.strerror)) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_model(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:

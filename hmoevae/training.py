@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -142,6 +141,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         ArgumentError: There is no such device here.
     """
     if device == "auto":
+        from accelerate import PartialState  # not at the top: it sets a warning filter when imported
+
         state = PartialState()
         if state.num_processes > 1:
             raise ArgumentError(mismatch("fit", "to run in one process", f"{state.num_processes} processes"))

@@ -722,17 +722,17 @@ BAD_ARGUMENTS = [
     (
         lambda m: m.encode(VALID, node="root/7"),
         ArgumentError,
-        "path: expected a node of the tree (root has children 0 to 2), got 'root/7'",
+        "node: expected a node of the tree (root has children 0 to 2), got 'root/7'",
     ),
     (
         lambda m: m.reconstruct(VALID, node="root/0/1"),
         ArgumentError,
-        "path: expected a node of the tree (root/0 has no children), got 'root/0/1'",
+        "node: expected a node of the tree (root/0 has no children), got 'root/0/1'",
     ),
     (
         lambda m: m.sample(3, node="leaf"),
         ArgumentError,
-        "path: expected a path that starts with 'root', such as 'root/0', got 'leaf'",
+        "node: expected a path that starts with 'root', such as 'root/0', got 'leaf'",
     ),
     (lambda m: m.sample(0), ArgumentError, "n: expected an integer > 0, got 0"),
     (lambda m: m.sample(-2), ArgumentError, "n: expected an integer > 0, got -2"),

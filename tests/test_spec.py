@@ -70,6 +70,11 @@ def test_deep_trees_survive_json() -> None:
     assert tree.n_leaves == 65
 
 
+def test_too_deep_a_tree_is_refused_not_written_for_nobody_to_read() -> None:
+    with pytest.raises(SpecError, match=r"Mixture.children: expected at most 64 levels of gates, got"):
+        deep_tree(65)
+
+
 # --- bad trees ------------------------------------------------------------------------------------------------------
 
 COUNT = "an integer > 0"

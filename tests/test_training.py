@@ -207,6 +207,16 @@ def test_bf16_trains_in_float32_parameters(model, x):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+def test_bf16_keeps_activations_in_bf16(model, x):
+    """The bias, which stays float32, must not make every activation twice as large again."""
+    seen = []
+    for layer in (m for m in model.modules() if isinstance(m, hm.nn.GroupedLinear)):
+        layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).loss.dtype == torch.float32
+    assert set(seen) == {torch.bfloat16}
+
+
 def test_non_finite_loss_names_step_term_and_node(model, x):
     good = {}
 

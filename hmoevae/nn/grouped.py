@@ -61,7 +61,8 @@ class GroupedLinear(nn.Module):
     ) -> Float[Tensor, "group out batch"]:
         """Map an input that all groups share (2-D: one GEMM for the lot) or one input a group (3-D: a batched GEMM)."""
         pattern = "goi,ib->gob" if x.ndim == 2 else "goi,gib->gob"
-        return torch.einsum(pattern, self.weight, x) + self.bias.unsqueeze(-1)
+        product = torch.einsum(pattern, self.weight, x)
+        return product + self.bias.unsqueeze(-1).to(product.dtype)  # lest autocast's bfloat16 grow back to float32
 
     def extra_repr(self) -> str:
         """The sizes, for `repr`."""

@@ -73,18 +73,21 @@ def balance(importance: Float[Tensor, " edge"], log_prior: Float[Tensor, " edge"
         log_prior: Log prior of every child among its siblings.
         paths: The plan's tables, with the weight of each kind at each mixture.
     """
-    tiny = torch.finfo(importance.dtype).tiny
+    # Below the floor squares and quotients leave the dtype's range; divided by infinity, value and gradient are zero.
+    floor = torch.finfo(importance.dtype).tiny ** 0.5
     mixture = paths.edge_mixture
     total = paths.sum_children(importance)
-    mean = total / paths.n_children
-    variance = paths.sum_children((importance - mean[mixture]).square()) / paths.n_children
+    divisor = torch.where(total > floor, total, torch.inf)[mixture]
+    apart = importance - (total / paths.n_children)[mixture]
     terms = importance.new_zeros(())
+    # Products and sums, not `@`, which autocast would compute in bfloat16.
     if "variance" in paths.balance_kinds:
-        terms = terms + paths.weight_variance @ variance
+        terms = terms + (paths.weight_variance / paths.n_children * paths.sum_children(apart.square())).sum()
     if "cv2" in paths.balance_kinds:
-        terms = terms + paths.weight_cv2 @ (variance / mean.square().clamp_min(tiny))
+        relative = apart / divisor
+        terms = terms + (paths.weight_cv2 * paths.n_children * paths.sum_children(relative.square())).sum()
     if "kl" in paths.balance_kinds:
-        usage = importance / total.clamp_min(tiny)[mixture]
-        divergence = usage * (usage.clamp_min(tiny).log() - log_prior)
-        terms = terms + paths.weight_kl @ paths.sum_children(divergence)
+        usage = importance / divisor
+        divergence = usage * (usage.clamp_min(floor).log() - log_prior)
+        terms = terms + (paths.weight_kl * paths.sum_children(divergence)).sum()
     return terms
