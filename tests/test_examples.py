@@ -84,13 +84,12 @@ def test_bad_arguments_end_with_one_line(arguments, message, tmp_path, offline):
 
 
 @pytest.mark.skipif(not HAS_MNIST, reason="needs real MNIST: set HMOEVAE_DATA to a folder with MNIST/raw/ in it")
-def test_three_epochs_of_real_mnist_find_clusters():
-    """The article's recipe on a tenth of MNIST: far above chance (0.1) and above the experts' untrained loss."""
+def test_an_epoch_of_real_mnist_finds_clusters():
+    """The article's recipe, as the example runs it; chance is 0.1."""
     train, test = hm.datasets.mnist()
     torch.manual_seed(0)
     model = hm.HMoEVAE(mnist_flat.tree, (1, 28, 28))
     untrained = model.evaluate(test.x[:2000])["expected"]
-    hm.fit(model, train.x[:6000], epochs=6, batch_size=25, device="cpu", progress=False)
+    hm.fit(model, train.x, epochs=1, batch_size=100, device="cpu", progress=False)
     assert model.evaluate(test.x[:2000])["expected"] < untrained - 50
-    assert hm.metrics.accuracy(test.y, model.predict(test.x)) > 0.4
-    assert hm.metrics.purity(test.y, model.predict(test.x)) > 0.4
+    assert hm.metrics.accuracy(test.y, model.predict(test.x)) > 0.5
