@@ -432,7 +432,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         report = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "argv": {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()},
+            "argv": {name: v for name, v in vars(args).items() if name not in ("json", "plot")},
             "hardware": machine.hardware(device, args.threads),
             "versions": machine.versions(),
         }

@@ -149,7 +149,8 @@ def sample_grid(
     titles = names if titles is None else list(titles)
     if len(titles) != n_columns:
         raise ShapeError(mismatch("titles", f"{n_columns} labels, one a column of frames", len(titles)))
-    fig, ax = _show(pictures, [str(e) for e in epochs], titles, columns_apart=_branches(plan))
+    labels = [str(e) for e in epochs]
+    fig, ax = _show(pictures, labels, titles, rows_apart=_small_rows(pictures), columns_apart=_branches(plan))
     ax.set_ylabel("epoch", **LABEL)
     return _make_room(fig, ax)
 
@@ -248,7 +249,8 @@ def samples(model: HMoEVAE, n: int = 10, *, generator: torch.Generator | None = 
     n_leaves = model.plan.n_leaves
     z = torch.randn(n * n_leaves, model.experts.latent_dim, generator=generator)
     drawn = model.decode(z, torch.arange(n_leaves).repeat(n)).unflatten(0, (n, n_leaves))
-    fig, ax = _show(_pictures(drawn, "samples"), [], _names(model.plan), columns_apart=_branches(model.plan))
+    pictures, branches = _pictures(drawn, "samples"), _branches(model.plan)
+    fig, ax = _show(pictures, [], _names(model.plan), rows_apart=_small_rows(pictures), columns_apart=branches)
     ax.set_title("Samples of every leaf", **TITLE)
     return _make_room(fig, ax)
 
@@ -525,6 +527,11 @@ def _name(node: PlannedNode) -> str:
 
 def _names(plan: Plan) -> list[str]:
     return [_name(leaf) for leaf in plan.leaves]
+
+
+def _small_rows(pictures: Pictures) -> range:
+    """All rows of small pictures, to be set apart: they fill their frames, and would grow together; none of others."""
+    return range(1, len(pictures)) if min(pictures.shape[2:4]) < 16 else range(0)
 
 
 def _branches(plan: Plan | None) -> list[int]:
