@@ -491,13 +491,12 @@ class HMoEVAE(
         return node.leaves.start + below.argmax(0)
 
     def _decode(self, z: Tensor, leaf: Tensor, batch_size: int, **how: Any) -> Float[Tensor, "batch feature"]:
-        index = torch.arange(len(z), device=z.device)
         z, leaf = z.to(self.device, self.dtype), leaf.to(self.device)
         if not _is_size(batch_size):
             raise ArgumentError(mismatch("batch_size", "an integer > 0", repr(batch_size)))
         with torch.no_grad():
-            pieces = [self.experts.decode(z[i], leaf[i], **how) for i in index.split(int(batch_size))]
-        return torch.cat(pieces)
+            pieces = zip(z.split(int(batch_size)), leaf.split(int(batch_size)), strict=True)
+            return torch.cat([self.experts.decode(*piece, **how) for piece in pieces])
 
 
 def _is_size(n: object) -> bool:

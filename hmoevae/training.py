@@ -103,7 +103,8 @@ def fit(
     if precision not in get_args(Precision):
         raise ArgumentError(mismatch("precision", "'fp32' or 'bf16'", repr(precision)))
     where = resolve_device(device)
-    seed = torch.seed() % 2**63 if seed is None else seed
+    epochs, batch_size = int(epochs), int(batch_size)
+    seed = torch.Generator().seed() if seed is None else seed
     order = torch.Generator().manual_seed(seed)
     source = _batches(model, data, "data", batch_size, order)
     held_out = (
@@ -237,6 +238,7 @@ class _Run:
         self.noise = noise
         self.autocast = autocast
         self.steps = 0
+        self.sum_dtype = torch.float32 if noise.device.type == "mps" else torch.float64  # MPS has no float64
         self.good = copy.deepcopy(model.state_dict())
 
     def epoch(self, batches: _Batches, title: str, bar: "tqdm[Any]") -> dict[str, float]:
@@ -252,7 +254,7 @@ class _Run:
             with torch.no_grad():
                 names = ["loss", *out.terms]
                 means = torch.stack([out.loss, *out.terms.values()])
-                added = torch.cat([means * len(x), out.leaf_log_prob.exp().sum(0)]).double()
+                added = torch.cat([means * len(x), out.leaf_log_prob.exp().sum(0)]).to(self.sum_dtype)
                 sums = added if sums is None else sums.add_(added)
             bar.update()
             if time.perf_counter() - shown > bar.mininterval:  # reading a number waits for the device

@@ -109,6 +109,23 @@ def test_same_seed_same_result_and_global_state_untouched(x):
     assert not torch.equal(first[0], other[0])
 
 
+def test_no_seed_is_a_fresh_one_and_leaves_the_global_state_alone(x):
+    def trained():
+        torch.manual_seed(3)
+        model = hm.HMoEVAE(TREE, (N_FEATURES,))
+        state = torch.get_rng_state()
+        quiet_fit(model, x, epochs=1, seed=None)
+        assert torch.equal(torch.get_rng_state(), state)
+        return weights(model)
+
+    assert not torch.equal(trained(), trained())
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_counts_may_be_numpys(model, x):
+    assert len(quiet_fit(model, x, epochs=np.int64(2), batch_size=np.int64(16))) == 2
+
+
 def test_history_means_what_it_says(model, x):
     """With a learning rate too small to move the weights, the record is that of the model itself."""
     history = quiet_fit(model, x, epochs=2, lr=1e-12, validation_data=x)
