@@ -142,13 +142,17 @@ class Entry:
 
 
 def training_step(
-    loss: Callable[[torch.Tensor], torch.Tensor], optimizer: torch.optim.Optimizer, cell: Cell
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    cell: Cell,
+    begin: Callable[[], None] = lambda: None,
 ) -> Callable[[], None]:
-    """zero_grad, forward, backward and the optimiser, on batches made beforehand."""
+    """zero_grad, `begin`, forward, backward and the optimiser, on batches made beforehand."""
     batches = itertools.cycle(torch.rand(8, cell.batch, N_FEATURES, device=cell.device).unbind())
 
     def step() -> None:
         optimizer.zero_grad()
+        begin()
         with cell.autocast():
             value = loss(next(batches))
         value.backward()
@@ -168,7 +172,7 @@ def inference_step(compute: Callable[[Any], object], argument: object, cell: Cel
 
 
 def our_step(cell: Cell, tree: hm.VAE | hm.Mixture, *, compiled: bool = False) -> Callable[[], None]:
-    """The library's step, as a user's own loop has it (and `hm.fit`): the data have been checked once, beforehand."""
+    """The library's step, as `hm.fit` has it: the data have been checked beforehand, and steps share their memory."""
     model = hm.HMoEVAE(tree, (N_FEATURES,)).to(cell.device)
     if cell.op == "route":
         return inference_step(model.route, torch.rand(cell.batch, N_FEATURES, device=cell.device), cell)
@@ -179,7 +183,11 @@ def our_step(cell: Cell, tree: hm.VAE | hm.Mixture, *, compiled: bool = False) -
         return model(x, validate=False).loss
 
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    return training_step(torch.compile(loss) if compiled else loss, optimizer, cell)
+    if compiled:
+        return training_step(torch.compile(loss), optimizer, cell)
+    memory = hm.StepMemory()
+    memory.attach(model)
+    return training_step(loss, optimizer, cell, memory.next_step)
 
 
 def peer_step(cell: Cell, name: str, *, fused: bool, compiled: bool = False) -> Callable[[], None] | None:

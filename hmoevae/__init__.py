@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from hmoevae.callbacks import SampleRecorder
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE, Output
+from hmoevae.nn.memory import StepMemory
 from hmoevae.spec import (
     MLP,
     VAE,
@@ -39,6 +40,7 @@ __all__ = [
     "Mixture",
     "Output",
     "SampleRecorder",
+    "StepMemory",
     "datasets",
     "fit",
     "metrics",

@@ -2,7 +2,9 @@
 
 import copy
 import math
+import platform
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from tqdm.auto import tqdm
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, NonFiniteError, mismatch
 from hmoevae.history import History
 from hmoevae.model import ArrayLike, HMoEVAE, Output
+from hmoevae.nn.memory import StepMemory
 
 Data = ArrayLike | Dataset[Any] | DataLoader[Any]
 Precision = Literal["fp32", "bf16"]
@@ -76,6 +79,7 @@ def fit(
             number of threads. `None` takes a fresh one.
         device: Where to train; `"auto"` takes an accelerator if there is one.
         precision: `"bf16"` runs the networks under bfloat16 autocast; parameters, sums and the optimiser stay float32.
+            On a CPU without bfloat16 instructions it warns and trains in `"fp32"`.
         callbacks: Called with an `EpochEnd` after every epoch; a callback that returns `True` ends training.
         progress: Show a progress bar.
 
@@ -114,7 +118,7 @@ def fit(
     model.to(where).train()
     noise = torch.Generator(where).manual_seed(seed)
     make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=lr, fused=True))
-    run = _Run(model, make(model.parameters()), noise, torch.autocast(where.type, torch.bfloat16, precision == "bf16"))
+    run = _Run(model, make(model.parameters()), noise, _autocast(where, precision))
     history = History()
     started = time.perf_counter()
     total = epochs * len(source) if source.length is not None else None
@@ -131,6 +135,7 @@ def fit(
     except KeyboardInterrupt:
         history.interrupted = True
     finally:
+        run.close()
         model.eval()
     return history
 
@@ -157,6 +162,24 @@ def resolve_device(device: str | torch.device) -> torch.device:
             mismatch("device", "'auto', 'cpu' or an accelerator that is here", f"{device!r}: {reason}")
         ) from None
     return resolved
+
+
+def _autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context for a forward pass; on a CPU without bfloat16 instructions, float32 and a warning."""
+    wanted = precision == "bf16"
+    if wanted and device.type == "cpu" and not _cpu_has_bf16():
+        wanted = False
+        message = (
+            "precision='bf16': this CPU has no bfloat16 instructions and would be slower with it; training in fp32"
+        )
+        warnings.warn(message, stacklevel=3)
+    return torch.autocast(device.type, torch.bfloat16, wanted)
+
+
+def _cpu_has_bf16() -> bool:
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -240,6 +263,13 @@ class _Run:
         self.steps = 0
         self.sum_dtype = torch.float32 if noise.device.type == "mps" else torch.float64  # MPS has no float64
         self.good = copy.deepcopy(model.state_dict())
+        self.memory = StepMemory()
+        self.memory.attach(model)
+
+    def close(self) -> None:
+        """Let go of the memory that the steps shared, the last gradients among it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.memory.detach(self.model)
 
     def epoch(self, batches: _Batches, title: str, bar: "tqdm[Any]") -> dict[str, float]:
         """One pass over the data; returns the means of the loss, its terms and every leaf's usage."""
@@ -270,7 +300,8 @@ class _Run:
     def step(self, x: Tensor) -> Output:
         """One step of the optimiser."""
         self.steps += 1
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)  # before their memory is given out again
+        self.memory.next_step()
         with self.autocast:
             out = self.model(x, generator=self.noise, validate=False)
         if not math.isfinite(out.loss.item()):

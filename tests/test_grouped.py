@@ -96,6 +96,48 @@ def test_grouped_mlp_is_a_loop_over_mlps(shared: bool, hidden: tuple[int, ...], 
     assert_same_gradients(network, plain)
 
 
+@pytest.mark.parametrize("chunk", [1, 45, 1 << 20])
+@pytest.mark.parametrize("shared", [True, False])
+def test_bf16_is_as_near_to_fp32_as_autocast_is(shared: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within 2 % of the largest entry, whether weights are cast one group at a time, two or all together."""
+    monkeypatch.setattr("hmoevae.nn.grouped.CHUNK", chunk)
+    torch.manual_seed(2)
+    layer = GroupedLinear(GROUPS, 4, 5)
+    x, g = torch.randn(4, BATCH) if shared else torch.randn(GROUPS, 4, BATCH), torch.randn(GROUPS, 5, BATCH)
+    letters = "ib" if shared else "gib"
+    answers = []
+    for way, enabled in (
+        (layer, True),
+        (lambda h: torch.einsum(f"goi,{letters}->gob", layer.weight, h) + layer.bias.unsqueeze(-1), False),
+    ):
+        h = x.clone().requires_grad_()
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            result = way(h)
+        assert result.dtype == (torch.bfloat16 if enabled else torch.float32)
+        (result * g).sum().backward()
+        answers.append([result.detach().float(), layer.weight.grad, layer.bias.grad, h.grad])
+    for low, exact in zip(*answers, strict=True):
+        assert low.dtype == torch.float32
+        assert (low - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+def test_torch_func_looks_into_it() -> None:
+    """Gradients sample by sample, as in PyTorch's tutorial on them."""
+    torch.manual_seed(3)
+    layer = GroupedLinear(GROUPS, 4, 5).double()
+    weights = dict(layer.named_parameters())
+    x = torch.randn(BATCH, 4, dtype=torch.float64)
+
+    def loss(weights: dict[str, Tensor], one: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, weights, (one.unsqueeze(1),)).square().sum()
+
+    gradients = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+    layer(x.t()).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        torch.testing.assert_close(gradients[name].sum(0), parameter.grad)
+
+
 @pytest.mark.parametrize("kernel_size", [1, 3, 4, 5])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("channels", "hidden"), [((4,), ()), ((3, 5), (6,)), ((2, 3, 2), (4, 3))])

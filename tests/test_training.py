@@ -224,6 +224,20 @@ def test_bf16_trains_in_float32_parameters(model, x):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+def test_bf16_without_instructions_warns_and_is_fp32(x, monkeypatch):
+    def trained(precision):
+        torch.manual_seed(0)
+        model = hm.HMoEVAE(TREE, (N_FEATURES,))
+        quiet_fit(model, x, epochs=1, precision=precision)
+        return weights(model)
+
+    monkeypatch.setattr(hm.training, "_cpu_has_bf16", lambda: False)
+    expected = trained("fp32")
+    with pytest.warns(UserWarning, match="no bfloat16 instructions") as caught:
+        assert torch.equal(trained("bf16"), expected)
+    assert len(caught) == 1
+
+
 def test_bf16_keeps_activations_in_bf16(model, x):
     """The bias, which stays float32, must not make every activation twice as large again."""
     seen = []

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hmoevae.nn.grouped import GroupedMLP
 from hmoevae.nn.likelihoods import likelihood_model
+from hmoevae.nn.readout import log_prob
 from hmoevae.plan import Plan
 from hmoevae.spec import VAE
 
@@ -76,8 +77,8 @@ class ExpertGroup(nn.Module):
     ) -> Float[Tensor, "group batch"]:
         """ELBO(x) of every expert from one draw of z, in nats."""
         posterior = self.posterior(x)
-        raw = self.decoder(posterior.sample(generator))
-        return self.likelihood.log_prob(raw, x) - posterior.kl()
+        hidden = self.decoder.hidden(posterior.sample(generator))
+        return log_prob(self.likelihood, self.decoder.layers[-1], hidden, x) - posterior.kl()
 
     def log_weight(
         self, x: Float[Tensor, "feature batch"], posterior: Posterior, generator: torch.Generator | None

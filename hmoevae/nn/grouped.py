@@ -5,18 +5,26 @@ plain GEMMs with no copy of the weights; batch-first (`"b i, g o i -> b g o"`) w
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from hmoevae.nn.memory import StepMemory
+from hmoevae.nn.products import input_gradient, product, weight_gradient
 from hmoevae.spec import MLP, Activation
 
+BlockSource = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
+"""Gives an uninitialised tensor for a role in a layer, a shape and a dtype."""
+CHUNK = 1 << 20
+"""Entries worked on at a time where that saves memory traffic: 4 MiB in fp32, which stay in a cache."""
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
+    "relu": F.relu_,  # in place: neither its gradient nor that of the layer before it needs the input
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "gelu": F.gelu,
@@ -42,6 +50,7 @@ class GroupedLinear(nn.Module):
 
     weight: Float[nn.Parameter, "group out inp"]
     bias: Float[nn.Parameter, "group out"]
+    memory: StepMemory | None = None
 
     def __init__(self, groups: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -60,14 +69,91 @@ class GroupedLinear(nn.Module):
         self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
     ) -> Float[Tensor, "group out batch"]:
         """Map an input that all groups share (2-D: one GEMM for the lot) or one input a group (3-D: a batched GEMM)."""
+        if is_written_out(x):
+            return _Affine.apply(self.weight, self.bias, x, self.block_source())
         pattern = "goi,ib->gob" if x.ndim == 2 else "goi,gib->gob"
         product = torch.einsum(pattern, self.weight, x)
         return product + self.bias.unsqueeze(-1).to(product.dtype)  # lest autocast's bfloat16 grow back to float32
+
+    def block_source(self) -> BlockSource:
+        """Where this pass gets the memory for the tensors of a role, such as the gradient of its weights."""
+        memory = self.memory if torch.is_grad_enabled() else None
+        if memory is None:
+            return lambda role, shape, dtype: torch.empty(shape, dtype=dtype)  # noqa: ARG005
+        return lambda role, shape, dtype: memory.empty((self, role), shape, dtype)
 
     def extra_repr(self) -> str:
         """The sizes, for `repr`."""
         groups, out_features, in_features = self.weight.shape
         return f"groups={groups}, in_features={in_features}, out_features={out_features}"
+
+
+def is_written_out(x: Tensor) -> bool:
+    """Whether a layer runs by the functions with gradients written out for the CPU, or by PyTorch's own.
+
+    `torch.compile` and `torch.func` do better with PyTorch's own, which they can look into.
+    """
+    return (
+        x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The precision of products on the CPU: autocast's, or that of `x`."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+def chunks(groups: int, size: int) -> Iterator[slice]:
+    """Runs of groups with at most `CHUNK` entries between them, each group having `size`, and at least one group."""
+    step = max(1, CHUNK // size)
+    return (slice(i, i + step) for i in range(0, groups, step))
+
+
+def weight_gradient_by_chunks(dy: Tensor, x: Tensor, out: Float[Tensor, "group out inp"]) -> None:
+    """`weight_gradient`, where `out` may be of a higher precision than the products."""
+    if dy.dtype == out.dtype:
+        return weight_gradient(dy, x, out)
+    for chunk in chunks(len(out), out[0].numel()):
+        low = torch.empty_like(out[chunk], dtype=dy.dtype)
+        weight_gradient(dy[chunk], x if x.ndim == 2 else x[chunk], low)
+        out[chunk] = low
+    return None
+
+
+class _Affine(torch.autograd.Function):
+    """weight[g] x[g] + bias[g] in the precision of autocast, casting weights and their gradients chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, x: Tensor, block: BlockSource) -> Tensor:
+        dtype = compute_dtype(x)
+        with torch.autocast("cpu", enabled=False):
+            x = x.to(dtype)
+            groups, n_out, n_inp = weight.shape
+            y = block("output", (groups, n_out, x.shape[-1]), dtype)
+            for chunk in [slice(None)] if dtype == weight.dtype else chunks(groups, n_out * n_inp):
+                product(weight[chunk].to(dtype), x if x.ndim == 2 else x[chunk], y[chunk])
+            ctx.save_for_backward(weight, x)
+            ctx.block = block
+            return y.add_(bias.unsqueeze(-1).to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # its decorator hides the names
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        (dy,) = grad_outputs
+        weight, x = ctx.saved_tensors
+        with torch.autocast("cpu", enabled=False):
+            weight_grad, x_grad = ctx.block("weight gradient", weight.shape, weight.dtype), None
+            weight_gradient_by_chunks(dy, x, weight_grad)
+            if ctx.needs_input_grad[2]:
+                weight = weight.to(dy.dtype)
+                if x.ndim == 2:
+                    x_grad = weight.flatten(0, 1).t() @ dy.flatten(0, 1)
+                else:
+                    x_grad = ctx.block("input gradient", x.shape, x.dtype)
+                    input_gradient(weight, dy, x_grad)
+            return weight_grad, dy.sum(2, dtype=weight_grad.dtype), x_grad, None
 
 
 class GroupedMLP(nn.Module):
@@ -80,17 +166,25 @@ class GroupedMLP(nn.Module):
         spec: Hidden widths and activation.
     """
 
+    layers: Sequence[GroupedLinear]
+
     def __init__(self, groups: int, in_features: int, out_features: int, spec: MLP) -> None:
         super().__init__()
         widths = (in_features, *spec.hidden, out_features)
-        self.layers = nn.ModuleList(GroupedLinear(groups, a, b) for a, b in pairwise(widths))
+        layers = nn.ModuleList(GroupedLinear(groups, a, b) for a, b in pairwise(widths))
+        self.layers = layers  # type: ignore[assignment]  # a ModuleList cannot say what it holds
         self.activation = ACTIVATIONS[spec.activation]
 
     def forward(
         self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
     ) -> Float[Tensor, "group out batch"]:
         """Run every network on the shared input (2-D) or on its own (3-D)."""
-        *hidden, last = self.layers
-        for layer in hidden:
+        return self.layers[-1](self.hidden(x))
+
+    def hidden(
+        self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
+    ) -> Float[Tensor, "inp batch"] | Float[Tensor, "group hidden batch"]:
+        """The input of the last layer."""
+        for layer in self.layers[:-1]:
             x = self.activation(layer(x))
-        return last(x)
+        return x

@@ -32,6 +32,17 @@ class LikelihoodModel(ABC):
     def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
         """The log-density log p(x|z), summed over the features; `x` may be shared by all groups."""
 
+    def log_prob_and_score(self, raw: Raw, x: Sample, score: Raw) -> Float[Tensor, "group batch"]:
+        """The log-density, and its gradient with respect to `raw` written to `score`, which may be of less precision.
+
+        Outside autograd, for `raw` of float32 or more, which may be overwritten.
+        """
+        with torch.enable_grad():
+            raw = raw.detach().requires_grad_()
+            result = self.log_prob(raw, x)
+            score.copy_(torch.autograd.grad(result.sum(), raw)[0])
+        return result.detach()
+
     @abstractmethod
     def mean(self, raw: Raw) -> Raw:
         """E[x|z]."""
@@ -65,13 +76,23 @@ class GaussianModel(LikelihoodModel):
         mean = self.mean(raw).to(torch.promote_types(raw.dtype, torch.float32))
         # mse_loss makes the squared difference in one pass over the widest tensor of a training step.
         squared = F.mse_loss(mean, x.expand_as(mean), reduction="none").sum(1)
-        constant = raw.shape[1] * (math.log(self.scale) + 0.5 * math.log(2 * math.pi))
-        return squared * (-0.5 / self.scale**2) - constant
+        return self._log_density(squared, raw.shape[1])
+
+    def log_prob_and_score(self, raw: Raw, x: Sample, score: Raw) -> Float[Tensor, "group batch"]:
+        mean = raw.sigmoid_() if self.sigmoid else raw
+        apart = x - mean
+        slope = torch.ops.aten.sigmoid_backward(apart, mean) if self.sigmoid else apart
+        score.copy_(slope.mul_(1 / self.scale**2) if self.sigmoid else slope / self.scale**2)
+        return self._log_density(apart.square_().sum(1), raw.shape[1])
 
     def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Raw:
         mean = self.mean(raw)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return mean + self.scale * noise
+
+    def _log_density(self, squared: Float[Tensor, "group batch"], n_features: int) -> Float[Tensor, "group batch"]:
+        """From the squared distances between samples and means."""
+        return squared * (-0.5 / self.scale**2) - n_features * (math.log(self.scale) + 0.5 * math.log(2 * math.pi))
 
 
 class BernoulliModel(LikelihoodModel):
@@ -88,6 +109,11 @@ class BernoulliModel(LikelihoodModel):
     def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         return -F.binary_cross_entropy_with_logits(raw, x.expand_as(raw), reduction="none").sum(1)
+
+    def log_prob_and_score(self, raw: Raw, x: Sample, score: Raw) -> Float[Tensor, "group batch"]:
+        result = self.log_prob(raw, x)
+        score.copy_(x - raw.sigmoid_())
+        return result
 
     def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Raw:
         return torch.bernoulli(self.mean(raw), generator=generator)

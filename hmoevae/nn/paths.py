@@ -28,6 +28,8 @@ class Paths(nn.Module):
     weight_cv2: Float[Tensor, " mixture"]
     weight_kl: Float[Tensor, " mixture"]
     learned: Float[Tensor, " edge"]
+    uniform_edge: Float[Tensor, " edge"]
+    uniform_leaf: Float[Tensor, " leaf"]
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -45,6 +47,8 @@ class Paths(nn.Module):
         learned = [float(getattr(plan.mixtures[m].spec, "prior", None) == "learned") for m in plan.edge_mixture]
         self._table("learned", torch.tensor(learned))
         self.prior_logits = nn.Parameter(torch.zeros(plan.n_edges)) if any(learned) else None
+        self._table("uniform_edge", -self.n_children.log()[self.edge_mixture])
+        self._table("uniform_leaf", self.leaf_log_prob(self.node_log_prob(self.uniform_edge.unsqueeze(1))).squeeze(1))
 
     def _table(self, name: str, values: Tensor) -> None:
         self.register_buffer(name, values, persistent=False)
@@ -72,7 +76,7 @@ class Paths(nn.Module):
     def edge_log_prior(self) -> Float[Tensor, " edge"]:
         """Log pi of every child among its siblings: uniform, or the softmax of learned logits."""
         if self.prior_logits is None:
-            return -self.n_children.log()[self.edge_mixture]
+            return self.uniform_edge
         logits = self.prior_logits * self.learned
         # log_softmax over each mixture's children, shifted by the largest of them against overflow.
         largest = torch.zeros_like(self.n_children).scatter_reduce(
@@ -83,4 +87,6 @@ class Paths(nn.Module):
 
     def leaf_log_prior(self) -> Float[Tensor, " leaf"]:
         """Log pi_l of every leaf: the product of the priors on its path."""
+        if self.prior_logits is None:
+            return self.uniform_leaf
         return self.leaf_log_prob(self.node_log_prob(self.edge_log_prior().unsqueeze(1))).squeeze(1)

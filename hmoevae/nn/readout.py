@@ -1,0 +1,84 @@
+"""The last layer of the decoders and the likelihood of what they say, as one function with its gradient written out.
+
+Axes: `group` counts experts, `feature` the entries of a sample, `inp` the last hidden layer; `batch` is last.
+
+The widest tensors of a training step are here, (group, feature, batch). With raw = W h + b and score = d log p / d raw,
+for a loss whose gradient with respect to log p(x|z) is g, (group, batch)::
+
+    d loss / dW = score (g h)^T,    d loss / dh = g W^T score,    d loss / db = score g^T
+
+g scales columns, so it is applied to the narrow h instead of the wide score, which is computed in the forward pass, a
+chunk of experts at a time, and is all that is kept.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hmoevae.nn.grouped import (
+    BlockSource,
+    GroupedLinear,
+    chunks,
+    compute_dtype,
+    is_written_out,
+    weight_gradient_by_chunks,
+)
+from hmoevae.nn.likelihoods import LikelihoodModel
+from hmoevae.nn.products import input_gradient, product
+
+
+def log_prob(
+    likelihood: LikelihoodModel,
+    layer: GroupedLinear,
+    h: Float[Tensor, "group inp batch"],
+    x: Float[Tensor, "feature batch"],
+) -> Float[Tensor, "group batch"]:
+    """Log p(x|z) in nats, where `layer` makes the raw outputs from `h`."""
+    if is_written_out(x) and torch.is_grad_enabled() and not x.requires_grad:
+        return _LogProb.apply(layer.weight, layer.bias, h, x, likelihood, layer.block_source())
+    return likelihood.log_prob(layer(h), x)
+
+
+class _LogProb(torch.autograd.Function):
+    """See the head of this file."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, bias: Tensor, h: Tensor, x: Tensor, likelihood: LikelihoodModel, block: BlockSource
+    ) -> Tensor:
+        dtype = compute_dtype(x)
+        with torch.autocast("cpu", enabled=False):
+            h = h.to(dtype)
+            groups, n_features, _ = weight.shape
+            n_batch = h.shape[-1]
+            result = x.new_empty(groups, n_batch)
+            score = block("score", (groups, n_features, n_batch), dtype)
+            for chunk in chunks(groups, n_features * n_batch):
+                part = weight[chunk]
+                raw = torch.empty(len(part), n_features, n_batch, dtype=dtype)
+                product(part.to(dtype), h[chunk], raw)
+                raw = raw.to(x.dtype).add_(bias[chunk].unsqueeze(-1))
+                result[chunk] = likelihood.log_prob_and_score(raw, x, score[chunk])
+            ctx.save_for_backward(weight, h, score)
+            ctx.block = block
+            return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # its decorator hides the names
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        (g,) = grad_outputs
+        weight, h, score = ctx.saved_tensors
+        with torch.autocast("cpu", enabled=False):
+            g = g.to(score.dtype).unsqueeze(1)
+            weight_grad = ctx.block("weight gradient", weight.shape, weight.dtype)
+            weight_gradient_by_chunks(score, g * h, weight_grad)
+            bias_grad = torch.bmm(score, g.mT).squeeze(2).to(weight.dtype)
+            h_grad = ctx.block("input gradient", h.shape, h.dtype)
+            for chunk in [slice(None)] if score.dtype == weight.dtype else chunks(len(weight), weight[0].numel()):
+                input_gradient(weight[chunk].to(score.dtype), score[chunk], h_grad[chunk])
+            return weight_grad, bias_grad, h_grad.mul_(g), None, None, None

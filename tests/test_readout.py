@@ -1,0 +1,92 @@
+"""The fused readout against a layer and a likelihood one after the other: outputs and gradients."""
+
+import pytest
+import torch
+from test_likelihoods import each_likelihood, samples
+from torch import Tensor
+
+from hmoevae.nn import grouped
+from hmoevae.nn.grouped import GroupedLinear
+from hmoevae.nn.likelihoods import likelihood_model
+from hmoevae.nn.readout import log_prob
+from hmoevae.spec import Likelihood
+
+GROUPS, INP, FEATURES, BATCH = 5, 3, 4, 6
+
+
+@pytest.fixture(params=[1, 50, 1 << 20], ids=lambda n: f"chunk {n}")
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One expert at a time, two, all."""
+    monkeypatch.setattr(grouped, "CHUNK", request.param)
+
+
+def both_ways(
+    spec: Likelihood, dtype: torch.dtype, autocast: torch.dtype | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-densities and the gradients of weight, bias and hidden units, fused and one after the other."""
+    torch.manual_seed(0)
+    layer = GroupedLinear(GROUPS, INP, FEATURES).to(dtype)
+    likelihood = likelihood_model(spec)
+    x, hidden = samples(spec, FEATURES, BATCH, dtype=dtype), torch.randn(GROUPS, INP, BATCH, dtype=dtype)
+    g = torch.randn(GROUPS, BATCH, dtype=dtype)
+    answers = []
+    for way in (
+        lambda h: log_prob(likelihood, layer, h, x),
+        lambda h: likelihood.log_prob(torch.einsum("goi,gib->gob", layer.weight, h) + layer.bias.unsqueeze(-1), x),
+    ):
+        h = hidden.clone().requires_grad_()
+        layer.zero_grad()
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            result = way(h)
+        (result * g).sum().backward()
+        assert layer.weight.grad is not None
+        assert layer.bias.grad is not None
+        assert h.grad is not None
+        answers.append([result.detach(), layer.weight.grad, layer.bias.grad, h.grad])
+    return answers[0], answers[1]
+
+
+@pytest.mark.usefixtures("chunk")
+@each_likelihood
+def test_same_in_double_precision(spec: Likelihood) -> None:
+    fused, plain = both_ways(spec, torch.float64)
+    torch.testing.assert_close(fused, plain)
+
+
+@pytest.mark.usefixtures("chunk")
+@each_likelihood
+def test_same_in_single_precision(spec: Likelihood) -> None:
+    fused, plain = both_ways(spec, torch.float32)
+    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("chunk")
+@each_likelihood
+def test_bf16_is_as_near_to_fp32_as_autocast_is(spec: Likelihood) -> None:
+    """Within 2 % of the largest entry: bfloat16 keeps 8 bits, and the products here sum few terms."""
+    exact, _ = both_ways(spec, torch.float32)
+    fused, plain = both_ways(spec, torch.float32, torch.bfloat16)
+    for one, two, reference in zip(fused, plain, exact, strict=True):
+        assert one.dtype == reference.dtype
+        tolerance = 0.02 * reference.abs().max()
+        assert (one - reference).abs().max() < tolerance
+        assert (two - reference).abs().max() < tolerance
+
+
+@each_likelihood
+def test_gradients_with_respect_to_the_samples(spec: Likelihood) -> None:
+    layer = GroupedLinear(GROUPS, INP, FEATURES).double()
+    likelihood = likelihood_model(spec)
+    x, h = samples(spec, FEATURES, BATCH).requires_grad_(), torch.randn(GROUPS, INP, BATCH, dtype=torch.float64)
+    twin = x.detach().clone().requires_grad_()
+    log_prob(likelihood, layer, h, x).sum().backward()
+    likelihood.log_prob(layer(h), twin).sum().backward()
+    torch.testing.assert_close(x.grad, twin.grad)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    """Rather than wrong: the gradient that is written out has none of its own."""
+    layer = GroupedLinear(GROUPS, INP, FEATURES)
+    (gradient,) = torch.autograd.grad(layer(torch.rand(INP, BATCH)).square().sum(), layer.weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
