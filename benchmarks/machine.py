@@ -50,6 +50,14 @@ def square_gemm(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], 
     return lambda: torch.mm(a, b, out=out), 2 * side**3
 
 
+def onednn_gemm(device: torch.device, dtype: torch.dtype) -> Callable[[], object] | None:
+    """The same product by oneDNN, where PyTorch would give it to another library; `None` where it would not."""
+    if device.type != "cpu" or dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return None
+    a, b = (torch.rand(SQUARE["cpu"], SQUARE["cpu"]) for _ in range(2))
+    return lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+
+
 def large_copy(device: torch.device) -> tuple[Callable[[], object], int]:
     """One copy of an array far larger than any cache, and the bytes that it reads and writes."""
     source = torch.rand(COPY_BYTES // 4, device=device)

@@ -14,10 +14,10 @@ slows all of them down alike. What the columns say:
     ms          median over the rounds, with quartiles.
     GFLOP/s     the matrix products that the step needs (2 m n k each; training makes three of each, but for the
                 gradient of the samples) over its time.
-    % ceiling   that rate over the best rate of one large square product (`machine.square_gemm`), same precision, found
-                in the same rounds.
-    % GEMMs     the time of "GEMMs alone" over the step's, median of the rounds. That row is the honest floor: the
-                products of exactly these shapes, forward and backward, into buffers made beforehand, and nothing else.
+    % ceiling   that rate over the best rate of one large square product by `torch.mm` (`machine.square_gemm`), same
+                precision, found in the same rounds. Where oneDNN is faster in fp32, its own rate is in the report too.
+    % GEMMs     the time of "GEMMs alone" over the step's, median of the rounds. That row makes the products of exactly
+                these shapes by `torch.bmm`, forward and backward, into buffers made beforehand, and does nothing else.
     MB          memory at its worst over the first steps: parameters, gradients, moments and activations
                 (`machine.peak_memory`).
     x loop      how many times as fast as the loop, median of the rounds; for `--op fit`, as the bare step.
@@ -315,8 +315,10 @@ def measure(cell: Cell, args: argparse.Namespace) -> list[dict[str, Any]]:
     }
     square, square_flops = machine.square_gemm(cell.device, dtype)
     ceiling = Entry("ceiling", EXPERT, square)
-    interleave([*entries, *floors.values(), ceiling], args)
+    others = [Entry("oneDNN's", EXPERT, gemm) for gemm in (machine.onednn_gemm(cell.device, dtype),) if gemm]
+    interleave([*entries, *floors.values(), ceiling, *others], args)
     ceiling_rate = square_flops / min(ceiling.seconds) / 1e9
+    onednn_rate = square_flops / min(others[0].seconds) / 1e9 if others else None
     # The peers are flat, whatever our depth; fit is compared with the bare step of its own tree.
     loop = next((entry for entry in entries if entry.what == "loop"), None)
     bare = {entry.tree: entry for entry in entries if entry.what == "hmoevae"}
@@ -340,6 +342,7 @@ def measure(cell: Cell, args: argparse.Namespace) -> list[dict[str, Any]]:
             "gbytes": gemms.total_bytes(products, dtype.itemsize) / 1e9,
             "gflop_per_s": gflop / median,
             "ceiling_gflop_per_s": ceiling_rate,
+            "onednn_ceiling_gflop_per_s": onednn_rate,
             "ceiling_fraction": gflop / median / ceiling_rate,
             "gemms_alone_fraction": paired_ratio(floors[entry.tree], entry),
             "gemms_alone_ms": 1e3 * statistics.median(floors[entry.tree].seconds),

@@ -469,7 +469,7 @@ class HMoEVAE(
             raise ArgumentError(f"node{str(error).removeprefix('path')}") from None
 
     def _features_first(self, x: Tensor) -> Float[Tensor, "feature batch"]:
-        return x.to(self.dtype).flatten(1).t().contiguous()
+        return x.to(self.dtype).flatten(1).t()
 
     def _in_batches(self, compute: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -> Tensor:
         """Run `compute` on pieces of `x` on the model's device without gradients; the result is where `x` is."""

@@ -45,11 +45,11 @@ def test_forward_and_weight_gradient(shared: bool, strided: bool) -> None:
     torch.testing.assert_close(gradient, torch.einsum(f"gob,{letters}->goi", dy, x))
 
 
-def test_input_gradient() -> None:
+def test_weight_gradient_of_a_transposed_gradient() -> None:
     torch.manual_seed(0)
-    weight, dy, out = torch.randn(3, 5, 4), torch.randn(3, 5, 7), torch.empty(3, 4, 7)
-    products.input_gradient(weight, dy, out)
-    torch.testing.assert_close(out, torch.einsum("goi,gob->gib", weight, dy))
+    dy, x, out = torch.randn(3, 7, 5).mT, torch.randn(3, 4, 7), torch.empty(3, 5, 4)
+    products.weight_gradient(dy, x, out)
+    torch.testing.assert_close(out, torch.einsum("gob,gib->goi", dy, x))
 
 
 def test_other_precisions_stay_with_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hmoevae.nn.memory import StepMemory
-from hmoevae.nn.products import input_gradient, product, weight_gradient
+from hmoevae.nn.products import product, weight_gradient
 from hmoevae.spec import MLP, Activation
 
 BlockSource = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
@@ -151,8 +151,7 @@ class _Affine(torch.autograd.Function):
                 if x.ndim == 2:
                     x_grad = weight.flatten(0, 1).t() @ dy.flatten(0, 1)
                 else:
-                    x_grad = ctx.block("input gradient", x.shape, x.dtype)
-                    input_gradient(weight, dy, x_grad)
+                    x_grad = torch.bmm(weight.mT, dy, out=ctx.block("input gradient", x.shape, x.dtype))
             return weight_grad, dy.sum(2, dtype=weight_grad.dtype), x_grad, None
 
 

@@ -34,7 +34,7 @@ def product(
     out: Float[Tensor, "group out batch"],
 ) -> None:
     """out[g] = weight[g] x[g], or weight[g] x where all groups share one input."""
-    _times_transposed(weight, x.mT, out)
+    times_transposed(weight, x.mT, out)
 
 
 def weight_gradient(
@@ -43,19 +43,13 @@ def weight_gradient(
     out: Float[Tensor, "group out inp"],
 ) -> None:
     """out[g] = dy[g] x[g]^T, or dy[g] x^T where all groups share one input."""
-    _times_transposed(dy, x, out)
+    if dy.is_contiguous():
+        times_transposed(dy, x, out)
+    else:  # oneDNN would want a transposed copy, which costs what it gains
+        torch.bmm(dy, x.mT, out=out)
 
 
-def input_gradient(
-    weight: Float[Tensor, "group out inp"],
-    dy: Float[Tensor, "group out batch"],
-    out: Float[Tensor, "group inp batch"],
-) -> None:
-    """out[g] = weight[g]^T dy[g]."""
-    torch.bmm(weight.mT, dy, out=out)  # oneDNN would want a transposed copy, which costs what it gains
-
-
-def _times_transposed(
+def times_transposed(
     left: Float[Tensor, "group row k"],
     right: Float[Tensor, "column k"] | Float[Tensor, "group column k"],
     out: Float[Tensor, "group row column"],

@@ -8,7 +8,8 @@ for a loss whose gradient with respect to log p(x|z) is g, (group, batch)::
     d loss / dW = score (g h)^T,    d loss / dh = g W^T score,    d loss / db = score g^T
 
 g scales columns, so it is applied to the narrow h instead of the wide score, which is computed in the forward pass, a
-chunk of experts at a time, and is all that is kept.
+chunk of experts at a time, and is all that is kept. It lies as (group, batch, feature): so the samples come, and
+so all three products find their operands.
 """
 
 from typing import Any
@@ -27,7 +28,7 @@ from hmoevae.nn.grouped import (
     weight_gradient_by_chunks,
 )
 from hmoevae.nn.likelihoods import LikelihoodModel
-from hmoevae.nn.products import input_gradient, product
+from hmoevae.nn.products import times_transposed
 
 
 def log_prob(
@@ -55,13 +56,13 @@ class _LogProb(torch.autograd.Function):
             groups, n_features, _ = weight.shape
             n_batch = h.shape[-1]
             result = x.new_empty(groups, n_batch)
-            score = block("score", (groups, n_features, n_batch), dtype)
+            score = block("score", (groups, n_batch, n_features), dtype)
             for chunk in chunks(groups, n_features * n_batch):
                 part = weight[chunk]
-                raw = torch.empty(len(part), n_features, n_batch, dtype=dtype)
-                product(part.to(dtype), h[chunk], raw)
-                raw = raw.to(x.dtype).add_(bias[chunk].unsqueeze(-1))
-                result[chunk] = likelihood.log_prob_and_score(raw, x, score[chunk])
+                raw = torch.empty(len(part), n_batch, n_features, dtype=dtype)
+                times_transposed(h[chunk].mT, part.to(dtype), raw)
+                raw = raw.to(x.dtype).add_(bias[chunk].unsqueeze(1))
+                result[chunk] = likelihood.log_prob_and_score(raw.mT, x, score[chunk].mT)
             ctx.save_for_backward(weight, h, score)
             ctx.block = block
             return result
@@ -76,9 +77,10 @@ class _LogProb(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             g = g.to(score.dtype).unsqueeze(1)
             weight_grad = ctx.block("weight gradient", weight.shape, weight.dtype)
-            weight_gradient_by_chunks(score, g * h, weight_grad)
-            bias_grad = torch.bmm(score, g.mT).squeeze(2).to(weight.dtype)
-            h_grad = ctx.block("input gradient", h.shape, h.dtype)
+            weight_gradient_by_chunks(score.mT, g * h, weight_grad)
+            bias_grad = torch.bmm(g, score).squeeze(1).to(weight.dtype)
+            h_grad = torch.empty(len(h), h.shape[2], h.shape[1], dtype=h.dtype)
             for chunk in [slice(None)] if score.dtype == weight.dtype else chunks(len(weight), weight[0].numel()):
-                input_gradient(weight[chunk].to(score.dtype), score[chunk], h_grad[chunk])
-            return weight_grad, bias_grad, h_grad.mul_(g), None, None, None
+                times_transposed(score[chunk], weight[chunk].to(score.dtype).mT, h_grad[chunk])
+            h_grad = torch.mul(h_grad.mT, g, out=ctx.block("input gradient", h.shape, h.dtype))
+            return weight_grad, bias_grad, h_grad, None, None, None
