@@ -20,7 +20,7 @@ from hmoevae.spec import (
 from hmoevae.training import EpochEnd, fit
 
 if TYPE_CHECKING:
-    from hmoevae import datasets, metrics, plot
+    from hmoevae import datasets, export, metrics, plot
     from hmoevae.estimator import VAEMixture
 
 __version__ = "0.1.0"
@@ -41,6 +41,7 @@ __all__ = [
     "SampleRecorder",
     "VAEMixture",
     "datasets",
+    "export",
     "fit",
     "metrics",
     "plot",
@@ -49,8 +50,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load what needs optional packages on first use, as in `hmoevae.plot`."""
-    if name in ("datasets", "metrics", "plot"):
+    """Load what not every user needs on first use, as in `hmoevae.plot`."""
+    if name in ("datasets", "export", "metrics", "plot"):
         return import_module(f"hmoevae.{name}")
     if name == "VAEMixture":
         return import_module("hmoevae.estimator").VAEMixture
