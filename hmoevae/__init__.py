@@ -1,8 +1,7 @@
 """Hierarchical mixtures of variational auto-encoders: kinds and sub-kinds of data, found without labels."""
 
 from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hmoevae.callbacks import SampleRecorder
 from hmoevae.history import History
@@ -22,7 +21,8 @@ from hmoevae.spec import (
 from hmoevae.training import EpochEnd, fit
 
 if TYPE_CHECKING:
-    from hmoevae import datasets, metrics, plot
+    from hmoevae import datasets, export, metrics, plot
+    from hmoevae.estimator import VAEMixture
 
 __version__ = "0.1.0"
 
@@ -41,7 +41,9 @@ __all__ = [
     "Output",
     "SampleRecorder",
     "StepMemory",
+    "VAEMixture",
     "datasets",
+    "export",
     "fit",
     "metrics",
     "plot",
@@ -49,8 +51,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Load the modules that need optional packages on first use, as in `hmoevae.plot`."""
-    if name in ("datasets", "metrics", "plot"):
+def __getattr__(name: str) -> Any:
+    """Load what not every user needs on first use, as in `hmoevae.plot`."""
+    if name in ("datasets", "export", "metrics", "plot"):
         return import_module(f"hmoevae.{name}")
+    if name == "VAEMixture":
+        return import_module("hmoevae.estimator").VAEMixture
     raise AttributeError(f"module 'hmoevae' has no attribute {name!r}")

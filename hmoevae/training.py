@@ -19,11 +19,15 @@ from tqdm.auto import tqdm
 
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, NonFiniteError, mismatch
 from hmoevae.history import History
-from hmoevae.model import ArrayLike, HMoEVAE, Output
+from hmoevae.model import BATCH_SIZE, ArrayLike, HMoEVAE, Output
 from hmoevae.nn.memory import StepMemory
 
 Data = ArrayLike | Dataset[Any] | DataLoader[Any]
 Precision = Literal["fp32", "bf16"]
+WINDOW_BYTES = 1 << 28
+"""How much of a memory-mapped file is in memory and shuffled at a time."""
+BLOCK_BYTES = 1 << 20
+"""How much of such a file is read in one piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,10 @@ def fit(
     Args:
         model: The model; it ends on `device` and in evaluation mode.
         data: Samples `(n, *input_shape)` as a tensor or array, or a Dataset or DataLoader of them. Of items that are
-            tuples, such as (image, label), only the first entry is read.
+            tuples, such as (image, label), only the first entry is read. A memory-mapped array (`np.memmap`, as
+            `np.load(file, mmap_mode="r")` gives) is copied into memory 256 MiB at a time: a larger one is shuffled in
+            blocks of 1 MiB, and then sample by sample within what is in memory. An IterableDataset brings its own
+            order.
         epochs: Passes over the data.
         batch_size: Samples a step; a DataLoader brings its own.
         lr: Learning rate of Adam; not read if `optimizer` is given.
@@ -204,16 +211,20 @@ def _batches(model: HMoEVAE, data: Data, name: str, batch_size: int, order: torc
     """Make `data` a source of checked batches, shuffled by `order`."""
     if isinstance(data, TensorDataset):
         data = data.tensors[0]
+    if isinstance(data, np.memmap) and data.ndim > 0:  # may be larger than memory
+        for start in range(0, len(data), BATCH_SIZE):
+            stop = min(start + BATCH_SIZE, len(data))
+            model.check_input(data[start:stop], name=f"{name}[{start}:{stop}]")
+
+        def from_file() -> Iterator[Tensor]:
+            for rows in _windows(len(data), max(1, data.nbytes // len(data)), batch_size, order):
+                yield from _split(model.check_input(data[rows.numpy()], name=name, values=False), batch_size, order)
+
+        return _Batches(math.ceil(len(data) / batch_size), from_file)
+
     if isinstance(data, Tensor | np.ndarray):
         samples = model.check_input(data, name=name).to(model.dtype)
-
-        def from_memory() -> Iterator[Tensor]:
-            # Whole batches are gathered by index: a DataLoader would fetch and stack sample by sample.
-            index = torch.arange(len(samples)) if order is None else torch.randperm(len(samples), generator=order)
-            for chosen in index.to(samples.device).split(batch_size):
-                yield samples.index_select(0, chosen)
-
-        return _Batches(math.ceil(len(samples) / batch_size), from_memory)
+        return _Batches(math.ceil(len(samples) / batch_size), lambda: _split(samples, batch_size, order))
 
     if isinstance(data, DataLoader):
         loader = data
@@ -233,6 +244,29 @@ def _batches(model: HMoEVAE, data: Data, name: str, batch_size: int, order: torc
     except TypeError:
         length = None
     return _Batches(length, from_loader)
+
+
+def _split(samples: Tensor, batch_size: int, order: torch.Generator | None) -> Iterator[Tensor]:
+    """Batches of samples in memory, shuffled by `order`."""
+    # Whole batches are gathered by index: a DataLoader would fetch and stack sample by sample.
+    index = torch.arange(len(samples)) if order is None else torch.randperm(len(samples), generator=order)
+    for chosen in index.to(samples.device).split(batch_size):
+        yield samples.index_select(0, chosen)
+
+
+def _windows(n: int, row_bytes: int, batch_size: int, order: torch.Generator | None) -> tuple[Tensor, ...]:
+    """The rows of a file, in windows to hold in memory one after the other; all but the last are whole batches.
+
+    A file larger than a window is cut into blocks, which `order` shuffles: single rows from all over the file would
+    each cost a read of the disk.
+    """
+    window = batch_size * max(1, WINDOW_BYTES // row_bytes // batch_size)
+    block = max(1, BLOCK_BYTES // row_bytes)
+    starts = torch.arange(0, n, block)
+    if order is not None and n > window:
+        starts = starts[torch.randperm(len(starts), generator=order)]
+    rows = (starts.unsqueeze(1) + torch.arange(block)).flatten()
+    return rows[rows < n].split(window)
 
 
 def _evaluate(model: HMoEVAE, batches: _Batches, seed: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import streaming
 import torch
 from gemms import Op, alone, gemms_of, total_bytes, total_flops
 from peers import PEERS, Loop, peer
@@ -204,3 +205,16 @@ def test_quartiles_need_two_rounds(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--quick", "--rounds", "1"])
     assert "--rounds: expected at least 2" in capsys.readouterr().err
+
+
+def test_streaming_reports_every_source(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    streaming.main(
+        ["--samples", "300", "--leaves", "2", "--rounds", "2", "--folder", str(tmp_path), "--json", f"{tmp_path / 'r'}"]
+    )
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report == json.loads((tmp_path / "r").read_text())
+    rows = {row["data"]: row for row in report["rows"]}
+    assert {"memory", "file", "stream"} <= rows.keys()
+    assert rows["memory"]["x_memory"] == 1
+    assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows.values())
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]

@@ -32,6 +32,7 @@ ROOMS = {
     "hmoevae.model": 4,
     "hmoevae.callbacks": 5,
     "hmoevae.datasets": 5,
+    "hmoevae.export": 5,
     "hmoevae.history": 5,
     "hmoevae.metrics": 5,
     "hmoevae.plot": 5,

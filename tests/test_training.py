@@ -2,6 +2,7 @@
 
 import functools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import hmoevae as hm
+from hmoevae import training
 from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, NonFiniteError, ShapeError
 
 N_FEATURES = 6
@@ -317,3 +319,103 @@ def test_trains_on_cuda(model, x):
     assert model.device.type == "cuda"
     assert history["loss"][-1] < history["loss"][0]
     assert model.predict(x).device.type == "cpu"
+
+
+# --- data that do not lie in memory -----------------------------------------------------------------------------------
+
+
+def mapped(folder, array, mode="r"):
+    file = folder / f"{len(list(folder.iterdir()))}.npy"
+    np.save(file, array)
+    return np.load(file, mmap_mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.dtype(">f4")])
+def test_a_mapped_file_trains_as_the_same_array(x, tmp_path, mode, dtype):
+    def trained(data, held_out):
+        torch.manual_seed(0)
+        model = hm.HMoEVAE(TREE, (N_FEATURES,))
+        history = quiet_fit(model, data, epochs=2, validation_data=held_out)
+        return weights(model), history["loss"], history["val_elbo"]
+
+    array = x.numpy().astype(dtype)
+    file, held_out = mapped(tmp_path, array, mode), mapped(tmp_path, array[:20], mode)
+    from_file, from_memory = trained(file, held_out), trained(array, array[:20])
+    assert torch.equal(from_file[0], from_memory[0])
+    assert from_file[1:] == from_memory[1:]
+    assert np.array_equal(file, array)
+
+
+@pytest.mark.parametrize("n", [160, 163, 1000])
+def test_a_file_larger_than_a_window_is_shuffled_and_seen_once(model, tmp_path, monkeypatch, n):
+    """Of 48 rows at a time, that is, in blocks of 5 rows."""
+    row_bytes = 4 * N_FEATURES
+    monkeypatch.setattr(training, "WINDOW_BYTES", 50 * row_bytes)
+    monkeypatch.setattr(training, "BLOCK_BYTES", 5 * row_bytes)
+    rows = torch.arange(n).unsqueeze(1).expand(n, N_FEATURES) / n
+    batches = training._batches(model, mapped(tmp_path, rows.numpy()), "data", 16, torch.Generator().manual_seed(0))
+    epochs = [[(batch[:, 0] * n).round().long() for batch in batches] for _ in range(2)]
+    for epoch in epochs:
+        assert len(epoch) == len(batches) == math.ceil(n / 16)
+        assert [len(batch) for batch in epoch] == [16] * (n // 16) + [n % 16] * (n % 16 > 0)
+        assert torch.equal(torch.cat(epoch).sort().values, torch.arange(n))
+        assert len({int(i) // 5 for i in epoch[0]}) > 5  # rows of many blocks meet in a batch
+        assert max(int(i) for batch in epoch[:3] for i in batch) > n / 2  # from all over the file
+    assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
+    in_order = training._batches(model, mapped(tmp_path, rows.numpy()), "data", 16, None)
+    assert torch.equal(torch.cat([(batch[:, 0] * n).round().long() for batch in in_order]), torch.arange(n))
+
+
+def test_a_mapped_file_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
+    """64 MB, of which windows of 1 MB are copied; numpy's memory is what tracemalloc sees."""
+    monkeypatch.setattr(training, "WINDOW_BYTES", 1 << 20)
+    monkeypatch.setattr(training, "BLOCK_BYTES", 1 << 16)
+    model = hm.HMoEVAE(TREE, (256,))
+    np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (1 << 16, 256)).flush()
+    data = np.load(tmp_path / "x.npy", mmap_mode="r")
+    tracemalloc.start()
+    try:
+        batches = training._batches(model, data, "data", 128, torch.Generator().manual_seed(0))
+        n_samples = sum(len(batch) for batch in batches)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert n_samples == 1 << 16
+    assert peak < 4 << 20
+
+
+@pytest.mark.parametrize(
+    ("row", "value", "message"),
+    [
+        (1500, math.nan, r"data\[1024:1600\]: expected finite values, got NaN .* in 1 samples, first 476"),
+        (3, 7.0, r"data\[0:1024\]: expected values in \[0, 1\] .*got values from 0 to 7"),
+    ],
+)
+def test_bad_rows_of_a_file_are_refused_before_training(model, tmp_path, row, value, message):
+    array = np.zeros((1600, N_FEATURES), np.float32)
+    array[row] = value
+    before = weights(model)
+    with pytest.raises(DataError, match=message):
+        quiet_fit(model, mapped(tmp_path, array))
+    assert torch.equal(weights(model), before)
+
+
+def test_a_file_of_other_samples_is_refused(model, tmp_path):
+    with pytest.raises(ShapeError, match=r"data\[0:9\]: expected \(batch, 6\), got \(9, 7\)"):
+        quiet_fit(model, mapped(tmp_path, np.zeros((9, 7), np.float32)))
+    with pytest.raises(ArgumentTypeError, match=r"data\[0:9\]: expected floating point values .*got uint8"):
+        quiet_fit(model, mapped(tmp_path, np.zeros((9, 6), np.uint8)))
+    with pytest.raises(ShapeError, match=r"data: expected \(batch, 6\), got \(\)"):
+        quiet_fit(model, mapped(tmp_path, np.zeros((), np.float32)))
+
+
+def test_a_stream_trains_as_its_batches_in_order(x):
+    def trained(data):
+        torch.manual_seed(0)
+        model = hm.HMoEVAE(TREE, (N_FEATURES,))
+        quiet_fit(model, data, epochs=2)
+        return weights(model)
+
+    assert torch.equal(trained(Stream(x)), trained(DataLoader(Items(x), batch_size=16)))
+    assert torch.equal(trained(Stream(x.numpy())), trained(Stream(x)))

@@ -1,0 +1,163 @@
+"""Does training slow down when the data do not lie in memory?
+
+    python benchmarks/streaming.py --quick             10,000 samples, about a minute
+    python benchmarks/streaming.py --threads 2         100,000 samples: 314 MB, more than `fit` copies at a time
+
+An epoch of `hm.fit` with the article's flat tree (`VAE` experts 784-128-10-128-784) on random samples of 784 features.
+The rows take turns, an epoch each, so that a noisy machine slows all of them down alike:
+
+    memory    a tensor in memory.
+    file      the same numbers in a .npy file, memory-mapped, which the system has in its page cache.
+    cold      the same with the page cache dropped before the epoch, as for a file larger than memory (Linux only).
+    stream    an IterableDataset that reads the mapped file sample by sample.
+
+`x memory` is the epoch's time over that of `memory`, median of the rounds; `x CPU` the same of the processor's time,
+which waits neither for the disk nor for other programs. All that `fit` does is in both, so also its look at every value
+before it starts. The last line is the whole report as one JSON object.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import machine
+import numpy as np
+import torch
+from throughput import N_FEATURES, article_tree
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+import hmoevae as hm
+
+CHUNK = 10_000
+"""Samples written at a time."""
+
+
+class Rows(IterableDataset[Tensor]):
+    """The rows of a file, front to back.
+
+    Args:
+        file: A .npy file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (torch.from_numpy(row) for row in np.load(self.file, mmap_mode="c"))
+
+
+def write(file: Path, samples: int) -> None:
+    """Fill a .npy file with uniform noise."""
+    mapped = np.lib.format.open_memmap(file, "w+", np.float32, (samples, N_FEATURES))
+    random = np.random.default_rng(0)
+    for start in range(0, samples, CHUNK):
+        mapped[start : start + CHUNK] = random.random(mapped[start : start + CHUNK].shape, dtype=np.float32)
+    mapped.flush()
+
+
+def drop_from_cache(file: Path) -> None:
+    """Have the system forget the pages of a file that nobody maps."""
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)
+
+
+def seconds_of(data: Callable[[], hm.training.Data], leaves: int, batch: int, device: str) -> tuple[float, float]:
+    """Wall and processor time of one epoch of a fresh model on `data`, all that `fit` does included."""
+    torch.manual_seed(0)
+    tree = article_tree(leaves, 1)
+    assert tree is not None  # any number factors into one level
+    model = hm.HMoEVAE(tree, (N_FEATURES,))
+    source = data()
+    start, cpu_start = time.perf_counter(), time.process_time()
+    hm.fit(model, source, epochs=1, batch_size=batch, device=device, progress=False)
+    return time.perf_counter() - start, time.process_time() - cpu_start
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--samples", type=int, help="rows of the file")
+    parser.add_argument("--leaves", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=128, help="samples a step")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every row")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
+    parser.add_argument("--folder", type=Path, help="where the file lies meanwhile; default: where temporary files do")
+    parser.add_argument("--json", type=Path, help="write the report to this file too")
+    parser.add_argument("--quick", action="store_true", help="10,000 samples")
+    args = parser.parse_args(argv)
+    args.samples = args.samples or (10_000 if args.quick else 100_000)
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark and print its report."""
+    args = parse(argv)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    taken: dict[str, list[tuple[float, float]]] = {}
+    try:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            file = Path(folder) / "x.npy"
+            write(file, args.samples)
+            in_memory = torch.from_numpy(np.load(file))
+
+            def cold() -> np.ndarray:
+                drop_from_cache(file)
+                return np.load(file, mmap_mode="r")
+
+            sources: dict[str, Callable[[], hm.training.Data]] = {
+                "memory": lambda: in_memory,
+                "file": lambda: np.load(file, mmap_mode="r"),
+                "cold": cold,
+                "stream": lambda: Rows(file),
+            }
+            if not hasattr(os, "posix_fadvise"):
+                del sources["cold"]
+            for _ in range(args.rounds):
+                for name, data in sources.items():
+                    taken.setdefault(name, []).append(seconds_of(data, args.leaves, args.batch, args.device))
+    finally:
+        torch.set_num_threads(threads_before)
+    rows = []
+    print(f"{'data':8}{'s an epoch':>12}{'x memory':>10}{'x CPU':>8}")
+    for name, times in taken.items():
+        against = zip(times, taken["memory"], strict=True)
+        wall, cpu = zip(*((mine[0] / theirs[0], mine[1] / theirs[1]) for mine, theirs in against), strict=True)
+        row = {
+            "data": name,
+            "seconds": [seconds for seconds, _ in times],
+            "cpu_seconds": [seconds for _, seconds in times],
+            "x_memory": statistics.median(wall),
+            "x_cpu": statistics.median(cpu),
+        }
+        rows.append(row)
+        print(f"{name:8}{statistics.median(row['seconds']):12.2f}{row['x_memory']:10.2f}{row['x_cpu']:8.2f}")
+    report = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": {name: v for name, v in vars(args).items() if name not in ("json", "folder")},
+        "hardware": machine.hardware(torch.device(args.device), args.threads),
+        "load_average_after": machine.load_average(),
+        "versions": machine.versions(),
+        "rows": rows,
+    }
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

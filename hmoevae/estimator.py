@@ -1,0 +1,315 @@
+"""VAEMixture: the model with scikit-learn's face, for tables and for everything that works on estimators."""
+
+import copy
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hmoevae import training
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, NonFiniteError, mismatch
+from hmoevae.model import HMoEVAE
+from hmoevae.nn.experts import Posterior, reorder
+from hmoevae.nn.objectives import ObjectiveName
+from hmoevae.spec import MLP, VAE, Balance, Gaussian, Likelihood, Mixture, Tree
+
+try:
+    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+    from sklearn.utils import Tags, check_random_state
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as missing:
+    raise MissingExtraError(
+        mismatch("hmoevae.VAEMixture", "scikit-learn 1.6 or newer, as in pip install 'hmoevae[sklearn]'", missing)
+    ) from None
+
+FLOATS = (np.float64, np.float32)
+"""The types that samples are read as; others are converted to the first."""
+SCORE_BATCH_SIZE = 1024
+"""Samples scored at a time."""
+
+
+class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+    """A mixture of variational auto-encoders as a scikit-learn estimator, named as `GaussianMixture` is.
+
+    It clusters (`predict`, the gates' choice), reduces (`transform`, the latents), estimates densities
+    (`score_samples`) and generates (`sample`). The defaults are for tables with columns of about unit variance: put a
+    `StandardScaler` in front. On the CPU it computes in the floating point type of `X`, elsewhere in float32.
+
+    Args:
+        n_components: Number of experts of a flat mixture, where 1 is a lone VAE; not read if `tree` is given.
+        tree: A tree of any shape in place of the flat mixture; `latent_dim`, `hidden`, `likelihood` and `balance` are
+            then not read.
+        latent_dim: Size of every expert's latent.
+        hidden: Widths of the hidden layers of every encoder, decoder and gate.
+        likelihood: The observation model p(x|z); `None` means `Gaussian(scale=0.5, mean="identity")`.
+        balance: What keeps the gate from one-sidedness; `None` means `Balance("kl", 1.0)`.
+        objective: What training minimises: `"expected"`, `"elbo"` or `"marginal"` (see `hmoevae.nn.objectives`). With
+            the last two the flat mixture learns its weights; `"expected"` keeps them uniform.
+        max_iter: Passes over the data.
+        batch_size: Samples a step.
+        lr: Learning rate of Adam.
+        n_init: Number of trainings from fresh weights, of which the one with the smallest `loss_` is kept.
+        n_importance: Draws of z from every leaf behind each value of `score_samples`.
+        warm_start: Let `fit` go on from the weights of the fit before, with a fresh optimiser and `n_init` not read.
+        random_state: Seed of weights, order of the data and draws, as everywhere in scikit-learn.
+        device: Where to train and predict; `"auto"` takes an accelerator if there is one. A pickle holds the weights
+            on the CPU.
+        verbose: Above 0, training shows a progress bar.
+
+    Attributes:
+        model_: The trained `HMoEVAE`, with all its methods.
+        labels_: The most probable leaf of every sample of the last fit, `(n_samples,)`.
+        weights_: The prior of every leaf, `(n_leaves,)`.
+        loss_: The objective on the data of the last fit, without balance, in nats a sample.
+        history_: The `History` of the training that was kept.
+        n_iter_: Its number of epochs.
+        n_features_in_: Number of columns of `X`.
+        feature_names_in_: Their names, where `X` had names that are all strings.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> X = np.concatenate([rng.normal(-1, 0.1, (50, 2)), rng.normal(1, 0.1, (50, 2))])
+    >>> mixture = VAEMixture(2, max_iter=20, lr=1e-2, random_state=0, device="cpu").fit(X)
+    >>> mixture.transform(X).shape, mixture.predict_proba(X).shape, mixture.sample(3)[0].shape
+    ((100, 2), (100, 2), (3, 2))
+    """
+
+    def __init__(
+        self,
+        n_components: int = 10,
+        *,
+        tree: Tree | None = None,
+        latent_dim: int = 2,
+        hidden: tuple[int, ...] = (32,),
+        likelihood: Likelihood | None = None,
+        balance: Balance | None = None,
+        objective: ObjectiveName = "marginal",
+        max_iter: int = 100,
+        batch_size: int = 64,
+        lr: float = 3e-3,
+        n_init: int = 1,
+        n_importance: int = 64,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        device: str | torch.device = "auto",
+        verbose: int = 0,
+    ) -> None:
+        self.n_components = n_components
+        self.tree = tree
+        self.latent_dim = latent_dim
+        self.hidden = hidden
+        self.likelihood = likelihood
+        self.balance = balance
+        self.objective: ObjectiveName = objective
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.lr = lr
+        self.n_init = n_init
+        self.n_importance = n_importance
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: object = None) -> "VAEMixture":  # noqa: ARG002
+        """Train on the rows of `X`.
+
+        Ctrl-C ends training with a warning and keeps what there is.
+
+        Args:
+            X: Samples, `(n_samples, n_features)`, at least one for every leaf.
+            y: Not read.
+
+        Raises:
+            SpecError: The tree does not make sense.
+            ArgumentError: Another argument cannot be used; `DataError` for data that the likelihood cannot model.
+            NonFiniteError: The loss became NaN or infinite, as it may if the columns of `X` are far from unit scale.
+        """
+        for name in ("max_iter", "n_init"):
+            self._check_count(name)
+        X = self._check(X, reset=True)
+        tree = self._make_tree()
+        if len(X) < tree.n_leaves:
+            expected = f"n_samples >= {tree.n_leaves}, the number of leaves"
+            raise DataError(mismatch("X", expected, f"n_samples = {len(X)}"))
+        shape = (X.shape[1],)
+        goes_on = self.warm_start and hasattr(self, "model_")
+        same = goes_on and (self.model_.tree, self.model_.input_shape) == (tree, shape)
+        if goes_on and not (same and self.model_.objective == self.objective):
+            expected = "the tree, the number of features and the objective of the fit before"
+            raise ArgumentError(mismatch("warm_start", expected, "others"))
+        where = training.resolve_device(self.device)
+        dtype = torch.float64 if X.dtype == np.float64 and where.type == "cpu" else torch.float32
+        random = check_random_state(self.random_state)
+        smallest = math.inf
+        for _ in range(1 if goes_on else int(self.n_init)):
+            seed = _seed(random)
+            if goes_on:
+                model = self.model_
+            else:
+                with torch.random.fork_rng(devices=()):
+                    torch.default_generator.manual_seed(seed)
+                    model = HMoEVAE(tree, shape, objective=self.objective).to(dtype)
+            history = training.fit(
+                model,
+                X,
+                epochs=self.max_iter,
+                batch_size=self.batch_size,
+                lr=self.lr,
+                seed=seed,
+                device=where,
+                progress=self.verbose > 0,
+            )
+            # Every run is scored with the same draws of z.
+            loss = model.evaluate(X, generator=torch.Generator(where).manual_seed(0))[self.objective]
+            if not math.isfinite(loss):
+                raise NonFiniteError(mismatch("loss", "a finite loss after the last step", loss))
+            if loss < smallest:
+                smallest = loss
+                self.model_, self.history_, self.loss_ = model, history, loss
+            if history.interrupted:
+                warnings.warn("Training interrupted by the user.", stacklevel=2)
+                break
+        self.n_iter_ = len(self.history_)
+        self.weights_ = self.model_.paths.leaf_log_prior().exp().detach().cpu().numpy()
+        self.labels_ = self.model_.predict(X).numpy()
+        return self
+
+    def _make_tree(self) -> Tree:
+        if self.tree is not None:
+            if not isinstance(self.tree, VAE | Mixture):
+                raise ArgumentTypeError(mismatch("tree", "a VAE or a Mixture", type(self.tree).__name__))
+            return self.tree
+        self._check_count("n_components")
+        network = MLP(self.hidden)
+        likelihood = Gaussian(mean="identity") if self.likelihood is None else self.likelihood
+        expert = VAE(self.latent_dim, network, network, likelihood)
+        if self.n_components == 1:
+            return expert
+        balance = Balance("kl", 1.0) if self.balance is None else self.balance
+        prior = "uniform" if self.objective == "expected" else "learned"
+        return Mixture.of(expert, self.n_components, gate=network, balance=balance, prior=prior)
+
+    # --- clusters and latents ---------------------------------------------------------------------------------------
+
+    def predict(self, X: Any) -> Int[np.ndarray, " n_samples"]:
+        """The most probable leaf of every sample, by the gates."""
+        check_is_fitted(self)
+        X = self._check(X, reset=False)
+        return self.model_.predict(X).numpy()
+
+    def predict_proba(self, X: Any) -> Float[np.ndarray, "n_samples leaf"]:
+        """q(leaf | x), the product of the gates on the way to every leaf; rows sum to one."""
+        check_is_fitted(self)
+        X = self._check(X, reset=False)
+        return self.model_.predict_proba(X).numpy().astype(X.dtype, copy=False)
+
+    def transform(self, X: Any) -> Float[np.ndarray, "n_samples latent"]:
+        """Mean of q(z|x) of the leaf that each sample is routed to.
+
+        Every leaf has latents of its own, so compare rows only within a cluster; shorter latents are filled up with
+        zeros.
+        """
+        check_is_fitted(self)
+        X = self._check(X, reset=False)
+        return self.model_.encode(X).numpy().astype(X.dtype, copy=False)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.model_.experts.latent_dim
+
+    # --- density ----------------------------------------------------------------------------------------------------
+
+    def score_samples(self, X: Any) -> Float[np.ndarray, " n_samples"]:
+        """Importance-weighted lower bound on log p(x) of every sample, as `HMoEVAE.score_samples`.
+
+        All samples share their draws of z and every call draws the same, so that a sample's score depends on nothing
+        but the sample.
+        """
+        check_is_fitted(self)
+        X = self._check(X, reset=False)
+        self._check_count("n_importance")
+        with torch.no_grad():
+            pieces = self.model_.check_input(X, name="X").split(SCORE_BATCH_SIZE)
+            scores = torch.cat([self._log_density(piece.to(self.model_.device, self.model_.dtype)) for piece in pieces])
+        return scores.cpu().numpy().astype(X.dtype, copy=False)
+
+    def score(self, X: Any, y: object = None) -> float:  # noqa: ARG002
+        """Mean of `score_samples` over `X`, in nats; `y` is not read."""
+        return float(self.score_samples(X).mean())
+
+    def sample(
+        self, n_samples: int = 1
+    ) -> tuple[Float[np.ndarray, "n_samples feature"], Int[np.ndarray, " n_samples"]]:
+        """Draw rows from p(x), and the leaf that each comes from, ordered by leaf.
+
+        With an integer `random_state` every call draws the same.
+        """
+        check_is_fitted(self)
+        if not _is_count(n_samples):
+            raise ArgumentError(mismatch("n_samples", "an integer > 0", repr(n_samples)))
+        random = check_random_state(self.random_state)
+        weights = self.weights_.astype(np.float64)
+        counts = random.multinomial(n_samples, weights / weights.sum())
+        generator = torch.Generator(self.model_.device).manual_seed(_seed(random))
+        rows = [
+            self.model_.sample(int(n), node=leaf.path, observe=True, generator=generator)
+            for leaf, n in zip(self.model_.plan.leaves, counts, strict=True)
+            if n > 0
+        ]
+        return torch.cat(rows).cpu().numpy(), np.repeat(np.arange(len(counts)), counts)
+
+    def _log_density(self, x: Float[Tensor, "batch feature"]) -> Float[Tensor, " batch"]:
+        generator = torch.Generator(x.device).manual_seed(0)
+        bounds = []
+        for group in self.model_.experts.groups:
+            posterior = _SharedDraws(*group.posterior(x.t()))
+            draws = [group.log_weight(x.t(), posterior, generator) for _ in range(self.n_importance)]
+            bounds.append(torch.stack(draws).logsumexp(0) - math.log(self.n_importance))
+        by_leaf = reorder(torch.cat(bounds), self.model_.experts.leaf_order)
+        return (by_leaf + self.model_.paths.leaf_log_prior().unsqueeze(1)).logsumexp(0)
+
+    # --- scikit-learn's conventions ---------------------------------------------------------------------------------
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        assert tags.transformer_tags is not None
+        tags.transformer_tags.preserves_dtype = [np.dtype(dtype).name for dtype in FLOATS]
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]  # object's may be None
+        if "model_" in state:  # a pickle must open on machines without this accelerator
+            state["model_"] = copy.deepcopy(state["model_"]).cpu()
+        return state
+
+    def _check(self, X: Any, *, reset: bool) -> np.ndarray:
+        checked: Any = validate_data(self, X, reset=reset, dtype=FLOATS)
+        return checked
+
+    def _check_count(self, name: str) -> None:
+        if not _is_count(getattr(self, name)):
+            raise ArgumentError(mismatch(name, "an integer > 0", repr(getattr(self, name))))
+
+
+class _SharedDraws(Posterior):
+    """A posterior that draws one noise for all samples of a batch."""
+
+    def _noise(self, generator: torch.Generator | None) -> Tensor:
+        mean = self.mean[:, :, :1]
+        drawn = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return drawn.expand_as(self.mean)
+
+
+def _is_count(n: object) -> bool:
+    return isinstance(n, int | np.integer) and not isinstance(n, bool) and bool(n > 0)
+
+
+def _seed(random: np.random.RandomState) -> int:
+    return int(random.randint(np.iinfo(np.int32).max))

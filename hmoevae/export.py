@@ -1,0 +1,94 @@
+"""Parts of a trained model as plain modules, which `torch.export` and ONNX take with any batch size.
+
+Each is a copy in evaluation mode that holds no more weights than it needs; the model may train on. Inputs are of the
+model's dtype and on its device, and unlike the model's own methods these modules check no values.
+"""
+
+import copy
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.model import HMoEVAE
+
+
+def routing(model: HMoEVAE, *, level: int | None = None) -> "Routing":
+    """The gates alone: x -> the probability of every node of a level, as `HMoEVAE.predict_proba`.
+
+    Args:
+        model: A model.
+        level: How many gates down, as in `HMoEVAE.predict_proba`; `None` means the leaves.
+
+    Raises:
+        ArgumentError: The tree has no such level.
+
+    >>> from hmoevae import VAE, Mixture
+    >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
+    >>> any_batch = {0: torch.export.Dim.DYNAMIC}
+    >>> program = torch.export.export(routing(model), (torch.rand(5, 4),), dynamic_shapes=(any_batch,), strict=False)
+    >>> program.module()(torch.rand(7, 4)).shape
+    torch.Size([7, 3])
+    """
+    return Routing(model, level).requires_grad_(False).eval()
+
+
+def decoder(model: HMoEVAE, leaf: int) -> "Decoder":
+    """One leaf's decoder: z -> the mean of p(x|z), as `HMoEVAE.decode`.
+
+    Args:
+        model: A model.
+        leaf: Index of the leaf, such as `model.predict` gives.
+
+    Raises:
+        ArgumentError: The tree has no such leaf.
+
+    >>> from hmoevae import VAE, Mixture
+    >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
+    >>> decoder(model, 0)(torch.zeros(5, 2)).shape
+    torch.Size([5, 4])
+    """
+    if not isinstance(leaf, int | np.integer) or isinstance(leaf, bool) or not 0 <= leaf < model.plan.n_leaves:
+        raise ArgumentError(mismatch("leaf", f"an integer from 0 to {model.plan.n_leaves - 1}", repr(leaf)))
+    return Decoder(model, int(leaf)).requires_grad_(False).eval()
+
+
+class Routing(nn.Module):
+    """What `routing` returns."""
+
+    columns: Int[Tensor, " node"]
+
+    def __init__(self, model: HMoEVAE, level: int | None) -> None:
+        super().__init__()
+        place = {node.path: i for i, node in enumerate(model.plan.nodes)}
+        columns = [place[node.path] for node in model.plan.level(level)]
+        self.register_buffer("columns", torch.tensor(columns, device=model.device))
+        self.gates = copy.deepcopy(model.gates)
+        self.paths = copy.deepcopy(model.paths)
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch node"]:
+        """Probabilities of samples `(batch, *input_shape)`; rows sum to one."""
+        node_log_prob = self.paths.node_log_prob(self.gates(x.flatten(1).t()))
+        return node_log_prob.index_select(0, self.columns).exp().t()
+
+
+class Decoder(nn.Module):
+    """What `decoder` returns."""
+
+    def __init__(self, model: HMoEVAE, leaf: int) -> None:
+        super().__init__()
+        group = model.experts.groups[int(model.experts.group_of_leaf[leaf])]
+        place = int(model.experts.place_of_leaf[leaf])
+        self.latent_dim = group.latent_dim
+        self.sample_shape = model.input_shape
+        self.likelihood = group.likelihood
+        self.network = copy.deepcopy(group.decoder)
+        for parameter in self.network.parameters():  # the group axis comes first in all of them
+            parameter.data = parameter.data[place : place + 1].clone()
+
+    def forward(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch ..."]:
+        """Means `(batch, *input_shape)` of latents `(batch, latent_dim)`, the leaf's own."""
+        mean = self.likelihood.mean(self.network(z.t()))
+        return mean.squeeze(0).t().unflatten(1, self.sample_shape)

@@ -1,0 +1,399 @@
+"""VAEMixture: scikit-learn's own checks, and what it promises beyond them."""
+
+import math
+import os
+import pickle
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+from sklearn.base import clone, is_clusterer
+from sklearn.datasets import make_blobs
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import adjusted_rand_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import hmoevae as hm
+from hmoevae import training
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, NonFiniteError, SpecError
+
+# scikit-learn's checks hand over arguments of wrong types on purpose.
+pytestmark = pytest.mark.usefixtures("as_users_call")
+
+TREE = hm.Mixture(
+    children=(hm.VAE(2, likelihood=hm.Gaussian(mean="identity")), hm.Mixture.of(hm.VAE(3), 2)),
+    balance=hm.Balance("kl", 1.0),
+)
+
+
+def small(**changes):
+    return hm.VAEMixture(**{"n_components": 3, "max_iter": 5, "n_importance": 4, "device": "cpu"} | changes)
+
+
+def blobs(n=90):
+    x, y = make_blobs(n_samples=n, centers=3, n_features=4, random_state=0)
+    return StandardScaler().fit_transform(x), y
+
+
+def weights(estimator):
+    return torch.cat([p.detach().flatten() for p in estimator.model_.parameters()])
+
+
+# What VAEMixture is known to fail, by the name of the check, each with its reason.
+EXPECTED_FAILED_CHECKS: dict[str, str] = {}
+
+
+@parametrize_with_checks([small(max_iter=40)], expected_failed_checks=lambda _: EXPECTED_FAILED_CHECKS)
+def test_scikit_learns_own_checks(estimator, check):
+    check(estimator)
+
+
+ARRAY_API_CHECK = """
+from sklearn.utils.estimator_checks import estimator_checks_generator
+import hmoevae as hm
+mixture = hm.VAEMixture(3, max_iter=5, n_importance=4, device="cpu")
+checks = [c for _, c in estimator_checks_generator(mixture) if c.func.__name__ == "check_array_api_input"]
+for check in checks:
+    check(mixture)
+print("ran", len(checks))
+"""
+
+
+def test_the_check_that_wants_a_process_of_its_own():
+    """scipy reads SCIPY_ARRAY_API when it is imported; without it `check_array_api_input` is skipped."""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", ARRAY_API_CHECK],
+        env=os.environ | {"SCIPY_ARRAY_API": "1"},
+        cwd=Path(hm.__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("ran ")
+    assert run.stdout != "ran 0\n"
+
+
+# --- what the methods give ------------------------------------------------------------------------------------------
+
+
+def test_finds_blobs_and_follows_the_model():
+    x, y = blobs()
+    mixture = small(max_iter=60, n_init=3, random_state=0)
+    labels = mixture.fit_predict(x)
+    assert adjusted_rand_score(y, labels) > 0.9
+    assert is_clusterer(mixture)
+    assert np.array_equal(labels, mixture.labels_)
+    assert np.array_equal(labels, mixture.predict(x))
+    model = mixture.model_
+    np.testing.assert_array_equal(mixture.predict_proba(x), model.predict_proba(torch.from_numpy(x)).numpy())
+    np.testing.assert_array_equal(mixture.transform(x), model.encode(torch.from_numpy(x)).numpy())
+    assert mixture.n_iter_ == len(mixture.history_) == 60
+    assert mixture.weights_.sum() == pytest.approx(1)
+    assert mixture.score(x) == pytest.approx(mixture.score_samples(x).mean())
+
+
+def test_score_is_the_models_bound():
+    """With many draws, the bound from shared draws is the bound from draws of each sample's own, in the mean."""
+    x, _ = blobs()
+    mixture = small(max_iter=30, n_importance=3000, random_state=0).fit(x)
+    own = mixture.model_.score_samples(
+        torch.from_numpy(x), n_importance=3000, generator=torch.Generator().manual_seed(1)
+    )
+    np.testing.assert_allclose(mixture.score_samples(x), own.numpy(), atol=0.2)
+    assert mixture.score(x) == pytest.approx(own.mean().item(), abs=0.02)
+
+
+def test_score_of_a_sample_depends_on_the_sample_alone():
+    """Also across the batches that scoring goes in, and from call to call."""
+    x, _ = blobs(1500)
+    mixture = small(max_iter=1, random_state=0).fit(x)
+    scores = mixture.score_samples(x)
+    np.testing.assert_allclose(mixture.score_samples(x[::-1])[::-1], scores, rtol=1e-10)
+    np.testing.assert_allclose(mixture.score_samples(x[1400:1401]), scores[1400:1401], rtol=1e-10)
+
+
+def test_sample_follows_the_weights_and_the_density():
+    x, _ = blobs()
+    mixture = small(max_iter=60, random_state=0).fit(x)
+    drawn, leaf = mixture.sample(3000)
+    assert drawn.shape == (3000, 4)
+    assert np.array_equal(leaf, np.sort(leaf))
+    np.testing.assert_allclose(np.bincount(leaf, minlength=3) / 3000, mixture.weights_, atol=0.04)
+    again, _ = mixture.sample(3000)
+    assert np.array_equal(drawn, again)  # an integer random_state, as GaussianMixture has it
+    np.testing.assert_allclose(drawn.std(0), x.std(0), atol=0.3)
+    # Draws from p(x) keep the likelihood's noise: rows of one leaf differ by about its scale from their means.
+    assert mixture.set_params(random_state=1).sample(3000)[0].std() != drawn.std()
+    with pytest.raises(ArgumentError, match="n_samples: expected an integer > 0, got 0"):
+        mixture.sample(0)
+
+
+def test_any_tree():
+    x, _ = blobs()
+    x = 1 / (1 + np.exp(-x))
+    mixture = small(tree=TREE, random_state=0).fit(x)
+    assert mixture.model_.tree == TREE
+    assert mixture.predict_proba(x).shape == (90, 3)
+    assert mixture.transform(x).shape == (90, 3)
+    assert list(mixture.get_feature_names_out()) == ["vaemixture0", "vaemixture1", "vaemixture2"]
+    assert mixture.score_samples(x).shape == (90,)
+    assert clone(mixture).tree == TREE
+
+
+def test_score_puts_every_prior_with_its_own_leaf():
+    """Leaves of two groups that alternate in the tree, with weights that differ."""
+    thin, wide = (hm.VAE(1, hm.MLP(()), hm.MLP(()), hm.Gaussian(s, mean="identity")) for s in (0.5, 2.0))
+    tree = hm.Mixture(children=(thin, wide, thin), prior="learned")
+    x, _ = blobs()
+    mixture = small(tree=tree, max_iter=1, n_importance=2000, random_state=0).fit(x)
+    with torch.no_grad():
+        mixture.model_.paths.prior_logits.copy_(torch.tensor([-3.0, 0.0, 3.0]))
+    own = mixture.model_.score_samples(torch.from_numpy(x), n_importance=2000)
+    assert mixture.score(x) == pytest.approx(own.mean().item(), abs=0.05)
+
+
+def test_a_lone_vae():
+    x, _ = blobs()
+    mixture = small(n_components=1).fit(x)
+    assert isinstance(mixture.model_.tree, hm.VAE)
+    assert set(mixture.predict(x)) == {0}
+    assert mixture.sample(5)[0].shape == (5, 4)
+
+
+@pytest.mark.parametrize("objective", ["expected", "elbo", "marginal"])
+def test_every_objective(objective):
+    x, _ = blobs()
+    mixture = small(objective=objective, random_state=0).fit(x)
+    before = mixture.loss_
+    assert mixture.set_params(max_iter=40).fit(x).loss_ < before
+    assert mixture.model_.objective == objective
+    prior = mixture.model_.paths.prior_logits
+    assert (prior is None) == (objective == "expected")
+
+
+def test_type_of_the_data_is_that_of_the_results():
+    x, _ = blobs()
+    for dtype in (np.float32, np.float64):
+        mixture = small().fit(x.astype(dtype))
+        assert mixture.model_.dtype == torch.from_numpy(x.astype(dtype)).dtype
+        for method in (mixture.transform, mixture.predict_proba, mixture.score_samples):
+            assert method(x.astype(dtype)).dtype == dtype
+            assert method(x.astype(np.float32)).dtype == np.float32
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def test_same_random_state_same_result_and_global_state_untouched():
+    x, _ = blobs()
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first, again, other = (small(random_state=seed).fit(x) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+    assert torch.equal(weights(first), weights(again))
+    assert not torch.equal(weights(first), weights(other))
+
+
+def test_n_init_keeps_the_smallest_objective_and_never_reads_labels(monkeypatch):
+    x, y = blobs()
+    runs = []
+    fit = training.fit
+
+    def spy(model, data, **options):
+        history = fit(model, data, **options)
+        runs.append((model.evaluate(x, generator=torch.Generator().manual_seed(0))["marginal"], model))
+        return history
+
+    monkeypatch.setattr(training, "fit", spy)
+    mixture = small(n_init=4, random_state=0).fit(x, y)
+    assert len({loss for loss, _ in runs}) == 4
+    assert (mixture.loss_, mixture.model_) == min(runs, key=lambda run: run[0])
+    with_others = small(n_init=4, random_state=0).fit(x, y[::-1])
+    assert torch.equal(weights(mixture), weights(with_others))
+
+
+def test_warm_start_goes_on():
+    x, _ = blobs()
+    mixture = small(max_iter=20, random_state=0, warm_start=True).fit(x)
+    model, before = mixture.model_, mixture.loss_
+    mixture.set_params(max_iter=1).fit(x)
+    assert mixture.model_ is model
+    assert mixture.n_iter_ == 1
+    assert mixture.loss_ < before + 0.5
+    assert mixture.set_params(warm_start=False).fit(x).loss_ > before + 0.5  # one epoch from fresh weights
+    mixture.set_params(warm_start=True)
+    for other in ({"n_components": 4}, {"objective": "elbo"}):
+        with pytest.raises(ArgumentError, match="warm_start: expected the tree, the number of features and the obj"):
+            clone(mixture).fit(x).set_params(**other).fit(x)
+    with pytest.raises(ArgumentError, match="warm_start: expected the tree"):
+        mixture.fit(x[:, :2])
+
+
+def test_ctrl_c_keeps_what_there_is(monkeypatch):
+    x, _ = blobs()
+    steps = []
+    forward = hm.HMoEVAE.forward
+
+    def press(model, *args, **options):
+        steps.append(model)
+        if len(steps) == 5:  # an epoch has two
+            raise KeyboardInterrupt
+        return forward(model, *args, **options)
+
+    monkeypatch.setattr(hm.HMoEVAE, "forward", press)
+    mixture = small(n_init=5)
+    with pytest.warns(UserWarning, match="Training interrupted by the user"):
+        mixture.fit(x)
+    assert mixture.n_iter_ == 2
+    assert mixture.predict(x).shape == (90,)
+    assert len(steps) == 5
+
+
+def test_verbose_shows_progress(capsys):
+    x, _ = blobs()
+    small(max_iter=1).fit(x)
+    assert capsys.readouterr().err == ""
+    small(max_iter=1, verbose=1).fit(x)
+    assert "epoch 1/1" in capsys.readouterr().err
+
+
+# --- scikit-learn's machinery ---------------------------------------------------------------------------------------
+
+
+def test_pickle_gives_an_equal_estimator():
+    x, _ = blobs()
+    mixture = small(random_state=0).fit(x)
+    again = pickle.loads(pickle.dumps(mixture))
+    assert again.get_params() == mixture.get_params()
+    assert again.history_ == mixture.history_
+    for method in ("predict", "predict_proba", "transform", "score_samples"):
+        np.testing.assert_array_equal(getattr(again, method)(x), getattr(mixture, method)(x))
+    np.testing.assert_array_equal(again.sample(7)[0], mixture.sample(7)[0])
+    assert pickle.loads(pickle.dumps(small(tree=TREE))).tree == TREE
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_pickle_of_a_model_on_an_accelerator_opens_without_one():
+    x, _ = blobs()
+    mixture = small(device="cuda", random_state=0).fit(x)
+    assert mixture.model_.device.type == "cuda"
+    assert mixture.model_.dtype == torch.float32
+    again = pickle.loads(pickle.dumps(mixture))
+    assert again.model_.device.type == "cpu"
+    assert mixture.model_.device.type == "cuda"
+    np.testing.assert_allclose(again.score_samples(x), mixture.score_samples(x), rtol=0.1)
+
+
+def test_pipeline_and_grid_search():
+    x, _ = blobs()
+    x = 100 * x + 1000
+    pipeline = make_pipeline(StandardScaler(), small(max_iter=20, random_state=0))
+    assert pipeline.fit_predict(x).shape == (90,)
+    assert np.isfinite(pipeline.score(x))
+    assert pipeline.transform(x).shape == (90, 2)
+    assert list(pipeline.get_feature_names_out()) == ["vaemixture0", "vaemixture1"]
+    search = GridSearchCV(pipeline, {"vaemixture__n_components": [1, 3], "vaemixture__latent_dim": [1]}, cv=2)
+    search.fit(x)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.best_params_["vaemixture__latent_dim"] == 1
+
+
+def test_pandas_in_and_out():
+    x, _ = blobs()
+    frame = pd.DataFrame(x, columns=["a", "b", "c", "d"], index=np.arange(90) + 7)
+    mixture = small(random_state=0).set_output(transform="pandas").fit(frame)
+    assert list(mixture.feature_names_in_) == ["a", "b", "c", "d"]
+    latents = mixture.transform(frame)
+    assert isinstance(latents, pd.DataFrame)
+    assert list(latents.columns) == ["vaemixture0", "vaemixture1"]
+    assert list(latents.index) == list(frame.index)
+    np.testing.assert_array_equal(latents, small(random_state=0).fit(x).transform(x))
+    with pytest.raises(ValueError, match="The feature names should match those that were passed during fit"):
+        mixture.predict(frame.rename(columns={"a": "z"}))
+
+
+def test_sparse_is_refused_as_scikit_learn_refuses_it():
+    x, _ = blobs()
+    mixture = small().fit(x)
+    for method in (mixture.fit, mixture.predict, mixture.transform, mixture.score_samples):
+        with pytest.raises(TypeError, match="Sparse data was passed"):
+            method(sparse.csr_matrix(x))
+
+
+def test_not_fitted():
+    x, _ = blobs()
+    for method in ("predict", "predict_proba", "transform", "score_samples", "score"):
+        with pytest.raises(NotFittedError, match="not fitted yet"):
+            getattr(small(), method)(x)
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        small().sample()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"n_components": 0}, ArgumentError, "n_components: expected an integer > 0, got 0"),
+        ({"n_components": 2.5}, ArgumentError, "n_components: expected an integer > 0, got 2.5"),
+        ({"tree": "deep"}, ArgumentTypeError, "tree: expected a VAE or a Mixture, got str"),
+        ({"latent_dim": -1}, SpecError, "VAE.latent_dim: expected an integer > 0, got -1"),
+        ({"hidden": (0,)}, SpecError, "MLP.hidden[0]: expected an integer > 0, got 0"),
+        ({"objective": "best"}, ArgumentError, "objective: expected one of 'expected', 'elbo', 'marginal', got 'best'"),
+        ({"max_iter": 0}, ArgumentError, "max_iter: expected an integer > 0, got 0"),
+        ({"n_init": 0}, ArgumentError, "n_init: expected an integer > 0, got 0"),
+        ({"batch_size": 0}, ArgumentError, "batch_size: expected an integer > 0, got 0"),
+        ({"lr": math.nan}, ArgumentError, "lr: expected a finite number > 0, got nan"),
+        ({"device": "gpu"}, ArgumentError, "device: expected 'auto', 'cpu' or an accelerator"),
+        ({"likelihood": hm.Bernoulli()}, DataError, "data: expected values 0 or 1"),
+        ({"n_components": 99}, DataError, "X: expected n_samples >= 99, the number of leaves, got n_samples = 90"),
+    ],
+)
+def test_bad_parameters_are_refused_by_fit(change, error, message):
+    x, _ = blobs()
+    with pytest.raises(error, match=re.escape(message)):
+        small(**change).fit(x)
+
+
+def test_weights_that_the_last_step_spoils_are_no_result(monkeypatch):
+    x, _ = blobs()
+    fit = training.fit
+
+    def spoil(model, data, **options):
+        history = fit(model, data, **options)
+        with torch.no_grad():
+            model.experts.groups[0].decoder.layers[0].bias.fill_(math.nan)
+        return history
+
+    monkeypatch.setattr(training, "fit", spoil)
+    with pytest.raises(NonFiniteError, match="loss: expected a finite loss after the last step, got nan"):
+        small().fit(x)
+
+
+def test_bad_n_importance_is_refused_by_score():
+    x, _ = blobs()
+    with pytest.raises(ArgumentError, match="n_importance: expected an integer > 0, got 0"):
+        small(n_importance=0).fit(x).score(x)
+
+
+def test_nothing_is_said():
+    x, _ = blobs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small().fit(x).score(x)
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, "hmoevae.estimator")
+    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+    with pytest.raises(MissingExtraError, match=r"scikit-learn 1\.6 or newer, as in pip install 'hmoevae\[sklearn\]'"):
+        hm.VAEMixture  # noqa: B018

@@ -1,0 +1,94 @@
+"""Routing and decoders as modules: equal to the model, exported by torch, and run by ONNX Runtime."""
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import about, build, data_for
+from test_contract import SORTS
+from torch import Tensor, nn
+
+import hmoevae as hm
+from hmoevae.errors import ArgumentError
+
+BATCHES = (1, 2, 17)
+"""Sizes to run; programs are exported with another."""
+
+pytestmark = pytest.mark.parametrize("sort", SORTS)
+
+
+@pytest.fixture
+def model(sort: str) -> hm.HMoEVAE:
+    tree, shape, objective = SORTS[sort]
+    return build(tree, shape, objective=objective).float()
+
+
+@pytest.fixture
+def x(sort: str) -> Tensor:
+    tree, shape, _ = SORTS[sort]
+    return data_for(tree, shape, max(BATCHES)).float()
+
+
+def exported(module: nn.Module, example: Tensor) -> Any:
+    return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
+
+
+def test_modules_do_what_the_model_does(model, x):
+    for level in (None, *range(model.plan.depth + 1)):
+        torch.testing.assert_close(hm.export.routing(model, level=level)(x), model.predict_proba(x, level=level))
+    z = torch.randn(17, model.experts.latent_dim, generator=torch.Generator().manual_seed(0))
+    for leaf in range(model.plan.n_leaves):
+        decoder = hm.export.decoder(model, leaf)
+        expected = model.decode(z, torch.full((17,), leaf))
+        torch.testing.assert_close(decoder(z[:, : decoder.latent_dim]), expected, msg=about(f"leaf {leaf}"))
+
+
+def test_modules_are_copies_of_what_they_need(model, x):
+    routing, decoder = hm.export.routing(model), hm.export.decoder(model, model.plan.n_leaves - 1)
+    before = routing(x), decoder(torch.ones(2, decoder.latent_dim))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert torch.equal(routing(x), before[0])
+    assert torch.equal(decoder(torch.ones(2, decoder.latent_dim)), before[1])
+    assert not any(p.requires_grad for m in (routing, decoder) for p in m.parameters())
+    assert {routing.training, decoder.training} == {False}
+    spec = model.plan.leaves[-1].spec
+    alone = build(spec, model.input_shape).experts.groups[0].decoder
+    assert {p.shape for p in decoder.parameters()} == {p.shape for p in alone.parameters()}
+
+
+def test_torch_export_runs_any_batch_equal_to_eager(model, x):
+    routing, decoder = hm.export.routing(model), hm.export.decoder(model, 0)
+    z = torch.randn(17, decoder.latent_dim, generator=torch.Generator().manual_seed(0))
+    for module, values in ((routing, x), (decoder, z)):
+        program = exported(module, values[:3]).module()
+        for n in BATCHES:
+            torch.testing.assert_close(program(values[:n]), module(values[:n]))
+
+
+def test_onnx_runtime_runs_any_batch_equal_to_eager(model, x, tmp_path):
+    routing, decoder = hm.export.routing(model), hm.export.decoder(model, model.plan.n_leaves - 1)
+    z = torch.randn(17, decoder.latent_dim, generator=torch.Generator().manual_seed(0))
+    # Near 1/2 torch takes a continuous Bernoulli's mean as a difference of large numbers, in float32 good to 3e-3 only.
+    atol = 4e-3 if isinstance(model.plan.leaves[-1].spec.likelihood, hm.ContinuousBernoulli) else 1e-6
+    for name, module, values in (("routing", routing, x), ("decoder", decoder, z)):
+        file = tmp_path / f"{name}.onnx"
+        torch.onnx.export(exported(module, values[:3]), dynamo=True, verbose=False).save(file)
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        (argument,) = session.get_inputs()
+        for n in BATCHES:
+            (result,) = session.run(None, {argument.name: values[:n].numpy()})
+            np.testing.assert_allclose(result, module(values[:n]).numpy(), rtol=1e-5, atol=atol, err_msg=name)
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_bad_arguments(model):
+    n = model.plan.n_leaves
+    for leaf in (-1, n, 0.0, "root", True):
+        with pytest.raises(ArgumentError, match=f"leaf: expected an integer from 0 to {n - 1}, got {leaf!r}"):
+            hm.export.decoder(model, leaf)
+    with pytest.raises(ArgumentError, match="level: expected an integer from 0 to the tree's depth"):
+        hm.export.routing(model, level=model.plan.depth + 1)
