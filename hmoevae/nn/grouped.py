@@ -126,15 +126,14 @@ class _Affine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, x: Tensor, block: BlockSource) -> Tensor:
         dtype = compute_dtype(x)
-        with torch.autocast("cpu", enabled=False):
-            x = x.to(dtype)
-            groups, n_out, n_inp = weight.shape
-            y = block("output", (groups, n_out, x.shape[-1]), dtype)
-            for chunk in [slice(None)] if dtype == weight.dtype else chunks(groups, n_out * n_inp):
-                product(weight[chunk].to(dtype), x if x.ndim == 2 else x[chunk], y[chunk])
-            ctx.save_for_backward(weight, x)
-            ctx.block = block
-            return y.add_(bias.unsqueeze(-1).to(dtype))
+        x = x.to(dtype)
+        groups, n_out, n_inp = weight.shape
+        y = block("output", (groups, n_out, x.shape[-1]), dtype)
+        for chunk in [slice(None)] if dtype == weight.dtype else chunks(groups, n_out * n_inp):
+            product(weight[chunk].to(dtype), x if x.ndim == 2 else x[chunk], y[chunk])
+        ctx.save_for_backward(weight, x)
+        ctx.block = block
+        return y.add_(bias.unsqueeze(-1).to(dtype))
 
     @staticmethod
     @once_differentiable
@@ -143,16 +142,15 @@ class _Affine(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         (dy,) = grad_outputs
         weight, x = ctx.saved_tensors
-        with torch.autocast("cpu", enabled=False):
-            weight_grad, x_grad = ctx.block("weight gradient", weight.shape, weight.dtype), None
-            weight_gradient_by_chunks(dy, x, weight_grad)
-            if ctx.needs_input_grad[2]:
-                weight = weight.to(dy.dtype)
-                if x.ndim == 2:
-                    x_grad = weight.flatten(0, 1).t() @ dy.flatten(0, 1)
-                else:
-                    x_grad = torch.bmm(weight.mT, dy, out=ctx.block("input gradient", x.shape, x.dtype))
-            return weight_grad, dy.sum(2, dtype=weight_grad.dtype), x_grad, None
+        weight_grad, x_grad = ctx.block("weight gradient", weight.shape, weight.dtype), None
+        weight_gradient_by_chunks(dy, x, weight_grad)
+        if ctx.needs_input_grad[2]:
+            weight = weight.to(dy.dtype)
+            if x.ndim == 2:
+                x_grad = weight.flatten(0, 1).t() @ dy.flatten(0, 1)
+            else:
+                x_grad = torch.bmm(weight.mT, dy, out=ctx.block("input gradient", x.shape, x.dtype))
+        return weight_grad, dy.sum(2, dtype=weight_grad.dtype), x_grad, None
 
 
 class GroupedMLP(nn.Module):

@@ -51,21 +51,20 @@ class _LogProb(torch.autograd.Function):
         ctx: Any, weight: Tensor, bias: Tensor, h: Tensor, x: Tensor, likelihood: LikelihoodModel, block: BlockSource
     ) -> Tensor:
         dtype = compute_dtype(x)
-        with torch.autocast("cpu", enabled=False):
-            h = h.to(dtype)
-            groups, n_features, _ = weight.shape
-            n_batch = h.shape[-1]
-            result = x.new_empty(groups, n_batch)
-            score = block("score", (groups, n_batch, n_features), dtype)
-            for chunk in chunks(groups, n_features * n_batch):
-                part = weight[chunk]
-                raw = torch.empty(len(part), n_batch, n_features, dtype=dtype)
-                times_transposed(h[chunk].mT, part.to(dtype), raw)
-                raw = raw.to(x.dtype).add_(bias[chunk].unsqueeze(1))
-                result[chunk] = likelihood.log_prob_and_score(raw.mT, x, score[chunk].mT)
-            ctx.save_for_backward(weight, h, score)
-            ctx.block = block
-            return result
+        h = h.to(dtype)
+        groups, n_features, _ = weight.shape
+        n_batch = h.shape[-1]
+        result = x.new_empty(groups, n_batch)
+        score = block("score", (groups, n_batch, n_features), dtype)
+        for chunk in chunks(groups, n_features * n_batch):
+            part = weight[chunk]
+            raw = torch.empty(len(part), n_batch, n_features, dtype=dtype)
+            times_transposed(h[chunk].mT, part.to(dtype), raw)
+            raw = raw.to(x.dtype).add_(bias[chunk].unsqueeze(1))
+            result[chunk] = likelihood.log_prob_and_score(raw.mT, x, score[chunk].mT)
+        ctx.save_for_backward(weight, h, score)
+        ctx.block = block
+        return result
 
     @staticmethod
     @once_differentiable
@@ -74,13 +73,12 @@ class _LogProb(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         (g,) = grad_outputs
         weight, h, score = ctx.saved_tensors
-        with torch.autocast("cpu", enabled=False):
-            g = g.to(score.dtype).unsqueeze(1)
-            weight_grad = ctx.block("weight gradient", weight.shape, weight.dtype)
-            weight_gradient_by_chunks(score.mT, g * h, weight_grad)
-            bias_grad = torch.bmm(g, score).squeeze(1).to(weight.dtype)
-            h_grad = torch.empty(len(h), h.shape[2], h.shape[1], dtype=h.dtype)
-            for chunk in [slice(None)] if score.dtype == weight.dtype else chunks(len(weight), weight[0].numel()):
-                times_transposed(score[chunk], weight[chunk].to(score.dtype).mT, h_grad[chunk])
-            h_grad = torch.mul(h_grad.mT, g, out=ctx.block("input gradient", h.shape, h.dtype))
-            return weight_grad, bias_grad, h_grad, None, None, None
+        g = g.to(score.dtype).unsqueeze(1)
+        weight_grad = ctx.block("weight gradient", weight.shape, weight.dtype)
+        weight_gradient_by_chunks(score.mT, g * h, weight_grad)
+        bias_grad = torch.bmm(g, score).squeeze(1).to(weight.dtype)
+        h_grad = torch.empty(len(h), h.shape[2], h.shape[1], dtype=h.dtype)
+        for chunk in [slice(None)] if score.dtype == weight.dtype else chunks(len(weight), weight[0].numel()):
+            times_transposed(score[chunk], weight[chunk].to(score.dtype).mT, h_grad[chunk])
+        h_grad = torch.mul(h_grad.mT, g, out=ctx.block("input gradient", h.shape, h.dtype))
+        return weight_grad, bias_grad, h_grad, None, None, None
