@@ -1,0 +1,78 @@
+"""Does bfloat16 train as well as float32? The article's flat tree on MNIST, both precisions from the same seeds.
+
+    python benchmarks/precision.py --epochs 5 --seeds 3
+
+Prints the expected loss on the test split, in nats, for every seed and precision, and by how much bfloat16 is off. Both
+are evaluated in float32, with the same draws of z. The last line is the whole report as one JSON object.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import machine
+import torch
+
+import hmoevae as hm
+from hmoevae.training import Precision, resolve_device
+
+sys.path.append(str(Path(__file__).parent.parent / "examples"))
+from _recipes import RECIPES
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark and print its report."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", choices=("mnist", "digits"), default="mnist")
+    parser.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
+    parser.add_argument("--json", type=Path, help="write the report to this file too")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    train, test = hm.datasets.mnist(args.data_root) if args.dataset == "mnist" else hm.datasets.digits()
+    recipe = RECIPES["article"]
+    report: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": {name: v for name, v in vars(args).items() if name not in ("json", "data_root")},
+        "hardware": machine.hardware(resolve_device(args.device), args.threads),
+        "versions": machine.versions(),
+        "rows": [],
+    }
+    for seed in range(args.seeds):
+        losses: dict[Precision, float] = {}
+        for precision in get_args(Precision):
+            training = replace(
+                recipe.training,
+                epochs=args.epochs,
+                seed=seed,
+                device=args.device,
+                precision=precision,
+                progress=False,
+            )
+            model, history = recipe.run("flat", train.x, training)
+            terms = model.evaluate(test.x, generator=torch.Generator(model.device).manual_seed(0))
+            losses[precision] = terms["expected"]
+            seconds = history["seconds"][-1] / len(history)
+            print(f"seed {seed}  {precision}  {terms['expected']:.3f} nats  {seconds:.1f} s an epoch", flush=True)
+        off = 100 * (losses["bf16"] / losses["fp32"] - 1)
+        report["rows"].append({"seed": seed, **losses, "bf16_off_percent": off})
+    apart = [row["bf16_off_percent"] for row in report["rows"]]
+    worst = max(map(abs, apart))
+    print(f"bf16 against fp32: {statistics.mean(apart):+.3f} % on average, {worst:.3f} % at worst")
+    text = json.dumps(report)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
