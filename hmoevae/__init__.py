@@ -4,9 +4,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from hmoevae import views
 from hmoevae.callbacks import SampleRecorder
 from hmoevae.history import History
-from hmoevae.model import HMoEVAE, Output
+from hmoevae.model import HMoEVAE, Output, Routing
 from hmoevae.spec import (
     MLP,
     VAE,
@@ -18,7 +19,7 @@ from hmoevae.spec import (
     Mixture,
     tree_from_json,
 )
-from hmoevae.training import EpochEnd, fit
+from hmoevae.training import Agreement, EpochEnd, fit
 
 if TYPE_CHECKING:
     from hmoevae import datasets, metrics, plot
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MLP",
     "VAE",
+    "Agreement",
     "Balance",
     "Bernoulli",
     "ContinuousBernoulli",
@@ -38,12 +40,14 @@ __all__ = [
     "History",
     "Mixture",
     "Output",
+    "Routing",
     "SampleRecorder",
     "datasets",
     "fit",
     "metrics",
     "plot",
     "tree_from_json",
+    "views",
 ]
 
 

@@ -5,22 +5,25 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from tqdm.auto import tqdm
 
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, NonFiniteError, mismatch
 from hmoevae.history import History
-from hmoevae.model import ArrayLike, HMoEVAE, Output
+from hmoevae.model import ArrayLike, HMoEVAE, Output, Routing
+from hmoevae.views import Compose, Neighbour, View, ViewLike, as_view
 
 Data = ArrayLike | Dataset[Any] | DataLoader[Any]
 Precision = Literal["fp32", "bf16"]
+Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,31 @@ class EpochEnd:
 Callback = Callable[[EpochEnd], object]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """Gates learn that a sample and its partner are of one kind; the term is `hmoevae.nn.objectives.agreement`.
+
+    It finds kinds from a random start without any expert, where the balance holds the usage: give the tree
+    `Balance("kl", weight=5)`. So the gates may have the first epochs to themselves, which the idle experts make cheap.
+
+    Args:
+        partner: What makes a sample's partner before the view of `fit` changes both; `None`: the sample itself.
+        alone: Share of the epochs, from the first on, in which gates learn from agreement and balance alone.
+        weight: Factor in front of the term once experts learn too; alone it has weight one.
+    """
+
+    partner: ViewLike | None = field(default_factory=Neighbour)
+    alone: float = 0.5
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 <= self.alone <= 1:
+            raise ArgumentError(mismatch("Agreement.alone", "a number from 0 to 1", repr(self.alone)))
+        if not 0 <= self.weight < math.inf:
+            raise ArgumentError(mismatch("Agreement.weight", "a finite number >= 0", repr(self.weight)))
+
+
 def fit(
     model: HMoEVAE,
     data: Data,
@@ -50,7 +78,10 @@ def fit(
     epochs: int = 20,
     batch_size: int = 128,
     lr: float = 1e-3,
+    lr_schedule: Schedule = "constant",
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+    view: ViewLike | None = None,
+    agreement: Agreement | None = None,
     validation_data: Data | None = None,
     seed: int | None = 0,
     device: str | torch.device = "auto",
@@ -70,8 +101,13 @@ def fit(
         epochs: Passes over the data.
         batch_size: Samples a step; a DataLoader brings its own.
         lr: Learning rate of Adam; not read if `optimizer` is given.
+        lr_schedule: `"cosine"` lets the learning rate fall to zero along half a cosine over all epochs.
         optimizer: Builds another optimiser from the parameters, such as `functools.partial(torch.optim.SGD, lr=0.1)`.
-        validation_data: Held-out samples; their terms are recorded after every epoch and change nothing.
+        view: A random change of the samples for the gates to look at, while the experts model the samples themselves:
+            a view of `hmoevae.views`, or any callable from samples to samples.
+        agreement: Teach the gates that a sample and its partner are of one kind, at first without the experts.
+        validation_data: Held-out samples, seen without a view; their terms are recorded after every epoch and change
+            nothing.
         seed: Fixes the order of the data and the draws of z: the same seed gives the same result on a CPU with the same
             number of threads. `None` takes a fresh one.
         device: Where to train; `"auto"` takes an accelerator if there is one.
@@ -100,8 +136,12 @@ def fit(
             raise ArgumentError(mismatch(name, "an integer > 0", repr(number)))
     if not 0 < lr < math.inf:
         raise ArgumentError(mismatch("lr", "a finite number > 0", repr(lr)))
+    if lr_schedule not in get_args(Schedule):
+        raise ArgumentError(mismatch("lr_schedule", "'constant' or 'cosine'", repr(lr_schedule)))
     if precision not in get_args(Precision):
         raise ArgumentError(mismatch("precision", "'fp32' or 'bf16'", repr(precision)))
+    if agreement is not None and not model.plan.mixtures:
+        raise ArgumentError(mismatch("agreement", "None for a tree without a gate", agreement))
     where = resolve_device(device)
     epochs, batch_size = int(epochs), int(batch_size)
     seed = torch.Generator().seed() if seed is None else seed
@@ -110,17 +150,24 @@ def fit(
     held_out = (
         None if validation_data is None else _batches(model, validation_data, "validation_data", batch_size, None)
     )
+    if lr_schedule == "cosine" and source.length is None:
+        raise ArgumentError(mismatch("lr_schedule", "'constant' for data of unknown length", repr(lr_schedule)))
+    views = _Views(view, agreement, source.samples)
+    alone = round(epochs * agreement.alone) if agreement is not None else 0
 
     model.to(where).train()
     noise = torch.Generator(where).manual_seed(seed)
     make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=lr, fused=True))
-    run = _Run(model, make(model.parameters()), noise, torch.autocast(where.type, torch.bfloat16, precision == "bf16"))
+    total = epochs * len(source) if source.length is not None else None
+    solver = make(model.parameters())
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(solver, total) if total and lr_schedule == "cosine" else None
+    run = _Run(model, solver, cosine, views, noise, torch.autocast(where.type, torch.bfloat16, precision == "bf16"))
     history = History()
     started = time.perf_counter()
-    total = epochs * len(source) if source.length is not None else None
     try:
         with closing(_bar(total, show=progress)) as bar:
             for epoch in range(1, epochs + 1):
+                run.alone = epoch <= alone
                 row = run.epoch(source, f"epoch {epoch}/{epochs}", bar)
                 if held_out is not None:
                     row |= {f"val_{name}": value for name, value in _evaluate(model, held_out, seed).items()}
@@ -163,17 +210,23 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 class _Batches:
-    """Batches of samples from any source, as often as asked for; `length` is None where it cannot be known."""
+    """Batches of samples from any source, as often as asked for, and the samples' places in it where it is in memory.
 
-    def __init__(self, length: int | None, iterate: Callable[[], Iterator[Tensor]]) -> None:
+    `length` is None where it cannot be known, `samples` where they are not in memory.
+    """
+
+    def __init__(
+        self, length: int | None, samples: Tensor | None, iterate: Callable[[], Iterator[tuple[Tensor, Tensor | None]]]
+    ) -> None:
         self.length = length
+        self.samples = samples
         self.iterate = iterate
 
     def __len__(self) -> int:
         assert self.length is not None
         return self.length
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         return self.iterate()
 
 
@@ -184,13 +237,13 @@ def _batches(model: HMoEVAE, data: Data, name: str, batch_size: int, order: torc
     if isinstance(data, Tensor | np.ndarray):
         samples = model.check_input(data, name=name).to(model.dtype)
 
-        def from_memory() -> Iterator[Tensor]:
+        def from_memory() -> Iterator[tuple[Tensor, Tensor | None]]:
             # Whole batches are gathered by index: a DataLoader would fetch and stack sample by sample.
             index = torch.arange(len(samples)) if order is None else torch.randperm(len(samples), generator=order)
             for chosen in index.to(samples.device).split(batch_size):
-                yield samples.index_select(0, chosen)
+                yield samples.index_select(0, chosen), chosen
 
-        return _Batches(math.ceil(len(samples) / batch_size), from_memory)
+        return _Batches(math.ceil(len(samples) / batch_size), samples, from_memory)
 
     if isinstance(data, DataLoader):
         loader = data
@@ -201,15 +254,15 @@ def _batches(model: HMoEVAE, data: Data, name: str, batch_size: int, order: torc
         expected = "a tensor, a numpy array, a torch Dataset or a DataLoader"
         raise ArgumentTypeError(mismatch(name, expected, type(data).__name__))
 
-    def from_loader() -> Iterator[Tensor]:
+    def from_loader() -> Iterator[tuple[Tensor, Tensor | None]]:
         for batch in loader:
-            yield model.check_input(batch[0] if isinstance(batch, tuple | list) else batch, name=name)
+            yield model.check_input(batch[0] if isinstance(batch, tuple | list) else batch, name=name), None
 
     try:
         length = len(loader)
     except TypeError:
         length = None
-    return _Batches(length, from_loader)
+    return _Batches(length, None, from_loader)
 
 
 def _evaluate(model: HMoEVAE, batches: _Batches, seed: int) -> dict[str, float]:
@@ -217,7 +270,7 @@ def _evaluate(model: HMoEVAE, batches: _Batches, seed: int) -> dict[str, float]:
     generator = torch.Generator(model.device).manual_seed(seed)
     n_samples = 0
     sums: dict[str, float] = {}
-    for x in batches:
+    for x, _ in batches:
         n_samples += len(x)
         for name, value in model.evaluate(x, generator=generator).items():
             sums[name] = sums.get(name, 0.0) + len(x) * value
@@ -226,15 +279,53 @@ def _evaluate(model: HMoEVAE, batches: _Batches, seed: int) -> dict[str, float]:
     return {name: value / n_samples for name, value in sums.items()}
 
 
+# --- views ----------------------------------------------------------------------------------------------------------
+
+
+class _Views:
+    """What the gates are shown of a batch: one view of every sample, and where they are to agree another one."""
+
+    def __init__(self, view: ViewLike | None, agreement: Agreement | None, samples: Tensor | None) -> None:
+        self.weight = 1.0 if agreement is None else agreement.weight
+        seen = None if view is None else as_view(view)
+        partner = None if agreement is None or agreement.partner is None else as_view(agreement.partner)
+        if agreement is not None and seen is None and partner is None:
+            raise ArgumentError(mismatch("view", "a view, for agreement of a sample with itself", view))
+        other = None
+        if agreement is not None:
+            other = Compose([part for part in (partner, seen) if part is not None]).prepare(samples)
+        self.view: View | None = None if seen is None else seen.prepare(samples)
+        self.other: View | None = other
+
+    @torch.no_grad()
+    def __call__(
+        self, x: Tensor, index: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor | None, Tensor | None]:
+        view = None if self.view is None else self.view(x, index=index, generator=generator)
+        other = None if self.other is None else self.other(x, index=index, generator=generator)
+        return view, other
+
+
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 
 class _Run:
     """The state of one training run between steps."""
 
-    def __init__(self, model: HMoEVAE, optimizer: Optimizer, noise: torch.Generator, autocast: torch.autocast) -> None:
+    def __init__(
+        self,
+        model: HMoEVAE,
+        optimizer: Optimizer,
+        schedule: LRScheduler | None,
+        views: _Views,
+        noise: torch.Generator,
+        autocast: torch.autocast,
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self.schedule = schedule
+        self.views = views
+        self.alone = False
         self.noise = noise
         self.autocast = autocast
         self.steps = 0
@@ -248,8 +339,8 @@ class _Run:
         sums: Tensor | None = None
         shown = 0.0
         bar.set_description(title, refresh=False)
-        for x in batches:
-            out = self.step(x.to(self.noise.device, self.model.dtype, non_blocking=True))
+        for x, index in batches:
+            out = self.step(x.to(self.noise.device, self.model.dtype, non_blocking=True), index)
             n_samples += len(x)
             with torch.no_grad():
                 names = ["loss", *out.terms]
@@ -267,25 +358,36 @@ class _Run:
         usage = [f"usage/{leaf.path}" for leaf in self.model.plan.leaves]
         return dict(zip([*names, *usage], (sums / n_samples).tolist(), strict=True))
 
-    def step(self, x: Tensor) -> Output:
+    def step(self, x: Tensor, index: Tensor | None) -> Routing:
         """One step of the optimiser."""
         self.steps += 1
         self.optimizer.zero_grad(set_to_none=True)
+        view, other = self.views(x, index, self.noise)
         with self.autocast:
-            out = self.model(x, generator=self.noise, validate=False)
+            if self.alone and other is not None:
+                out = self.model.agree(x if view is None else view, other, validate=False)
+            else:
+                weight = self.views.weight
+                out = self.model(
+                    x, view=view, other_view=other, agreement_weight=weight, generator=self.noise, validate=False
+                )
         if not math.isfinite(out.loss.item()):
             raise self._non_finite(out)
         out.loss.backward()
         self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
         return out
 
-    def _non_finite(self, out: Output) -> NonFiniteError:
+    def _non_finite(self, out: Routing) -> NonFiniteError:
         """Say which term and which node, and put the last good weights back if the present ones are spoilt."""
         terms = {name: value.item() for name, value in out.terms.items()}
         term = next((f"{name!r} = {value}" for name, value in terms.items() if not math.isfinite(value)), "their sum")
         plan = self.model.plan
         bad_edges = (~torch.isfinite(out.edge_log_prob)).any(0).nonzero().flatten().tolist()
-        bad_leaves = (~torch.isfinite(out.leaf_elbo)).any(0).nonzero().flatten().tolist()
+        bad_leaves: list[int] = []
+        if isinstance(out, Output):
+            bad_leaves = (~torch.isfinite(out.leaf_elbo)).any(0).nonzero().flatten().tolist()
         places = [f"the expert {plan.leaves[i].path}" for i in bad_leaves]
         places += dict.fromkeys(f"the gate of {plan.mixtures[plan.edge_mixture[i]].path}" for i in bad_edges)
         where = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")

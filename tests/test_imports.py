@@ -33,6 +33,7 @@ ROOMS = {
     "hmoevae.metrics": 5,
     "hmoevae.plot": 5,
     "hmoevae.training": 5,
+    "hmoevae.views": 5,
     "hmoevae.estimator": 6,
     "hmoevae": 7,  # re-exports from everywhere; nothing imports it
 }
