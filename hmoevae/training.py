@@ -5,11 +5,12 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -19,11 +20,13 @@ from tqdm.auto import tqdm
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, NonFiniteError, mismatch
 from hmoevae.history import History
 from hmoevae.model import ArrayLike, HMoEVAE, Output, Routing
+from hmoevae.starts import Start, first_leaves
 from hmoevae.views import Compose, Neighbour, View, ViewLike, as_view
 
 Data = ArrayLike | Dataset[Any] | DataLoader[Any]
 Precision = Literal["fp32", "bf16"]
 Schedule = Literal["constant", "cosine"]
+Phase = Literal["start", "alone", "joint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,8 @@ def fit(
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
     view: ViewLike | None = None,
     agreement: Agreement | None = None,
+    init: Start = "random",
+    init_epochs: int = 1,
     validation_data: Data | None = None,
     seed: int | None = 0,
     device: str | torch.device = "auto",
@@ -106,6 +111,10 @@ def fit(
         view: A random change of the samples for the gates to look at, while the experts model the samples themselves:
             a view of `hmoevae.views`, or any callable from samples to samples.
         agreement: Teach the gates that a sample and its partner are of one kind, at first without the experts.
+        init: Where training begins: `"random"`; `"kmeans"` or `"umap"` (a Gaussian mixture in a UMAP embedding),
+            clusters and within them clusters, level by level; a leaf index for every sample; or a callable that
+            clusters, from an array of features (n, feature), a number of clusters and a seed to the clusters (n,).
+        init_epochs: The first epochs, in which gates and experts learn the start; not read for a random one.
         validation_data: Held-out samples, seen without a view; their terms are recorded after every epoch and change
             nothing.
         seed: Fixes the order of the data and the draws of z: the same seed gives the same result on a CPU with the same
@@ -131,7 +140,7 @@ def fit(
     """
     if not isinstance(model, HMoEVAE):
         raise ArgumentTypeError(mismatch("model", "an HMoEVAE", type(model).__name__))
-    for name, number in (("epochs", epochs), ("batch_size", batch_size)):
+    for name, number in (("epochs", epochs), ("batch_size", batch_size), ("init_epochs", init_epochs)):
         if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
             raise ArgumentError(mismatch(name, "an integer > 0", repr(number)))
     if not 0 < lr < math.inf:
@@ -153,7 +162,9 @@ def fit(
     if lr_schedule == "cosine" and source.length is None:
         raise ArgumentError(mismatch("lr_schedule", "'constant' for data of unknown length", repr(lr_schedule)))
     views = _Views(view, agreement, source.samples)
-    alone = round(epochs * agreement.alone) if agreement is not None else 0
+    start = _start(model, init, source.samples, seed)
+    started_by = 0 if start is None else init_epochs
+    alone_by = started_by + (0 if agreement is None else round(epochs * agreement.alone))
 
     model.to(where).train()
     noise = torch.Generator(where).manual_seed(seed)
@@ -161,13 +172,15 @@ def fit(
     total = epochs * len(source) if source.length is not None else None
     solver = make(model.parameters())
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(solver, total) if total and lr_schedule == "cosine" else None
-    run = _Run(model, solver, cosine, views, noise, torch.autocast(where.type, torch.bfloat16, precision == "bf16"))
+    run = _Run(
+        model, solver, cosine, views, start, noise, torch.autocast(where.type, torch.bfloat16, precision == "bf16")
+    )
     history = History()
     started = time.perf_counter()
     try:
         with closing(_bar(total, show=progress)) as bar:
             for epoch in range(1, epochs + 1):
-                run.alone = epoch <= alone
+                run.phase = "start" if epoch <= started_by else "alone" if epoch <= alone_by else "joint"
                 row = run.epoch(source, f"epoch {epoch}/{epochs}", bar)
                 if held_out is not None:
                     row |= {f"val_{name}": value for name, value in _evaluate(model, held_out, seed).items()}
@@ -318,6 +331,7 @@ class _Run:
         optimizer: Optimizer,
         schedule: LRScheduler | None,
         views: _Views,
+        start: Tensor | None,
         noise: torch.Generator,
         autocast: torch.autocast,
     ) -> None:
@@ -325,7 +339,8 @@ class _Run:
         self.optimizer = optimizer
         self.schedule = schedule
         self.views = views
-        self.alone = False
+        self.start = start
+        self.phase: Phase = "joint"
         self.noise = noise
         self.autocast = autocast
         self.steps = 0
@@ -364,8 +379,11 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         view, other = self.views(x, index, self.noise)
         with self.autocast:
-            if self.alone and other is not None:
+            if self.phase == "alone" and other is not None:
                 out = self.model.agree(x if view is None else view, other, validate=False)
+            elif self.phase == "start" and self.start is not None and index is not None:
+                out = self.model(x, view=view, generator=self.noise, validate=False)
+                out = _towards(out, self.start[index.cpu()].to(x.device))
             else:
                 weight = self.views.weight
                 out = self.model(
@@ -397,6 +415,25 @@ class _Run:
             kept = "the model is back at the end of the last good epoch"
         expected = f"a finite loss at step {self.steps}"
         return NonFiniteError(mismatch("loss", expected, f"{term} from {where or 'the objective'}; {kept}"))
+
+
+def _start(model: HMoEVAE, init: Start, samples: Tensor | None, seed: int) -> Int[Tensor, " n"] | None:
+    """The leaf that every sample starts in; `None` for a random start."""
+    if isinstance(init, str) and init == "random":
+        return None
+    if samples is None:
+        raise ArgumentTypeError(mismatch("data", "a tensor or array, for a start", "another source of samples"))
+    return first_leaves(model.plan, samples, init, seed)
+
+
+def _towards(out: Output, leaf: Int[Tensor, " batch"]) -> Output:
+    """The output with the loss that fits gates and experts to given leaves: the log-likelihood of sample and leaf."""
+    own = leaf.unsqueeze(1)
+    terms = {
+        "start_gate": -out.leaf_log_prob.gather(1, own).mean(),
+        "start_expert": -out.leaf_elbo.gather(1, own).mean(),
+    }
+    return replace(out, loss=terms["start_gate"] + terms["start_expert"], terms=terms)
 
 
 def _bar(total: int | None, *, show: bool) -> "tqdm[Any]":
