@@ -124,15 +124,11 @@ def load_mnist(root: str | None) -> Splits:
         return hm.datasets.mnist5k()
 
 
-def measure(model: hm.HMoEVAE, test: LabelledImages) -> dict[str, object]:
+def measure(model: hm.HMoEVAE, test: LabelledImages) -> dict[str, float | list[float]]:
     """Scores of the gates alone on the test split (labels are used here only), and the held-out losses in nats."""
     terms = model.evaluate(test.x, generator=torch.Generator(model.device).manual_seed(0))
-    scores: dict[str, object] = dict(hm.metrics.clustering_scores(test.y, model.predict(test.x)))
-    for level in range(1, model.plan.depth):
-        at_level = hm.metrics.clustering_scores(test.y, model.predict(test.x, level=level))
-        scores |= {f"{name}_level{level}": value for name, value in at_level.items()}
     usage = model.predict_proba(test.x).mean(0)
-    return scores | {
+    return hm.metrics.report(model, test.x, test.y) | {
         "expected_loss": terms["expected"],
         "elbo": -terms["elbo"],
         "usage": [round(share, 4) for share in usage.tolist()],

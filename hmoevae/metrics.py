@@ -1,13 +1,16 @@
 """How well clusters match labels; for evaluation only, labels never touch training.
 
-Axes: `n` counts samples. Every score is a fraction: 1 is a perfect match.
+Axes: `n` counts samples, `node` the nodes of a level. Every score is a fraction; 1 is a perfect match, but for the
+calibration error, where 0 is.
 """
 
 import numpy as np
 import torch
 
-from hmoevae.errors import MissingExtraError, ShapeError, mismatch
-from hmoevae.model import ArrayLike
+from hmoevae.errors import ArgumentError, DataError, MissingExtraError, ShapeError, mismatch
+from hmoevae.model import BATCH_SIZE, ArrayLike, HMoEVAE
+from hmoevae.plan import compile_tree
+from hmoevae.spec import Tree
 
 try:
     from scipy.optimize import linear_sum_assignment
@@ -32,9 +35,7 @@ def accuracy(labels: ArrayLike, clusters: ArrayLike) -> float:
     >>> accuracy(np.array([0, 0, 1, 1]), np.array([7, 7, 3, 7]))
     0.75
     """
-    table = _contingency(labels, clusters)
-    matched = table[linear_sum_assignment(table, maximize=True)].sum()
-    return float(matched / table.sum())
+    return float(_matched(labels, clusters).mean())
 
 
 def purity(labels: ArrayLike, clusters: ArrayLike) -> float:
@@ -72,12 +73,171 @@ def clustering_scores(labels: ArrayLike, clusters: ArrayLike) -> dict[str, float
     }
 
 
+def dendrogram_purity(labels: ArrayLike, leaves: ArrayLike, tree: Tree) -> float:
+    """Mean, over all pairs of samples with one label, of that label's share in the smallest subtree with both.
+
+    (1/Z) sum_k sum_{i<j: y_i = y_j = k} |{y = k} below lca(i, j)| / |lca(i, j)|, where Z counts the pairs
+    (Heller & Ghahramani 2005). The samples of one leaf have that leaf as their smallest subtree. Exact, from
+    the counts of every label at every node: no pair is drawn.
+
+    Args:
+        labels: `(n,)` integers.
+        leaves: `(n,)` leaf indices, such as `model.predict(x)`.
+        tree: The tree, such as `model.tree`.
+
+    Raises:
+        ShapeError: `labels` and `leaves` are not equally long vectors.
+        ArgumentError: `leaves` are not indices of the tree's leaves.
+        DataError: No two samples have one label.
+
+    >>> from hmoevae import VAE, Mixture
+    >>> tree = Mixture(children=(VAE(), Mixture.of(VAE(), 2)))
+    >>> dendrogram_purity(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 2]), tree)  # both ones below root/1
+    1.0
+    >>> dendrogram_purity(np.array([1, 0, 0, 1]), np.array([0, 1, 2, 2]), tree)  # 2/3 at root/1, 2/4 at the root
+    0.5833333333333333
+    """
+    plan = compile_tree(tree)
+    y, leaf = _vectors(labels, leaves, "leaves")
+    if not np.issubdtype(leaf.dtype, np.integer) or leaf.min() < 0 or leaf.max() >= plan.n_leaves:
+        got = f"{leaf.dtype} from {leaf.min()} to {leaf.max()}"
+        raise ArgumentError(mismatch("leaves", f"integers from 0 to {plan.n_leaves - 1}", got))
+    kinds, y = np.unique(y, return_inverse=True)
+    counts = np.zeros((plan.n_leaves, len(kinds)), dtype=np.int64)
+    np.add.at(counts, (leaf, y), 1)
+
+    below = np.stack([counts[node.leaves.start : node.leaves.stop].sum(0) for node in plan.nodes])
+    pairs = below * (below - 1) // 2
+    # Of the pairs below a node, those below one of its children have their smallest subtree further down.
+    position = {node.path: i for i, node in enumerate(plan.nodes)}
+    parent = [position[plan.mixtures[mixture].path] for mixture in plan.edge_mixture]
+    split_here = pairs.copy()
+    np.subtract.at(split_here, parent, pairs[list(plan.edge_child)])
+    if not split_here.any():
+        raise DataError(mismatch("labels", "two samples or more of one label", f"{len(y)} samples, no two alike"))
+    share = below / np.maximum(below.sum(1, keepdims=True), 1)
+    return float((split_here * share).sum() / split_here.sum())
+
+
+def usage_entropy(probabilities: ArrayLike) -> float:
+    """Entropy of the mean usage of the nodes, as a share of the largest possible, the logarithm of their number.
+
+    1 says that all nodes take the same share of the samples, 0 that one takes them all. No labels are needed. A single
+    node counts as 1.
+
+    Args:
+        probabilities: `(n, node)`, such as `model.predict_proba(x)`.
+
+    Raises:
+        ShapeError: `probabilities` is not a matrix.
+        DataError: A row of it is no distribution.
+
+    >>> usage_entropy(np.array([[1.0, 0.0], [0.0, 1.0]])), usage_entropy(np.array([[1.0, 0.0], [1.0, 0.0]]))
+    (1.0, 0.0)
+    """
+    usage = _probabilities(probabilities).mean(0)
+    if len(usage) == 1:
+        return 1.0
+    used = usage[usage > 0]
+    return float(abs((used * np.log(used)).sum()) / np.log(len(usage)))
+
+
+def calibration_error(labels: ArrayLike, probabilities: ArrayLike, *, n_bins: int = 15) -> float:
+    """Expected calibration error: how far the gates' confidence is from the share of samples that they get right.
+
+    sum_m |B_m|/n |accuracy(B_m) - confidence(B_m)|, where B_m holds the samples whose largest probability lies in
+    ((m-1)/M, m/M] (Guo et al. 2017, equation 3). A sample is right where its most probable node stands for its label
+    under the one-to-one match of `accuracy`; the match sees the same labels, which flatters a little.
+
+    Args:
+        labels: `(n,)` integers.
+        probabilities: `(n, node)`, such as `model.predict_proba(x)`.
+        n_bins: M, the number of bins.
+
+    Raises:
+        ShapeError: `probabilities` is not a matrix with one row a label.
+        DataError: A row of `probabilities` is no distribution.
+        ArgumentError: `n_bins` is not an integer > 0.
+
+    >>> calibration_error(np.array([0, 0, 1, 1]), np.array([[0.75, 0.25], [0.75, 0.25], [0.75, 0.25], [0.25, 0.75]]))
+    0.0
+    """
+    if not isinstance(n_bins, int | np.integer) or isinstance(n_bins, bool) or n_bins < 1:
+        raise ArgumentError(mismatch("n_bins", "an integer > 0", repr(n_bins)))
+    p = _probabilities(probabilities)
+    right = _matched(*_vectors(labels, p.argmax(1), "probabilities"))
+    confidence = p.max(1)
+    gaps = np.zeros(n_bins)  # |B| (accuracy - confidence) of every bin
+    np.add.at(gaps, np.searchsorted(np.arange(1, n_bins) / n_bins, confidence), right - confidence)
+    return float(np.abs(gaps).sum() / len(p))
+
+
+def report(model: HMoEVAE, x: ArrayLike, labels: ArrayLike, *, batch_size: int = BATCH_SIZE) -> dict[str, float]:
+    """Every score of this module for the gates of a model, at the leaves and at each level between them and the root.
+
+    Args:
+        model: The model; only its gates are run.
+        x: Samples, `(n, *input_shape)`.
+        labels: `(n,)` integers.
+        batch_size: Samples evaluated at a time.
+
+    Returns:
+        `accuracy`, `nmi`, `ari`, `leaf_purity`, `usage_entropy` and `calibration_error` of the leaves,
+        `dendrogram_purity` of the tree, and all but the last again for each level, as in `accuracy_level1`.
+
+    >>> from hmoevae import VAE, Mixture
+    >>> model = HMoEVAE(Mixture.of(Mixture.of(VAE(), 2), 2), input_shape=(4,))
+    >>> scores = report(model, torch.rand(20, 4), torch.arange(20) % 2)
+    >>> sorted(name for name in scores if not name.endswith("_level1"))
+    ['accuracy', 'ari', 'calibration_error', 'dendrogram_purity', 'leaf_purity', 'nmi', 'usage_entropy']
+    """
+    scores: dict[str, float] = {}
+    for level in (None, *range(1, model.plan.depth)):
+        p = model.predict_proba(x, level=level, batch_size=batch_size)
+        at_level = clustering_scores(labels, p.argmax(1)) | {
+            "usage_entropy": usage_entropy(p),
+            "calibration_error": calibration_error(labels, p),
+        }
+        if level is None:
+            at_level["dendrogram_purity"] = dendrogram_purity(labels, p.argmax(1), model.tree)
+        scores |= at_level if level is None else {f"{name}_level{level}": value for name, value in at_level.items()}
+    return scores
+
+
 def _numpy(values: ArrayLike) -> np.ndarray:
-    return values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+
+
+def _vectors(labels: ArrayLike, clusters: ArrayLike, name: str = "clusters") -> tuple[np.ndarray, np.ndarray]:
+    y, c = _numpy(labels), _numpy(clusters)
+    if y.ndim != 1 or y.shape != c.shape or len(y) == 0:
+        raise ShapeError(mismatch(name, f"one a label, {y.shape}", c.shape))
+    return y, c
+
+
+def _probabilities(probabilities: ArrayLike) -> np.ndarray:
+    if isinstance(probabilities, torch.Tensor):
+        probabilities = probabilities.double()  # numpy knows no bfloat16
+    p = _numpy(probabilities).astype(np.float64)
+    if p.ndim != 2 or p.size == 0:
+        raise ShapeError(mismatch("probabilities", "(n, node)", p.shape))
+    wrong = ~((p >= 0).all(1) & np.isclose(p.sum(1), 1, atol=0.02))  # bfloat16 has three digits
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(mismatch("probabilities", "rows that are >= 0 and sum to 1", f"{p[row].tolist()} in row {row}"))
+    return p
 
 
 def _contingency(labels: ArrayLike, clusters: ArrayLike) -> np.ndarray:
-    y, c = _numpy(labels), _numpy(clusters)
-    if y.ndim != 1 or y.shape != c.shape or len(y) == 0:
-        raise ShapeError(mismatch("clusters", f"one a label, {y.shape}", c.shape))
-    return np.asarray(contingency_matrix(y, c))
+    """Counts `(label, cluster)`, both in ascending order."""
+    return np.asarray(contingency_matrix(*_vectors(labels, clusters)))
+
+
+def _matched(labels: ArrayLike, clusters: ArrayLike) -> np.ndarray:
+    """Whether each sample's cluster stands for its label under the best one-to-one match."""
+    rows, columns = linear_sum_assignment(_contingency(labels, clusters), maximize=True)
+    _, y = np.unique(_numpy(labels), return_inverse=True)
+    names, c = np.unique(_numpy(clusters), return_inverse=True)
+    label_of = np.full(len(names), -1)
+    label_of[columns] = rows
+    return label_of[c] == y

@@ -17,6 +17,7 @@ HAS_MNIST = "HMOEVAE_DATA" in os.environ
 COMMON = {"tree", "contingency", "reconstructions", "traversals", "samples", "losses", "usage", "samples_by_epoch"}
 FIELDS = {
     *("dataset", "epochs", "seed", "leaves", "accuracy", "nmi", "ari", "leaf_purity"),
+    *("dendrogram_purity", "usage_entropy", "calibration_error"),
     *("expected_loss", "elbo", "usage", "seconds", "device"),
 }
 

@@ -1,16 +1,20 @@
-"""Cluster scores against a brute force over all matches, and against scikit-learn."""
+"""Cluster scores against brute force over all matches and all pairs, and against scikit-learn."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from conftest import Case, build, cases, data_for, trees
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.stats import entropy
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+import hmoevae as hm
 from hmoevae import metrics
-from hmoevae.errors import ShapeError
+from hmoevae.errors import ArgumentError, DataError, ShapeError
+from hmoevae.plan import compile_tree
 
 
 def brute_force_accuracy(labels, clusters):
@@ -43,3 +47,174 @@ def test_scores_do_not_depend_on_names():
 def test_lengths_must_agree(clusters):
     with pytest.raises(ShapeError, match=r"clusters: expected one a label, \(4,\), got"):
         metrics.accuracy(np.zeros(4, int), clusters)
+
+
+# --- dendrogram purity ----------------------------------------------------------------------------------------------
+
+
+def brute_force_dendrogram_purity(labels, leaves, tree):
+    """Pair by pair: the smallest subtree by the common start of two paths, its samples by that start."""
+    paths = [compile_tree(tree).leaves[leaf].path.split("/") for leaf in leaves]
+    shares = []
+    for i, j in itertools.combinations(range(len(labels)), 2):
+        if labels[i] == labels[j]:
+            both = itertools.takewhile(lambda step: step[0] == step[1], zip(paths[i], paths[j], strict=False))
+            depth = len(list(both))
+            inside = [y for y, path in zip(labels, paths, strict=True) if path[:depth] == paths[i][:depth]]
+            shares.append(inside.count(labels[i]) / len(inside))
+    return sum(shares) / len(shares)
+
+
+@given(st.data())
+def test_dendrogram_purity_equals_a_loop_over_all_pairs(data):
+    tree = data.draw(trees())
+    pairs = data.draw(
+        st.lists(st.tuples(st.integers(-1, 3), st.integers(0, tree.n_leaves - 1)), min_size=2, max_size=25)
+    )
+    labels, leaves = map(list, zip(*pairs, strict=True))
+    assume(len(set(labels)) < len(labels))
+    purity = metrics.dendrogram_purity(torch.tensor(labels), np.array(leaves), tree)
+    assert purity == pytest.approx(brute_force_dendrogram_purity(labels, leaves, tree))
+
+
+def test_dendrogram_purity_sees_the_order_of_the_tree():
+    """The same leaves, pure all of them: only the tree says whether the two leaves of a label are neighbours."""
+    tree = hm.Mixture.of(hm.Mixture.of(hm.VAE(), 2), 2)
+    leaves = np.repeat(np.arange(4), 5)
+    near, far = leaves // 2, leaves % 2
+    assert metrics.purity(near, leaves) == metrics.purity(far, leaves) == 1
+    assert metrics.dendrogram_purity(near, leaves, tree) == 1
+    # Of 45 pairs of a label, 20 share a leaf; the smallest subtree of the others is the whole tree, half theirs.
+    assert metrics.dendrogram_purity(far, leaves, tree) == pytest.approx((20 + 25 / 2) / 45)
+
+
+def test_dendrogram_purity_counts_large_sets_exactly():
+    labels = np.repeat(np.arange(2), 100_000)  # 10^10 pairs
+    assert metrics.dendrogram_purity(labels, np.zeros(200_000, int), hm.Mixture.of(hm.VAE(), 2)) == 0.5
+    assert metrics.dendrogram_purity(labels, labels, hm.Mixture.of(hm.VAE(), 2)) == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "leaves", "error", "message"),
+    [
+        ([0, 0], [0, 2], ArgumentError, r"leaves: expected integers from 0 to 1, got int64 from 0 to 2"),
+        ([0, 0], [-1, 1], ArgumentError, r"leaves: expected integers from 0 to 1, got int64 from -1 to 1"),
+        ([0, 0], [0.0, 1.0], ArgumentError, r"leaves: expected integers from 0 to 1, got float64 from 0.0 to 1.0"),
+        ([0, 0], [0], ShapeError, r"leaves: expected one a label, \(2,\), got \(1,\)"),
+        ([0, 1], [0, 1], DataError, r"labels: expected two samples or more of one label, got 2 samples, no two alike"),
+    ],
+)
+def test_dendrogram_purity_refuses(labels, leaves, error, message):
+    with pytest.raises(error, match=message):
+        metrics.dendrogram_purity(np.array(labels), np.array(leaves), hm.Mixture.of(hm.VAE(), 2))
+
+
+# --- usage and calibration ------------------------------------------------------------------------------------------
+
+
+def probabilities(n_nodes):
+    """Rows of positive weights, normalised."""
+    weights = st.lists(st.floats(0.01, 1), min_size=n_nodes, max_size=n_nodes)
+    return st.lists(weights, min_size=1, max_size=12).map(lambda rows: np.array(rows) / np.sum(rows, 1, keepdims=True))
+
+
+def calibration_by_hand(right, confidence, n_bins):
+    error = 0.0
+    for m in range(1, n_bins + 1):
+        inside = [i for i, c in enumerate(confidence) if (m - 1) / n_bins < c <= m / n_bins]
+        if inside:
+            accuracy = sum(right[i] for i in inside) / len(inside)
+            mean_confidence = sum(confidence[i] for i in inside) / len(inside)
+            error += len(inside) / len(confidence) * abs(accuracy - mean_confidence)
+    return error
+
+
+@given(st.data())
+def test_usage_entropy_equals_scipys(data):
+    p = data.draw(st.integers(2, 5).flatmap(probabilities))
+    assert metrics.usage_entropy(p) == pytest.approx(entropy(p.mean(0), base=p.shape[1]))
+
+
+@given(st.data())
+def test_calibration_error_equals_a_loop_over_bins(data):
+    """Several matches may be the best one; the error is that of one of them."""
+    p = data.draw(probabilities(data.draw(st.integers(1, 4))))
+    labels = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(p), max_size=len(p))))
+    n_bins = data.draw(st.integers(1, 20))
+    clusters = p.argmax(1).tolist()
+    rights = [
+        [match[c] == y for c, y in zip(clusters, labels.tolist(), strict=True)]
+        for match in itertools.permutations(range(4), p.shape[1])
+    ]
+    most = max(map(sum, rights))
+    assert most / len(p) == metrics.accuracy(labels, np.array(clusters))
+    errors = [calibration_by_hand(right, p.max(1).tolist(), n_bins) for right in rights if sum(right) == most]
+    got = metrics.calibration_error(labels, torch.tensor(p), n_bins=n_bins)
+    assert any(got == pytest.approx(error) for error in errors)
+
+
+def test_calibration_of_bins_that_end_on_a_confidence():
+    """(m-1)/M < p <= m/M keeps 0.8 and 1.0 apart; in one bin, too little confidence would make up for too much."""
+    modest, sure = np.tile([0.8, 0.2], (5, 1)), np.tile([0.0, 1.0], (5, 1))
+    labels = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 0])
+    assert metrics.calibration_error(labels, np.concatenate([modest, sure]), n_bins=5) == pytest.approx(0.2)
+
+
+def test_a_cluster_without_a_label_is_always_wrong():
+    labels = np.array([0, 0, 0])
+    p = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert metrics.accuracy(labels, p.argmax(1)) == pytest.approx(2 / 3)
+    assert metrics.calibration_error(labels, p) == pytest.approx(1 / 3)
+
+
+def test_half_precision_is_read():
+    p = torch.tensor([[0.7, 0.3], [0.3, 0.7]], dtype=torch.bfloat16)
+    assert metrics.usage_entropy(p) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("p", "error", "message"),
+    [
+        ([0.5, 0.5], ShapeError, r"probabilities: expected \(n, node\), got \(2,\)"),
+        ([[0.5, 0.5], [0.5, 0.7]], DataError, r"rows that are >= 0 and sum to 1, got \[0.5, 0.7\] in row 1"),
+        ([[1.5, -0.5], [1.0, 0.0]], DataError, r"rows that are >= 0 and sum to 1, got \[1.5, -0.5\] in row 0"),
+        ([[np.nan, 1.0], [1.0, 0.0]], DataError, r"rows that are >= 0 and sum to 1, got \[nan, 1.0\] in row 0"),
+        ([[1.0, 0.0]], ShapeError, r"probabilities: expected one a label, \(2,\), got \(1,\)"),
+    ],
+)
+def test_what_is_no_distribution_is_refused(p, error, message):
+    with pytest.raises(error, match=message):
+        metrics.calibration_error(np.array([0, 1]), np.array(p))
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("n_bins", [0, 1.5, True])
+def test_bins_are_counted(n_bins):
+    with pytest.raises(ArgumentError, match=f"n_bins: expected an integer > 0, got {n_bins!r}"):
+        metrics.calibration_error(np.array([0, 1]), np.eye(2), n_bins=n_bins)
+
+
+# --- all in one -----------------------------------------------------------------------------------------------------
+
+
+@given(cases())
+def test_a_report_holds_every_score_at_every_level(case: Case):
+    model, x = build(case.tree, case.shape), data_for(case.tree, case.shape, 9)
+    labels = torch.arange(9) % 3
+    leaf = model.predict(x)
+    expected = metrics.clustering_scores(labels, leaf)
+    expected["usage_entropy"] = metrics.usage_entropy(model.predict_proba(x))
+    expected["calibration_error"] = metrics.calibration_error(labels, model.predict_proba(x))
+    names = list(expected)
+    expected["dendrogram_purity"] = metrics.dendrogram_purity(labels, leaf, case.tree)
+    report = metrics.report(model, x, labels, batch_size=4)
+    assert {name: report[name] for name in expected} == pytest.approx(expected)
+    levels = range(1, case.tree.depth)
+    assert report.keys() == {*expected, *(f"{name}_level{level}" for name in names for level in levels)}
+    for level in levels:
+        assert report[f"accuracy_level{level}"] == metrics.accuracy(labels, model.predict(x, level=level))
+
+
+def test_a_lone_expert_has_a_report_too():
+    report = metrics.report(build(hm.VAE(), (3,)), torch.rand(6, 3), torch.arange(6) % 2)
+    assert (report["usage_entropy"], report["dendrogram_purity"], report["nmi"]) == (1, pytest.approx(0.5), 0)
