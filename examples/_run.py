@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from _recipes import Training, train
 
 import hmoevae as hm
 from hmoevae.datasets import DatasetUnavailableError, LabelledImages
@@ -23,17 +24,19 @@ def main(
     description: str,
     *,
     load: Callable[[str | None], Splits],
-    epochs: int = 100,
     objective: ObjectiveName = "expected",
 ) -> None:
     """Parse the command line and run; an error that a user can mend ends with one line, not with a traceback."""
+    training = Training()
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=epochs, help="passes over the training images")
-    parser.add_argument("--batch-size", type=int, default=100, help="images a step")
-    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam")
-    parser.add_argument("--seed", type=int, default=0, help="fixes weights, order and draws")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the networks in training")
+    parser.add_argument("--epochs", type=int, default=training.epochs, help="passes over the training images")
+    parser.add_argument("--batch-size", type=int, default=training.batch_size, help="images a step")
+    parser.add_argument("--lr", type=float, default=training.lr, help="learning rate of Adam")
+    parser.add_argument("--seed", type=int, default=training.seed, help="fixes weights, order and draws")
+    parser.add_argument(
+        "--device", default=training.device, help="cpu, cuda, mps; auto takes an accelerator if there is one"
+    )
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default=training.precision, help="of the networks")
     parser.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
     parser.add_argument(
         "--out", type=Path, default=Path("runs") / Path(sys.argv[0]).stem, help="folder for the results"
@@ -52,19 +55,14 @@ def run(
     """Train `tree` and leave the model, the history, the metrics and the pictures in `args.out`."""
     make_writable(args.out)
     resolve_device(args.device)
-    train, test = load(args.data_root)
+    images, test = load(args.data_root)
     if args.smoke:
         args.epochs = min(args.epochs, 2)
-        train, test = (thinned(split, 1000) for split in (train, test))
-    print(f"{train.name}: {len(train):,} training and {len(test):,} test images\n{tree}\n")
+        images, test = (thinned(split, 1000) for split in (images, test))
+    print(f"{images.name}: {len(images):,} training and {len(test):,} test images\n{tree}\n")
 
-    torch.manual_seed(args.seed)
-    model = hm.HMoEVAE(tree, input_shape=tuple(train.x.shape[1:]), objective=objective)
     recorder = hm.SampleRecorder(n_frames=20)
-    start = time.perf_counter()
-    history = hm.fit(
-        model,
-        train.x,
+    training = Training(
         epochs=args.epochs,
         batch_size=args.batch_size,
         lr=args.lr,
@@ -73,6 +71,8 @@ def run(
         precision=args.precision,
         callbacks=[recorder],
     )
+    start = time.perf_counter()
+    model, history = train(tree, images.x, training, objective=objective)
     seconds = time.perf_counter() - start
     model.save_pretrained(args.out / "model")
     history.to_csv(args.out / "history.csv")
@@ -80,7 +80,7 @@ def run(
         print(f"stopped by Ctrl-C after {len(history)} of {args.epochs} epochs; the results are those of this model")
 
     result = {
-        "dataset": train.name,
+        "dataset": images.name,
         "epochs": len(history),
         "seed": args.seed,
         "leaves": tree.n_leaves,

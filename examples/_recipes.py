@@ -1,0 +1,120 @@
+"""Recipes: which tree, and how it is trained; the one place that the examples and `benchmarks/clustering.py` read."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+import hmoevae as hm
+from hmoevae.nn.objectives import ObjectiveName
+from hmoevae.training import Callback, Precision
+
+Layout = Literal["flat", "two-level", "binary"]
+Trained = tuple[hm.HMoEVAE, hm.History]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What a run may choose, whatever the recipe.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images a step.
+        lr: Learning rate of Adam.
+        seed: Fixes weights, order and draws.
+        device: Where to train.
+        precision: Of the networks in training.
+        callbacks: As of `hm.fit`.
+        progress: Show a progress bar.
+    """
+
+    epochs: int = 100
+    batch_size: int = 100
+    lr: float = 1e-3
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "fp32"
+    callbacks: Sequence[Callback] = ()
+    progress: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A way from images to a trained model.
+
+    Attributes:
+        tree: The tree of a layout.
+        run: Builds the model of a layout and trains it on images `(n, channel, height, width)`.
+        training: What the recipe was made for; a run may change any of it.
+    """
+
+    tree: Callable[[Layout], hm.Mixture]
+    run: Callable[[Layout, Tensor, Training], Trained]
+    training: Training
+
+
+def train(tree: hm.Mixture, x: Tensor, training: Training, *, objective: ObjectiveName = "expected") -> Trained:
+    """A model of `tree`, trained on `x` in one go."""
+    torch.manual_seed(training.seed)
+    model = hm.HMoEVAE(tree, input_shape=tuple(x.shape[1:]), objective=objective)
+    history = hm.fit(
+        model,
+        x,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        lr=training.lr,
+        seed=training.seed,
+        device=training.device,
+        precision=training.precision,
+        callbacks=training.callbacks,
+        progress=training.progress,
+    )
+    return model, history
+
+
+# --- the article: "Mixture of Variational Autoencoders - a Fusion Between MoE and VAE" (anotherdatum.com/vae-moe.html)
+
+N_KINDS, N_STYLES = 10, 3
+
+
+def article_tree(layout: Layout) -> hm.Mixture:
+    """The article's expert, gate and balance: sigmoid layers of 128, ten latents, a Gaussian of standard deviation 0.5.
+
+    Args:
+        layout: `"flat"` is one gate over ten experts, `"two-level"` ten gated mixtures of three, `"binary"` ten experts
+            below gates of two, as evenly as their number allows.
+    """
+    layer = hm.MLP((128,), activation="sigmoid")
+    expert = hm.VAE(latent_dim=10, encoder=layer, decoder=layer, likelihood=hm.Gaussian(scale=0.5, mean="sigmoid"))
+    balance = hm.Balance("variance", weight=0.1)
+    match layout:
+        case "flat":
+            return hm.Mixture.of(expert, N_KINDS, gate=layer, balance=balance)
+        case "two-level":
+            return hm.Mixture.of(hm.Mixture.of(expert, N_STYLES, gate=layer), N_KINDS, gate=layer, balance=balance)
+        case "binary":
+            left, right = (binary(expert, n, gate=layer) for n in halves(N_KINDS))
+            return hm.Mixture(children=(left, right), gate=layer, balance=balance)
+
+
+def binary(leaf: hm.VAE, n: int, *, gate: hm.MLP | hm.Conv) -> hm.VAE | hm.Mixture:
+    """A tree of `n` leaves in which every gate has two children, with as many leaves below one as below the other."""
+    if n == 1:
+        return leaf
+    left, right = (binary(leaf, below, gate=gate) for below in halves(n))
+    return hm.Mixture(children=(left, right), gate=gate)
+
+
+def halves(n: int) -> tuple[int, int]:
+    """Two whole numbers that sum to `n`, the first at most one larger than the second."""
+    return n - n // 2, n // 2
+
+
+def article(layout: Layout, x: Tensor, training: Training) -> Trained:
+    """The article's recipe as it stands: the expected loss of the experts, from a random start."""
+    return train(article_tree(layout), x, training)
+
+
+RECIPES = {"article": Recipe(article_tree, article, Training())}
