@@ -1,0 +1,186 @@
+"""The clustering benchmark: its trees, its baselines, its command line and its report."""
+
+import json
+import math
+import statistics
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import mnist_flat
+import mnist_two_level
+import numpy as np
+import pytest
+import torch
+from _recipes import RECIPES, Training, article_tree, binary
+from baselines import BASELINES
+from clustering import aligned, main, published_lines
+from published import PUBLISHED
+from sklearn.decomposition import PCA
+
+import hmoevae as hm
+
+SCORES = {"accuracy", "nmi", "ari", "leaf_purity"}
+GATE_SCORES = {*SCORES, "usage_entropy", "calibration_error"}
+
+
+# --- trees ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_examples_run_the_articles_trees() -> None:
+    assert article_tree("flat") == mnist_flat.tree
+    assert article_tree("two-level") == mnist_two_level.tree
+    assert (mnist_flat.tree.n_leaves, mnist_flat.tree.depth) == (10, 1)
+    assert (mnist_two_level.tree.n_leaves, mnist_two_level.tree.depth) == (30, 2)
+
+
+@pytest.mark.parametrize("n", range(2, 20))
+def test_binary_trees_are_as_even_as_can_be(n: int) -> None:
+    tree = binary(hm.VAE(), n, gate=hm.MLP())
+    assert tree.n_leaves == n
+    assert tree.depth == math.ceil(math.log2(n))
+    for _, node in tree.walk():
+        if node.children:
+            left, right = (child.n_leaves for child in node.children)
+            assert left - right in (0, 1)
+
+
+def test_a_binary_tree_of_the_article_has_ten_of_its_experts() -> None:
+    tree = article_tree("binary")
+    assert (tree.n_leaves, tree.depth) == (10, 4)
+    assert {node for _, node in tree.walk() if not node.children} == {article_tree("flat").children[0]}
+    assert tree.at("root").balance == article_tree("flat").balance  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_give_the_same_model_for_the_same_seed(name: str) -> None:
+    x = torch.rand(40, 1, 8, 8)
+    one, again, other = (
+        RECIPES[name].run("flat", x, Training(epochs=1, batch_size=20, seed=seed, device="cpu", progress=False))[0]
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(one.route(x), again.route(x))
+    assert not torch.equal(one.route(x), other.route(x))
+
+
+# --- baselines ------------------------------------------------------------------------------------------------------
+
+
+class Shrinker(PCA):
+    """In place of `umap.UMAP`, which takes half a minute to import and compile."""
+
+    def __init__(self, n_components: int, min_dist: float, random_state: int, n_jobs: int) -> None:
+        super().__init__(min(n_components, 3), random_state=random_state)
+        assert (min_dist, n_jobs) == (0, 1)
+        self.min_dist, self.n_jobs = min_dist, n_jobs
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_find_far_apart_blobs_from_the_training_samples_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Shrinker))
+    rng = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    x = (10 * np.eye(3, 60)[labels] + rng.normal(size=(300, 60))).astype(np.float32)
+    clusters = BASELINES[name](x[:240], x[240:], 3, 0)
+    assert hm.metrics.accuracy(labels[240:], clusters) == 1
+    # What a test sample is called does not depend on the others.
+    assert BASELINES[name](x[:240], x[240:250], 3, 0).tolist() == clusters[:10].tolist()
+
+
+# --- published ------------------------------------------------------------------------------------------------------
+
+
+def test_every_published_number_has_a_source_and_is_a_fraction() -> None:
+    for other in PUBLISHED:
+        assert other.source
+        assert other.note
+        numbers = [other.accuracy, other.accuracy_sd, other.nmi, other.dendrogram_purity]
+        assert any(number is not None for number in numbers)
+        assert all(0 < number < 1 for number in numbers if number is not None)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def report_of(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    main([*argv, "--threads", "1", "--device", "cpu"])
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_quick_run_reports(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    file, picture = tmp_path / "report.json", tmp_path / "picture.svg"
+    argv = ["--quick", "--epochs", "1", "--tree", "flat", "binary", "--json", str(file), "--plot", str(picture)]
+    report = report_of(capsys, *argv)
+    assert torch.get_num_threads() == threads
+    assert json.loads(file.read_text()) == report
+    assert picture.read_text().lstrip().startswith("<?xml")
+    fields = {"date", "argv", "hardware", "versions", "images", "published", "rows", "load_average_after"}
+    assert report.keys() == fields
+    assert report["images"] == {"train": 1438, "test": 359}
+    assert report["versions"].keys() >= {"torch", "hmoevae", "scikit-learn", "numpy"}
+    rows = {(row["what"], row["recipe"], row["tree"]): row for row in report["rows"]}
+    flat, deep = (rows.pop(("hmoevae", "article", tree)) for tree in ("flat", "binary"))
+    assert rows.keys() == {("k-means", None, None), ("pca-gmm", None, None)}
+    for row in (flat, deep, *rows.values()):
+        assert [run["seed"] for run in row["runs"]] == [0, 1]
+        for name in SCORES:
+            values = [run[name] for run in row["runs"]]
+            assert all(-1 <= value <= 1 for value in values)
+            assert (row["mean"][name], row["sd"][name]) == (statistics.fmean(values), statistics.stdev(values))
+    assert (flat["levels"], deep["levels"]) == (0, 3)
+    assert deep["mean"].keys() - flat["mean"].keys() == {f"{name}_level{n}" for name in GATE_SCORES for n in (1, 2, 3)}
+    assert flat["mean"]["epochs"] == 1
+    assert rows["k-means", None, None]["mean"]["accuracy"] > 0.6  # of scikit-learn's digits; chance is 0.1
+
+
+def test_the_table_has_a_line_for_every_level_and_published_result(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--quick", "--epochs", "1", "--seeds", "1", "--tree", "two-level", "--against", "--device", "cpu"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "digits: 1,438 training and 359 test images, 1 seeds"
+    assert lines[2].startswith("hmoevae article two-level")
+    assert "+-" not in lines[2]  # one seed has no spread
+    assert lines[3].split()[0] == "1"
+    assert len(lines) == 5
+    (line,) = published_lines(
+        [{"what": "X", "accuracy": 0.9, "accuracy_sd": 0.01, "nmi": None, "source": "here", "note": "as is"}]
+    )
+    assert line == aligned(("X", "", "90.0 +- 1.0", *[""] * 7)) + "    here; as is"
+
+
+def test_baselines_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_of(capsys, "--quick", "--recipe", "--against", "k-means", "--seeds", "1")
+    (row,) = report["rows"]
+    assert (row["what"], set(row["sd"].values())) == ("k-means", {None})
+
+
+def test_a_missing_umap_is_found_out_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(SystemExit, match=r"umap-gmm: expected umap-learn, as in pip install 'hmoevae\[umap\]', got"):
+        main(["--dataset", "digits", "--seeds", "1"])
+
+
+def test_missing_images_end_with_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"root: expected a folder with FashionMNIST/raw/ in it"):
+        main(["--dataset", "fashion", "--against", "--data-root", str(tmp_path)])
+
+
+def test_an_interrupted_run_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(model: hm.HMoEVAE, *_: Any, **__: Any) -> hm.History:
+        history = hm.History()
+        history.interrupted = True
+        return history
+
+    monkeypatch.setattr(hm, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--quick", "--against"])
+
+
+@pytest.mark.parametrize("name", ["--seeds", "--epochs", "--threads"])
+def test_counts_are_positive(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--quick", name, "0"])
+    assert f"{name}: expected an integer > 0, got 0" in capsys.readouterr().err
