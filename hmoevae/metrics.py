@@ -76,9 +76,9 @@ def clustering_scores(labels: ArrayLike, clusters: ArrayLike) -> dict[str, float
 def dendrogram_purity(labels: ArrayLike, leaves: ArrayLike, tree: Tree) -> float:
     """Mean, over all pairs of samples with one label, of that label's share in the smallest subtree with both.
 
-    (1/Z) sum_k sum_{i<j: y_i = y_j = k} |{y = k} below lca(i, j)| / |lca(i, j)|, where Z counts the pairs
-    (Heller & Ghahramani 2005). The samples of one leaf have that leaf as their smallest subtree. Exact, from
-    the counts of every label at every node: no pair is drawn.
+    (1/Z) sum_k sum_{i<j: y_i = y_j = k} n_k(s_ij) / n(s_ij), where s_ij is the smallest subtree with samples i and j,
+    n(s) counts its samples, n_k(s) those of label k, and Z the pairs (Heller & Ghahramani 2005). Samples of one leaf
+    have the leaf as their smallest subtree. Exact, from the counts of every label at every node: no pair is drawn.
 
     Args:
         labels: `(n,)` integers.
@@ -145,7 +145,7 @@ def usage_entropy(probabilities: ArrayLike) -> float:
 def calibration_error(labels: ArrayLike, probabilities: ArrayLike, *, n_bins: int = 15) -> float:
     """Expected calibration error: how far the gates' confidence is from the share of samples that they get right.
 
-    sum_m |B_m|/n |accuracy(B_m) - confidence(B_m)|, where B_m holds the samples whose largest probability lies in
+    sum_m n_m/n abs(accuracy_m - confidence_m), where bin m holds the n_m samples whose largest probability lies in
     ((m-1)/M, m/M] (Guo et al. 2017, equation 3). A sample is right where its most probable node stands for its label
     under the one-to-one match of `accuracy`; the match sees the same labels, which flatters a little.
 
@@ -167,7 +167,7 @@ def calibration_error(labels: ArrayLike, probabilities: ArrayLike, *, n_bins: in
     p = _probabilities(probabilities)
     right = _matched(*_vectors(labels, p.argmax(1), "probabilities"))
     confidence = p.max(1)
-    gaps = np.zeros(n_bins)  # |B| (accuracy - confidence) of every bin
+    gaps = np.zeros(n_bins)  # n_m (accuracy_m - confidence_m)
     np.add.at(gaps, np.searchsorted(np.arange(1, n_bins) / n_bins, confidence), right - confidence)
     return float(np.abs(gaps).sum() / len(p))
 
