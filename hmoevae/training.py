@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from tqdm.auto import tqdm
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, NonFiniteError, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, DeadLeafWarning, NonFiniteError, mismatch
 from hmoevae.history import History
 from hmoevae.model import ArrayLike, HMoEVAE, Output, Routing
 from hmoevae.starts import Start, first_leaves
@@ -96,6 +97,7 @@ def fit(
 ) -> History:
     """Train `model` in place by stochastic gradient descent on its objective.
 
+    A leaf that in the last epoch took less than a hundredth of an even share is named in a warning, `DeadLeafWarning`.
     Ctrl-C ends training and returns what there is, with `history.interrupted` set. The global random state stays as
     it is.
 
@@ -192,6 +194,8 @@ def fit(
         history.interrupted = True
     finally:
         model.eval()
+    if len(history):
+        _warn_of_dead_leaves(model, history)
     return history
 
 
@@ -434,6 +438,15 @@ def _towards(out: Output, leaf: Int[Tensor, " batch"]) -> Output:
         "start_expert": -out.leaf_elbo.gather(1, own).mean(),
     }
     return replace(out, loss=terms["start_gate"] + terms["start_expert"], terms=terms)
+
+
+def _warn_of_dead_leaves(model: HMoEVAE, history: History) -> None:
+    least = 0.01 / model.plan.n_leaves
+    usage = {leaf.path: history.rows[-1][f"usage/{leaf.path}"] for leaf in model.plan.leaves}
+    dead = [f"{path} ({share:.1e})" for path, share in usage.items() if share < least]
+    if dead:
+        expected = f"a share of at least {least:.1e} of the samples for every leaf in the last epoch"
+        warnings.warn(mismatch("usage", expected, f"less for {', '.join(dead)}"), DeadLeafWarning, stacklevel=3)
 
 
 def _bar(total: int | None, *, show: bool) -> "tqdm[Any]":
