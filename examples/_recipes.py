@@ -140,13 +140,13 @@ def best_tree(layout: Layout) -> hm.Mixture:
     """
     gate, layer = hm.Conv(), hm.MLP((128,))
     expert = hm.VAE(latent_dim=10, encoder=layer, decoder=layer, likelihood=hm.Gaussian(scale=0.5, mean="sigmoid"))
-    balance = hm.Balance("kl", weight=5.0)
+    balance = hm.Balance("kl", weight=20.0)
     match layout:
         case "flat":
             return hm.Mixture.of(expert, N_KINDS, gate=gate, balance=balance)
         case "two-level":
             # A kind sees a tenth of the samples, so its agreement weighs a tenth; its balance has to match.
-            kind = hm.Mixture.of(expert, N_STYLES, gate=layer, balance=hm.Balance("kl", weight=0.5))
+            kind = hm.Mixture.of(expert, N_STYLES, gate=layer, balance=hm.Balance("kl", weight=2.0))
             return hm.Mixture.of(kind, N_KINDS, gate=gate, balance=balance)
         case "binary":
             left, right = (binary(expert, n, gate=gate) for n in halves(N_KINDS))
@@ -162,7 +162,7 @@ def best(layout: Layout, x: Tensor, training: Training) -> Trained:
         objective="elbo",
         lr_schedule="cosine",
         view=hm.views.RandomAffine(),
-        agreement=hm.Agreement(alone=0.7, weight=20.0),
+        agreement=hm.Agreement(alone=0.65),
     )
 
 

@@ -54,18 +54,20 @@ Callback = Callable[[EpochEnd], object]
 class Agreement:
     """Gates learn that a sample and its partner are of one kind; the term is `hmoevae.nn.objectives.agreement`.
 
-    It finds kinds from a random start without any expert, where the balance holds the usage: give the tree
-    `Balance("kl", weight=5)`. So the gates may have the first epochs to themselves, which the idle experts make cheap.
+    It finds kinds from a random start without any expert, so the gates may have the first epochs to themselves, which
+    the idle experts make cheap. A balance has to hold the usage: give the tree `Balance("kl", weight=20)`, twice
+    `weight`. One that weighs less than the agreement does not hold, for then it pays to merge two kinds. A mixture
+    below the root is reached by a share of the samples only, so its own balance may weigh as much less.
 
     Args:
         partner: What makes a sample's partner before the view of `fit` changes both; `None`: the sample itself.
         alone: Share of the epochs, from the first on, in which gates learn from agreement and balance alone.
-        weight: Factor in front of the term once experts learn too; alone it has weight one.
+        weight: Factor in front of the term.
     """
 
     partner: ViewLike | None = field(default_factory=Neighbour)
     alone: float = 0.5
-    weight: float = 1.0
+    weight: float = 10.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -384,7 +386,9 @@ class _Run:
         view, other = self.views(x, index, self.noise)
         with self.autocast:
             if self.phase == "alone" and other is not None:
-                out = self.model.agree(x if view is None else view, other, validate=False)
+                out = self.model.agree(
+                    x if view is None else view, other, agreement_weight=self.views.weight, validate=False
+                )
             elif self.phase == "start" and self.start is not None and index is not None:
                 out = self.model(x, view=view, generator=self.noise, validate=False)
                 out = _towards(out, self.start[index.cpu()].to(x.device))

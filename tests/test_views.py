@@ -264,7 +264,7 @@ def test_agreement_finds_kinds_that_only_views_tell_apart(rng_untouched):
     expert = hm.VAE(1, hm.MLP((4,)), hm.MLP((4,)), hm.Gaussian(mean="identity"))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = hm.HMoEVAE(hm.Mixture.of(expert, 4, gate=hm.MLP((32,)), balance=hm.Balance("kl", 5.0)), (2,))
+        model = hm.HMoEVAE(hm.Mixture.of(expert, 4, gate=hm.MLP((32,)), balance=hm.Balance("kl", 20.0)), (2,))
     agreement = hm.Agreement(partner=Neighbour(5), alone=1.0)
     history = fit(model, x, epochs=40, batch_size=100, lr=1e-2, agreement=agreement)
     assert history["agreement"][-1] < 0.1 < 1 < history["agreement"][0]
