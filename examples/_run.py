@@ -5,38 +5,40 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from _recipes import Training, train
+from _recipes import Layout, Recipe, Training
 
 import hmoevae as hm
 from hmoevae.datasets import DatasetUnavailableError, LabelledImages
 from hmoevae.errors import HMoEVAEError
-from hmoevae.nn.objectives import ObjectiveName
 from hmoevae.training import resolve_device
 
 Splits = tuple[LabelledImages, LabelledImages]
 
 
-def main(
-    tree: hm.Mixture,
-    description: str,
-    *,
-    load: Callable[[str | None], Splits],
-    objective: ObjectiveName = "expected",
-) -> None:
-    """Parse the command line and run; an error that a user can mend ends with one line, not with a traceback."""
-    training = Training()
+def main(layout: Layout, recipes: dict[str, Recipe], description: str, *, load: Callable[[str | None], Splits]) -> None:
+    """Parse the command line and run; an error that a user can mend ends with one line, not with a traceback.
+
+    Args:
+        layout: Of the tree.
+        recipes: To choose from, the default one first.
+        description: For `--help`.
+        load: Reads the data, from a folder where one is given.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=training.epochs, help="passes over the training images")
-    parser.add_argument("--batch-size", type=int, default=training.batch_size, help="images a step")
-    parser.add_argument("--lr", type=float, default=training.lr, help="learning rate of Adam")
-    parser.add_argument("--seed", type=int, default=training.seed, help="fixes weights, order and draws")
-    parser.add_argument(
-        "--device", default=training.device, help="cpu, cuda, mps; auto takes an accelerator if there is one"
-    )
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default=training.precision, help="of the networks")
+    parser.add_argument("--recipe", choices=list(recipes), default=next(iter(recipes)), help="tree and training")
+    # What is not given is the recipe's.
+    own: dict[str, Any] = {"default": argparse.SUPPRESS}
+    parser.add_argument("--epochs", type=int, help="passes over the training images", **own)
+    parser.add_argument("--batch-size", type=int, help="images a step", **own)
+    parser.add_argument("--lr", type=float, help="learning rate of Adam", **own)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="of the networks", **own)
+    parser.add_argument("--seed", type=int, default=0, help="fixes weights, order and draws")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
     parser.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
     parser.add_argument(
         "--out", type=Path, default=Path("runs") / Path(sys.argv[0]).stem, help="folder for the results"
@@ -44,50 +46,44 @@ def main(
     parser.add_argument("--smoke", action="store_true", help="a run of seconds, to see that everything works")
     args = parser.parse_args()
     try:
-        run(tree, args, load, objective)
+        run(layout, recipes[args.recipe], args, load)
     except (HMoEVAEError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
 
 
-def run(
-    tree: hm.Mixture, args: argparse.Namespace, load: Callable[[str | None], Splits], objective: ObjectiveName
-) -> None:
-    """Train `tree` and leave the model, the history, the metrics and the pictures in `args.out`."""
+def run(layout: Layout, recipe: Recipe, args: argparse.Namespace, load: Callable[[str | None], Splits]) -> None:
+    """Train by `recipe` and leave the model, the history, the metrics and the pictures in `args.out`."""
     make_writable(args.out)
     resolve_device(args.device)
     images, test = load(args.data_root)
-    if args.smoke:
-        args.epochs = min(args.epochs, 2)
-        images, test = (thinned(split, 1000) for split in (images, test))
-    print(f"{images.name}: {len(images):,} training and {len(test):,} test images\n{tree}\n")
-
     recorder = hm.SampleRecorder(n_frames=20)
-    training = Training(
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        seed=args.seed,
-        device=args.device,
-        precision=args.precision,
-        callbacks=[recorder],
-    )
+    given = {field: value for field, value in vars(args).items() if field in Training.__dataclass_fields__}
+    training = replace(recipe.training, **given, callbacks=[recorder])
+    if args.smoke:
+        training = replace(training, epochs=min(training.epochs, 2))
+        images, test = (thinned(split, 1000) for split in (images, test))
+    print(f"{images.name}: {len(images):,} training and {len(test):,} test images\n{recipe.tree(layout)}\n")
+
     start = time.perf_counter()
-    model, history = train(tree, images.x, training, objective=objective)
+    model, history = recipe.run(layout, images.x, training)
     seconds = time.perf_counter() - start
     model.save_pretrained(args.out / "model")
     history.to_csv(args.out / "history.csv")
     if history.interrupted:
-        print(f"stopped by Ctrl-C after {len(history)} of {args.epochs} epochs; the results are those of this model")
+        print(
+            f"stopped by Ctrl-C after {len(history)} of {training.epochs} epochs; the results are those of this model"
+        )
 
     result = {
         "dataset": images.name,
+        "recipe": args.recipe,
         "epochs": len(history),
         "seed": args.seed,
-        "leaves": tree.n_leaves,
+        "leaves": model.plan.n_leaves,
         **measure(model, test),
         "seconds": round(seconds, 1),
         "device": str(model.device),
-        "precision": args.precision,
+        "precision": training.precision,
     }
     text = json.dumps(result)
     (args.out / "metrics.json").write_text(text + "\n", encoding="utf-8")

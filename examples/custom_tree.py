@@ -4,6 +4,8 @@ Change `tree` and run it again: any depth, any mix of leaves and mixtures, other
 """
 
 import _run
+from _recipes import Layout, Recipe, Trained, Training, train
+from torch import Tensor
 
 import hmoevae as hm
 
@@ -28,5 +30,11 @@ def load(_: str | None) -> _run.Splits:
     return hm.datasets.digits()
 
 
+def run(_: Layout, x: Tensor, training: Training) -> Trained:
+    """Train the tree above on its variational bound."""
+    return train(tree, x, training, objective="elbo")
+
+
 if __name__ == "__main__":
-    _run.main(tree, "A tree of your own on scikit-learn's digits, without labels.", load=load, objective="elbo")
+    own = {"own": Recipe(lambda _: tree, run, Training())}
+    _run.main("flat", own, "A tree of your own on scikit-learn's digits, without labels.", load=load)

@@ -1,12 +1,12 @@
 """Two levels on MNIST: ten kinds, each with three styles of its own, no labels.
 
-The expert and the gates are those of `mnist_flat.py`; each of its ten experts becomes a gated mixture of three.
+The experts and the recipes are those of `mnist_flat.py`; each of its ten experts becomes a gated mixture of three.
 """
 
-import _recipes
 import _run
-
-tree = _recipes.article_tree("two-level")
+from _recipes import RECIPES
 
 if __name__ == "__main__":
-    _run.main(tree, "Ten gated mixtures of three VAE experts on MNIST, without labels.", load=_run.load_mnist)
+    _run.main(
+        "two-level", RECIPES, "Ten gated mixtures of three VAE experts on MNIST, without labels.", load=_run.load_mnist
+    )

@@ -3,9 +3,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hmoevae import views
 from hmoevae.callbacks import SampleRecorder
 from hmoevae.history import History
-from hmoevae.model import HMoEVAE, Output
+from hmoevae.model import HMoEVAE, Output, Routing
 from hmoevae.nn.memory import StepMemory
 from hmoevae.spec import (
     MLP,
@@ -18,7 +19,7 @@ from hmoevae.spec import (
     Mixture,
     tree_from_json,
 )
-from hmoevae.training import EpochEnd, fit
+from hmoevae.training import Agreement, EpochEnd, fit
 
 if TYPE_CHECKING:
     from hmoevae import datasets, export, metrics, plot
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MLP",
     "VAE",
+    "Agreement",
     "Balance",
     "Bernoulli",
     "ContinuousBernoulli",
@@ -39,6 +41,7 @@ __all__ = [
     "History",
     "Mixture",
     "Output",
+    "Routing",
     "SampleRecorder",
     "StepMemory",
     "VAEMixture",
@@ -48,6 +51,7 @@ __all__ = [
     "metrics",
     "plot",
     "tree_from_json",
+    "views",
 ]
 
 

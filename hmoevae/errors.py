@@ -37,6 +37,10 @@ class MissingExtraError(HMoEVAEError, ImportError):
     """A feature whose optional dependency is not installed; names the extra that brings it."""
 
 
+class DeadLeafWarning(UserWarning):
+    """A leaf that training left without samples; names the leaf."""
+
+
 def mismatch(argument: str, expected: str, got: object) -> str:
     """Word an error in the one form that the package uses.
 

@@ -21,7 +21,7 @@ from hmoevae import storage
 from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, ShapeError, SpecError, mismatch
 from hmoevae.nn.experts import Experts
 from hmoevae.nn.gates import Gates
-from hmoevae.nn.objectives import OBJECTIVES, ObjectiveName, balance
+from hmoevae.nn.objectives import OBJECTIVES, ObjectiveName, agreement, balance
 from hmoevae.nn.paths import Paths
 from hmoevae.plan import PlannedNode, compile_tree
 from hmoevae.spec import VAE, Mixture, Tree, tree_from_json
@@ -32,22 +32,35 @@ BATCH_SIZE = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
-    """What one forward pass gives.
+class Routing:
+    """What one forward pass of the gates alone gives.
 
     Attributes:
         loss: The number to minimise, the sum of `terms`, in nats.
-        terms: The objective's parts by name, and `"balance"`.
-        leaf_elbo: ELBO of every sample under every leaf, from one draw of z each.
+        terms: `"agreement"` and `"balance"`.
         leaf_log_prob: log q(leaf | sample), the product of the gates on the path.
         edge_log_prob: log g(child | sample) on every edge.
     """
 
     loss: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]]
-    leaf_elbo: Float[Tensor, "batch leaf"]
     leaf_log_prob: Float[Tensor, "batch leaf"]
     edge_log_prob: Float[Tensor, "batch edge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Output(Routing):
+    """What one forward pass gives.
+
+    Attributes:
+        loss: The number to minimise, the sum of `terms`, in nats.
+        terms: The objective's parts by name, with a second view `"agreement"`, and `"balance"`.
+        leaf_log_prob: log q(leaf | sample), the product of the gates on the path.
+        edge_log_prob: log g(child | sample) on every edge.
+        leaf_elbo: ELBO of every sample under every leaf, from one draw of z each.
+    """
+
+    leaf_elbo: Float[Tensor, "batch leaf"]
 
 
 class HMoEVAE(
@@ -120,34 +133,92 @@ class HMoEVAE(
 
     # --- training ---------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, *, generator: torch.Generator | None = None, validate: bool = True) -> Output:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        view: Tensor | None = None,
+        other_view: Tensor | None = None,
+        agreement_weight: float = 1.0,
+        generator: torch.Generator | None = None,
+        validate: bool = True,
+    ) -> Output:
         """Everything that a training step needs, in one pass.
 
         Args:
             x: Samples, `(batch, *input_shape)`, on the model's device.
+            view: What the gates see of each sample in place of it, of the same shape; the experts model `x` itself.
+            other_view: Another view of each sample, which the gates shall send the same way: the term `"agreement"`.
+            agreement_weight: Factor in front of that term.
             generator: Source of the draws of z, on the model's device; torch's global one if `None`.
             validate: Check the values too, not only the shape. Switch it off for data already checked.
 
         Raises:
-            ShapeError: `x` does not have the shape of a batch of samples.
-            DataError: `x` is empty, not finite, or outside the support of a leaf's likelihood.
+            ShapeError: `x` does not have the shape of a batch of samples, or a view not the shape of `x`.
+            DataError: `x` is empty, not finite, or outside the support of a leaf's likelihood; a view is not finite.
         """
         x = self.check_input(x, values=validate)
         flat = self._features_first(x)
-        edge_log_prob = self.gates(flat)
-        node_log_prob = self.paths.node_log_prob(edge_log_prob)
-        leaf_log_prob = self.paths.leaf_log_prob(node_log_prob)
+        seen = flat if view is None else self._view(view, "view", x, validate=validate)
+        other = None if other_view is None else self._view(other_view, "other_view", x, validate=validate)
+        routing = self._routing(seen, other, agreement_weight)
         leaf_elbo = self.experts.elbo(flat, generator)
-        terms = OBJECTIVES[self.objective](leaf_elbo, leaf_log_prob, self.paths.leaf_log_prior())
-        importance = self.paths.importance(node_log_prob)
-        terms["balance"] = balance(importance, self.paths.edge_log_prior().detach(), self.paths)
+        terms = OBJECTIVES[self.objective](leaf_elbo, routing.leaf_log_prob.t(), self.paths.leaf_log_prior())
+        terms |= routing.terms
         return Output(
             loss=torch.stack(list(terms.values())).sum(),
             terms=terms,
+            leaf_log_prob=routing.leaf_log_prob,
+            edge_log_prob=routing.edge_log_prob,
             leaf_elbo=leaf_elbo.t(),
-            leaf_log_prob=leaf_log_prob.t(),
-            edge_log_prob=edge_log_prob.t(),
         )
+
+    def agree(
+        self, view: Tensor, other_view: Tensor, *, agreement_weight: float = 1.0, validate: bool = True
+    ) -> Routing:
+        """A training step of the gates without the experts: agreement on two views of each sample, and balance.
+
+        Args:
+            view: One view of each sample, `(batch, *input_shape)`, on the model's device.
+            other_view: Another view of each sample, of the same shape.
+            agreement_weight: Factor in front of the term `"agreement"`.
+            validate: Check the values too, not only the shape.
+
+        Raises:
+            ShapeError: A view does not have the shape of a batch of samples.
+            DataError: A view is empty or not finite.
+        """
+        view = self.check_input(view, name="view", values=False)
+        seen = self._view(view, "view", view, validate=validate)
+        return self._routing(seen, self._view(other_view, "other_view", view, validate=validate), agreement_weight)
+
+    def _routing(
+        self, seen: Float[Tensor, "feature batch"], other: Float[Tensor, "feature batch"] | None, weight: float
+    ) -> Routing:
+        """The gates' answers and their own terms."""
+        # One pass of the gates for both views.
+        edges = [self.gates(seen)] if other is None else self.gates(torch.cat([seen, other], dim=1)).chunk(2, dim=1)
+        nodes = [self.paths.node_log_prob(edge_log_prob) for edge_log_prob in edges]
+        terms: dict[str, Tensor] = {}
+        if other is not None:
+            terms["agreement"] = weight * agreement((edges[0], edges[1]), (nodes[0], nodes[1]), self.paths)
+        importance = torch.stack([self.paths.importance(node_log_prob) for node_log_prob in nodes]).mean(0)
+        terms["balance"] = balance(importance, self.paths.edge_log_prior().detach(), self.paths)
+        return Routing(
+            loss=torch.stack(list(terms.values())).sum(),
+            terms=terms,
+            leaf_log_prob=self.paths.leaf_log_prob(nodes[0]).t(),
+            edge_log_prob=edges[0].t(),
+        )
+
+    def _view(self, view: Tensor, name: str, x: Tensor, *, validate: bool) -> Float[Tensor, "feature batch"]:
+        """A checked view, features first; unlike samples it may leave the support of a likelihood."""
+        view = self.check_input(view, name=name, values=False)
+        if len(view) != len(x):
+            raise ShapeError(mismatch(name, f"one a sample, {tuple(x.shape)}", tuple(view.shape)))
+        if validate and not torch.isfinite(view).all():
+            raise DataError(mismatch(name, "finite values", "NaN or infinity"))
+        return self._features_first(view)
 
     def check_input(self, x: ArrayLike, *, name: str = "x", values: bool = True) -> Tensor:
         """Return `x` as a tensor, having made sure that it is a batch of samples for this model.

@@ -7,23 +7,29 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from tqdm.auto import tqdm
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, NonFiniteError, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, DeadLeafWarning, NonFiniteError, mismatch
 from hmoevae.history import History
-from hmoevae.model import BATCH_SIZE, ArrayLike, HMoEVAE, Output
+from hmoevae.model import BATCH_SIZE, ArrayLike, HMoEVAE, Output, Routing
 from hmoevae.nn.memory import StepMemory
+from hmoevae.starts import Start, first_leaves
+from hmoevae.views import Compose, Neighbour, View, ViewLike, as_view
 
 Data = ArrayLike | Dataset[Any] | DataLoader[Any]
 Precision = Literal["fp32", "bf16"]
+Schedule = Literal["constant", "cosine"]
+Phase = Literal["start", "alone", "joint"]
 WINDOW_BYTES = 1 << 28
 """How much of a memory-mapped file is in memory and shuffled at a time."""
 BLOCK_BYTES = 1 << 20
@@ -50,6 +56,33 @@ class EpochEnd:
 Callback = Callable[[EpochEnd], object]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """Gates learn that a sample and its partner are of one kind; the term is `hmoevae.nn.objectives.agreement`.
+
+    It finds kinds from a random start without any expert, so the gates may have the first epochs to themselves, which
+    the idle experts make cheap. A balance has to hold the usage: give the tree `Balance("kl", weight=20)`, twice
+    `weight`. One that weighs less than the agreement does not hold, for then it pays to merge two kinds. A mixture
+    below the root is reached by a share of the samples only, so its own balance may weigh as much less.
+
+    Args:
+        partner: What makes a sample's partner before the view of `fit` changes both; `None`: the sample itself.
+        alone: Share of the epochs, from the first on, in which gates learn from agreement and balance alone.
+        weight: Factor in front of the term.
+    """
+
+    partner: ViewLike | None = field(default_factory=Neighbour)
+    alone: float = 0.5
+    weight: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 <= self.alone <= 1:
+            raise ArgumentError(mismatch("Agreement.alone", "a number from 0 to 1", repr(self.alone)))
+        if not 0 <= self.weight < math.inf:
+            raise ArgumentError(mismatch("Agreement.weight", "a finite number >= 0", repr(self.weight)))
+
+
 def fit(
     model: HMoEVAE,
     data: Data,
@@ -57,7 +90,12 @@ def fit(
     epochs: int = 20,
     batch_size: int = 128,
     lr: float = 1e-3,
+    lr_schedule: Schedule = "constant",
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+    view: ViewLike | None = None,
+    agreement: Agreement | None = None,
+    init: Start = "random",
+    init_epochs: int = 1,
     validation_data: Data | None = None,
     seed: int | None = 0,
     device: str | torch.device = "auto",
@@ -67,6 +105,7 @@ def fit(
 ) -> History:
     """Train `model` in place by stochastic gradient descent on its objective.
 
+    A leaf that in the last epoch took less than a hundredth of an even share is named in a warning, `DeadLeafWarning`.
     Ctrl-C ends training and returns what there is, with `history.interrupted` set. The global random state stays as
     it is.
 
@@ -80,8 +119,17 @@ def fit(
         epochs: Passes over the data.
         batch_size: Samples a step; a DataLoader brings its own.
         lr: Learning rate of Adam; not read if `optimizer` is given.
+        lr_schedule: `"cosine"` lets the learning rate fall to zero along half a cosine over all epochs.
         optimizer: Builds another optimiser from the parameters, such as `functools.partial(torch.optim.SGD, lr=0.1)`.
-        validation_data: Held-out samples; their terms are recorded after every epoch and change nothing.
+        view: A random change of the samples for the gates to look at, while the experts model the samples themselves:
+            a view of `hmoevae.views`, or any callable from samples to samples.
+        agreement: Teach the gates that a sample and its partner are of one kind, at first without the experts.
+        init: Where training begins: `"random"`; `"kmeans"` or `"umap"` (a Gaussian mixture in a UMAP embedding),
+            clusters and within them clusters, level by level; a leaf index for every sample; or a callable that
+            clusters, from an array of features (n, feature), a number of clusters and a seed to the clusters (n,).
+        init_epochs: The first epochs, in which gates and experts learn the start; not read for a random one.
+        validation_data: Held-out samples, seen without a view; their terms are recorded after every epoch and change
+            nothing.
         seed: Fixes the order of the data and the draws of z: the same seed gives the same result on a CPU with the same
             number of threads. `None` takes a fresh one.
         device: Where to train; `"auto"` takes an accelerator if there is one.
@@ -106,13 +154,17 @@ def fit(
     """
     if not isinstance(model, HMoEVAE):
         raise ArgumentTypeError(mismatch("model", "an HMoEVAE", type(model).__name__))
-    for name, number in (("epochs", epochs), ("batch_size", batch_size)):
+    for name, number in (("epochs", epochs), ("batch_size", batch_size), ("init_epochs", init_epochs)):
         if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
             raise ArgumentError(mismatch(name, "an integer > 0", repr(number)))
     if not 0 < lr < math.inf:
         raise ArgumentError(mismatch("lr", "a finite number > 0", repr(lr)))
+    if lr_schedule not in get_args(Schedule):
+        raise ArgumentError(mismatch("lr_schedule", "'constant' or 'cosine'", repr(lr_schedule)))
     if precision not in get_args(Precision):
         raise ArgumentError(mismatch("precision", "'fp32' or 'bf16'", repr(precision)))
+    if agreement is not None and not model.plan.mixtures:
+        raise ArgumentError(mismatch("agreement", "None for a tree without a gate", agreement))
     where = resolve_device(device)
     epochs, batch_size = int(epochs), int(batch_size)
     seed = torch.Generator().seed() if seed is None else seed
@@ -121,17 +173,26 @@ def fit(
     held_out = (
         None if validation_data is None else _batches(model, validation_data, "validation_data", batch_size, None)
     )
+    if lr_schedule == "cosine" and source.length is None:
+        raise ArgumentError(mismatch("lr_schedule", "'constant' for data of unknown length", repr(lr_schedule)))
+    views = _Views(view, agreement, source.samples)
+    start = _start(model, init, source.samples, seed)
+    started_by = 0 if start is None else init_epochs
+    alone_by = started_by + (0 if agreement is None else round(epochs * agreement.alone))
 
     model.to(where).train()
     noise = torch.Generator(where).manual_seed(seed)
     make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=lr, fused=True))
-    run = _Run(model, make(model.parameters()), noise, _autocast(where, precision))
+    total = epochs * len(source) if source.length is not None else None
+    solver = make(model.parameters())
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(solver, total) if total and lr_schedule == "cosine" else None
+    run = _Run(model, solver, cosine, views, start, noise, _autocast(where, precision))
     history = History()
     started = time.perf_counter()
-    total = epochs * len(source) if source.length is not None else None
     try:
         with closing(_bar(total, show=progress)) as bar:
             for epoch in range(1, epochs + 1):
+                run.phase = "start" if epoch <= started_by else "alone" if epoch <= alone_by else "joint"
                 row = run.epoch(source, f"epoch {epoch}/{epochs}", bar)
                 if held_out is not None:
                     row |= {f"val_{name}": value for name, value in _evaluate(model, held_out, seed).items()}
@@ -144,6 +205,8 @@ def fit(
     finally:
         run.close()
         model.eval()
+    if len(history):
+        _warn_of_dead_leaves(model, history)
     return history
 
 
@@ -193,17 +256,23 @@ def _cpu_has_bf16() -> bool:
 
 
 class _Batches:
-    """Batches of samples from any source, as often as asked for; `length` is None where it cannot be known."""
+    """Batches of samples from any source, as often as asked for, and the samples' places in it where it is in memory.
 
-    def __init__(self, length: int | None, iterate: Callable[[], Iterator[Tensor]]) -> None:
+    `length` is None where it cannot be known, `samples` where they are not in memory.
+    """
+
+    def __init__(
+        self, length: int | None, samples: Tensor | None, iterate: Callable[[], Iterator[tuple[Tensor, Tensor | None]]]
+    ) -> None:
         self.length = length
+        self.samples = samples
         self.iterate = iterate
 
     def __len__(self) -> int:
         assert self.length is not None
         return self.length
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         return self.iterate()
 
 
@@ -216,15 +285,19 @@ def _batches(model: HMoEVAE, data: Data, name: str, batch_size: int, order: torc
             stop = min(start + BATCH_SIZE, len(data))
             model.check_input(data[start:stop], name=f"{name}[{start}:{stop}]")
 
-        def from_file() -> Iterator[Tensor]:
+        def from_file() -> Iterator[tuple[Tensor, Tensor | None]]:
             for rows in _windows(len(data), max(1, data.nbytes // len(data)), batch_size, order):
-                yield from _split(model.check_input(data[rows.numpy()], name=name, values=False), batch_size, order)
+                window = model.check_input(data[rows.numpy()], name=name, values=False)
+                yield from _split(window, rows, batch_size, order)
 
-        return _Batches(math.ceil(len(data) / batch_size), from_file)
+        return _Batches(math.ceil(len(data) / batch_size), None, from_file)
 
     if isinstance(data, Tensor | np.ndarray):
         samples = model.check_input(data, name=name).to(model.dtype)
-        return _Batches(math.ceil(len(samples) / batch_size), lambda: _split(samples, batch_size, order))
+        everything = torch.arange(len(samples))
+        return _Batches(
+            math.ceil(len(samples) / batch_size), samples, lambda: _split(samples, everything, batch_size, order)
+        )
 
     if isinstance(data, DataLoader):
         loader = data
@@ -235,23 +308,25 @@ def _batches(model: HMoEVAE, data: Data, name: str, batch_size: int, order: torc
         expected = "a tensor, a numpy array, a torch Dataset or a DataLoader"
         raise ArgumentTypeError(mismatch(name, expected, type(data).__name__))
 
-    def from_loader() -> Iterator[Tensor]:
+    def from_loader() -> Iterator[tuple[Tensor, Tensor | None]]:
         for batch in loader:
-            yield model.check_input(batch[0] if isinstance(batch, tuple | list) else batch, name=name)
+            yield model.check_input(batch[0] if isinstance(batch, tuple | list) else batch, name=name), None
 
     try:
         length = len(loader)
     except TypeError:
         length = None
-    return _Batches(length, from_loader)
+    return _Batches(length, None, from_loader)
 
 
-def _split(samples: Tensor, batch_size: int, order: torch.Generator | None) -> Iterator[Tensor]:
-    """Batches of samples in memory, shuffled by `order`."""
+def _split(
+    samples: Tensor, rows: Tensor, batch_size: int, order: torch.Generator | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batches of samples in memory with their places in the data set, `rows`, shuffled by `order`."""
     # Whole batches are gathered by index: a DataLoader would fetch and stack sample by sample.
     index = torch.arange(len(samples)) if order is None else torch.randperm(len(samples), generator=order)
-    for chosen in index.to(samples.device).split(batch_size):
-        yield samples.index_select(0, chosen)
+    for chosen in index.split(batch_size):
+        yield samples.index_select(0, chosen.to(samples.device)), rows[chosen]
 
 
 def _windows(n: int, row_bytes: int, batch_size: int, order: torch.Generator | None) -> tuple[Tensor, ...]:
@@ -274,7 +349,7 @@ def _evaluate(model: HMoEVAE, batches: _Batches, seed: int) -> dict[str, float]:
     generator = torch.Generator(model.device).manual_seed(seed)
     n_samples = 0
     sums: dict[str, float] = {}
-    for x in batches:
+    for x, _ in batches:
         n_samples += len(x)
         for name, value in model.evaluate(x, generator=generator).items():
             sums[name] = sums.get(name, 0.0) + len(x) * value
@@ -283,15 +358,55 @@ def _evaluate(model: HMoEVAE, batches: _Batches, seed: int) -> dict[str, float]:
     return {name: value / n_samples for name, value in sums.items()}
 
 
+# --- views ----------------------------------------------------------------------------------------------------------
+
+
+class _Views:
+    """What the gates are shown of a batch: one view of every sample, and where they are to agree another one."""
+
+    def __init__(self, view: ViewLike | None, agreement: Agreement | None, samples: Tensor | None) -> None:
+        self.weight = 1.0 if agreement is None else agreement.weight
+        seen = None if view is None else as_view(view)
+        partner = None if agreement is None or agreement.partner is None else as_view(agreement.partner)
+        if agreement is not None and seen is None and partner is None:
+            raise ArgumentError(mismatch("view", "a view, for agreement of a sample with itself", view))
+        other = None
+        if agreement is not None:
+            other = Compose([part for part in (partner, seen) if part is not None]).prepare(samples)
+        self.view: View | None = None if seen is None else seen.prepare(samples)
+        self.other: View | None = other
+
+    @torch.no_grad()
+    def __call__(
+        self, x: Tensor, index: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor | None, Tensor | None]:
+        view = None if self.view is None else self.view(x, index=index, generator=generator)
+        other = None if self.other is None else self.other(x, index=index, generator=generator)
+        return view, other
+
+
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 
 class _Run:
     """The state of one training run between steps."""
 
-    def __init__(self, model: HMoEVAE, optimizer: Optimizer, noise: torch.Generator, autocast: torch.autocast) -> None:
+    def __init__(
+        self,
+        model: HMoEVAE,
+        optimizer: Optimizer,
+        schedule: LRScheduler | None,
+        views: _Views,
+        start: Tensor | None,
+        noise: torch.Generator,
+        autocast: torch.autocast,
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self.schedule = schedule
+        self.views = views
+        self.start = start
+        self.phase: Phase = "joint"
         self.noise = noise
         self.autocast = autocast
         self.steps = 0
@@ -312,8 +427,8 @@ class _Run:
         sums: Tensor | None = None
         shown = 0.0
         bar.set_description(title, refresh=False)
-        for x in batches:
-            out = self.step(x.to(self.noise.device, self.model.dtype, non_blocking=True))
+        for x, index in batches:
+            out = self.step(x.to(self.noise.device, self.model.dtype, non_blocking=True), index)
             n_samples += len(x)
             with torch.no_grad():
                 names = ["loss", *out.terms]
@@ -331,26 +446,42 @@ class _Run:
         usage = [f"usage/{leaf.path}" for leaf in self.model.plan.leaves]
         return dict(zip([*names, *usage], (sums / n_samples).tolist(), strict=True))
 
-    def step(self, x: Tensor) -> Output:
+    def step(self, x: Tensor, index: Tensor | None) -> Routing:
         """One step of the optimiser."""
         self.steps += 1
         self.optimizer.zero_grad(set_to_none=True)  # before their memory is given out again
         self.memory.next_step()
+        view, other = self.views(x, index, self.noise)
         with self.autocast:
-            out = self.model(x, generator=self.noise, validate=False)
+            if self.phase == "alone" and other is not None:
+                out = self.model.agree(
+                    x if view is None else view, other, agreement_weight=self.views.weight, validate=False
+                )
+            elif self.phase == "start" and self.start is not None and index is not None:
+                out = self.model(x, view=view, generator=self.noise, validate=False)
+                out = _towards(out, self.start[index.cpu()].to(x.device))
+            else:
+                weight = self.views.weight
+                out = self.model(
+                    x, view=view, other_view=other, agreement_weight=weight, generator=self.noise, validate=False
+                )
         if not math.isfinite(out.loss.item()):
             raise self._non_finite(out)
         out.loss.backward()
         self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
         return out
 
-    def _non_finite(self, out: Output) -> NonFiniteError:
+    def _non_finite(self, out: Routing) -> NonFiniteError:
         """Say which term and which node, and put the last good weights back if the present ones are spoilt."""
         terms = {name: value.item() for name, value in out.terms.items()}
         term = next((f"{name!r} = {value}" for name, value in terms.items() if not math.isfinite(value)), "their sum")
         plan = self.model.plan
         bad_edges = (~torch.isfinite(out.edge_log_prob)).any(0).nonzero().flatten().tolist()
-        bad_leaves = (~torch.isfinite(out.leaf_elbo)).any(0).nonzero().flatten().tolist()
+        bad_leaves: list[int] = []
+        if isinstance(out, Output):
+            bad_leaves = (~torch.isfinite(out.leaf_elbo)).any(0).nonzero().flatten().tolist()
         places = [f"the expert {plan.leaves[i].path}" for i in bad_leaves]
         places += dict.fromkeys(f"the gate of {plan.mixtures[plan.edge_mixture[i]].path}" for i in bad_edges)
         where = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
@@ -360,6 +491,34 @@ class _Run:
             kept = "the model is back at the end of the last good epoch"
         expected = f"a finite loss at step {self.steps}"
         return NonFiniteError(mismatch("loss", expected, f"{term} from {where or 'the objective'}; {kept}"))
+
+
+def _start(model: HMoEVAE, init: Start, samples: Tensor | None, seed: int) -> Int[Tensor, " n"] | None:
+    """The leaf that every sample starts in; `None` for a random start."""
+    if isinstance(init, str) and init == "random":
+        return None
+    if samples is None:
+        raise ArgumentTypeError(mismatch("data", "a tensor or array, for a start", "another source of samples"))
+    return first_leaves(model.plan, samples, init, seed)
+
+
+def _towards(out: Output, leaf: Int[Tensor, " batch"]) -> Output:
+    """The output with the loss that fits gates and experts to given leaves: the log-likelihood of sample and leaf."""
+    own = leaf.unsqueeze(1)
+    terms = {
+        "start_gate": -out.leaf_log_prob.gather(1, own).mean(),
+        "start_expert": -out.leaf_elbo.gather(1, own).mean(),
+    }
+    return replace(out, loss=terms["start_gate"] + terms["start_expert"], terms=terms)
+
+
+def _warn_of_dead_leaves(model: HMoEVAE, history: History) -> None:
+    least = 0.01 / model.plan.n_leaves
+    usage = {leaf.path: history.rows[-1][f"usage/{leaf.path}"] for leaf in model.plan.leaves}
+    dead = [f"{path} ({share:.1e})" for path, share in usage.items() if share < least]
+    if dead:
+        expected = f"a share of at least {least:.1e} of the samples for every leaf in the last epoch"
+        warnings.warn(mismatch("usage", expected, f"less for {', '.join(dead)}"), DeadLeafWarning, stacklevel=3)
 
 
 def _bar(total: int | None, *, show: bool) -> "tqdm[Any]":

@@ -260,6 +260,16 @@ def naive_balance(kind: str, importance: list[Tensor], log_prior: list[float]) -
     raise AssertionError(kind)
 
 
+def naive_agreement(reach: tuple[Tensor, Tensor], log_gate: tuple[Tensor, Tensor]) -> Tensor:
+    """One mixture's share: mean_x r(v) r(v') (-log sum_c g(c|v) g(c|v')); reach (batch,), log_gate (batch, child)."""
+    batch, children = log_gate[0].shape
+    total = torch.zeros((), dtype=log_gate[0].dtype)
+    for b in range(batch):
+        same = sum(log_gate[0][b, c].exp() * log_gate[1][b, c].exp() for c in range(children))
+        total = total - reach[0][b].item() * reach[1][b].item() * same.log()
+    return total / batch
+
+
 # --- moving weights -------------------------------------------------------------------------------------------------
 
 

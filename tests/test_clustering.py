@@ -6,14 +6,12 @@ import statistics
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import mnist_flat
-import mnist_two_level
 import numpy as np
 import pytest
 import torch
-from _recipes import RECIPES, Training, article_tree, binary
+from _recipes import RECIPES, Layout, Training, article_tree, binary
 from baselines import BASELINES
 from clustering import aligned, main, published_lines
 from published import PUBLISHED
@@ -28,11 +26,10 @@ GATE_SCORES = {*SCORES, "usage_entropy", "calibration_error"}
 # --- trees ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_examples_run_the_articles_trees() -> None:
-    assert article_tree("flat") == mnist_flat.tree
-    assert article_tree("two-level") == mnist_two_level.tree
-    assert (mnist_flat.tree.n_leaves, mnist_flat.tree.depth) == (10, 1)
-    assert (mnist_two_level.tree.n_leaves, mnist_two_level.tree.depth) == (30, 2)
+@pytest.mark.parametrize("name", RECIPES)
+def test_layouts_are_what_they_say(name: str) -> None:
+    trees = [RECIPES[name].tree(layout) for layout in get_args(Layout)]
+    assert [(tree.n_leaves, tree.depth) for tree in trees] == [(10, 1), (30, 2), (10, 4)]
 
 
 @pytest.mark.parametrize("n", range(2, 20))

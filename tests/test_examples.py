@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mnist_flat
 import pytest
 import torch
+from _recipes import article_tree
 
 import hmoevae as hm
 
@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 HAS_MNIST = "HMOEVAE_DATA" in os.environ
 COMMON = {"tree", "contingency", "reconstructions", "traversals", "samples", "losses", "usage", "samples_by_epoch"}
 FIELDS = {
-    *("dataset", "epochs", "seed", "leaves", "accuracy", "nmi", "ari", "leaf_purity"),
+    *("dataset", "recipe", "epochs", "seed", "leaves", "accuracy", "nmi", "ari", "leaf_purity"),
     *("dendrogram_purity", "usage_entropy", "calibration_error"),
     *("expected_loss", "elbo", "usage", "seconds", "device"),
 }
@@ -36,16 +36,17 @@ def offline(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("script", "leaves", "more"),
+    ("script", "arguments", "leaves", "more"),
     [
-        ("mnist_flat.py", 10, set()),
-        ("mnist_two_level.py", 30, {"contingency_level1"}),
-        ("custom_tree.py", 11, {"contingency_level1"}),
+        ("mnist_flat.py", ["--recipe", "article"], 10, set()),
+        ("mnist_flat.py", [], 10, set()),
+        ("mnist_two_level.py", [], 30, {"contingency_level1"}),
+        ("custom_tree.py", [], 11, {"contingency_level1"}),
     ],
 )
-def test_smoke_run_leaves_everything(script, leaves, more, tmp_path, offline):
+def test_smoke_run_leaves_everything(script, arguments, leaves, more, tmp_path, offline):
     environment = {} if HAS_MNIST else offline
-    done = run(script, "--smoke", "--out", tmp_path / "out", "--device", "cpu", **environment)
+    done = run(script, "--smoke", *arguments, "--out", tmp_path / "out", "--device", "cpu", **environment)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result.keys() >= FIELDS
@@ -89,7 +90,7 @@ def test_an_epoch_of_real_mnist_finds_clusters():
     """The article's recipe, as the example runs it; chance is 0.1."""
     train, test = hm.datasets.mnist()
     torch.manual_seed(0)
-    model = hm.HMoEVAE(mnist_flat.tree, (1, 28, 28))
+    model = hm.HMoEVAE(article_tree("flat"), (1, 28, 28))
     untrained = model.evaluate(test.x[:2000])["expected"]
     hm.fit(model, train.x, epochs=1, batch_size=100, device="cpu", progress=False)
     assert model.evaluate(test.x[:2000])["expected"] < untrained - 50

@@ -36,7 +36,9 @@ ROOMS = {
     "hmoevae.history": 5,
     "hmoevae.metrics": 5,
     "hmoevae.plot": 5,
+    "hmoevae.starts": 5,
     "hmoevae.training": 5,
+    "hmoevae.views": 5,
     "hmoevae.estimator": 6,
     "hmoevae": 7,  # re-exports from everywhere; nothing imports it
 }

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hmoevae as hm
-from hmoevae.nn.objectives import OBJECTIVES, balance
+from hmoevae.nn.objectives import OBJECTIVES, agreement, balance
 from hmoevae.nn.paths import Paths
 from hmoevae.plan import Plan, compile_tree
 from hmoevae.spec import Tree
@@ -215,6 +215,78 @@ def test_balance_keeps_its_precision_under_autocast(kind: str) -> None:
         result = run_balance(plan, edges)
     assert result.dtype == torch.float32
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=0)
+
+
+# --- agreement ------------------------------------------------------------------------------------------------------
+
+
+def run_agreement(plan: Plan, first: Tensor, second: Tensor) -> Tensor:
+    """The agreement of all mixtures, as the model computes it."""
+    paths = Paths(plan).to(first.dtype)
+    return agreement((first, second), (paths.node_log_prob(first), paths.node_log_prob(second)), paths)
+
+
+def naive_total_agreement(tree: Tree, plan: Plan, first: Tensor, second: Tensor) -> Tensor:
+    """The sum over all mixtures, recursing over the tree."""
+    start = {mixture.path: plan.edge_mixture.index(m) for m, mixture in enumerate(plan.mixtures)}
+
+    def visit(node: Tree, path: str, reach: tuple[Tensor, Tensor]) -> Tensor:
+        if isinstance(node, hm.VAE):
+            return first.new_zeros(())
+        rows = slice(start[path], start[path] + len(node.children))
+        gates = first[rows].t(), second[rows].t()
+        total = reference.naive_agreement(reach, gates)
+        for i, child in enumerate(node.children):
+            below = reach[0] * gates[0][:, i].exp(), reach[1] * gates[1][:, i].exp()
+            total = total + visit(child, f"{path}/{i}", below)
+        return total
+
+    everything = first.new_ones(first.shape[1])
+    return visit(tree, "root", (everything, everything))
+
+
+@given(tree=trees(), batch=st.integers(1, 4), seed=st.integers(0, 1000))
+def test_agreement_is_its_formula(tree: Tree, batch: int, seed: int) -> None:
+    plan = compile_tree(tree)
+    fast, slow = ([random_edges(plan, batch, seed + i).requires_grad_() for i in (0, 1)] for _ in range(2))
+    result, expected = run_agreement(plan, *fast), naive_total_agreement(tree, plan, *slow)
+    torch.testing.assert_close(result, expected)
+    if plan.mixtures:
+        for a, b in zip(torch.autograd.grad(result, fast), torch.autograd.grad(expected, slow), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_agreement_of_certain_gates_is_nothing_and_of_even_ones_log_n() -> None:
+    plan = compile_tree(hm.Mixture.of(LEAF, 4))
+    certain = torch.tensor([[50.0], [0.0], [0.0], [0.0]]).log_softmax(0)
+    even = torch.zeros(4, 1).log_softmax(0)
+    assert run_agreement(plan, certain, certain).item() == pytest.approx(0, abs=1e-6)
+    assert run_agreement(plan, even, even).item() == pytest.approx(math.log(4))
+    assert run_agreement(plan, certain, certain.roll(1, 0)).item() > 40
+
+
+def test_far_apart_gates_do_not_overflow() -> None:
+    """Two views sent opposite ways with full certainty: the term is large, not infinite, and pulls them together."""
+    logits = torch.tensor([[400.0, 0.0, -400.0], [-400.0, 0.0, 400.0]]).unsqueeze(2).requires_grad_()
+    plan = compile_tree(hm.Mixture.of(LEAF, 3))
+    term = run_agreement(plan, *logits.log_softmax(1))
+    term.backward()
+    assert torch.isfinite(term)
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad.abs().sum() > 0
+
+
+def test_what_a_sub_mixture_thinks_counts_as_far_as_both_views_reach_it() -> None:
+    plan = compile_tree(hm.Mixture((LEAF, hm.Mixture.of(LEAF, 2))))
+    here, there = torch.tensor([0.0, 60.0]).log_softmax(0), torch.tensor([60.0, 0.0]).log_softmax(0)
+    undecided = torch.zeros(2).log_softmax(0)
+
+    def edges(root: Tensor) -> Tensor:
+        return torch.cat([root, undecided]).unsqueeze(1)
+
+    assert run_agreement(plan, edges(here), edges(here)).item() == pytest.approx(math.log(2))
+    assert run_agreement(plan, edges(there), edges(there)).item() == pytest.approx(0, abs=1e-6)
+    assert run_agreement(plan, edges(here), edges(there)).item() == pytest.approx(60 - math.log(2))  # the root's own
 
 
 # --- probabilities --------------------------------------------------------------------------------------------------

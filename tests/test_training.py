@@ -11,7 +11,15 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import hmoevae as hm
 from hmoevae import training
-from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, NonFiniteError, ShapeError
+from hmoevae.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CheckpointError,
+    DataError,
+    DeadLeafWarning,
+    NonFiniteError,
+    ShapeError,
+)
 
 N_FEATURES = 6
 TREE = hm.Mixture(
@@ -248,6 +256,13 @@ def test_bf16_keeps_activations_in_bf16(model, x):
     with torch.autocast("cpu", torch.bfloat16):
         assert model(x).loss.dtype == torch.float32
     assert set(seen) == {torch.bfloat16}
+
+
+def test_a_leaf_without_samples_is_named(model, x):
+    with torch.no_grad():
+        model.gates.groups[1].layers[-1].bias[0, 0] = -50.0  # the first child of the inner mixture
+    with pytest.warns(DeadLeafWarning, match=r"usage: expected a share of at least 3.3e-03 .*less for root/1/0 \("):
+        quiet_fit(model, x, epochs=1)
 
 
 def test_non_finite_loss_names_step_term_and_node(model, x):

@@ -19,6 +19,8 @@ from torch import Tensor
 from hmoevae.nn.paths import Paths
 
 LeafBatch = Float[Tensor, "leaf batch"]
+EdgeBatch = Float[Tensor, "edge batch"]
+NodeBatch = Float[Tensor, "node batch"]
 Scalar = Float[Tensor, ""]
 ObjectiveName = Literal["expected", "elbo", "marginal"]
 
@@ -54,6 +56,28 @@ OBJECTIVES: dict[ObjectiveName, Callable[[LeafBatch, LeafBatch, Float[Tensor, " 
     "marginal": marginal,
 }
 assert set(OBJECTIVES) == set(get_args(ObjectiveName))
+
+
+def agreement(
+    edge_log_prob: tuple[EdgeBatch, EdgeBatch], node_log_prob: tuple[NodeBatch, NodeBatch], paths: Paths
+) -> Scalar:
+    """How far the gates are from sending two views v, v' of a sample the same way.
+
+    With r_n the probability of arriving at mixture n, a weight through which no gradient flows::
+
+        mean_x sum_n r_n(v) r_n(v') (-log sum_c g_n(c|v) g_n(c|v'))
+
+    Each term is the negative log-probability that draws of a child for v and for v' are the same. It is zero where
+    both are certain of one child, so alone it is content with a single child for all: a balance has to hold the usage.
+
+    Args:
+        edge_log_prob: Log g(child | view) on every edge, for the one and for the other view.
+        node_log_prob: Log of the probability of arriving at every node, for the one and for the other view.
+        paths: The plan's tables.
+    """
+    reach = (paths.reach(node_log_prob[0]) * paths.reach(node_log_prob[1])).detach()
+    apart = -paths.logsumexp_children(edge_log_prob[0] + edge_log_prob[1])
+    return (reach * apart).sum(0).mean()
 
 
 def balance(importance: Float[Tensor, " edge"], log_prior: Float[Tensor, " edge"], paths: Paths) -> Scalar:

@@ -23,6 +23,7 @@ class Paths(nn.Module):
     leaf_nodes: Int[Tensor, " leaf"]
     edge_child: Int[Tensor, " edge"]
     edge_mixture: Int[Tensor, " edge"]
+    mixture_nodes: Int[Tensor, " mixture"]
     n_children: Float[Tensor, " mixture"]
     weight_variance: Float[Tensor, " mixture"]
     weight_cv2: Float[Tensor, " mixture"]
@@ -39,6 +40,8 @@ class Paths(nn.Module):
         self._table("leaf_nodes", torch.tensor([i for i, node in enumerate(plan.nodes) if isinstance(node.spec, VAE)]))
         self._table("edge_child", torch.tensor(plan.edge_child, dtype=torch.long))
         self._table("edge_mixture", torch.tensor(plan.edge_mixture, dtype=torch.long))
+        places = [i for i, node in enumerate(plan.nodes) if not isinstance(node.spec, VAE)]
+        self._table("mixture_nodes", torch.tensor(places, dtype=torch.long))
         self._table("n_children", torch.tensor([float(len(m.spec.children)) for m in plan.mixtures]))
         for kind in ("variance", "cv2", "kl"):
             weights = [b.weight if b.kind == kind else 0.0 for b in plan.balances]
@@ -68,6 +71,19 @@ class Paths(nn.Module):
     def importance(self, node_log_prob: Float[Tensor, "node batch"]) -> Float[Tensor, " edge"]:
         """How much of the batch arrives at the child of every edge, in samples."""
         return node_log_prob.index_select(0, self.edge_child).exp().sum(1)
+
+    def reach(self, node_log_prob: Float[Tensor, "node batch"]) -> Float[Tensor, "mixture batch"]:
+        """Probability of arriving at every mixture."""
+        return node_log_prob.index_select(0, self.mixture_nodes).exp()
+
+    def logsumexp_children(self, per_edge: Float[Tensor, "edge batch"]) -> Float[Tensor, "mixture batch"]:
+        """Log of the sum of the exponentials over the children of every mixture."""
+        none = per_edge.new_zeros(len(self.n_children), per_edge.shape[1])
+        owner = self.edge_mixture.unsqueeze(1).expand_as(per_edge)
+        # Shifted by the largest child, so that the sum is at least one.
+        largest = none.scatter_reduce(0, owner, per_edge.detach(), "amax", include_self=False)
+        total = none.index_add(0, self.edge_mixture, (per_edge - largest[self.edge_mixture]).exp())
+        return total.log() + largest
 
     def sum_children(self, per_edge: Float[Tensor, " edge"]) -> Float[Tensor, " mixture"]:
         """Sum over the children of every mixture."""

@@ -1,0 +1,117 @@
+"""Starts: a first guess of every sample's leaf, by clustering, for training to begin from.
+
+Axes: `n` counts samples.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hmoevae.errors import ArgumentError, ArgumentTypeError, MissingExtraError, ShapeError, mismatch
+from hmoevae.plan import Plan, PlannedNode
+from hmoevae.views import principal_components
+
+StartName = Literal["random", "kmeans", "umap"]
+Clustering = Callable[[Float[np.ndarray, "n feature"], int, int], Int[np.ndarray, " n"]]
+"""From features, a number of clusters and a seed to the cluster of every sample, counted from 0."""
+Start = StartName | Tensor | np.ndarray | Clustering
+N_COMPONENTS = 50
+"""Principal components that clusterings look at."""
+
+
+def kmeans(features: Float[np.ndarray, "n feature"], n_clusters: int, seed: int) -> Int[np.ndarray, " n"]:
+    """k-means, the best of ten runs."""
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError as error:
+        raise MissingExtraError(
+            mismatch("init='kmeans'", "scikit-learn, as in pip install 'hmoevae[examples]'", f"{error}")
+        ) from None
+    n_init: Any = 10  # scikit-learn's annotation knows of "auto" only
+    return KMeans(n_clusters, n_init=n_init, random_state=seed).fit_predict(features)
+
+
+def umap(features: Float[np.ndarray, "n feature"], n_clusters: int, seed: int) -> Int[np.ndarray, " n"]:
+    """A Gaussian mixture on a 10-dimensional UMAP embedding with `min_dist=0` (McConville et al. 2021, N2D)."""
+    try:
+        from sklearn.mixture import GaussianMixture
+        from umap import UMAP
+    except ImportError as error:
+        raise MissingExtraError(
+            mismatch("init='umap'", "umap-learn, as in pip install 'hmoevae[umap]'", f"{error}")
+        ) from None
+    n_components = min(10, len(features) - 2)  # its spectral start finds no more directions
+    embedding = UMAP(n_neighbors=15, n_components=n_components, min_dist=0.0, random_state=seed, n_jobs=1)
+    return GaussianMixture(n_clusters, n_init=5, random_state=seed).fit_predict(embedding.fit_transform(features))
+
+
+_BY_NAME: dict[str, Clustering] = {"kmeans": kmeans, "umap": umap}
+
+
+def first_leaves(plan: Plan, samples: Tensor, start: Start | str, seed: int) -> Int[Tensor, " n"]:
+    """The leaf that every sample starts in: given, or found level by level, clusters within clusters.
+
+    Args:
+        plan: The compiled tree.
+        samples: All samples.
+        start: As `init` of `hmoevae.fit`, other than `"random"`.
+        seed: Of the clustering.
+
+    Returns:
+        Indices of leaves.
+
+    Raises:
+        ArgumentError: `start` is not one of those, or some of its labels or clusters cannot be leaves.
+        MissingExtraError: The clustering's library is not installed.
+    """
+    if isinstance(start, Tensor | np.ndarray):
+        return _checked(torch.as_tensor(start).cpu(), len(samples), plan.n_leaves)
+    leaf = torch.zeros(len(samples), dtype=torch.long)
+    clustering = _BY_NAME.get(start) if isinstance(start, str) else start
+    if clustering is None:
+        names = ", ".join(map(repr, get_args(StartName)))
+        raise ArgumentError(mismatch("init", f"one of {names}, labels or a callable", repr(start)))
+    if not callable(clustering):
+        expected = "a name, an array of leaf indices or a callable"
+        raise ArgumentTypeError(mismatch("init", expected, type(start).__name__))
+    _split(plan, plan.nodes[0], torch.arange(len(samples)), samples.flatten(1).cpu(), clustering, seed, leaf)
+    return leaf
+
+
+def _split(
+    plan: Plan,
+    node: PlannedNode,
+    members: Int[Tensor, " member"],
+    samples: Float[Tensor, "n feature"],
+    clustering: Clustering,
+    seed: int,
+    leaf: Int[Tensor, " n"],
+) -> None:
+    """Write into `leaf` where the `members` of `node` start, cluster by cluster."""
+    n_children = len(node.spec.children)
+    if n_children == 0:
+        leaf[members] = node.leaves.start
+        return
+    if len(members) < max(n_children, 3):  # nothing to cluster: any way down will do
+        clusters = torch.arange(len(members)) % n_children
+    else:
+        features = principal_components(samples[members], N_COMPONENTS)
+        clusters = _checked(torch.as_tensor(clustering(features, n_children, seed)), len(members), n_children)
+    for i in range(n_children):
+        _split(plan, plan.node(f"{node.path}/{i}"), members[clusters == i], samples, clustering, seed, leaf)
+
+
+def _checked(labels: Tensor, n: int, n_labels: int) -> Int[Tensor, " n"]:
+    """The labels as indices."""
+    if labels.shape != (n,):
+        raise ShapeError(mismatch("init", f"one label a sample, ({n},)", tuple(labels.shape)))
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ArgumentTypeError(mismatch("init", "integer labels", labels.dtype))
+    low, high = (int(end) for end in labels.aminmax())
+    if low < 0 or high >= n_labels:
+        raise ArgumentError(mismatch("init", f"labels from 0 to {n_labels - 1}", f"{low} to {high}"))
+    return labels.long()

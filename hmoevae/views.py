@@ -1,0 +1,256 @@
+"""Views: random changes of a sample that leave its kind alone, for gates to look at in training.
+
+Axes: `batch` counts the samples of a step, `n` those of the whole data set.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, ShapeError, mismatch
+
+Index = Int[Tensor, " batch"]
+
+
+class View(ABC):
+    """A random change of samples; the same generator state gives the same change.
+
+    To make your own, write `__call__`, and `prepare` if it needs the whole data set. Where no more than the batch and
+    torch's global random state are needed, any callable from samples to samples will do in a view's place.
+    """
+
+    def prepare(self, samples: Float[Tensor, "n *sample"] | None) -> "View":  # noqa: ARG002
+        """The view made ready for the data set that batches are taken from; most have nothing to do.
+
+        Args:
+            samples: All the samples, in the order that `index` counts; `None` where they are not in memory.
+        """
+        return self
+
+    @abstractmethod
+    def __call__(
+        self,
+        x: Float[Tensor, "batch *sample"],
+        *,
+        index: Index | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch *sample"]:
+        """The samples, changed.
+
+        Args:
+            x: Samples.
+            index: Which of the samples that the view was prepared for they are.
+            generator: Source of the draws, on the device of `x`; torch's global one if `None`.
+        """
+
+
+ViewLike = View | Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain(View):
+    """A callable that knows nothing of data sets and generators."""
+
+    change: Callable[[Tensor], Tensor]
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        index: Index | None = None,  # noqa: ARG002
+        generator: torch.Generator | None = None,  # noqa: ARG002
+    ) -> Float[Tensor, "batch *sample"]:
+        return self.change(x)
+
+
+def as_view(view: ViewLike) -> View:
+    """A `View` that does what `view` does, which may be any callable from samples to samples.
+
+    Raises:
+        ArgumentTypeError: It cannot be called.
+    """
+    if isinstance(view, View):
+        return view
+    if not callable(view):
+        raise ArgumentTypeError(mismatch("view", "a View or a callable from samples to samples", type(view).__name__))
+    return _Plain(view)
+
+
+@dataclass(frozen=True, slots=True)
+class Compose(View):
+    """Views one after the other.
+
+    Args:
+        views: Views, or callables from samples to samples. The first is given the samples themselves, so `Neighbour`,
+            which looks its answer up, belongs there.
+    """
+
+    views: Sequence[ViewLike]
+
+    def prepare(self, samples: Float[Tensor, "n *sample"] | None) -> "Compose":
+        """Prepare every view."""
+        return Compose(tuple(as_view(view).prepare(samples) for view in self.views))
+
+    def __call__(
+        self, x: Tensor, *, index: Index | None = None, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch *sample"]:
+        """The changes one after the other."""
+        for view in self.views:
+            x = as_view(view)(x, index=index, generator=generator)
+        return x
+
+
+@dataclass(frozen=True, slots=True)
+class RandomAffine(View):
+    """Turn, shift, scale and shear every image by amounts of its own, with the conventions of torchvision's class.
+
+    Unlike torchvision's, which draws once a batch and moves by whole pixels, each image has its own draw, made on the
+    device of the batch. Pixels from outside are zero, those in between bilinear.
+
+    Args:
+        degrees: Angles are drawn from [-degrees, degrees].
+        translate: Largest shifts along width and height, as fractions of them.
+        scale: Range of the factor of size.
+        shear: Angles of the horizontal shear are drawn from [-shear, shear], in degrees.
+
+    >>> RandomAffine()(torch.rand(5, 1, 28, 28)).shape
+    torch.Size([5, 1, 28, 28])
+    """
+
+    degrees: float = 15.0
+    translate: tuple[float, float] = (0.15, 0.15)
+    scale: tuple[float, float] = (0.85, 1.15)
+    shear: float = 11.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, angle, largest in (("degrees", self.degrees, 180), ("shear", self.shear, 89)):
+            if not 0 <= angle <= largest:
+                raise ArgumentError(mismatch(f"RandomAffine.{name}", f"an angle from 0 to {largest}", repr(angle)))
+        if len(self.translate) != 2 or not all(0 <= share <= 1 for share in self.translate):
+            raise ArgumentError(mismatch("RandomAffine.translate", "two numbers from 0 to 1", repr(self.translate)))
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise ArgumentError(mismatch("RandomAffine.scale", "two rising numbers > 0", repr(self.scale)))
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        index: Index | None = None,  # noqa: ARG002
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Every image changed by a draw of its own."""
+        if x.ndim != 4:
+            raise ShapeError(mismatch("x", "images, (batch, channels, height, width)", tuple(x.shape)))
+        *_, height, width = x.shape
+        draws = torch.rand(5, len(x), generator=generator, device=x.device, dtype=x.dtype)
+        angle, shear = (2 * draws[:2] - 1) * x.new_tensor([[self.degrees], [self.shear]]).deg2rad()
+        shift = (2 * draws[2:4] - 1) * x.new_tensor(self.translate).unsqueeze(1) * x.new_tensor([[width], [height]])
+        low, high = self.scale
+        return _affine(x, angle, shift, low + (high - low) * draws[4], shear)
+
+
+def _affine(
+    x: Float[Tensor, "batch channel height width"],
+    angle: Float[Tensor, " batch"],
+    shift: Float[Tensor, "2 batch"],
+    scale: Float[Tensor, " batch"],
+    shear: Float[Tensor, " batch"],
+) -> Float[Tensor, "batch channel height width"]:
+    """Shear by an angle along the width, scale, turn clockwise about the centre and shift, in pixels and radians."""
+    # The map from an output pixel to where it comes from is the inverse of what was asked for.
+    cos, sin, tan = angle.cos(), angle.sin(), shear.tan()
+    rows = torch.stack([cos - sin * tan, sin + cos * tan, -sin, cos]).unflatten(0, (2, 2)) / scale
+    origin = -(rows * shift).sum(1)
+    # affine_grid counts in half widths and half heights.
+    half = x.new_tensor([x.shape[3] / 2, x.shape[2] / 2])
+    rows = rows * (half / half.unsqueeze(1)).unsqueeze(2)
+    theta = torch.cat([rows, (origin / half.unsqueeze(1)).unsqueeze(1)], dim=1).permute(2, 0, 1)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour(View):
+    """One of the nearest neighbours of every sample, drawn anew each time.
+
+    Neighbours are found once, by scikit-learn, in the space of the leading principal components.
+
+    Args:
+        k: The number of neighbours to draw from.
+        n_components: The number of principal components; where samples have fewer features, all of them are used.
+    """
+
+    k: int = 5
+    n_components: int = 50
+
+    def __post_init__(self) -> None:
+        """Check the counts."""
+        for name, count in (("k", self.k), ("n_components", self.n_components)):
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise ArgumentError(mismatch(f"Neighbour.{name}", "an integer > 0", repr(count)))
+
+    def prepare(self, samples: Float[Tensor, "n *sample"] | None) -> "View":
+        """Find the neighbours.
+
+        Raises:
+            ArgumentTypeError: The data set is not in memory.
+            DataError: There are too few samples.
+            MissingExtraError: scikit-learn is not installed.
+        """
+        if samples is None:
+            raise ArgumentTypeError(mismatch("data", "a tensor or array, for Neighbour", "another source of samples"))
+        if len(samples) <= self.k:
+            raise DataError(mismatch("samples", f"more than {self.k} for Neighbour({self.k})", len(samples)))
+        try:
+            from sklearn.neighbors import NearestNeighbors
+        except ImportError as error:
+            raise MissingExtraError(
+                mismatch("Neighbour", "scikit-learn, as in pip install 'hmoevae[examples]'", f"{error}")
+            ) from None
+        features = principal_components(samples, self.n_components)
+        table = NearestNeighbors(n_neighbors=self.k).fit(features).kneighbors(return_distance=False)
+        return _NeighbourOf(samples, torch.from_numpy(table).to(samples.device))
+
+    def __call__(
+        self,
+        x: Tensor,  # noqa: ARG002
+        *,
+        index: Index | None = None,  # noqa: ARG002
+        generator: torch.Generator | None = None,  # noqa: ARG002
+    ) -> Float[Tensor, "batch *sample"]:
+        """Not before `prepare`."""
+        raise ArgumentError(mismatch("Neighbour", "prepare(samples) to be called first", "no samples"))
+
+
+@dataclass(frozen=True, slots=True)
+class _NeighbourOf(View):
+    """`Neighbour` among given samples."""
+
+    samples: Float[Tensor, "n *sample"]
+    table: Int[Tensor, "n k"]
+
+    def __call__(
+        self, x: Tensor, *, index: Index | None = None, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch *sample"]:
+        if index is None:
+            raise ArgumentError(mismatch("index", "the samples' places in the data set for Neighbour", None))
+        k = self.table.shape[1]
+        draw = torch.randint(k, (len(x),), generator=generator, device=x.device).to(self.table.device)
+        chosen = self.table[index.to(self.table.device), draw]
+        return self.samples.index_select(0, chosen).to(x.device, x.dtype)
+
+
+def principal_components(samples: Float[Tensor, "n *sample"], n_components: int) -> Float[np.ndarray, "n component"]:
+    """The leading principal components of `samples`, by scikit-learn, always with the same outcome."""
+    from sklearn.decomposition import PCA
+
+    flat = samples.flatten(1).float().cpu().numpy()
+    return PCA(min(n_components, *flat.shape), svd_solver="randomized", random_state=0).fit_transform(flat)
