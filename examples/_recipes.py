@@ -162,11 +162,11 @@ def best(layout: Layout, x: Tensor, training: Training) -> Trained:
         objective="elbo",
         lr_schedule="cosine",
         view=hm.views.RandomAffine(),
-        agreement=hm.Agreement(alone=0.65),
+        agreement=hm.Agreement(alone=1 / 3),
     )
 
 
 RECIPES = {
-    "best": Recipe(best_tree, best, Training(epochs=24, batch_size=250, precision="bf16")),
+    "best": Recipe(best_tree, best, Training(epochs=36, batch_size=250, precision="bf16")),
     "article": Recipe(article_tree, article, Training()),
 }

@@ -119,7 +119,8 @@ def fit(
         epochs: Passes over the data.
         batch_size: Samples a step; a DataLoader brings its own.
         lr: Learning rate of Adam; not read if `optimizer` is given.
-        lr_schedule: `"cosine"` lets the learning rate fall to zero along half a cosine over all epochs.
+        lr_schedule: `"cosine"` lets the learning rate fall to zero along half a cosine, over all epochs or, with
+            `agreement`, over those in which the experts learn too.
         optimizer: Builds another optimiser from the parameters, such as `functools.partial(torch.optim.SGD, lr=0.1)`.
         view: A random change of the samples for the gates to look at, while the experts model the samples themselves:
             a view of `hmoevae.views`, or any callable from samples to samples.
@@ -185,7 +186,10 @@ def fit(
     make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=lr, fused=True))
     total = epochs * len(source) if source.length is not None else None
     solver = make(model.parameters())
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(solver, total) if total and lr_schedule == "cosine" else None
+    falls_after = alone_by if agreement is not None and alone_by < epochs else 0
+    cosine = None
+    if lr_schedule == "cosine":
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(solver, (epochs - falls_after) * len(source))
     run = _Run(model, solver, cosine, views, start, noise, _autocast(where, precision))
     history = History()
     started = time.perf_counter()
@@ -193,6 +197,7 @@ def fit(
         with closing(_bar(total, show=progress)) as bar:
             for epoch in range(1, epochs + 1):
                 run.phase = "start" if epoch <= started_by else "alone" if epoch <= alone_by else "joint"
+                run.rate_falls = epoch > falls_after
                 row = run.epoch(source, f"epoch {epoch}/{epochs}", bar)
                 if held_out is not None:
                     row |= {f"val_{name}": value for name, value in _evaluate(model, held_out, seed).items()}
@@ -407,6 +412,7 @@ class _Run:
         self.views = views
         self.start = start
         self.phase: Phase = "joint"
+        self.rate_falls = True
         self.noise = noise
         self.autocast = autocast
         self.steps = 0
@@ -469,7 +475,7 @@ class _Run:
             raise self._non_finite(out)
         out.loss.backward()
         self.optimizer.step()
-        if self.schedule is not None:
+        if self.schedule is not None and self.rate_falls:
             self.schedule.step()
         return out
 

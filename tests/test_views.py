@@ -1,6 +1,7 @@
 """Views: what they do to samples, what fit does with them, and agreement as fit runs it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -271,7 +272,10 @@ def test_agreement_finds_kinds_that_only_views_tell_apart(rng_untouched):
     assert hm.metrics.accuracy(kind, model.predict(x)) > 0.98
 
 
-def test_learning_rate_falls_along_half_a_cosine(model, x):
+@pytest.mark.filterwarnings("ignore::hmoevae.errors.DeadLeafWarning")
+@pytest.mark.parametrize(("agreement", "constant"), [(None, 0), (AGREEMENT, 6), (replace(AGREEMENT, alone=1.0), 0)])
+def test_learning_rate_falls_along_half_a_cosine(model, x, agreement, constant):
+    """From the first step on, or from the first that the experts learn in."""
     rates = []
 
     def sgd(parameters):
@@ -279,8 +283,10 @@ def test_learning_rate_falls_along_half_a_cosine(model, x):
         optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
         return optimizer
 
-    fit(model, x, epochs=3, optimizer=sgd, lr_schedule="cosine")
-    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 9)) for step in range(9)])
+    fit(model, x, epochs=4, optimizer=sgd, lr_schedule="cosine", view=RandomAffine(), agreement=agreement)
+    falling = 12 - constant
+    expected = [0.05 * (1 + math.cos(math.pi * step / falling)) for step in range(falling)]
+    assert rates == pytest.approx([0.1] * constant + expected)
 
 
 @pytest.mark.parametrize(
