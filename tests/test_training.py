@@ -370,7 +370,9 @@ def test_a_file_larger_than_a_window_is_shuffled_and_seen_once(model, tmp_path, 
     monkeypatch.setattr(training, "BLOCK_BYTES", 5 * row_bytes)
     rows = torch.arange(n).unsqueeze(1).expand(n, N_FEATURES) / n
     batches = training._batches(model, mapped(tmp_path, rows.numpy()), "data", 16, torch.Generator().manual_seed(0))
-    epochs = [[(batch[:, 0] * n).round().long() for batch in batches] for _ in range(2)]
+    pairs = [[((batch[:, 0] * n).round().long(), index) for batch, index in batches] for _ in range(2)]
+    assert all(torch.equal(batch, index) for epoch in pairs for batch, index in epoch)  # each knows its place
+    epochs = [[batch for batch, _ in epoch] for epoch in pairs]
     for epoch in epochs:
         assert len(epoch) == len(batches) == math.ceil(n / 16)
         assert [len(batch) for batch in epoch] == [16] * (n // 16) + [n % 16] * (n % 16 > 0)
@@ -379,7 +381,7 @@ def test_a_file_larger_than_a_window_is_shuffled_and_seen_once(model, tmp_path, 
         assert max(int(i) for batch in epoch[:3] for i in batch) > n / 2  # from all over the file
     assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
     in_order = training._batches(model, mapped(tmp_path, rows.numpy()), "data", 16, None)
-    assert torch.equal(torch.cat([(batch[:, 0] * n).round().long() for batch in in_order]), torch.arange(n))
+    assert torch.equal(torch.cat([(batch[:, 0] * n).round().long() for batch, _ in in_order]), torch.arange(n))
 
 
 def test_a_mapped_file_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
@@ -392,7 +394,7 @@ def test_a_mapped_file_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
     tracemalloc.start()
     try:
         batches = training._batches(model, data, "data", 128, torch.Generator().manual_seed(0))
-        n_samples = sum(len(batch) for batch in batches)
+        n_samples = sum(len(batch) for batch, _ in batches)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
