@@ -11,7 +11,8 @@ class SampleRecorder:
     """Keeps, as training goes, what every leaf makes of one shared z: the material of `hmoevae.plot.sample_grid`.
 
     Args:
-        n_frames: About how many epochs to keep, evenly spread, the first and the last among them.
+        n_frames: About how many epochs to keep, evenly spread, the first and the last among them. Epochs that left the
+            experts as they were, such as those of gates alone, are left out.
         seed: Fixes z, a draw from the prior.
 
     Attributes:
@@ -33,12 +34,15 @@ class SampleRecorder:
     def __call__(self, end: EpochEnd) -> None:
         """Keep this epoch's samples if its turn has come."""
         kept = torch.linspace(1, end.epochs, min(self.n_frames, end.epochs)).round().tolist()
-        if end.epoch in kept:
+        if end.epoch not in kept:
+            return
+        generator = torch.Generator().manual_seed(self.seed)
+        z = torch.randn(end.model.experts.latent_dim, generator=generator)
+        leaf = torch.arange(end.model.plan.n_leaves)
+        frame = end.model.decode(z.expand(len(leaf), -1), leaf).cpu()
+        if not self._frames or not torch.equal(frame, self._frames[-1]):
             self.epochs.append(end.epoch)
-            generator = torch.Generator().manual_seed(self.seed)
-            z = torch.randn(end.model.experts.latent_dim, generator=generator)
-            leaf = torch.arange(end.model.plan.n_leaves)
-            self._frames.append(end.model.decode(z.expand(len(leaf), -1), leaf).cpu())
+            self._frames.append(frame)
 
     @property
     def frames(self) -> Float[Tensor, "epoch leaf *sample"]:

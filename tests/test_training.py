@@ -196,6 +196,14 @@ def test_sample_recorder_decodes_one_z_with_every_leaf(model, x):
     assert torch.equal(recorder.frames[-1], model.decode(z.expand(3, -1), torch.arange(3)))
 
 
+def test_sample_recorder_leaves_out_epochs_of_gates_alone(model, x):
+    recorder = hm.SampleRecorder(n_frames=6)
+    agreement = hm.Agreement(partner=hm.views.Neighbour(3), alone=0.5)
+    quiet_fit(model, x, epochs=6, agreement=agreement, callbacks=[recorder])
+    assert recorder.epochs == [1, 4, 5, 6]
+    assert len(recorder.frames) == 4
+
+
 def test_ctrl_c_returns_what_there_is(model, x):
     def press(end):
         if end.epoch == 2:
