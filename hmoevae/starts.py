@@ -39,7 +39,7 @@ def umap(features: Float[np.ndarray, "n feature"], n_clusters: int, seed: int) -
     """A Gaussian mixture on a 10-dimensional UMAP embedding with `min_dist=0` (McConville et al. 2021, N2D)."""
     try:
         from sklearn.mixture import GaussianMixture
-        from umap import UMAP
+        from umap import UMAP  # pyright: ignore[reportMissingImports]  # an extra that the tests do without
     except ImportError as error:
         raise MissingExtraError(
             mismatch("init='umap'", "umap-learn, as in pip install 'hmoevae[umap]'", f"{error}")
