@@ -80,7 +80,7 @@ def test_the_check_that_wants_a_process_of_its_own():
         text=True,
         check=False,
     )
-    assert (run.returncode, run.stderr) == (0, "")
+    assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("ran ")
     assert run.stdout != "ran 0\n"
 
