@@ -45,6 +45,20 @@ def test_forward_and_weight_gradient(shared: bool, strided: bool) -> None:
     torch.testing.assert_close(gradient, torch.einsum(f"gob,{letters}->goi", dy, x))
 
 
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("strided_left", [False, True])
+@pytest.mark.parametrize("strided_right", [False, True])
+def test_any_operand_may_lie_transposed(strided_left: bool, strided_right: bool) -> None:
+    """As the readout has them: hidden units on the left going forward, weights on the right going back."""
+    torch.manual_seed(0)
+    left, right, out = torch.randn(3, 5, 4), torch.randn(3, 7, 4), torch.full((3, 5, 7), torch.nan)
+    expected = torch.einsum("grk,gck->grc", left, right)
+    left = left.mT.contiguous().mT if strided_left else left
+    right = right.mT.contiguous().mT if strided_right else right
+    products.times_transposed(left, right, out)
+    torch.testing.assert_close(out, expected)
+
+
 def test_weight_gradient_of_a_transposed_gradient() -> None:
     torch.manual_seed(0)
     dy, x, out = torch.randn(3, 7, 5).mT, torch.randn(3, 4, 7), torch.empty(3, 5, 4)
