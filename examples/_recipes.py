@@ -87,29 +87,40 @@ def train(
     return model, history
 
 
-# --- the article: "Mixture of Variational Autoencoders - a Fusion Between MoE and VAE" (anotherdatum.com/vae-moe.html)
+# --- layouts ---------------------------------------------------------------------------------------------------------
 
 N_KINDS, N_STYLES = 10, 3
 
 
-def article_tree(layout: Layout) -> hm.Mixture:
-    """The article's expert, gate and balance: sigmoid layers of 128, ten latents, a Gaussian of standard deviation 0.5.
+def laid_out(
+    layout: Layout,
+    expert: hm.VAE,
+    *,
+    gate: hm.MLP | hm.Conv,
+    balance: hm.Balance,
+    style_gate: hm.MLP | hm.Conv,
+    style_balance: hm.Balance | None = None,
+) -> hm.Mixture:
+    """A tree of equal experts.
 
     Args:
         layout: `"flat"` is one gate over ten experts, `"two-level"` ten gated mixtures of three, `"binary"` ten experts
             below gates of two, as evenly as their number allows.
+        expert: Every leaf.
+        gate: Of all mixtures but the ten of the two-level tree.
+        balance: Of the root, and where nothing else is said of all below it.
+        style_gate: Of the ten mixtures of the two-level tree.
+        style_balance: Of the same; `None` inherits that of the root.
     """
-    layer = hm.MLP((128,), activation="sigmoid")
-    expert = hm.VAE(latent_dim=10, encoder=layer, decoder=layer, likelihood=hm.Gaussian(scale=0.5, mean="sigmoid"))
-    balance = hm.Balance("variance", weight=0.1)
     match layout:
         case "flat":
-            return hm.Mixture.of(expert, N_KINDS, gate=layer, balance=balance)
+            return hm.Mixture.of(expert, N_KINDS, gate=gate, balance=balance)
         case "two-level":
-            return hm.Mixture.of(hm.Mixture.of(expert, N_STYLES, gate=layer), N_KINDS, gate=layer, balance=balance)
+            kind = hm.Mixture.of(expert, N_STYLES, gate=style_gate, balance=style_balance)
+            return hm.Mixture.of(kind, N_KINDS, gate=gate, balance=balance)
         case "binary":
-            left, right = (binary(expert, n, gate=layer) for n in halves(N_KINDS))
-            return hm.Mixture(children=(left, right), gate=layer, balance=balance)
+            left, right = (binary(expert, n, gate=gate) for n in halves(N_KINDS))
+            return hm.Mixture(children=(left, right), gate=gate, balance=balance)
 
 
 def binary(leaf: hm.VAE, n: int, *, gate: hm.MLP | hm.Conv) -> hm.VAE | hm.Mixture:
@@ -125,6 +136,16 @@ def halves(n: int) -> tuple[int, int]:
     return n - n // 2, n // 2
 
 
+# --- the article: "Mixture of Variational Autoencoders - a Fusion Between MoE and VAE" (anotherdatum.com/vae-moe.html)
+
+
+def article_tree(layout: Layout) -> hm.Mixture:
+    """The article's expert, gate and balance: sigmoid layers of 128, ten latents, a standard deviation of 0.5."""
+    layer = hm.MLP((128,), activation="sigmoid")
+    expert = hm.VAE(latent_dim=10, encoder=layer, decoder=layer, likelihood=hm.Gaussian(scale=0.5, mean="sigmoid"))
+    return laid_out(layout, expert, gate=layer, balance=hm.Balance("variance", weight=0.1), style_gate=layer)
+
+
 def article(layout: Layout, x: Tensor, training: Training) -> Trained:
     """The article's recipe as it stands: the expected loss of the experts, from a random start."""
     return train(article_tree(layout), x, training)
@@ -134,23 +155,21 @@ def article(layout: Layout, x: Tensor, training: Training) -> Trained:
 
 
 def best_tree(layout: Layout) -> hm.Mixture:
-    """A convolutional gate whose usage is held near even, over experts with ReLU layers; layouts as in `article_tree`.
+    """A convolutional gate whose usage is held near even, over experts with ReLU layers.
 
-    Styles are told apart by dense gates: ten convolutional ones would cost as much as all experts together.
+    Styles are told apart by dense gates: ten convolutional ones would cost as much as all experts together. A kind sees
+    a tenth of the samples, so its agreement weighs a tenth, and its balance has to match.
     """
-    gate, layer = hm.Conv(), hm.MLP((128,))
+    layer = hm.MLP((128,))
     expert = hm.VAE(latent_dim=10, encoder=layer, decoder=layer, likelihood=hm.Gaussian(scale=0.5, mean="sigmoid"))
-    balance = hm.Balance("kl", weight=20.0)
-    match layout:
-        case "flat":
-            return hm.Mixture.of(expert, N_KINDS, gate=gate, balance=balance)
-        case "two-level":
-            # A kind sees a tenth of the samples, so its agreement weighs a tenth; its balance has to match.
-            kind = hm.Mixture.of(expert, N_STYLES, gate=layer, balance=hm.Balance("kl", weight=2.0))
-            return hm.Mixture.of(kind, N_KINDS, gate=gate, balance=balance)
-        case "binary":
-            left, right = (binary(expert, n, gate=gate) for n in halves(N_KINDS))
-            return hm.Mixture(children=(left, right), gate=gate, balance=balance)
+    return laid_out(
+        layout,
+        expert,
+        gate=hm.Conv(),
+        balance=hm.Balance("kl", weight=20.0),
+        style_gate=layer,
+        style_balance=hm.Balance("kl", weight=2.0),
+    )
 
 
 def best(layout: Layout, x: Tensor, training: Training) -> Trained:
