@@ -10,7 +10,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import hmoevae as hm
-from hmoevae import training
 from hmoevae.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -20,6 +19,7 @@ from hmoevae.errors import (
     NonFiniteError,
     ShapeError,
 )
+from hmoevae.training.batches import batches_of
 
 N_FEATURES = 6
 TREE = hm.Mixture(
@@ -249,7 +249,7 @@ def test_bf16_without_instructions_warns_and_is_fp32(x, monkeypatch):
         quiet_fit(model, x, epochs=1, precision=precision)
         return weights(model)
 
-    monkeypatch.setattr(hm.training, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(hm.training.device, "_cpu_has_bf16", lambda: False)
     expected = trained("fp32")
     with pytest.warns(UserWarning, match="no bfloat16 instructions") as caught:
         assert torch.equal(trained("bf16"), expected)
@@ -374,10 +374,10 @@ def test_a_mapped_file_trains_as_the_same_array(x, tmp_path, mode, dtype):
 def test_a_file_larger_than_a_window_is_shuffled_and_seen_once(model, tmp_path, monkeypatch, n):
     """Of 48 rows at a time, that is, in blocks of 5 rows."""
     row_bytes = 4 * N_FEATURES
-    monkeypatch.setattr(training, "WINDOW_BYTES", 50 * row_bytes)
-    monkeypatch.setattr(training, "BLOCK_BYTES", 5 * row_bytes)
+    monkeypatch.setattr(hm.training.batches, "WINDOW_BYTES", 50 * row_bytes)
+    monkeypatch.setattr(hm.training.batches, "BLOCK_BYTES", 5 * row_bytes)
     rows = torch.arange(n).unsqueeze(1).expand(n, N_FEATURES) / n
-    batches = training._batches(model, mapped(tmp_path, rows.numpy()), "data", 16, torch.Generator().manual_seed(0))
+    batches = batches_of(model, mapped(tmp_path, rows.numpy()), "data", 16, torch.Generator().manual_seed(0))
     pairs = [[((batch[:, 0] * n).round().long(), index) for batch, index in batches] for _ in range(2)]
     assert all(torch.equal(batch, index) for epoch in pairs for batch, index in epoch)  # each knows its place
     epochs = [[batch for batch, _ in epoch] for epoch in pairs]
@@ -388,20 +388,20 @@ def test_a_file_larger_than_a_window_is_shuffled_and_seen_once(model, tmp_path, 
         assert len({int(i) // 5 for i in epoch[0]}) > 5  # rows of many blocks meet in a batch
         assert max(int(i) for batch in epoch[:3] for i in batch) > n / 2  # from all over the file
     assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
-    in_order = training._batches(model, mapped(tmp_path, rows.numpy()), "data", 16, None)
+    in_order = batches_of(model, mapped(tmp_path, rows.numpy()), "data", 16, None)
     assert torch.equal(torch.cat([(batch[:, 0] * n).round().long() for batch, _ in in_order]), torch.arange(n))
 
 
 def test_a_mapped_file_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
     """64 MB, of which windows of 1 MB are copied; numpy's memory is what tracemalloc sees."""
-    monkeypatch.setattr(training, "WINDOW_BYTES", 1 << 20)
-    monkeypatch.setattr(training, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(hm.training.batches, "WINDOW_BYTES", 1 << 20)
+    monkeypatch.setattr(hm.training.batches, "BLOCK_BYTES", 1 << 16)
     model = hm.HMoEVAE(TREE, (256,))
     np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (1 << 16, 256)).flush()
     data = np.load(tmp_path / "x.npy", mmap_mode="r")
     tracemalloc.start()
     try:
-        batches = training._batches(model, data, "data", 128, torch.Generator().manual_seed(0))
+        batches = batches_of(model, data, "data", 128, torch.Generator().manual_seed(0))
         n_samples = sum(len(batch) for batch, _ in batches)
         _, peak = tracemalloc.get_traced_memory()
     finally:

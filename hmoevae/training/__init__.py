@@ -1,0 +1,8 @@
+"""Training: `fit`, and what it takes and gives to callbacks."""
+
+from hmoevae.training.agreement import Agreement
+from hmoevae.training.batches import Data
+from hmoevae.training.device import Precision, resolve_device
+from hmoevae.training.fitting import Callback, EpochEnd, Schedule, fit
+
+__all__ = ["Agreement", "Callback", "Data", "EpochEnd", "Precision", "Schedule", "fit", "resolve_device"]

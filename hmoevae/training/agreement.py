@@ -1,0 +1,62 @@
+"""Agreement as `fit` takes it, and what the gates are shown of a batch."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.views import Compose, Neighbour, View, ViewLike, as_view
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """Gates learn that a sample and its partner are of one kind; the term is `hmoevae.nn.objectives.agreement`.
+
+    It finds kinds from a random start without any expert, so the gates may have the first epochs to themselves, which
+    the idle experts make cheap. A balance has to hold the usage: give the tree `Balance("kl", weight=20)`, twice
+    `weight`. One that weighs less than the agreement does not hold, for then it pays to merge two kinds. A mixture
+    below the root is reached by a share of the samples only, so its own balance may weigh as much less.
+
+    Args:
+        partner: What makes a sample's partner before the view of `fit` changes both; `None`: the sample itself.
+        alone: Share of the epochs, from the first on, in which gates learn from agreement and balance alone.
+        weight: Factor in front of the term.
+    """
+
+    partner: ViewLike | None = field(default_factory=Neighbour)
+    alone: float = 0.5
+    weight: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 <= self.alone <= 1:
+            raise ArgumentError(mismatch("Agreement.alone", "a number from 0 to 1", repr(self.alone)))
+        if not 0 <= self.weight < math.inf:
+            raise ArgumentError(mismatch("Agreement.weight", "a finite number >= 0", repr(self.weight)))
+
+
+class GateViews:
+    """What the gates are shown of a batch: one view of every sample, and where they are to agree another one."""
+
+    def __init__(self, view: ViewLike | None, agreement: Agreement | None, samples: Tensor | None) -> None:
+        self.weight = 1.0 if agreement is None else agreement.weight
+        seen = None if view is None else as_view(view)
+        partner = None if agreement is None or agreement.partner is None else as_view(agreement.partner)
+        if agreement is not None and seen is None and partner is None:
+            raise ArgumentError(mismatch("view", "a view, for agreement of a sample with itself", view))
+        other = None
+        if agreement is not None:
+            other = Compose([part for part in (partner, seen) if part is not None]).prepare(samples)
+        self.view: View | None = None if seen is None else seen.prepare(samples)
+        self.other: View | None = other
+
+    @torch.no_grad()
+    def __call__(
+        self, x: Tensor, index: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The view of samples that are at places `index` of the data set, and the other one."""
+        view = None if self.view is None else self.view(x, index=index, generator=generator)
+        other = None if self.other is None else self.other(x, index=index, generator=generator)
+        return view, other

@@ -1,0 +1,108 @@
+"""Batches of samples from tensors, arrays, mapped files, data sets and loaders."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from hmoevae.errors import ArgumentTypeError, mismatch
+from hmoevae.model import BATCH_SIZE, ArrayLike, HMoEVAE
+
+Data = ArrayLike | Dataset[Any] | DataLoader[Any]
+WINDOW_BYTES = 1 << 28
+"""How much of a memory-mapped file is in memory and shuffled at a time."""
+BLOCK_BYTES = 1 << 20
+"""How much of such a file is read in one piece."""
+
+
+class Batches:
+    """Batches of samples from any source, as often as asked for, and the samples' places in it where it is in memory.
+
+    `length` is None where it cannot be known, `samples` where they are not in memory.
+    """
+
+    def __init__(
+        self, length: int | None, samples: Tensor | None, iterate: Callable[[], Iterator[tuple[Tensor, Tensor | None]]]
+    ) -> None:
+        self.length = length
+        self.samples = samples
+        self.iterate = iterate
+
+    def __len__(self) -> int:
+        assert self.length is not None
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        return self.iterate()
+
+
+def batches_of(model: HMoEVAE, data: Data, name: str, batch_size: int, order: torch.Generator | None) -> Batches:
+    """Make `data` a source of checked batches, shuffled by `order`."""
+    if isinstance(data, TensorDataset):
+        data = data.tensors[0]
+    if isinstance(data, np.memmap) and data.ndim > 0:  # may be larger than memory
+        for start in range(0, len(data), BATCH_SIZE):
+            stop = min(start + BATCH_SIZE, len(data))
+            model.check_input(data[start:stop], name=f"{name}[{start}:{stop}]")
+
+        def from_file() -> Iterator[tuple[Tensor, Tensor | None]]:
+            for rows in _windows(len(data), max(1, data.nbytes // len(data)), batch_size, order):
+                window = model.check_input(data[rows.numpy()], name=name, values=False)
+                yield from _split(window, rows, batch_size, order)
+
+        return Batches(math.ceil(len(data) / batch_size), None, from_file)
+
+    if isinstance(data, Tensor | np.ndarray):
+        samples = model.check_input(data, name=name).to(model.dtype)
+        everything = torch.arange(len(samples))
+        return Batches(
+            math.ceil(len(samples) / batch_size), samples, lambda: _split(samples, everything, batch_size, order)
+        )
+
+    if isinstance(data, DataLoader):
+        loader = data
+    elif isinstance(data, Dataset):
+        shuffle = order is not None and not isinstance(data, IterableDataset)
+        loader = DataLoader(data, batch_size=batch_size, shuffle=shuffle, generator=order)
+    else:
+        expected = "a tensor, a numpy array, a torch Dataset or a DataLoader"
+        raise ArgumentTypeError(mismatch(name, expected, type(data).__name__))
+
+    def from_loader() -> Iterator[tuple[Tensor, Tensor | None]]:
+        for batch in loader:
+            yield model.check_input(batch[0] if isinstance(batch, tuple | list) else batch, name=name), None
+
+    try:
+        length = len(loader)
+    except TypeError:
+        length = None
+    return Batches(length, None, from_loader)
+
+
+def _split(
+    samples: Tensor, rows: Tensor, batch_size: int, order: torch.Generator | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batches of samples in memory with their places in the data set, `rows`, shuffled by `order`."""
+    # Whole batches are gathered by index: a DataLoader would fetch and stack sample by sample.
+    index = torch.arange(len(samples)) if order is None else torch.randperm(len(samples), generator=order)
+    for chosen in index.split(batch_size):
+        yield samples.index_select(0, chosen.to(samples.device)), rows[chosen]
+
+
+def _windows(n: int, row_bytes: int, batch_size: int, order: torch.Generator | None) -> tuple[Tensor, ...]:
+    """The rows of a file, in windows to hold in memory one after the other; all but the last are whole batches.
+
+    A file larger than a window is cut into blocks, which `order` shuffles: single rows from all over the file would
+    each cost a read of the disk.
+    """
+    window = batch_size * max(1, WINDOW_BYTES // row_bytes // batch_size)
+    block = max(1, BLOCK_BYTES // row_bytes)
+    starts = torch.arange(0, n, block)
+    if order is not None and n > window:
+        starts = starts[torch.randperm(len(starts), generator=order)]
+    rows = (starts.unsqueeze(1) + torch.arange(block)).flatten()
+    return rows[rows < n].split(window)

@@ -1,0 +1,205 @@
+"""fit: trains a model on tensors, arrays, data sets or loaders, and records what happens."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm.auto import tqdm
+
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DeadLeafWarning, mismatch
+from hmoevae.history import History
+from hmoevae.model import HMoEVAE
+from hmoevae.starts import Start, first_leaves
+from hmoevae.training.agreement import Agreement, GateViews
+from hmoevae.training.batches import Data, batches_of
+from hmoevae.training.device import Precision, autocast, resolve_device
+from hmoevae.training.loop import Run, evaluate
+from hmoevae.views import ViewLike
+
+Schedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochEnd:
+    """What a callback is given when an epoch is done.
+
+    Attributes:
+        model: The model in training.
+        history: Everything measured so far; the last row is this epoch's.
+        epoch: The epoch just finished, from 1.
+        epochs: How many were asked for.
+    """
+
+    model: HMoEVAE
+    history: History
+    epoch: int
+    epochs: int
+
+
+Callback = Callable[[EpochEnd], object]
+
+
+def fit(
+    model: HMoEVAE,
+    data: Data,
+    *,
+    epochs: int = 20,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    lr_schedule: Schedule = "constant",
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+    view: ViewLike | None = None,
+    agreement: Agreement | None = None,
+    init: Start = "random",
+    init_epochs: int = 1,
+    validation_data: Data | None = None,
+    seed: int | None = 0,
+    device: str | torch.device = "auto",
+    precision: Precision = "fp32",
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+) -> History:
+    """Train `model` in place by stochastic gradient descent on its objective.
+
+    A leaf that in the last epoch took less than a hundredth of an even share is named in a warning, `DeadLeafWarning`.
+    Ctrl-C ends training and returns what there is, with `history.interrupted` set. The global random state stays as
+    it is.
+
+    Args:
+        model: The model; it ends on `device` and in evaluation mode.
+        data: Samples `(n, *input_shape)` as a tensor or array, or a Dataset or DataLoader of them. Of items that are
+            tuples, such as (image, label), only the first entry is read. A memory-mapped array (`np.memmap`, as
+            `np.load(file, mmap_mode="r")` gives) is copied into memory 256 MiB at a time: a larger one is shuffled in
+            blocks of 1 MiB, and then sample by sample within what is in memory. An IterableDataset brings its own
+            order.
+        epochs: Passes over the data.
+        batch_size: Samples a step; a DataLoader brings its own.
+        lr: Learning rate of Adam; not read if `optimizer` is given.
+        lr_schedule: `"cosine"` lets the learning rate fall to zero along half a cosine, over all epochs or, with
+            `agreement`, over those in which the experts learn too.
+        optimizer: Builds another optimiser from the parameters, such as `functools.partial(torch.optim.SGD, lr=0.1)`.
+        view: A random change of the samples for the gates to look at, while the experts model the samples themselves:
+            a view of `hmoevae.views`, or any callable from samples to samples.
+        agreement: Teach the gates that a sample and its partner are of one kind, at first without the experts.
+        init: Where training begins: `"random"`; `"kmeans"` or `"umap"` (a Gaussian mixture in a UMAP embedding),
+            clusters and within them clusters, level by level; a leaf index for every sample; or a callable that
+            clusters, from an array of features (n, feature), a number of clusters and a seed to the clusters (n,).
+        init_epochs: The first epochs, in which gates and experts learn the start; not read for a random one.
+        validation_data: Held-out samples, seen without a view; their terms are recorded after every epoch and change
+            nothing.
+        seed: Fixes the order of the data and the draws of z: the same seed gives the same result on a CPU with the same
+            number of threads. `None` takes a fresh one.
+        device: Where to train; `"auto"` takes an accelerator if there is one.
+        precision: `"bf16"` runs the networks under bfloat16 autocast; parameters, sums and the optimiser stay float32.
+            On a CPU without bfloat16 instructions it warns and trains in `"fp32"`.
+        callbacks: Called with an `EpochEnd` after every epoch; a callback that returns `True` ends training.
+        progress: Show a progress bar.
+
+    Returns:
+        The history, one row an epoch.
+
+    Raises:
+        ArgumentError: An argument cannot be used; `DataError` and `ShapeError` for data.
+        NonFiniteError: The loss became NaN or infinite. The model is left as it was before that step, or
+            where its weights are spoilt already, as it was after the last good epoch.
+
+    >>> from hmoevae import VAE, Mixture
+    >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
+    >>> history = fit(model, torch.rand(64, 4), epochs=2, progress=False)
+    >>> len(history), [c for c in history.columns if c.startswith("usage")]
+    (2, ['usage/root/0', 'usage/root/1', 'usage/root/2'])
+    """
+    if not isinstance(model, HMoEVAE):
+        raise ArgumentTypeError(mismatch("model", "an HMoEVAE", type(model).__name__))
+    for name, number in (("epochs", epochs), ("batch_size", batch_size), ("init_epochs", init_epochs)):
+        if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
+            raise ArgumentError(mismatch(name, "an integer > 0", repr(number)))
+    if not 0 < lr < math.inf:
+        raise ArgumentError(mismatch("lr", "a finite number > 0", repr(lr)))
+    if lr_schedule not in get_args(Schedule):
+        raise ArgumentError(mismatch("lr_schedule", "'constant' or 'cosine'", repr(lr_schedule)))
+    if precision not in get_args(Precision):
+        raise ArgumentError(mismatch("precision", "'fp32' or 'bf16'", repr(precision)))
+    if agreement is not None and not model.plan.mixtures:
+        raise ArgumentError(mismatch("agreement", "None for a tree without a gate", agreement))
+    where = resolve_device(device)
+    epochs, batch_size = int(epochs), int(batch_size)
+    seed = torch.Generator().seed() if seed is None else seed
+    order = torch.Generator().manual_seed(seed)
+    source = batches_of(model, data, "data", batch_size, order)
+    held_out = (
+        None if validation_data is None else batches_of(model, validation_data, "validation_data", batch_size, None)
+    )
+    if lr_schedule == "cosine" and source.length is None:
+        raise ArgumentError(mismatch("lr_schedule", "'constant' for data of unknown length", repr(lr_schedule)))
+    views = GateViews(view, agreement, source.samples)
+    start = _start(model, init, source.samples, seed)
+    started_by = 0 if start is None else init_epochs
+    alone_by = started_by + (0 if agreement is None else round(epochs * agreement.alone))
+
+    model.to(where).train()
+    noise = torch.Generator(where).manual_seed(seed)
+    make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=lr, fused=True))
+    total = epochs * len(source) if source.length is not None else None
+    solver = make(model.parameters())
+    falls_after = alone_by if agreement is not None and alone_by < epochs else 0
+    cosine = None
+    if lr_schedule == "cosine":
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(solver, (epochs - falls_after) * len(source))
+    run = Run(model, solver, cosine, views, start, noise, autocast(where, precision))
+    history = History()
+    started = time.perf_counter()
+    try:
+        with closing(_bar(total, show=progress)) as bar:
+            for epoch in range(1, epochs + 1):
+                run.phase = "start" if epoch <= started_by else "alone" if epoch <= alone_by else "joint"
+                run.rate_falls = epoch > falls_after
+                row = run.epoch(source, f"epoch {epoch}/{epochs}", bar)
+                if held_out is not None:
+                    row |= {f"val_{name}": value for name, value in evaluate(model, held_out, seed).items()}
+                history.rows.append({"epoch": epoch, "seconds": time.perf_counter() - started, **row})
+                stops = [callback(EpochEnd(model, history, epoch, epochs)) is True for callback in callbacks]
+                if any(stops):
+                    break
+    except KeyboardInterrupt:
+        history.interrupted = True
+    finally:
+        run.close()
+        model.eval()
+    if len(history):
+        _warn_of_dead_leaves(model, history)
+    return history
+
+
+def _start(model: HMoEVAE, init: Start, samples: Tensor | None, seed: int) -> Int[Tensor, " n"] | None:
+    """The leaf that every sample starts in; `None` for a random start."""
+    if isinstance(init, str) and init == "random":
+        return None
+    if samples is None:
+        raise ArgumentTypeError(mismatch("data", "a tensor or array, for a start", "another source of samples"))
+    return first_leaves(model.plan, samples, init, seed)
+
+
+def _warn_of_dead_leaves(model: HMoEVAE, history: History) -> None:
+    least = 0.01 / model.plan.n_leaves
+    usage = {leaf.path: history.rows[-1][f"usage/{leaf.path}"] for leaf in model.plan.leaves}
+    dead = [f"{path} ({share:.1e})" for path, share in usage.items() if share < least]
+    if dead:
+        expected = f"a share of at least {least:.1e} of the samples for every leaf in the last epoch"
+        warnings.warn(mismatch("usage", expected, f"less for {', '.join(dead)}"), DeadLeafWarning, stacklevel=3)
+
+
+def _bar(total: int | None, *, show: bool) -> "tqdm[Any]":
+    bar = tqdm(total=total, disable=not show, unit="step", dynamic_ncols=True)
+    if not getattr(bar.fp if show else None, "isatty", lambda: False)():
+        bar.mininterval = bar.maxinterval = 30.0  # a log file wants a line now and then, not ten a second
+    return bar

@@ -1,0 +1,152 @@
+"""The loop: steps, epochs, and what is done when a loss is not finite."""
+
+import copy
+import math
+import time
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm.auto import tqdm
+
+from hmoevae.errors import DataError, NonFiniteError, mismatch
+from hmoevae.model import HMoEVAE, Output, Routing
+from hmoevae.nn.memory import StepMemory
+from hmoevae.training.agreement import GateViews
+from hmoevae.training.batches import Batches
+
+Phase = Literal["start", "alone", "joint"]
+
+
+class Run:
+    """The state of one training run between steps."""
+
+    def __init__(
+        self,
+        model: HMoEVAE,
+        optimizer: Optimizer,
+        schedule: LRScheduler | None,
+        views: GateViews,
+        start: Tensor | None,
+        noise: torch.Generator,
+        autocast: torch.autocast,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.views = views
+        self.start = start
+        self.phase: Phase = "joint"
+        self.rate_falls = True
+        self.noise = noise
+        self.autocast = autocast
+        self.steps = 0
+        self.sum_dtype = torch.float32 if noise.device.type == "mps" else torch.float64  # MPS has no float64
+        self.good = copy.deepcopy(model.state_dict())
+        self.memory = StepMemory()
+        self.memory.attach(model)
+
+    def close(self) -> None:
+        """Let go of the memory that the steps shared, the last gradients among it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.memory.detach(self.model)
+
+    def epoch(self, batches: Batches, title: str, bar: "tqdm[Any]") -> dict[str, float]:
+        """One pass over the data; returns the means of the loss, its terms and every leaf's usage."""
+        n_samples = 0
+        names: list[str] = []
+        sums: Tensor | None = None
+        shown = 0.0
+        bar.set_description(title, refresh=False)
+        for x, index in batches:
+            out = self.step(x.to(self.noise.device, self.model.dtype, non_blocking=True), index)
+            n_samples += len(x)
+            with torch.no_grad():
+                names = ["loss", *out.terms]
+                means = torch.stack([out.loss, *out.terms.values()])
+                added = torch.cat([means * len(x), out.leaf_log_prob.exp().sum(0)]).to(self.sum_dtype)
+                sums = added if sums is None else sums.add_(added)
+            bar.update()
+            if time.perf_counter() - shown > bar.mininterval:  # reading a number waits for the device
+                shown = time.perf_counter()
+                values = (sums[: len(names)] / n_samples).tolist()
+                bar.set_postfix(dict(zip(names, (f"{v:.4g}" for v in values), strict=True)), refresh=False)
+        if sums is None:
+            raise DataError(mismatch("data", "at least one sample", "none"))
+        self.good = copy.deepcopy(self.model.state_dict())
+        usage = [f"usage/{leaf.path}" for leaf in self.model.plan.leaves]
+        return dict(zip([*names, *usage], (sums / n_samples).tolist(), strict=True))
+
+    def step(self, x: Tensor, index: Tensor | None) -> Routing:
+        """One step of the optimiser."""
+        self.steps += 1
+        self.optimizer.zero_grad(set_to_none=True)  # before their memory is given out again
+        self.memory.next_step()
+        view, other = self.views(x, index, self.noise)
+        with self.autocast:
+            if self.phase == "alone" and other is not None:
+                out = self.model.agree(
+                    x if view is None else view, other, agreement_weight=self.views.weight, validate=False
+                )
+            elif self.phase == "start" and self.start is not None and index is not None:
+                out = self.model(x, view=view, generator=self.noise, validate=False)
+                out = _towards(out, self.start[index.cpu()].to(x.device))
+            else:
+                weight = self.views.weight
+                out = self.model(
+                    x, view=view, other_view=other, agreement_weight=weight, generator=self.noise, validate=False
+                )
+        if not math.isfinite(out.loss.item()):
+            raise self._non_finite(out)
+        out.loss.backward()
+        self.optimizer.step()
+        if self.schedule is not None and self.rate_falls:
+            self.schedule.step()
+        return out
+
+    def _non_finite(self, out: Routing) -> NonFiniteError:
+        """Say which term and which node, and put the last good weights back if the present ones are spoilt."""
+        terms = {name: value.item() for name, value in out.terms.items()}
+        term = next((f"{name!r} = {value}" for name, value in terms.items() if not math.isfinite(value)), "their sum")
+        plan = self.model.plan
+        bad_edges = (~torch.isfinite(out.edge_log_prob)).any(0).nonzero().flatten().tolist()
+        bad_leaves: list[int] = []
+        if isinstance(out, Output):
+            bad_leaves = (~torch.isfinite(out.leaf_elbo)).any(0).nonzero().flatten().tolist()
+        places = [f"the expert {plan.leaves[i].path}" for i in bad_leaves]
+        places += dict.fromkeys(f"the gate of {plan.mixtures[plan.edge_mixture[i]].path}" for i in bad_edges)
+        where = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+        kept = "the model is as it was before this step"
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            self.model.load_state_dict(self.good)
+            kept = "the model is back at the end of the last good epoch"
+        expected = f"a finite loss at step {self.steps}"
+        return NonFiniteError(mismatch("loss", expected, f"{term} from {where or 'the objective'}; {kept}"))
+
+
+def _towards(out: Output, leaf: Int[Tensor, " batch"]) -> Output:
+    """The output with the loss that fits gates and experts to given leaves: the log-likelihood of sample and leaf."""
+    own = leaf.unsqueeze(1)
+    terms = {
+        "start_gate": -out.leaf_log_prob.gather(1, own).mean(),
+        "start_expert": -out.leaf_elbo.gather(1, own).mean(),
+    }
+    return replace(out, loss=terms["start_gate"] + terms["start_expert"], terms=terms)
+
+
+def evaluate(model: HMoEVAE, batches: Batches, seed: int) -> dict[str, float]:
+    """Mean terms over all batches, always with the same draws of z, so that epochs can be compared."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    n_samples = 0
+    sums: dict[str, float] = {}
+    for x, _ in batches:
+        n_samples += len(x)
+        for name, value in model.evaluate(x, generator=generator).items():
+            sums[name] = sums.get(name, 0.0) + len(x) * value
+    if n_samples == 0:
+        raise DataError(mismatch("validation_data", "at least one sample", "none"))
+    return {name: value / n_samples for name, value in sums.items()}
