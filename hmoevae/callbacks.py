@@ -1,5 +1,7 @@
 """Callbacks for `hmoevae.fit`."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -43,6 +45,15 @@ class SampleRecorder:
         if not self._frames or not torch.equal(frame, self._frames[-1]):
             self.epochs.append(end.epoch)
             self._frames.append(frame)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The samples kept so far, for a checkpoint."""
+        return {"epochs": list(self.epochs), "frames": list(self._frames)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.epochs = list(state_dict["epochs"])
+        self._frames = list(state_dict["frames"])
 
     @property
     def frames(self) -> Float[Tensor, "epoch leaf *sample"]:

@@ -26,7 +26,7 @@ class DataError(ArgumentError):
 
 
 class CheckpointError(HMoEVAEError, ValueError):
-    """A saved model that is missing, damaged, or belongs to another tree."""
+    """A saved model or a checkpoint that is missing, damaged, belongs to another tree, or cannot be written."""
 
 
 class NonFiniteError(HMoEVAEError, ArithmeticError):
@@ -39,6 +39,10 @@ class MissingExtraError(HMoEVAEError, ImportError):
 
 class DeadLeafWarning(UserWarning):
     """A leaf that training left without samples; names the leaf."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint that is passed over because it is damaged or not ours; names it."""
 
 
 def mismatch(argument: str, expected: str, got: object) -> str:

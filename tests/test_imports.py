@@ -40,9 +40,12 @@ ROOMS = {
     "hmoevae.training": 5,
     "hmoevae.training.agreement": 5,
     "hmoevae.training.batches": 5,
+    "hmoevae.training.checkpoints": 5,
     "hmoevae.training.device": 5,
     "hmoevae.training.fitting": 5,
     "hmoevae.training.loop": 5,
+    "hmoevae.training.resume": 5,
+    "hmoevae.training.states": 5,
     "hmoevae.views": 5,
     "hmoevae.estimator": 6,
     "hmoevae": 7,  # re-exports from everywhere; nothing imports it

@@ -2,7 +2,19 @@
 
 from hmoevae.training.agreement import Agreement
 from hmoevae.training.batches import Data
+from hmoevae.training.checkpoints import best_checkpoint, last_checkpoint
 from hmoevae.training.device import Precision, resolve_device
 from hmoevae.training.fitting import Callback, EpochEnd, Schedule, fit
 
-__all__ = ["Agreement", "Callback", "Data", "EpochEnd", "Precision", "Schedule", "fit", "resolve_device"]
+__all__ = [
+    "Agreement",
+    "Callback",
+    "Data",
+    "EpochEnd",
+    "Precision",
+    "Schedule",
+    "best_checkpoint",
+    "fit",
+    "last_checkpoint",
+    "resolve_device",
+]

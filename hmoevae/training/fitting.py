@@ -1,6 +1,7 @@
 """fit: trains a model on tensors, arrays, data sets or loaders, and records what happens."""
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -15,14 +16,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, DeadLeafWarning, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DeadLeafWarning, NonFiniteError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.starts import Start, first_leaves
 from hmoevae.training.agreement import Agreement, GateViews
 from hmoevae.training.batches import Data, batches_of
+from hmoevae.training.checkpoints import Checkpoints, Resume
 from hmoevae.training.device import Precision, autocast, resolve_device
 from hmoevae.training.loop import Run, evaluate
+from hmoevae.training.resume import TrainingState, described, described_data, described_model
 from hmoevae.views import ViewLike
 
 Schedule = Literal["constant", "cosine"]
@@ -67,6 +70,10 @@ def fit(
     precision: Precision = "fp32",
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1,
+    checkpoint_keep: int = 3,
+    resume: Resume = "auto",
 ) -> History:
     """Train `model` in place by stochastic gradient descent on its objective.
 
@@ -101,8 +108,18 @@ def fit(
         device: Where to train; `"auto"` takes an accelerator if there is one.
         precision: `"bf16"` runs the networks under bfloat16 autocast; parameters, sums and the optimiser stay float32.
             On a CPU without bfloat16 instructions it warns and trains in `"fp32"`.
-        callbacks: Called with an `EpochEnd` after every epoch; a callback that returns `True` ends training.
+        callbacks: Called with an `EpochEnd` after every epoch; a callback that returns `True` ends training. One
+            that has `state_dict` and `load_state_dict` goes on where it was when training does.
         progress: Show a progress bar.
+        checkpoint_dir: A folder for checkpoints, from which training that was cut short goes on as if nothing had
+            happened. `HMoEVAE.from_pretrained` reads the model in each.
+        checkpoint_every: Epochs from one checkpoint to the next; the last epoch has one in any case.
+        checkpoint_keep: How many of the last checkpoints are kept, and with validation data beside them the one with
+            the smallest validation loss, that of the model's objective.
+        resume: `"auto"` goes on from the newest whole checkpoint in `checkpoint_dir`, where there is one; `"never"`
+            starts anew and refuses a folder that has checkpoints; the path of a checkpoint goes on from that one. The
+            arguments have to be those of before, and the random states of Python, numpy and torch become those of the
+            checkpoint. `epochs` may be another number with a constant learning rate and without agreement.
 
     Returns:
         The history, one row an epoch.
@@ -110,7 +127,10 @@ def fit(
     Raises:
         ArgumentError: An argument cannot be used; `DataError` and `ShapeError` for data.
         NonFiniteError: The loss became NaN or infinite. The model is left as it was before that step, or
-            where its weights are spoilt already, as it was after the last good epoch.
+            where its weights are spoilt already, as it was after the last good epoch. No checkpoint is written of it.
+        CheckpointError: A checkpoint cannot be written, as on a full disk, and the ones before are kept; or the one
+            that `resume` names is damaged. In a `checkpoint_dir` damaged ones are passed over with a
+            `CheckpointWarning`.
 
     >>> from hmoevae import VAE, Mixture
     >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
@@ -120,7 +140,9 @@ def fit(
     """
     if not isinstance(model, HMoEVAE):
         raise ArgumentTypeError(mismatch("model", "an HMoEVAE", type(model).__name__))
-    for name, number in (("epochs", epochs), ("batch_size", batch_size), ("init_epochs", init_epochs)):
+    counts = {"epochs": epochs, "batch_size": batch_size, "init_epochs": init_epochs}
+    counts |= {"checkpoint_every": checkpoint_every, "checkpoint_keep": checkpoint_keep}
+    for name, number in counts.items():
         if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
             raise ArgumentError(mismatch(name, "an integer > 0", repr(number)))
     if not 0 < lr < math.inf:
@@ -133,7 +155,11 @@ def fit(
         raise ArgumentError(mismatch("agreement", "None for a tree without a gate", agreement))
     where = resolve_device(device)
     epochs, batch_size = int(epochs), int(batch_size)
-    seed = torch.Generator().seed() if seed is None else seed
+    checkpoints = Checkpoints(checkpoint_dir, checkpoint_every, checkpoint_keep)
+    checkpoint = checkpoints.find(resume)
+    given_seed = seed
+    if seed is None:
+        seed = torch.Generator().seed() if checkpoint is None else int(checkpoint.state["seed"])
     order = torch.Generator().manual_seed(seed)
     source = batches_of(model, data, "data", batch_size, order)
     held_out = (
@@ -141,11 +167,35 @@ def fit(
     )
     if lr_schedule == "cosine" and source.length is None:
         raise ArgumentError(mismatch("lr_schedule", "'constant' for data of unknown length", repr(lr_schedule)))
+    arguments = described_model(model) | {
+        "data": described_data(model, data, source),
+        "validation_data": described_data(model, validation_data, held_out),
+        "batch_size": batch_size,
+        "lr": float(lr) if optimizer is None else None,
+        "lr_schedule": lr_schedule,
+        "optimizer": described(optimizer),
+        "view": described(view),
+        "agreement": described(agreement),
+        "init": described(init),
+        "init_epochs": None if _is_random(init) else int(init_epochs),
+        "seed": None if given_seed is None else int(seed),
+        "device": where.type,
+        "precision": precision,
+        # With these, the number of epochs says what is done in each of them.
+        "epochs": epochs if lr_schedule != "constant" or agreement is not None else None,
+    }
+    if checkpoint is not None:
+        checkpoint.require(arguments)
+        if checkpoint.epoch > epochs:
+            expected = f"at least {checkpoint.epoch}, as many as are done in the checkpoint {checkpoint.path}"
+            raise ArgumentError(mismatch("epochs", expected, epochs))
     views = GateViews(view, agreement, source.samples)
-    start = _start(model, init, source.samples, seed)
-    started_by = 0 if start is None else init_epochs
+    start = checkpoint.state["start"] if checkpoint is not None else _start(model, init, source.samples, seed)
+    started_by = 0 if _is_random(init) else init_epochs
     alone_by = started_by + (0 if agreement is None else round(epochs * agreement.alone))
 
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint.weights)
     model.to(where).train()
     noise = torch.Generator(where).manual_seed(seed)
     make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=lr, fused=True))
@@ -157,10 +207,15 @@ def fit(
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(solver, (epochs - falls_after) * len(source))
     run = Run(model, solver, cosine, views, start, noise, autocast(where, precision))
     history = History()
-    started = time.perf_counter()
+    state = TrainingState(run, history, order, (data, validation_data), callbacks)
+    stopped = False
+    if checkpoint is not None:
+        state.restore(checkpoint)
+        stopped = bool(checkpoint.state["stopped"])
+    started = time.perf_counter() - (history.rows[-1]["seconds"] if len(history) else 0.0)
     try:
-        with closing(_bar(total, show=progress)) as bar:
-            for epoch in range(1, epochs + 1):
+        with closing(_bar(total, done=run.steps, show=progress)) as bar:
+            for epoch in range(len(history) + 1, 1 if stopped else epochs + 1):
                 run.phase = "start" if epoch <= started_by else "alone" if epoch <= alone_by else "joint"
                 run.rate_falls = epoch > falls_after
                 row = run.epoch(source, f"epoch {epoch}/{epochs}", bar)
@@ -168,10 +223,19 @@ def fit(
                     row |= {f"val_{name}": value for name, value in evaluate(model, held_out, seed).items()}
                 history.rows.append({"epoch": epoch, "seconds": time.perf_counter() - started, **row})
                 stops = [callback(EpochEnd(model, history, epoch, epochs)) is True for callback in callbacks]
-                if any(stops):
+                stopped = any(stops)
+                if checkpoints.due(epoch, last=stopped or epoch == epochs):
+                    still_needed = start if epoch < started_by else None
+                    whole = {"training": state.state_dict(), "seed": seed, "start": still_needed, "stopped": stopped}
+                    checkpoints.write(model, epoch, row.get(f"val_{model.objective}"), arguments, whole)
+                if stopped:
                     break
     except KeyboardInterrupt:
         history.interrupted = True
+    except NonFiniteError as error:
+        if checkpoints.last is None:
+            raise
+        raise NonFiniteError(f"{error}; the last checkpoint is {checkpoints.last}") from None
     finally:
         run.close()
         model.eval()
@@ -180,9 +244,13 @@ def fit(
     return history
 
 
+def _is_random(init: Start) -> bool:
+    return isinstance(init, str) and init == "random"
+
+
 def _start(model: HMoEVAE, init: Start, samples: Tensor | None, seed: int) -> Int[Tensor, " n"] | None:
     """The leaf that every sample starts in; `None` for a random start."""
-    if isinstance(init, str) and init == "random":
+    if _is_random(init):
         return None
     if samples is None:
         raise ArgumentTypeError(mismatch("data", "a tensor or array, for a start", "another source of samples"))
@@ -198,8 +266,8 @@ def _warn_of_dead_leaves(model: HMoEVAE, history: History) -> None:
         warnings.warn(mismatch("usage", expected, f"less for {', '.join(dead)}"), DeadLeafWarning, stacklevel=3)
 
 
-def _bar(total: int | None, *, show: bool) -> "tqdm[Any]":
-    bar = tqdm(total=total, disable=not show, unit="step", dynamic_ncols=True)
+def _bar(total: int | None, *, done: int, show: bool) -> "tqdm[Any]":
+    bar = tqdm(total=total, initial=done, disable=not show, unit="step", dynamic_ncols=True)
     if not getattr(bar.fp if show else None, "isatty", lambda: False)():
         bar.mininterval = bar.maxinterval = 30.0  # a log file wants a line now and then, not ten a second
     return bar

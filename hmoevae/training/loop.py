@@ -55,6 +55,24 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.memory.detach(self.model)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes from step to step, but the weights."""
+        return {
+            "steps": self.steps,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "noise": self.noise.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave, with the weights that the model has now."""
+        self.steps = state["steps"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        self.noise.set_state(state["noise"])
+        self.good = copy.deepcopy(self.model.state_dict())
+
     def epoch(self, batches: Batches, title: str, bar: "tqdm[Any]") -> dict[str, float]:
         """One pass over the data; returns the means of the loss, its terms and every leaf's usage."""
         n_samples = 0
@@ -77,6 +95,7 @@ class Run:
                 bar.set_postfix(dict(zip(names, (f"{v:.4g}" for v in values), strict=True)), refresh=False)
         if sums is None:
             raise DataError(mismatch("data", "at least one sample", "none"))
+        self._check_weights()
         self.good = copy.deepcopy(self.model.state_dict())
         usage = [f"usage/{leaf.path}" for leaf in self.model.plan.leaves]
         return dict(zip([*names, *usage], (sums / n_samples).tolist(), strict=True))
@@ -107,6 +126,18 @@ class Run:
         if self.schedule is not None and self.rate_falls:
             self.schedule.step()
         return out
+
+    def _check_weights(self) -> None:
+        """Find weights that the last step has spoilt, and those that no loss has looked at yet."""
+        weights = dict(self.model.named_parameters())
+        finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()]).tolist()
+        bad = [name for name, good in zip(weights, finite, strict=True) if not good]
+        if bad:
+            self.model.load_state_dict(self.good)
+            where = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+            expected = f"finite weights after step {self.steps}"
+            kept = "the model is back at the end of the last good epoch"
+            raise NonFiniteError(mismatch("weights", expected, f"NaN or infinity in {where}; {kept}"))
 
     def _non_finite(self, out: Routing) -> NonFiniteError:
         """Say which term and which node, and put the last good weights back if the present ones are spoilt."""

@@ -1,0 +1,324 @@
+"""Checkpoints: folders that are whole or not there, each with all that a training run needs to go on."""
+
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hmoevae import storage
+from hmoevae.errors import ArgumentError, CheckpointError, CheckpointWarning, mismatch
+from hmoevae.model import HMoEVAE
+from hmoevae.training.states import pack, unpack
+
+FORMAT_VERSION = 1
+STATE_NAME = "training.json"
+TENSORS_NAME = "training.safetensors"
+SUMS_NAME = "SHA256SUMS"
+"""Digests of the files that a checkpoint needs, as `sha256sum --check` reads them."""
+NEEDED = (storage.CONFIG_NAME, storage.WEIGHTS_NAME, STATE_NAME, TENSORS_NAME)
+Resume = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """What was read from a checkpoint.
+
+    Attributes:
+        path: Its folder.
+        epoch: The epoch it was written after.
+        validation_loss: The objective on the validation data; `None` without.
+        kept: Epochs and validation losses of the checkpoints that its run had not deleted yet.
+        arguments: What training depends on, by the names of the arguments of `fit`, in words.
+        weights: Of the model.
+        state: The rest, as given to `Checkpoints.write`.
+    """
+
+    path: Path
+    epoch: int
+    validation_loss: float | None
+    kept: dict[int, float | None]
+    arguments: dict[str, Any]
+    weights: dict[str, Tensor]
+    state: Any
+
+    def require(self, arguments: dict[str, Any]) -> None:
+        """Make sure that training would go on with the arguments it began with.
+
+        Raises:
+            ArgumentError: One of them is another.
+        """
+        for name in self.arguments | arguments:
+            before, now = self.arguments.get(name), arguments.get(name)
+            if before != now:
+                raise ArgumentError(mismatch(name, f"{before}, as in the checkpoint {self.path}", now))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint, having made sure that it is as it was written.
+
+    Raises:
+        CheckpointError: It is missing, damaged or not ours.
+    """
+    expected = "a whole checkpoint"
+    try:
+        sums = dict(_sums(path))
+        for name in NEEDED:
+            if name not in sums:
+                raise CheckpointError(mismatch(str(path), expected, f"no digest of {name} in {SUMS_NAME}"))
+        for name, digest in sums.items():
+            if _sha256(path / name) != digest:
+                raise CheckpointError(mismatch(str(path), expected, f"another content of {name} than was written"))
+        content = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
+        version = content["format_version"] if content["format"] == "hmoevae-checkpoint" else "of something else"
+        if version != FORMAT_VERSION:
+            raise CheckpointError(mismatch(str(path), f"a checkpoint of format_version {FORMAT_VERSION}", version))
+        return Checkpoint(
+            path,
+            content["epoch"],
+            content["validation_loss"],
+            dict(map(tuple, content["kept"])),
+            content["arguments"],
+            load_file(path / storage.WEIGHTS_NAME),
+            unpack(content["state"], load_file(path / TENSORS_NAME)),
+        )
+    except OSError as error:
+        reason = f"{Path(error.filename).name}: {error.strerror}" if error.filename else f"{error}"
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+    raise CheckpointError(mismatch(str(path), expected, reason))
+
+
+def last_checkpoint(folder: str | os.PathLike[str]) -> Path:
+    """The newest whole checkpoint in a `checkpoint_dir`; `HMoEVAE.from_pretrained` reads the model in it.
+
+    Raises:
+        CheckpointError: There is none. `CheckpointWarning` names those that are damaged.
+    """
+    for checkpoint in _whole(Path(folder)):
+        return checkpoint.path
+    raise CheckpointError(mismatch(str(folder), "a folder with a whole checkpoint", "none"))
+
+
+def best_checkpoint(folder: str | os.PathLike[str]) -> Path:
+    """The whole checkpoint in a `checkpoint_dir` with the smallest validation loss, that of the model's objective.
+
+    Raises:
+        CheckpointError: There is none, or none with a validation loss. `CheckpointWarning` names those that are
+            damaged.
+    """
+    losses = {checkpoint.path: checkpoint.validation_loss for checkpoint in _whole(Path(folder))}
+    known = {path: loss for path, loss in losses.items() if loss is not None}
+    if not known:
+        got = f"{len(losses)} without" if losses else "none"
+        raise CheckpointError(mismatch(str(folder), "a folder with a checkpoint that has a validation loss", got))
+    return min(known, key=lambda path: known[path])
+
+
+class Checkpoints:
+    """The checkpoints of one run: the one it goes on from, those it writes, and which of them are kept.
+
+    Args:
+        folder: Where they are; `None` for a run without.
+        every: Epochs from one to the next.
+        keep: How many of the last are kept, and beside them the one with the smallest validation loss.
+
+    Raises:
+        ArgumentError: The folder cannot be made, or not be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None, every: int, keep: int) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.every = every
+        self.keep = keep
+        self.kept: dict[int, float | None] = {}
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / _hidden("probe")).mkdir()
+            for path in self.folder.glob(".epoch-*"):  # left by a run that was killed while it wrote or deleted
+                shutil.rmtree(path)
+        except OSError as error:
+            expected = "a folder that can be written"
+            raise ArgumentError(mismatch("checkpoint_dir", expected, f"{folder} ({error.strerror})")) from None
+
+    @property
+    def last(self) -> Path | None:
+        """The newest that this run has written or gone on from."""
+        return None if self.folder is None or not self.kept else self.folder / _name(max(self.kept))
+
+    def find(self, resume: Resume) -> Checkpoint | None:
+        """The checkpoint to go on from; `None` to start anew.
+
+        Args:
+            resume: As of `hmoevae.fit`.
+
+        Raises:
+            ArgumentError: Training would overwrite checkpoints.
+            CheckpointError: The checkpoint that `resume` names is not a whole one.
+        """
+        there = [] if self.folder is None else _paths(self.folder)
+        if resume == "never":
+            found = None
+            if there:
+                expected = "a folder without checkpoints for resume='never'"
+                raise ArgumentError(mismatch("checkpoint_dir", expected, f"{there[0].name} in {self.folder}"))
+        elif resume == "auto":
+            found = None if self.folder is None else next(_whole(self.folder), None)
+        else:
+            found = read_checkpoint(Path(resume))
+            own = self.folder is not None and found.path.resolve().parent == self.folder.resolve()
+            later = [path for path in there if not own or _epoch(path) > found.epoch]
+            if later:
+                expected = f"a folder without checkpoints later than {found.path}"
+                raise ArgumentError(mismatch("checkpoint_dir", expected, later[0].name))
+        if found is not None and self.folder is not None and found.path.resolve().parent == self.folder.resolve():
+            self.kept = {epoch: loss for epoch, loss in found.kept.items() if (self.folder / _name(epoch)).is_dir()}
+        return found
+
+    def due(self, epoch: int, *, last: bool) -> bool:
+        """Whether a checkpoint is wanted after this epoch, which may be the run's last."""
+        return self.folder is not None and (last or epoch % self.every == 0)
+
+    def write(
+        self, model: HMoEVAE, epoch: int, validation_loss: float | None, arguments: Mapping[str, Any], state: Any
+    ) -> None:
+        """Write the checkpoint of an epoch, and delete those that need not be kept any longer.
+
+        Args:
+            model: Whose weights are written.
+            epoch: The epoch just finished.
+            validation_loss: What the best is chosen by.
+            arguments: See `Checkpoint`.
+            state: Everything else, for `hmoevae.training.states.pack`.
+
+        Raises:
+            CheckpointError: It cannot be written, as on a full disk; what was there before is still there.
+            ArgumentTypeError: There is something in `state` that cannot be written without a pickle.
+        """
+        assert self.folder is not None
+        target = self.folder / _name(epoch)
+        loss = validation_loss if validation_loss is None or math.isfinite(validation_loss) else None
+        packed, tensors = pack(state, "state")
+        content = {
+            "format": "hmoevae-checkpoint",
+            "format_version": FORMAT_VERSION,
+            "torch": torch.__version__,
+            "epoch": epoch,
+            "validation_loss": loss,
+            "kept": [*self.kept.items(), (epoch, loss)],
+            "arguments": dict(arguments),
+            "state": packed,
+        }
+        try:
+            with _folder_in_place(target) as beside:
+                model.save_pretrained(beside)
+                save_file(tensors, beside / TENSORS_NAME)
+                (beside / STATE_NAME).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+                sums = "".join(f"{_sha256(beside / name)}  {name}\n" for name in NEEDED)
+                (beside / SUMS_NAME).write_text(sums, encoding="utf-8")
+        except (OSError, SafetensorError, ArgumentError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{error}"
+            kept = "there is no earlier one" if self.last is None else f"the last one is {self.last}"
+            expected = "a checkpoint that can be written"
+            raise CheckpointError(mismatch(str(target), expected, f"{reason}; {kept}")) from None
+        self.kept[epoch] = loss
+        self._prune()
+
+    def _prune(self) -> None:
+        assert self.folder is not None
+        stays = set(sorted(self.kept)[-self.keep :])
+        losses = {epoch: loss for epoch, loss in self.kept.items() if loss is not None}
+        if losses:
+            stays.add(min(losses, key=lambda epoch: losses[epoch]))
+        for epoch in self.kept.keys() - stays:
+            path, doomed = self.folder / _name(epoch), self.folder / _hidden(_name(epoch))
+            with suppress(FileNotFoundError):  # somebody else has deleted it
+                path.rename(doomed)  # so that what is half deleted is not taken for a damaged checkpoint
+                shutil.rmtree(doomed, ignore_errors=True)
+            del self.kept[epoch]
+
+
+@contextmanager
+def _folder_in_place(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that appears as `target`, on the disk, when the block ends well, and else not at all."""
+    beside = target.with_name(_hidden(target.name))
+    try:
+        beside.mkdir()
+        yield beside
+        for path in beside.iterdir():
+            _to_disk(path)
+        _to_disk(beside)
+        if target.exists():  # one that was refused: nobody has asked to lose it
+            target.rename(target.with_name(f"{target.name}.refused-{secrets.token_hex(4)}"))
+        beside.rename(target)
+        _to_disk(target.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, is on the disk and not only on its way there."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows has no such call for folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sums(path: Path) -> Iterator[tuple[str, str]]:
+    """Names and digests of the files of a checkpoint."""
+    for line in (path / SUMS_NAME).read_text(encoding="utf-8").splitlines():
+        digest, name = line.split("  ", 1)
+        if name in NEEDED:
+            yield name, digest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _whole(folder: Path) -> Iterator[Checkpoint]:
+    """The checkpoints in a folder, newest first; those that cannot be read are named in a warning."""
+    for path in _paths(folder):
+        try:
+            yield read_checkpoint(path)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; passed over", CheckpointWarning, stacklevel=4)
+
+
+def _paths(folder: Path) -> list[Path]:
+    """What has the name of a checkpoint, newest first."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in paths if re.fullmatch(r"epoch-\d{6,}", path.name)), key=_epoch, reverse=True)
+
+
+def _name(epoch: int) -> str:
+    return f"epoch-{epoch:06d}"
+
+
+def _epoch(path: Path) -> int:
+    return int(path.name.removeprefix("epoch-"))
+
+
+def _hidden(name: str) -> str:
+    return f".epoch-{name.removeprefix('epoch-')}-{secrets.token_hex(4)}"
