@@ -202,7 +202,7 @@ class HMoEVAE(
         terms: dict[str, Tensor] = {}
         if other is not None:
             terms["agreement"] = weight * agreement((edges[0], edges[1]), (nodes[0], nodes[1]), self.paths)
-        importance = torch.stack([self.paths.importance(node_log_prob) for node_log_prob in nodes]).mean(0)
+        importance = torch.stack([self.paths.importance(*seen) for seen in zip(edges, nodes, strict=True)]).mean(0)
         terms["balance"] = balance(importance, self.paths.edge_log_prior().detach(), self.paths)
         return Routing(
             loss=torch.stack(list(terms.values())).sum(),

@@ -96,7 +96,7 @@ def random_edges(plan: Plan, batch: int, seed: int) -> Tensor:
 def run_balance(plan: Plan, edges: Tensor, log_prior: Tensor | None = None) -> Tensor:
     """The balance of all mixtures, as the model computes it."""
     paths = Paths(plan).to(edges.dtype)
-    importance = paths.importance(paths.node_log_prob(edges))
+    importance = paths.importance(edges, paths.node_log_prob(edges))
     return balance(importance, paths.edge_log_prior().detach() if log_prior is None else log_prior, paths)
 
 
@@ -110,7 +110,7 @@ def naive_total(tree: Tree, plan: Plan, edges: Tensor, log_prior: list[float]) -
         own = node.balance or inherited
         n = len(node.children)
         rows = range(first[path], first[path] + n)
-        importance = [(reach + edges[row]).exp().sum() for row in rows]
+        importance = [(reach.detach() + edges[row]).exp().sum() for row in rows]
         total = own.weight * reference.naive_balance(own.kind, importance, [log_prior[row] for row in rows])
         for i, (row, child) in enumerate(zip(rows, node.children, strict=True)):
             total = total + visit(child, f"{path}/{i}", reach + edges[row], own)

@@ -68,9 +68,16 @@ class Paths(nn.Module):
         """The rows of the leaves."""
         return node_log_prob.index_select(0, self.leaf_nodes)
 
-    def importance(self, node_log_prob: Float[Tensor, "node batch"]) -> Float[Tensor, " edge"]:
-        """How much of the batch arrives at the child of every edge, in samples."""
-        return node_log_prob.index_select(0, self.edge_child).exp().sum(1)
+    def importance(
+        self, edge_log_prob: Float[Tensor, "edge batch"], node_log_prob: Float[Tensor, "node batch"]
+    ) -> Float[Tensor, " edge"]:
+        """How much of the batch arrives at the child of every edge, in samples.
+
+        The gradient is that of the mixture's own gate: how many samples arrive at a mixture is not for its children to
+        teach.
+        """
+        reach = node_log_prob.index_select(0, self.mixture_nodes).detach().index_select(0, self.edge_mixture)
+        return (reach + edge_log_prob).exp().sum(1)
 
     def reach(self, node_log_prob: Float[Tensor, "node batch"]) -> Float[Tensor, "mixture batch"]:
         """Probability of arriving at every mixture."""
