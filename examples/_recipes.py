@@ -1,11 +1,11 @@
 """Recipes: which tree, and how it is trained; the one place that the examples and `benchmarks/clustering.py` read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import hmoevae as hm
 from hmoevae.nn.objectives import ObjectiveName
@@ -65,17 +65,26 @@ def train(
     lr_schedule: Schedule = "constant",
     view: ViewLike | None = None,
     agreement: hm.Agreement | None = None,
+    expert_lr_factor: float = 1.0,
 ) -> Trained:
-    """A model of `tree`, trained on `x` in one go."""
+    """A model of `tree`, trained on `x` in one go; the experts learn by a multiple of the gates' rate."""
     torch.manual_seed(training.seed)
     model = hm.HMoEVAE(tree, input_shape=tuple(x.shape[1:]), objective=objective)
+
+    def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        experts = list(model.experts.parameters())
+        own = {id(parameter) for parameter in experts}
+        others = [parameter for parameter in parameters if id(parameter) not in own]
+        groups = [{"params": others}, {"params": experts, "lr": expert_lr_factor * training.lr}]
+        return torch.optim.Adam(groups, lr=training.lr, fused=True)
+
     history = hm.fit(
         model,
         x,
         epochs=training.epochs,
         batch_size=training.batch_size,
-        lr=training.lr,
         lr_schedule=lr_schedule,
+        optimizer=adam,
         view=view,
         agreement=agreement,
         seed=training.seed,
@@ -97,38 +106,39 @@ def laid_out(
     expert: hm.VAE,
     *,
     gate: hm.MLP | hm.Conv,
+    inner_gate: hm.MLP | hm.Conv,
     balance: hm.Balance,
-    style_gate: hm.MLP | hm.Conv,
-    style_balance: hm.Balance | None = None,
+    inner_balance: Callable[[float], hm.Balance | None],
+    n_styles: int = N_STYLES,
 ) -> hm.Mixture:
     """A tree of equal experts.
 
     Args:
-        layout: `"flat"` is one gate over ten experts, `"two-level"` ten gated mixtures of three, `"binary"` ten experts
+        layout: `"flat"` is one gate over ten experts, `"two-level"` ten gated mixtures of a few, `"binary"` ten experts
             below gates of two, as evenly as their number allows.
         expert: Every leaf.
-        gate: Of all mixtures but the ten of the two-level tree.
-        balance: Of the root, and where nothing else is said of all below it.
-        style_gate: Of the ten mixtures of the two-level tree.
-        style_balance: Of the same; `None` inherits that of the root.
+        gate: Of the root.
+        inner_gate: Of all mixtures below it.
+        balance: Of the root.
+        inner_balance: Of a mixture below it, from its share of the leaves; `None` inherits that of the root.
+        n_styles: Experts in each mixture of the two-level tree.
     """
+
+    def binary_part(n: int) -> hm.VAE | hm.Mixture:
+        if n == 1:
+            return expert
+        left, right = (binary_part(below) for below in halves(n))
+        return hm.Mixture(children=(left, right), gate=inner_gate, balance=inner_balance(n / N_KINDS))
+
     match layout:
         case "flat":
             return hm.Mixture.of(expert, N_KINDS, gate=gate, balance=balance)
         case "two-level":
-            kind = hm.Mixture.of(expert, N_STYLES, gate=style_gate, balance=style_balance)
+            kind = hm.Mixture.of(expert, n_styles, gate=inner_gate, balance=inner_balance(1 / N_KINDS))
             return hm.Mixture.of(kind, N_KINDS, gate=gate, balance=balance)
         case "binary":
-            left, right = (binary(expert, n, gate=gate) for n in halves(N_KINDS))
+            left, right = (binary_part(n) for n in halves(N_KINDS))
             return hm.Mixture(children=(left, right), gate=gate, balance=balance)
-
-
-def binary(leaf: hm.VAE, n: int, *, gate: hm.MLP | hm.Conv) -> hm.VAE | hm.Mixture:
-    """A tree of `n` leaves in which every gate has two children, with as many leaves below one as below the other."""
-    if n == 1:
-        return leaf
-    left, right = (binary(leaf, below, gate=gate) for below in halves(n))
-    return hm.Mixture(children=(left, right), gate=gate)
 
 
 def halves(n: int) -> tuple[int, int]:
@@ -143,7 +153,8 @@ def article_tree(layout: Layout) -> hm.Mixture:
     """The article's expert, gate and balance: sigmoid layers of 128, ten latents, a standard deviation of 0.5."""
     layer = hm.MLP((128,), activation="sigmoid")
     expert = hm.VAE(latent_dim=10, encoder=layer, decoder=layer, likelihood=hm.Gaussian(scale=0.5, mean="sigmoid"))
-    return laid_out(layout, expert, gate=layer, balance=hm.Balance("variance", weight=0.1), style_gate=layer)
+    balance = hm.Balance("variance", weight=0.1)
+    return laid_out(layout, expert, gate=layer, inner_gate=layer, balance=balance, inner_balance=lambda _: None)
 
 
 def article(layout: Layout, x: Tensor, training: Training) -> Trained:
@@ -154,34 +165,46 @@ def article(layout: Layout, x: Tensor, training: Training) -> Trained:
 # --- the best we know: gates that agree on a sample and its neighbour, from a random start ---------------------------
 
 
-def best_tree(layout: Layout) -> hm.Mixture:
+def best_tree(layout: Layout, n_styles: int = N_STYLES) -> hm.Mixture:
     """A convolutional gate whose usage is held near even, over experts with ReLU layers.
 
-    Styles are told apart by dense gates: ten convolutional ones would cost as much as all experts together. A kind sees
-    a tenth of the samples, so its agreement weighs a tenth, and its balance has to match.
+    Gates below the root are dense: ten convolutional ones would cost as much as all experts together. The samples that
+    reach them are a share of all, so their agreement weighs as much less, and their balance has to match.
     """
     layer = hm.MLP((128,))
     expert = hm.VAE(latent_dim=10, encoder=layer, decoder=layer, likelihood=hm.Gaussian(scale=0.5, mean="sigmoid"))
+
+    def balance(share: float) -> hm.Balance:
+        return hm.Balance("kl", weight=20.0 * share)
+
     return laid_out(
         layout,
         expert,
         gate=hm.Conv(),
-        balance=hm.Balance("kl", weight=20.0),
-        style_gate=layer,
-        style_balance=hm.Balance("kl", weight=2.0),
+        inner_gate=layer,
+        balance=balance(1.0),
+        inner_balance=balance,
+        n_styles=n_styles,
     )
 
 
-def best(layout: Layout, x: Tensor, training: Training) -> Trained:
-    """Agreement alone, then with the experts' bound beside it."""
+def best(layout: Layout, x: Tensor, training: Training, n_styles: int = N_STYLES) -> Trained:
+    """Agreement alone, then with the experts' bound beside it.
+
+    The more experts there are, the fewer samples each of them sees, and the larger are its steps.
+    """
+    tree = best_tree(layout, n_styles)
+    # Inner nodes of the binary tree stand for nothing in particular: all gates on the way to a leaf agree together.
+    levels = (tree.depth,) if layout == "binary" else None
     return train(
-        best_tree(layout),
+        tree,
         x,
         training,
         objective="elbo",
         lr_schedule="cosine",
         view=hm.views.RandomAffine(),
-        agreement=hm.Agreement(alone=1 / 3),
+        agreement=hm.Agreement(alone=1 / 3, levels=levels),
+        expert_lr_factor=tree.n_leaves / N_KINDS,
     )
 
 

@@ -4,9 +4,10 @@ Axes of the public, batch-first interface: `batch`, then `leaf`, `edge` or `node
 the shape of a sample. Everything probabilistic is in nats.
 """
 
+import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,7 @@ class HMoEVAE(
         view: Tensor | None = None,
         other_view: Tensor | None = None,
         agreement_weight: float = 1.0,
+        agreement_levels: Sequence[int] | None = None,
         generator: torch.Generator | None = None,
         validate: bool = True,
     ) -> Output:
@@ -150,18 +152,22 @@ class HMoEVAE(
             view: What the gates see of each sample in place of it, of the same shape; the experts model `x` itself.
             other_view: Another view of each sample, which the gates shall send the same way: the term `"agreement"`.
             agreement_weight: Factor in front of that term.
+            agreement_levels: At which levels the two are to arrive at the same node, from 1 on and ascending (see
+                `hmoevae.nn.objectives.agreement`). Gates below the last of them see the sample itself and learn from
+                the objective. `None` means all levels.
             generator: Source of the draws of z, on the model's device; torch's global one if `None`.
             validate: Check the values too, not only the shape. Switch it off for data already checked.
 
         Raises:
             ShapeError: `x` does not have the shape of a batch of samples, or a view not the shape of `x`.
             DataError: `x` is empty, not finite, or outside the support of a leaf's likelihood; a view is not finite.
+            ArgumentError: The tree has no such levels.
         """
         x = self.check_input(x, values=validate)
         flat = self._features_first(x)
         seen = flat if view is None else self._view(view, "view", x, validate=validate)
         other = None if other_view is None else self._view(other_view, "other_view", x, validate=validate)
-        routing = self._routing(seen, other, agreement_weight)
+        routing = self._routing(seen, other, flat, agreement_weight, agreement_levels)
         leaf_elbo = self.experts.elbo(flat, generator)
         terms = OBJECTIVES[self.objective](leaf_elbo, routing.leaf_log_prob.t(), self.paths.leaf_log_prior())
         terms |= routing.terms
@@ -174,7 +180,13 @@ class HMoEVAE(
         )
 
     def agree(
-        self, view: Tensor, other_view: Tensor, *, agreement_weight: float = 1.0, validate: bool = True
+        self,
+        view: Tensor,
+        other_view: Tensor,
+        *,
+        agreement_weight: float = 1.0,
+        agreement_levels: Sequence[int] | None = None,
+        validate: bool = True,
     ) -> Routing:
         """A training step of the gates without the experts: agreement on two views of each sample, and balance.
 
@@ -182,27 +194,42 @@ class HMoEVAE(
             view: One view of each sample, `(batch, *input_shape)`, on the model's device.
             other_view: Another view of each sample, of the same shape.
             agreement_weight: Factor in front of the term `"agreement"`.
+            agreement_levels: As in `forward`; gates below the last of them learn from their balance only.
             validate: Check the values too, not only the shape.
 
         Raises:
             ShapeError: A view does not have the shape of a batch of samples.
             DataError: A view is empty or not finite.
+            ArgumentError: The tree has no such levels.
         """
         view = self.check_input(view, name="view", values=False)
         seen = self._view(view, "view", view, validate=validate)
-        return self._routing(seen, self._view(other_view, "other_view", view, validate=validate), agreement_weight)
+        other = self._view(other_view, "other_view", view, validate=validate)
+        return self._routing(seen, other, seen, agreement_weight, agreement_levels)
 
     def _routing(
-        self, seen: Float[Tensor, "feature batch"], other: Float[Tensor, "feature batch"] | None, weight: float
+        self,
+        seen: Float[Tensor, "feature batch"],
+        other: Float[Tensor, "feature batch"] | None,
+        own: Float[Tensor, "feature batch"],
+        weight: float,
+        levels: Sequence[int] | None,
     ) -> Routing:
-        """The gates' answers and their own terms."""
-        # One pass of the gates for both views.
-        edges = [self.gates(seen)] if other is None else self.gates(torch.cat([seen, other], dim=1)).chunk(2, dim=1)
+        """The gates' answers and their own terms; gates below the last of `levels` see `own`."""
+        depth = self.plan.depth
+        levels = range(1, depth + 1) if levels is None else levels
+        if not all(a < b for a, b in itertools.pairwise((0, *levels, depth + 1))):
+            expected = f"ascending levels from 1 to the tree's depth {depth}"
+            raise ArgumentError(mismatch("agreement_levels", expected, levels))
+        last = levels[-1] if levels else 0
+        both = seen if other is None else torch.cat([seen, other], dim=1)  # one pass of the gates for both
+        answers = self.gates(both) if last == depth else self.gates.split(both, own, last)
+        edges = [answers] if other is None else answers.chunk(2, dim=1)
         nodes = [self.paths.node_log_prob(edge_log_prob) for edge_log_prob in edges]
         terms: dict[str, Tensor] = {}
         if other is not None:
-            terms["agreement"] = weight * agreement((edges[0], edges[1]), (nodes[0], nodes[1]), self.paths)
-        importance = torch.stack([self.paths.importance(node_log_prob) for node_log_prob in nodes]).mean(0)
+            terms["agreement"] = weight * agreement((nodes[0], nodes[1]), self.paths, levels)
+        importance = torch.stack([self.paths.importance(*seen) for seen in zip(edges, nodes, strict=True)]).mean(0)
         terms["balance"] = balance(importance, self.paths.edge_log_prior().detach(), self.paths)
         return Routing(
             loss=torch.stack(list(terms.values())).sum(),

@@ -255,6 +255,50 @@ def samples(model: HMoEVAE, n: int = 10, *, generator: torch.Generator | None = 
     return _make_room(fig, ax)
 
 
+def nearest(model: HMoEVAE, x: ArrayLike, n: int = 5, *, generator: torch.Generator | None = None) -> Figure:
+    """Samples of every leaf, and below each the nearest of the given ones that are routed to the leaf.
+
+    A pair of rows for each child of the root, the leaves below it side by side. A leaf that takes none of the samples
+    has blanks in the lower row.
+
+    Args:
+        model: The model.
+        x: Samples to look among, `(batch, *input_shape)`, such as the test split.
+        n: How many of each leaf, z drawn from the prior N(0, I).
+        generator: Source of the draws, on the CPU.
+
+    Raises:
+        ArgumentError: `n` is not an integer > 0.
+        ShapeError: `x` does not have the shape of a batch of samples.
+        DataError: `x` is empty, not finite, or outside the support of a leaf's likelihood.
+    """
+    if not isinstance(n, int) or n < 1:
+        raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
+    x = model.check_input(x).cpu()
+    plan, leaf = model.plan, model.predict(x).cpu()
+    z = torch.randn(n * plan.n_leaves, model.experts.latent_dim, generator=generator)
+    drawn = model.decode(z, torch.arange(plan.n_leaves).repeat_interleave(n)).cpu().unflatten(0, (plan.n_leaves, n))
+    found = torch.zeros_like(drawn)
+    for i in leaf.unique().tolist():
+        own = x[leaf == i].to(drawn.dtype)
+        found[i] = own[torch.cdist(drawn[i].flatten(1), own.flatten(1)).argmin(1)]
+    pictures = _pictures(torch.cat([drawn, found]), "samples")
+    pictures[plan.n_leaves :][leaf.bincount(minlength=plan.n_leaves).numpy() == 0] = 1.0
+
+    branches = plan.level(1) if plan.depth else plan.leaves
+    n_columns = n * max(len(branch.leaves) for branch in branches)
+    grid = np.ones((2 * len(branches), n_columns, *pictures.shape[2:]), dtype=pictures.dtype)
+    for row, branch in enumerate(branches):
+        for half in (0, 1):
+            own = np.concatenate([pictures[half * plan.n_leaves + i] for i in branch.leaves])
+            grid[2 * row + half, : len(own)] = own
+    labels = [label for branch in branches for label in (_name(branch), "nearest")]
+    pairs, leaves = range(2, len(grid), 2), range(n, n_columns, n)
+    fig, ax = _show(grid, labels, [], rows_apart=pairs, columns_apart=leaves, gap=2 * GAP)
+    ax.set_title("Samples of every leaf, and the nearest of those routed to it", **TITLE)
+    return _make_room(fig, ax)
+
+
 def reconstructions(model: HMoEVAE, x: ArrayLike) -> Figure:
     """Samples above their reconstructions, and below each pair the leaf that it was routed to.
 

@@ -183,7 +183,10 @@ class Reference:
                 return
             balance = node.balance if node.balance is not None else inherited
             log_gate, own_prior = self.gate(path, x), self.log_prior(path)
-            importance = [sum((reach[b] + log_gate[b, c]).exp() for b in range(len(x))) for c in range(len(own_prior))]
+            arrived = reach.detach()  # the children of a mixture do not teach the gates above it
+            importance = [
+                sum((arrived[b] + log_gate[b, c]).exp() for b in range(len(x))) for c in range(len(own_prior))
+            ]
             balance_terms.append(balance.weight * naive_balance(balance.kind, importance, own_prior.detach().tolist()))
             for c, child in enumerate(node.children):
                 edges[self.first_edge[path] + c] = log_gate[:, c]

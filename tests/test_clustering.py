@@ -1,7 +1,6 @@
 """The clustering benchmark: its trees, its baselines, its command line and its report."""
 
 import json
-import math
 import statistics
 import sys
 import types
@@ -11,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from _recipes import RECIPES, Layout, Training, article_tree, binary
+from _recipes import RECIPES, Layout, Training, article_tree, best_tree, halves
 from baselines import BASELINES
 from clustering import aligned, main, published_lines
 from published import PUBLISHED
@@ -33,14 +32,19 @@ def test_layouts_are_what_they_say(name: str) -> None:
 
 
 @pytest.mark.parametrize("n", range(2, 20))
-def test_binary_trees_are_as_even_as_can_be(n: int) -> None:
-    tree = binary(hm.VAE(), n, gate=hm.MLP())
-    assert tree.n_leaves == n
-    assert tree.depth == math.ceil(math.log2(n))
+def test_halves_are_as_even_as_can_be(n: int) -> None:
+    left, right = halves(n)
+    assert left + right == n
+    assert left - right in (0, 1)
+
+
+@pytest.mark.parametrize("layout", ["two-level", "binary"])
+def test_the_balances_of_the_best_tree_weigh_by_their_share_of_the_leaves(layout: Layout) -> None:
+    """So that, of kind `kl`, they add up to the divergence of the leaves' usage from the prior."""
+    tree = best_tree(layout)
     for _, node in tree.walk():
         if node.children:
-            left, right = (child.n_leaves for child in node.children)
-            assert left - right in (0, 1)
+            assert node.balance.weight == pytest.approx(20 * node.n_leaves / tree.n_leaves)
 
 
 def test_a_binary_tree_of_the_article_has_ten_of_its_experts() -> None:

@@ -1,6 +1,8 @@
 """Objectives and balance terms against their formulas written out, and what must hold of them whatever the network."""
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -96,7 +98,7 @@ def random_edges(plan: Plan, batch: int, seed: int) -> Tensor:
 def run_balance(plan: Plan, edges: Tensor, log_prior: Tensor | None = None) -> Tensor:
     """The balance of all mixtures, as the model computes it."""
     paths = Paths(plan).to(edges.dtype)
-    importance = paths.importance(paths.node_log_prob(edges))
+    importance = paths.importance(edges, paths.node_log_prob(edges))
     return balance(importance, paths.edge_log_prior().detach() if log_prior is None else log_prior, paths)
 
 
@@ -110,7 +112,7 @@ def naive_total(tree: Tree, plan: Plan, edges: Tensor, log_prior: list[float]) -
         own = node.balance or inherited
         n = len(node.children)
         rows = range(first[path], first[path] + n)
-        importance = [(reach + edges[row]).exp().sum() for row in rows]
+        importance = [(reach.detach() + edges[row]).exp().sum() for row in rows]
         total = own.weight * reference.naive_balance(own.kind, importance, [log_prior[row] for row in rows])
         for i, (row, child) in enumerate(zip(rows, node.children, strict=True)):
             total = total + visit(child, f"{path}/{i}", reach + edges[row], own)
@@ -220,40 +222,75 @@ def test_balance_keeps_its_precision_under_autocast(kind: str) -> None:
 # --- agreement ------------------------------------------------------------------------------------------------------
 
 
-def run_agreement(plan: Plan, first: Tensor, second: Tensor) -> Tensor:
-    """The agreement of all mixtures, as the model computes it."""
+def run_agreement(plan: Plan, first: Tensor, second: Tensor, levels: Sequence[int] | None = None) -> Tensor:
+    """The agreement at some levels, by default all of them, as the model computes it."""
     paths = Paths(plan).to(first.dtype)
-    return agreement((first, second), (paths.node_log_prob(first), paths.node_log_prob(second)), paths)
+    nodes = paths.node_log_prob(first), paths.node_log_prob(second)
+    return agreement(nodes, paths, range(1, plan.depth + 1) if levels is None else levels)
 
 
-def naive_total_agreement(tree: Tree, plan: Plan, first: Tensor, second: Tensor) -> Tensor:
-    """The sum over all mixtures, recursing over the tree."""
-    start = {mixture.path: plan.edge_mixture.index(m) for m, mixture in enumerate(plan.mixtures)}
+def naive_total_agreement(plan: Plan, first: Tensor, second: Tensor, levels: Sequence[int]) -> Tensor:
+    """The sum over all levels and the mixtures of the level before, path by path."""
+    edge = {plan.nodes[child].path: e for e, child in enumerate(plan.edge_child)}
 
-    def visit(node: Tree, path: str, reach: tuple[Tensor, Tensor]) -> Tensor:
-        if isinstance(node, hm.VAE):
-            return first.new_zeros(())
-        rows = slice(start[path], start[path] + len(node.children))
-        gates = first[rows].t(), second[rows].t()
-        total = reference.naive_agreement(reach, gates)
-        for i, child in enumerate(node.children):
-            below = reach[0] * gates[0][:, i].exp(), reach[1] * gates[1][:, i].exp()
-            total = total + visit(child, f"{path}/{i}", below)
-        return total
+    def onward(edges: Tensor, start: str, end: str) -> Tensor:
+        """Log-probability of going on from one node to another below it."""
+        steps = end.split("/")
+        paths = ["/".join(steps[:i]) for i in range(len(start.split("/")) + 1, len(steps) + 1)]
+        return sum((edges[edge[path]] for path in paths), edges.new_zeros(edges.shape[1]))
 
-    everything = first.new_ones(first.shape[1])
-    return visit(tree, "root", (everything, everything))
+    total = first.new_zeros(())
+    for upper, lower in itertools.pairwise((0, *levels)):
+        for mixture in plan.level(upper):
+            below = [node.path for node in plan.level(lower) if node.path.startswith(f"{mixture.path}/")]
+            if not below:
+                continue
+            reach = tuple(onward(edges, "root", mixture.path).exp() for edges in (first, second))
+            gates = tuple(torch.stack([onward(e, mixture.path, b) for b in below], 1) for e in (first, second))
+            total = total + reference.naive_agreement(reach, gates)
+    return total
 
 
-@given(tree=trees(), batch=st.integers(1, 4), seed=st.integers(0, 1000))
-def test_agreement_is_its_formula(tree: Tree, batch: int, seed: int) -> None:
+@given(tree=trees(), batch=st.integers(1, 4), seed=st.integers(0, 1000), data=st.data())
+def test_agreement_is_its_formula(tree: Tree, batch: int, seed: int, data: st.DataObject) -> None:
     plan = compile_tree(tree)
+    levels = sorted(data.draw(st.sets(st.sampled_from(range(1, plan.depth + 1))))) if plan.depth else []
     fast, slow = ([random_edges(plan, batch, seed + i).requires_grad_() for i in (0, 1)] for _ in range(2))
-    result, expected = run_agreement(plan, *fast), naive_total_agreement(tree, plan, *slow)
+    result, expected = run_agreement(plan, *fast, levels), naive_total_agreement(plan, *slow, levels)
     torch.testing.assert_close(result, expected)
-    if plan.mixtures:
-        for a, b in zip(torch.autograd.grad(result, fast), torch.autograd.grad(expected, slow), strict=True):
-            torch.testing.assert_close(a, b)
+    # Without a level, the result has no gradient at all.
+    one, other = (total + sum(0 * edges.sum() for edges in both) for total, both in ((result, fast), (expected, slow)))
+    for a, b in zip(torch.autograd.grad(one, fast), torch.autograd.grad(other, slow), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_over_all_levels_every_gate_agrees_by_itself_and_over_the_last_one_all_together() -> None:
+    """Two views that agree about the children of either child of the root, but not about these."""
+    plan = compile_tree(hm.Mixture.of(hm.Mixture.of(LEAF, 2), 2))
+    even, sure = torch.tensor([0.5, 0.5]).log(), torch.tensor([60.0, 0.0]).log_softmax(0)
+    edges = torch.cat([even, sure, sure]).unsqueeze(1)
+    assert run_agreement(plan, edges, edges).item() == pytest.approx(math.log(2))
+    assert run_agreement(plan, edges, edges, [2]).item() == pytest.approx(math.log(2))
+    edges = torch.cat([even, even, even]).unsqueeze(1)
+    assert run_agreement(plan, edges, edges).item() == pytest.approx(1.5 * math.log(2))  # a gate below is half reached
+    assert run_agreement(plan, edges, edges, [1]).item() == pytest.approx(math.log(2))
+    assert run_agreement(plan, edges, edges, [2]).item() == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("term", ["balance", "agreement"])
+def test_a_level_does_not_teach_the_one_above(term: str) -> None:
+    """The gate above learns as in the tree that ends there."""
+    balance = hm.Balance("kl", 3.0)
+    deep = compile_tree(hm.Mixture.of(hm.Mixture.of(LEAF, 2), 3, balance=balance))
+    flat = compile_tree(hm.Mixture.of(LEAF, 3, balance=balance))
+    first, second = (random_edges(deep, 5, seed).requires_grad_() for seed in (0, 1))
+    gradients = []
+    for plan in (deep, flat):
+        views = first[: plan.n_edges], second[: plan.n_edges]
+        total = run_agreement(plan, *views) if term == "agreement" else run_balance(plan, views[0])
+        gradients.append(torch.autograd.grad(total, first)[0])
+    torch.testing.assert_close(gradients[0][:3], gradients[1][:3])
+    assert gradients[0][3:].abs().sum() > 0.01
 
 
 def test_agreement_of_certain_gates_is_nothing_and_of_even_ones_log_n() -> None:

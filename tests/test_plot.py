@@ -328,6 +328,41 @@ def test_samples_are_those_of_the_leaves() -> None:
         plot.samples(model, 0)
 
 
+def test_nearest_of_each_leafs_own_below_its_samples() -> None:
+    model = model_of("mixed")
+    x = torch.rand(40, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    figure = plot.nearest(model, x, 2, generator=torch.Generator().manual_seed(0))
+    assert row_labels(figure) == ["0", "nearest", "1", "nearest", "$\\x", "nearest"]
+    tiled = image(figure)[..., 0]
+    gap = (tiled.shape[0] - 6 * 6) // 2
+    z = torch.randn(2 * 5, 3, generator=torch.Generator().manual_seed(0))
+    drawn = model.decode(z, torch.arange(5).repeat_interleave(2))
+    leaf = model.predict(x)
+    places = [(0, 0), (1, 0), (1, 1), (1, 2), (2, 0)]  # the row's child of the root, and the leaf's place below it
+    for i, (row, column) in enumerate(places):
+        for j in range(2):
+            top, left = row * (12 + gap), column * (12 + gap) + 6 * j
+            sample = drawn[2 * i + j, 0]
+            np.testing.assert_array_equal(tiled[top : top + 6, left : left + 6], sample.numpy())
+            below = tiled[top + 6 : top + 12, left : left + 6]
+            if (leaf == i).any():
+                own = x[leaf == i, 0]
+                closest = own[(own - sample).square().sum((1, 2)).argmin()]
+                np.testing.assert_array_equal(below, closest.numpy())
+            else:
+                assert (below == 1).all()
+    assert (leaf.bincount(minlength=5) == 0).any(), "a leaf without samples is among them"
+    with pytest.raises(ArgumentError, match="n: expected an integer > 0, got 0"):
+        plot.nearest(model, x, 0)
+    with pytest.raises(ShapeError, match="x: expected"):
+        plot.nearest(model, torch.zeros(2, 36))
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_nearest_of_every_tree(name: str) -> None:
+    assert len(rendered(plot.nearest(model_of(name), torch.rand(5, 1, 6, 6), 1))) > 0
+
+
 def test_reconstructions_below_their_originals() -> None:
     model = model_of("two levels")
     x = torch.rand(14, 1, 6, 6, generator=torch.Generator().manual_seed(0))

@@ -81,13 +81,37 @@ class Gates(nn.Module):
             edges_of.setdefault(mixture, []).append(edge)
         order = [edge for group in plan.gate_groups for mixture in group.members for edge in edges_of[mixture]]
         self.register_buffer("edge_order", permutation(order), persistent=False)
+        self.depths = [[plan.mixtures[i].depth for i in group.members] for group in plan.gate_groups]
 
     def forward(self, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "edge batch"]:
         """Log g(child | x) on every edge, in nats, whether or not the mixture is reached."""
         if not self.groups:  # a lone leaf has no gate
             return x.new_zeros(0, x.shape[1])
-        rows = [F.log_softmax(network(x).to(x.dtype), dim=1).flatten(0, 1) for network in self.groups]
-        return reorder(torch.cat(rows), self.edge_order)
+        return self._joined([_log_softmax(network, x) for network in self.groups])
+
+    def split(
+        self, upper: Float[Tensor, "feature batch"], lower: Float[Tensor, "feature few"], depth: int
+    ) -> Float[Tensor, "edge batch"]:
+        """The same where gates above a depth see `upper`, and the others `lower`, repeated to the size of the batch."""
+        times = upper.shape[1] // lower.shape[1]
+        rows = []
+        for network, depths in zip(self.groups, self.depths, strict=True):
+            if max(depths) < depth:
+                rows.append(_log_softmax(network, upper))
+                continue
+            row = _log_softmax(network, lower).repeat(1, 1, times)
+            if min(depths) < depth:  # a group across the border runs twice
+                is_upper = torch.tensor([d < depth for d in depths], device=row.device).reshape(-1, 1, 1)
+                row = torch.where(is_upper, _log_softmax(network, upper), row)
+            rows.append(row)
+        return self._joined(rows)
+
+    def _joined(self, rows: list[Tensor]) -> Float[Tensor, "edge batch"]:
+        return reorder(torch.cat([row.flatten(0, 1) for row in rows]), self.edge_order)
+
+
+def _log_softmax(network: nn.Module, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "group child batch"]:
+    return F.log_softmax(network(x).to(x.dtype), dim=1)
 
 
 def _gate_network(plan: Plan, group: Group[Mixture], input_shape: tuple[int, ...]) -> nn.Module:

@@ -9,17 +9,17 @@ With q(l|x) the gates' leaf probabilities and pi the prior::
                                                                             fitted to the responsibilities
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hmoevae.nn.paths import Paths
+from hmoevae.nn.paths import Paths, logsumexp_by
 
 LeafBatch = Float[Tensor, "leaf batch"]
-EdgeBatch = Float[Tensor, "edge batch"]
 NodeBatch = Float[Tensor, "node batch"]
 Scalar = Float[Tensor, ""]
 ObjectiveName = Literal["expected", "elbo", "marginal"]
@@ -58,26 +58,34 @@ OBJECTIVES: dict[ObjectiveName, Callable[[LeafBatch, LeafBatch, Float[Tensor, " 
 assert set(OBJECTIVES) == set(get_args(ObjectiveName))
 
 
-def agreement(
-    edge_log_prob: tuple[EdgeBatch, EdgeBatch], node_log_prob: tuple[NodeBatch, NodeBatch], paths: Paths
-) -> Scalar:
-    """How far the gates are from sending two views v, v' of a sample the same way.
+def agreement(node_log_prob: tuple[NodeBatch, NodeBatch], paths: Paths, levels: Sequence[int]) -> Scalar:
+    """How far the gates are from sending two views v, v' of a sample to the same node of each of `levels`.
 
-    With r_n the probability of arriving at mixture n, a weight through which no gradient flows::
+    With r_n the probability of arriving at mixture n, a weight through which no gradient flows, and q(m|n) that of
+    going on from there to node m, the sum over pairs of one of `levels` and the one before it, at first the root::
 
-        mean_x sum_n r_n(v) r_n(v') (-log sum_c g_n(c|v) g_n(c|v'))
+        mean_x sum_{n of the level before} r_n(v) r_n(v') (-log sum_{m below n, of the level} q(m|n, v) q(m|n, v'))
 
-    Each term is the negative log-probability that draws of a child for v and for v' are the same. It is zero where
-    both are certain of one child, so alone it is content with a single child for all: a balance has to hold the usage.
+    Each term is the negative log-probability that draws of m for v and for v' are the same. It is zero where both are
+    certain of one node, so alone it is content with a single node for all: a balance has to hold the usage. Over all
+    levels every gate agrees by itself; over the last level alone all gates on the way to a leaf agree together.
 
     Args:
-        edge_log_prob: Log g(child | view) on every edge, for the one and for the other view.
         node_log_prob: Log of the probability of arriving at every node, for the one and for the other view.
         paths: The plan's tables.
+        levels: As in `hmoevae.plan.Plan.level`, from 1 on, ascending.
     """
-    reach = (paths.reach(node_log_prob[0]) * paths.reach(node_log_prob[1])).detach()
-    apart = -paths.logsumexp_children(edge_log_prob[0] + edge_log_prob[1])
-    return (reach * apart).sum(0).mean()
+    total = node_log_prob[0].new_zeros(())
+    for upper, lower in itertools.pairwise((0, *levels)):
+        mixtures, nodes, owner = paths.between(upper, lower)
+        reach = [by_node.index_select(0, mixtures) for by_node in node_log_prob]
+        onward = [
+            by_node.index_select(0, nodes) - above.index_select(0, owner)
+            for by_node, above in zip(node_log_prob, reach, strict=True)
+        ]
+        apart = -logsumexp_by(onward[0] + onward[1], owner, len(mixtures))
+        total = total + ((reach[0] + reach[1]).detach().exp() * apart).sum(0).mean()
+    return total
 
 
 def balance(importance: Float[Tensor, " edge"], log_prior: Float[Tensor, " edge"], paths: Paths) -> Scalar:

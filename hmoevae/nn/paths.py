@@ -34,6 +34,7 @@ class Paths(nn.Module):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
+        self.plan = plan
         # Paths shorter than the deepest are filled up with edge `n_edges`, an extra row of zeros (probability one).
         rows = [[*node.edges, *[plan.n_edges] * (plan.depth - node.depth)] for node in plan.nodes]
         self._table("node_edges", torch.tensor(rows, dtype=torch.long).reshape(len(plan.nodes), plan.depth))
@@ -68,22 +69,36 @@ class Paths(nn.Module):
         """The rows of the leaves."""
         return node_log_prob.index_select(0, self.leaf_nodes)
 
-    def importance(self, node_log_prob: Float[Tensor, "node batch"]) -> Float[Tensor, " edge"]:
-        """How much of the batch arrives at the child of every edge, in samples."""
-        return node_log_prob.index_select(0, self.edge_child).exp().sum(1)
+    def importance(
+        self, edge_log_prob: Float[Tensor, "edge batch"], node_log_prob: Float[Tensor, "node batch"]
+    ) -> Float[Tensor, " edge"]:
+        """How much of the batch arrives at the child of every edge, in samples.
+
+        The gradient is that of the mixture's own gate: how many samples arrive at a mixture is not for its children to
+        teach.
+        """
+        reach = node_log_prob.index_select(0, self.mixture_nodes).detach().index_select(0, self.edge_mixture)
+        return (reach + edge_log_prob).exp().sum(1)
 
     def reach(self, node_log_prob: Float[Tensor, "node batch"]) -> Float[Tensor, "mixture batch"]:
         """Probability of arriving at every mixture."""
         return node_log_prob.index_select(0, self.mixture_nodes).exp()
 
-    def logsumexp_children(self, per_edge: Float[Tensor, "edge batch"]) -> Float[Tensor, "mixture batch"]:
-        """Log of the sum of the exponentials over the children of every mixture."""
-        none = per_edge.new_zeros(len(self.n_children), per_edge.shape[1])
-        owner = self.edge_mixture.unsqueeze(1).expand_as(per_edge)
-        # Shifted by the largest child, so that the sum is at least one.
-        largest = none.scatter_reduce(0, owner, per_edge.detach(), "amax", include_self=False)
-        total = none.index_add(0, self.edge_mixture, (per_edge - largest[self.edge_mixture]).exp())
-        return total.log() + largest
+    def between(
+        self, upper: int, lower: int
+    ) -> tuple[Int[Tensor, " mixture"], Int[Tensor, " below"], Int[Tensor, " below"]]:
+        """The mixtures of a level, the nodes below them at a lower one, and which of the mixtures is above each."""
+        position = {node.path: i for i, node in enumerate(self.plan.nodes)}
+        mixtures = [node for node in self.plan.level(upper) if not isinstance(node.spec, VAE)]
+        above = {leaf: i for i, mixture in enumerate(mixtures) for leaf in mixture.leaves}
+        below = [node for node in self.plan.level(lower) if node.leaves.start in above]
+        tables = (
+            [position[node.path] for node in mixtures],
+            [position[node.path] for node in below],
+            [above[node.leaves.start] for node in below],
+        )
+        mixture_rows, rows, owner = (torch.tensor(table, device=self.edge_child.device) for table in tables)
+        return mixture_rows, rows, owner
 
     def sum_children(self, per_edge: Float[Tensor, " edge"]) -> Float[Tensor, " mixture"]:
         """Sum over the children of every mixture."""
@@ -106,3 +121,13 @@ class Paths(nn.Module):
         if self.prior_logits is None:
             return self.uniform_leaf
         return self.leaf_log_prob(self.node_log_prob(self.edge_log_prior().unsqueeze(1))).squeeze(1)
+
+
+def logsumexp_by(
+    values: Float[Tensor, "row batch"], owner: Int[Tensor, " row"], n_owners: int
+) -> Float[Tensor, "owner batch"]:
+    """Log of the sum of the exponentials over the rows of every owner; each has at least one."""
+    none = values.new_zeros(n_owners, values.shape[1])
+    # Shifted by the largest row, so that the sum is at least one.
+    largest = none.scatter_reduce(0, owner.unsqueeze(1).expand_as(values), values.detach(), "amax", include_self=False)
+    return none.index_add(0, owner, (values - largest[owner]).exp()).log() + largest

@@ -1,5 +1,6 @@
 """Agreement as `fit` takes it, and what the gates are shown of a batch."""
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -23,11 +24,17 @@ class Agreement:
         partner: What makes a sample's partner before the view of `fit` changes both; `None`: the sample itself.
         alone: Share of the epochs, from the first on, in which gates learn from agreement and balance alone.
         weight: Factor in front of the term.
+        levels: At which levels a sample and its partner are to arrive at the same node, ascending; each is taught
+            within the nodes of the one before. The gates below the last one see no views, idle while the others are
+            alone, and then learn from the objective what serves the experts. `None` means all levels: every gate
+            agrees by itself. The tree's depth alone means the leaves: all gates agree together, which suits a tree
+            whose inner nodes stand for nothing in particular.
     """
 
     partner: ViewLike | None = field(default_factory=Neighbour)
     alone: float = 0.5
     weight: float = 10.0
+    levels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -35,6 +42,12 @@ class Agreement:
             raise ArgumentError(mismatch("Agreement.alone", "a number from 0 to 1", repr(self.alone)))
         if not 0 <= self.weight < math.inf:
             raise ArgumentError(mismatch("Agreement.weight", "a finite number >= 0", repr(self.weight)))
+        if self.levels is not None and not (self.levels and _ascending(self.levels)):
+            raise ArgumentError(mismatch("Agreement.levels", "None or ascending integers > 0", repr(self.levels)))
+
+
+def _ascending(levels: tuple[int, ...]) -> bool:
+    return all(isinstance(level, int) for level in levels) and all(a < b for a, b in itertools.pairwise((0, *levels)))
 
 
 class GateViews:
@@ -42,6 +55,7 @@ class GateViews:
 
     def __init__(self, view: ViewLike | None, agreement: Agreement | None, samples: Tensor | None) -> None:
         self.weight = 1.0 if agreement is None else agreement.weight
+        self.levels = None if agreement is None else agreement.levels
         seen = None if view is None else as_view(view)
         partner = None if agreement is None or agreement.partner is None else as_view(agreement.partner)
         if agreement is not None and seen is None and partner is None:

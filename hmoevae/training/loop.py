@@ -109,15 +109,24 @@ class Run:
         with self.autocast:
             if self.phase == "alone" and other is not None:
                 out = self.model.agree(
-                    x if view is None else view, other, agreement_weight=self.views.weight, validate=False
+                    x if view is None else view,
+                    other,
+                    agreement_weight=self.views.weight,
+                    agreement_levels=self.views.levels,
+                    validate=False,
                 )
             elif self.phase == "start" and self.start is not None and index is not None:
                 out = self.model(x, view=view, generator=self.noise, validate=False)
                 out = _towards(out, self.start[index.cpu()].to(x.device))
             else:
-                weight = self.views.weight
                 out = self.model(
-                    x, view=view, other_view=other, agreement_weight=weight, generator=self.noise, validate=False
+                    x,
+                    view=view,
+                    other_view=other,
+                    agreement_weight=self.views.weight,
+                    agreement_levels=self.views.levels,
+                    generator=self.noise,
+                    validate=False,
                 )
         if not math.isfinite(out.loss.item()):
             raise self._non_finite(out)
