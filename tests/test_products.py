@@ -1,88 +1,112 @@
 """The products of grouped layers, by PyTorch's BLAS and by oneDNN, against einsum."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from hmoevae.nn import products
 
-WAYS = [False] + [True] * torch.backends.mkldnn.is_available()
+SETTING = products.ONEDNN_MATMUL
+HAS_ONEDNN = SETTING is not None and torch.backends.mkldnn.is_available()
+needs_onednn = pytest.mark.skipif(not HAS_ONEDNN, reason="PyTorch without oneDNN, or before 2.9")
+needs_exact_onednn = pytest.mark.skipif(
+    not HAS_ONEDNN or not products.onednn_is_exact(), reason="no oneDNN, or one that rounds on this processor"
+)
 
 
-@pytest.fixture(params=WAYS, ids=["blas", "onednn"][: len(WAYS)])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Every product by one library, whatever the processor and the size, in pieces of two rows or three."""
-    calls = []
-    library = products.by_onednn
+@pytest.fixture(params=["blas", pytest.param("onednn", marks=needs_exact_onednn)])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every product by one library, whatever the processor and the size."""
+    seen = []
+    bmm = torch.bmm
 
-    def counted(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        calls.append(left.shape)
-        return library(left, right)
+    def watched(*args: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        seen.append("onednn" if SETTING is not None and SETTING.fp32_precision == "bf16" else "blas")
+        return bmm(*args, out=out)
 
-    monkeypatch.setattr(products, "prefers_onednn", lambda: request.param)
-    monkeypatch.setattr(products, "by_onednn", counted)
+    monkeypatch.setattr(products, "prefers_onednn", lambda: request.param == "onednn")
     monkeypatch.setattr(products, "LARGE", 1)
-    monkeypatch.setattr(products, "PIECE", 16)
-    yield request.param
-    assert bool(calls) == request.param
-
-
-@pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("strided", [False, True])
-@pytest.mark.parametrize("shared", [False, True])
-def test_forward_and_weight_gradient(shared: bool, strided: bool) -> None:
-    torch.manual_seed(0)
-    groups, out, inp, batch = 3, 5, 4, 7
-    weight, dy = torch.randn(groups, out, inp), torch.randn(groups, out, batch)
-    x = torch.randn(inp, batch) if shared else torch.randn(groups, inp, batch)
-    if strided:  # as data arrive, batch-first
-        x = x.mT.contiguous().mT
-    letters = "ib" if shared else "gib"
-    result = torch.full((groups, out, batch), torch.nan)
-    products.product(weight, x, result)
-    torch.testing.assert_close(result, torch.einsum(f"goi,{letters}->gob", weight, x))
-    gradient = torch.full((groups, out, inp), torch.nan)
-    products.weight_gradient(dy, x, gradient)
-    torch.testing.assert_close(gradient, torch.einsum(f"gob,{letters}->goi", dy, x))
+    monkeypatch.setattr(torch, "bmm", watched)
+    yield
+    assert set(seen) == {request.param}
+    assert SETTING is None or SETTING.fp32_precision == "none"
 
 
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("strided_left", [False, True])
 @pytest.mark.parametrize("strided_right", [False, True])
-def test_any_operand_may_lie_transposed(strided_left: bool, strided_right: bool) -> None:
-    """As the readout has them: hidden units on the left going forward, weights on the right going back."""
+@pytest.mark.parametrize("shared", [False, True])
+def test_any_operand_may_lie_transposed(shared: bool, strided_left: bool, strided_right: bool) -> None:
+    """As data arrive, batch-first, and as the readout has its hidden units and scores."""
     torch.manual_seed(0)
-    left, right, out = torch.randn(3, 5, 4), torch.randn(3, 7, 4), torch.full((3, 5, 7), torch.nan)
-    expected = torch.einsum("grk,gck->grc", left, right)
+    left, right, out = torch.randn(3, 50, 40), torch.randn(3, 40, 70), torch.full((3, 50, 70), torch.nan)
+    if shared:
+        right = right[0]
+    expected = torch.einsum("grk,kc->grc" if shared else "grk,gkc->grc", left, right)
     left = left.mT.contiguous().mT if strided_left else left
     right = right.mT.contiguous().mT if strided_right else right
-    products.times_transposed(left, right, out)
+    products.matmul(left, right, out)
     torch.testing.assert_close(out, expected)
 
 
-def test_weight_gradient_of_a_transposed_gradient() -> None:
-    torch.manual_seed(0)
-    dy, x, out = torch.randn(3, 7, 5).mT, torch.randn(3, 4, 7), torch.empty(3, 5, 4)
-    products.weight_gradient(dy, x, out)
-    torch.testing.assert_close(out, torch.einsum("gob,gib->goi", dy, x))
+@needs_onednn
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_what_the_user_has_set_is_left_alone(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "prefers_onednn", lambda: True)
+    monkeypatch.setattr(products, "by_onednn", lambda *_: pytest.fail("against the user's will"))
+    monkeypatch.setattr(products, "LARGE", 1)
+    SETTING.fp32_precision = precision
+    try:
+        products.matmul(torch.rand(2, 3, 3), torch.rand(2, 3, 3), torch.empty(2, 3, 3))
+        assert SETTING.fp32_precision == precision
+    finally:
+        SETTING.fp32_precision = "none"
+
+
+@needs_onednn
+def test_the_setting_is_put_back_when_a_product_fails() -> None:
+    with pytest.raises(RuntimeError):
+        products.by_onednn(torch.rand(2, 3, 3), torch.rand(2, 3, 3), torch.empty(2, 3, 3, dtype=torch.float64))
+    assert SETTING.fp32_precision == "none"
 
 
 def test_other_precisions_stay_with_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "prefers_onednn", lambda: pytest.fail("asked about float64"))
     monkeypatch.setattr(products, "LARGE", 1)
-    weight, x, out = (torch.rand(2, 3, 3, dtype=torch.float64) for _ in range(3))
-    products.product(weight, x, out)
-    torch.testing.assert_close(out, weight @ x)
+    left, right, out = (torch.rand(2, 3, 3, dtype=torch.float64) for _ in range(3))
+    products.matmul(left, right, out)
+    torch.testing.assert_close(out, left @ right)
 
 
 @pytest.mark.parametrize(
-    ("capability", "vendor", "expected"),
-    [("AVX512", "AuthenticAMD", True), ("AVX512", "GenuineIntel", False), ("AVX2", "AuthenticAMD", False)],
+    ("capability", "vendor", "exact", "expected"),
+    [
+        ("AVX512", "AuthenticAMD", True, True),
+        ("AVX512", "AuthenticAMD", False, False),
+        ("AVX512", "GenuineIntel", True, False),
+        ("AVX2", "AuthenticAMD", True, False),
+    ],
 )
-def test_only_amd_with_avx512_prefers_onednn(
-    capability: str, vendor: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+def test_only_amd_with_avx512_prefers_onednn_and_only_where_no_bit_is_lost(
+    capability: str, vendor: str, exact: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(products.Path, "exists", lambda _: True)
     monkeypatch.setattr(products.Path, "read_text", lambda _: f"vendor_id\t: {vendor}\n")
-    assert products.prefers_onednn.__wrapped__() is expected
+    monkeypatch.setattr(products, "onednn_is_exact", lambda: exact)
+    assert products.prefers_onednn.__wrapped__() is (expected and SETTING is not None)
+
+
+@needs_onednn
+@pytest.mark.parametrize("bits", [7, 10])
+def test_a_product_that_rounds_its_factors_is_noticed(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To bfloat16 or tf32."""
+
+    def rounding(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
+        mantissa, exponent = torch.frexp(left)
+        torch.bmm(torch.ldexp((mantissa * 2 ** (bits + 1)).round() / 2 ** (bits + 1), exponent), right, out=out)
+
+    monkeypatch.setattr(products, "by_onednn", rounding)
+    assert not products.onednn_is_exact()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hmoevae.nn.memory import StepMemory
-from hmoevae.nn.products import product, weight_gradient
+from hmoevae.nn.products import matmul
 from hmoevae.spec import MLP, Activation
 
 BlockSource = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
@@ -110,14 +110,14 @@ def chunks(groups: int, size: int) -> Iterator[slice]:
 
 
 def weight_gradient_by_chunks(dy: Tensor, x: Tensor, out: Float[Tensor, "group out inp"]) -> None:
-    """`weight_gradient`, where `out` may be of a higher precision than the products."""
+    """out[g] = dy[g] x[g]^T, where `out` may be of a higher precision than the product."""
     if dy.dtype == out.dtype:
-        return weight_gradient(dy, x, out)
+        matmul(dy, x.mT, out)
+        return
     for chunk in chunks(len(out), out[0].numel()):
         low = torch.empty_like(out[chunk], dtype=dy.dtype)
-        weight_gradient(dy[chunk], x if x.ndim == 2 else x[chunk], low)
+        matmul(dy[chunk], x.mT if x.ndim == 2 else x[chunk].mT, low)
         out[chunk] = low
-    return None
 
 
 class _Affine(torch.autograd.Function):
@@ -130,7 +130,7 @@ class _Affine(torch.autograd.Function):
         groups, n_out, n_inp = weight.shape
         y = block("output", (groups, n_out, x.shape[-1]), dtype)
         for chunk in [slice(None)] if dtype == weight.dtype else chunks(groups, n_out * n_inp):
-            product(weight[chunk].to(dtype), x if x.ndim == 2 else x[chunk], y[chunk])
+            matmul(weight[chunk].to(dtype), x if x.ndim == 2 else x[chunk], y[chunk])
         ctx.save_for_backward(weight, x)
         ctx.block = block
         return y.add_(bias.unsqueeze(-1).to(dtype))
@@ -149,7 +149,8 @@ class _Affine(torch.autograd.Function):
             if x.ndim == 2:
                 x_grad = weight.flatten(0, 1).t() @ dy.flatten(0, 1)
             else:
-                x_grad = torch.bmm(weight.mT, dy, out=ctx.block("input gradient", x.shape, x.dtype))
+                x_grad = ctx.block("input gradient", x.shape, x.dtype)
+                matmul(weight.mT, dy, x_grad)
         return weight_grad, dy.sum(2, dtype=weight_grad.dtype), x_grad, None
 
 

@@ -80,10 +80,15 @@ class GaussianModel(LikelihoodModel):
 
     def log_prob_and_score(self, raw: Raw, x: Sample, score: Raw) -> Float[Tensor, "group batch"]:
         mean = raw.sigmoid_() if self.sigmoid else raw
-        apart = x - mean
-        slope = torch.ops.aten.sigmoid_backward(apart, mean) if self.sigmoid else apart
-        score.copy_(slope.mul_(1 / self.scale**2) if self.sigmoid else slope / self.scale**2)
-        return self._log_density(apart.square_().sum(1), raw.shape[1])
+        wide = score if score.dtype == raw.dtype else torch.empty_like(raw)
+        apart = torch.sub(x, mean, out=wide)
+        squared = torch.linalg.vector_norm(apart, dim=1).square_()
+        if self.sigmoid:
+            torch.ops.aten.sigmoid_backward.grad_input(apart, mean, grad_input=wide)
+        wide.mul_(1 / self.scale**2)
+        if wide is not score:
+            score.copy_(wide)
+        return self._log_density(squared, raw.shape[1])
 
     def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Raw:
         mean = self.mean(raw)

@@ -28,7 +28,7 @@ from hmoevae.nn.grouped import (
     weight_gradient_by_chunks,
 )
 from hmoevae.nn.likelihoods import LikelihoodModel
-from hmoevae.nn.products import times_transposed
+from hmoevae.nn.products import matmul
 
 
 def log_prob(
@@ -59,7 +59,7 @@ class _LogProb(torch.autograd.Function):
         for chunk in chunks(groups, n_features * n_batch):
             part = weight[chunk]
             raw = torch.empty(len(part), n_batch, n_features, dtype=dtype)
-            times_transposed(h[chunk].mT, part.to(dtype), raw)
+            matmul(h[chunk].mT, part.to(dtype).mT, raw)
             raw = raw.to(x.dtype).add_(bias[chunk].unsqueeze(1))
             result[chunk] = likelihood.log_prob_and_score(raw.mT, x, score[chunk].mT)
         ctx.save_for_backward(weight, h, score)
@@ -79,6 +79,6 @@ class _LogProb(torch.autograd.Function):
         bias_grad = torch.bmm(g, score).squeeze(1).to(weight.dtype)
         h_grad = torch.empty(len(h), h.shape[2], h.shape[1], dtype=h.dtype)
         for chunk in [slice(None)] if score.dtype == weight.dtype else chunks(len(weight), weight[0].numel()):
-            times_transposed(score[chunk], weight[chunk].to(score.dtype).mT, h_grad[chunk])
+            matmul(score[chunk], weight[chunk].to(score.dtype), h_grad[chunk])
         h_grad = torch.mul(h_grad.mT, g, out=ctx.block("input gradient", h.shape, h.dtype))
         return weight_grad, bias_grad, h_grad, None, None, None
