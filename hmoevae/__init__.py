@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from hmoevae import views
 from hmoevae.callbacks import SampleRecorder
+from hmoevae.card import CardInfo
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE, Output, Routing
 from hmoevae.nn.memory import StepMemory
@@ -33,6 +34,7 @@ __all__ = [
     "Agreement",
     "Balance",
     "Bernoulli",
+    "CardInfo",
     "ContinuousBernoulli",
     "Conv",
     "EpochEnd",

@@ -7,6 +7,7 @@ the shape of a sample. Everything probabilistic is in nats.
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hmoevae import storage
-from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, ShapeError, SpecError, mismatch
+from hmoevae import card, storage
+from hmoevae.card import CardInfo
+from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, ShapeError, mismatch
 from hmoevae.nn.experts import Experts
 from hmoevae.nn.gates import Gates
 from hmoevae.nn.objectives import OBJECTIVES, ObjectiveName, agreement, balance
@@ -64,13 +66,7 @@ class Output(Routing):
     leaf_elbo: Float[Tensor, "batch leaf"]
 
 
-class HMoEVAE(
-    nn.Module,
-    ModelHubMixin,
-    library_name="hmoevae",
-    model_card_template=storage.MODEL_CARD,
-    tags=["mixture-of-experts", "variational-autoencoder", "clustering"],
-):
+class HMoEVAE(nn.Module, ModelHubMixin):
     """A hierarchical mixture of variational auto-encoders.
 
     The tree's leaves are VAEs, its inner nodes gates. p(x) = sum_l pi_l p_l(x) is the generative model, and
@@ -491,31 +487,101 @@ class HMoEVAE(
 
     # --- saving -----------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> str | None:
-        """Write config.json, model.safetensors and, where there is none, a README.md: each whole or not at all.
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        info: CardInfo | None = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write config.json, model.safetensors and a model card, README.md: each whole or not at all.
+
+        A README.md that somebody else wrote, or that has been edited since, is left as it is.
 
         Args:
             save_directory: The folder; made where missing, other files in it are left alone.
-            **kwargs: As `huggingface_hub.ModelHubMixin.save_pretrained`, such as `push_to_hub=True`.
+            info: What the card shall say of the data and of how well the model does.
+            repo_id: The model's id on the Hugging Face Hub, for the card's usage snippet and to push to; the folder's
+                name if `None`.
+            push_to_hub: Upload the model to the Hub, too, once it is saved.
+            model_card_kwargs: Arguments of `generate_model_card`, as `push_to_hub` hands them on.
+            **push_to_hub_kwargs: As `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private=True`.
+
+        Returns:
+            With `push_to_hub` the commit's address, else `None`.
+
+        Raises:
+            ArgumentError: The folder cannot be written, or an argument makes no sense without `push_to_hub`.
         """
+        push_to_hub_kwargs.pop("config", None)  # the Hub's client has one to give; the model knows its own
+        if push_to_hub_kwargs and not push_to_hub:
+            odd = ", ".join(push_to_hub_kwargs)
+            raise ArgumentError(mismatch("push_to_hub", f"True where {odd} is given", push_to_hub))
         folder = Path(save_directory)
+        source = repo_id or (folder.name if folder.is_absolute() else folder.as_posix())
+        about: dict[str, Any] = {"info": info, "source": source} | (model_card_kwargs or {})
+        readme = folder / card.CARD_NAME
         with storage.replacing_files_of(folder) as beside:
-            card = {"tree": str(self.tree), "folder": folder.name} | kwargs.pop("model_card_kwargs", {})
-            url = super().save_pretrained(beside, **{"repo_id": folder.name, "model_card_kwargs": card, **kwargs})
-            if (folder / "README.md").exists():  # perhaps its owner's words by now
-                (beside / "README.md").unlink()
-            return url
+            self._save_pretrained(beside)
+            ours = card.may_replace(readme)
+            if ours:
+                card.write_card(beside / card.CARD_NAME, self.generate_model_card(**about))
+        if not ours and about["info"] is not None:
+            warnings.warn(f"{readme} is not ours to write, so it does not tell the given info", stacklevel=2)
+        if push_to_hub:
+            return self.push_to_hub(repo_id or folder.name, info=about["info"], **push_to_hub_kwargs)
+        return None
+
+    def push_to_hub(self, repo_id: str, *, info: CardInfo | None = None, **kwargs: Any) -> str:
+        """Upload the model with its card to a repository on the Hugging Face Hub.
+
+        Args:
+            repo_id: The repository's id; it is made where missing.
+            info: What the card shall say of the data and of how well the model does.
+            **kwargs: As `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private=True`.
+
+        Returns:
+            The commit's address.
+        """
+        return super().push_to_hub(repo_id, model_card_kwargs={"info": info, "source": repo_id}, **kwargs)
+
+    def generate_model_card(self, *, info: CardInfo | None = None, source: str = "path/or/repository") -> ModelCard:
+        """The model card: tree, data, metrics, and how to load and use the model.
+
+        Args:
+            info: What it shall say of the data and of how well the model does.
+            source: What its usage snippet loads, a folder or a repository's id.
+        """
+        n_parameters = sum(p.numel() for p in self.parameters())
+        facts = f"Samples of shape {self.input_shape}, objective `{self.objective}`, {n_parameters:,} parameters."
+        return card.model_card(self.tree, self.input_shape, facts=facts, source=source, info=info)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> "HMoEVAE":
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # an unknown argument is an error
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> "HMoEVAE":
         """Load a model that `save_pretrained` wrote, from a folder or from a repository on the Hugging Face Hub.
 
         Args:
             pretrained_model_name_or_path: A folder, or a repository's id.
-            **kwargs: As `huggingface_hub.ModelHubMixin.from_pretrained`, such as `revision=`.
+            revision: Branch, tag or commit of the repository.
+            cache_dir: Where downloads are kept.
+            force_download: Download what is in the cache, too.
+            local_files_only: Take what is in the cache, without a look at the network.
+            token: Of a user that may read the repository; `True` for the one that is logged in.
 
         Raises:
-            CheckpointError: A file is missing, damaged, not ours, or belongs to another tree.
+            CheckpointError: A file is missing, damaged, not ours, of a newer format, or belongs to another tree.
         """
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():  # a folder is ours to read; anything else is the Hub's
@@ -523,12 +589,24 @@ class HMoEVAE(
         expected = "a folder with a saved model, or a repository on the Hugging Face Hub"
         if folder.is_absolute() or len(folder.parts) > 2 or folder.exists():
             raise CheckpointError(mismatch(str(folder), expected, "no such folder"))
+
+        def download(name: str) -> Path:
+            file = hf_hub_download(
+                folder.as_posix(),
+                name,
+                revision=revision,
+                cache_dir=cache_dir if cache_dir is None else str(cache_dir),
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+            return Path(file)
+
         try:
-            return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
-        except CheckpointError:
-            raise
+            files = download(storage.CONFIG_NAME), download(storage.WEIGHTS_NAME)
         except (OSError, ValueError) as error:  # what the Hub's client raises
             raise CheckpointError(mismatch(str(folder), expected, f"{error}".splitlines()[0])) from error
+        return cls._load(*files)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = {
@@ -539,23 +617,21 @@ class HMoEVAE(
         storage.write_model(save_directory, config, self.state_dict())
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> "HMoEVAE":
-        options = {k: kwargs[k] for k in ("revision", "cache_dir", "force_download", "local_files_only", "token")}
-        files = (hf_hub_download(model_id, name, **options) for name in (storage.CONFIG_NAME, storage.WEIGHTS_NAME))
-        return cls._load(*map(Path, files))
-
-    @classmethod
     def _load(cls, config_file: Path, weights_file: Path) -> "HMoEVAE":
-        config = storage.read_config(config_file)
+        saved = storage.read_model(config_file, weights_file)
         try:
-            tree = tree_from_json(json.dumps(config["tree"]))
-            shape = tuple(config["input_shape"]) if isinstance(config["input_shape"], list) else config["input_shape"]
-            with torch.random.fork_rng(devices=()):  # the weights drawn here are not kept
-                model = cls(tree, shape, objective=config["objective"])
-        except (SpecError, ArgumentError, KeyError, TypeError) as error:
+            tree = tree_from_json(json.dumps(saved.config["tree"]))
+            shape, objective = saved.config["input_shape"], saved.config["objective"]
+            shape = tuple(shape) if isinstance(shape, list) else shape
+            with torch.device("meta"):  # takes no memory, should the config ask for more than the weights fill
+                outline = cls(tree, shape, objective=objective)
+        # Ours are among them; the others are Python's and PyTorch's words for sizes that nothing can have.
+        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise CheckpointError(mismatch(str(config_file), "the description of a model", f"{error}")) from None
-        weights = storage.read_weights(weights_file, config, model.state_dict())
-        model.to(next(iter(weights.values())).dtype).load_state_dict(weights)
+        storage.check_weights(weights_file, saved.state, outline.state_dict())
+        with torch.random.fork_rng(devices=()):  # the weights drawn here are not kept
+            model = cls(tree, shape, objective=objective)
+        model.to(next(iter(saved.state.values())).dtype).load_state_dict(saved.state)
         return model.eval()
 
     # --- helpers ----------------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +19,12 @@ from torch import Tensor
 
 from hmoevae.errors import ArgumentError, CheckpointError, mismatch
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-MODEL_CARD = """\
----
-{{ card_data }}
----
-
-# A hierarchical mixture of variational auto-encoders
-
-```text
-{{ tree }}
-```
-
-```python
-import hmoevae as hm
-
-model = hm.HMoEVAE.from_pretrained("{{ folder }}")
-```
-"""
+TYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
+"""Endings of files that others save their weights in, and that hold code."""
 
 
 @contextmanager
@@ -83,58 +70,143 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What the two files of a model hold.
+
+    Attributes:
+        config: config.json without the two keys that say what format it is in.
+        state: The weights by name.
+    """
+
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+
+
+def _from_1(saved: Saved) -> Saved:
+    """Format 2 brought the digest of the weights; what the files say stayed as it was."""
+    return saved
+
+
+_MIGRATIONS: dict[int, Callable[[Saved], Saved]] = {1: _from_1}
+"""From each older format to the one after it, for files whose digests have been found right."""
+
+
 def write_model(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
-    """Write `config` and `state` into an empty folder; the weights carry the digest of the config they belong to."""
-    text = json.dumps({"format": "hmoevae", "format_version": FORMAT_VERSION, **config}, indent=2) + "\n"
-    (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-    save_file(contiguous, folder / WEIGHTS_NAME, metadata={"config_sha256": _digest(config), "format": "pt"})
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read and check config.json, without the two keys that say what format it is in.
+    """Write `config` and `state` into an empty folder; the weights carry the digests of both.
 
     Raises:
-        CheckpointError: The file is missing, damaged, or not ours.
+        ArgumentError: The weights are not of one floating point type.
     """
+    text = json.dumps({"format": "hmoevae", "format_version": FORMAT_VERSION, **config}, indent=2) + "\n"
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    if not _is_of_one_type(state):
+        raise ArgumentError(mismatch("model", "parameters of one floating point type", _types(state)))
+    metadata = {"config_sha256": _config_digest(config), "weights_sha256": _weights_digest(state), "format": "pt"}
+    (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+    save_file(state, folder / WEIGHTS_NAME, metadata=metadata)
+    (folder / WEIGHTS_NAME).chmod((folder / CONFIG_NAME).stat().st_mode)  # safetensors makes it private to the user
+
+
+def read_model(config_file: Path, weights_file: Path) -> Saved:
+    """Read the two files of a model, of this format or an older one.
+
+    Returns:
+        What they hold, in the form of the current format; their digests are right and the weights finite.
+
+    Raises:
+        CheckpointError: A file is missing, damaged, not ours, of a newer format, or belongs to another tree.
+    """
+    config, version = _read_config(config_file)
+    saved = Saved(config, _read_weights(weights_file, config, version))
+    for older in range(version, FORMAT_VERSION):
+        saved = _MIGRATIONS[older](saved)
+    return saved
+
+
+def check_weights(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Make sure that weights have the names and shapes that a tree asks for.
+
+    Raises:
+        CheckpointError: They do not.
+    """
+    shapes = {name: tensor.shape for name, tensor in found.items()}
+    asked = {name: tensor.shape for name, tensor in wanted.items()}
+    odd = sorted(name for name in shapes.keys() | asked.keys() if shapes.get(name) != asked.get(name))
+    if odd:
+        raise _of_another_tree(path, f" (differing: {', '.join(odd[:3])})")
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], int]:
+    """The config without its format and version, and the version."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(mismatch(str(path), "a saved model's config.json", "no such file")) from None
+        raise _missing(path, "config.json") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(mismatch(str(path), "a readable config.json", f"{error}")) from None
     if not isinstance(config, dict) or config.pop("format", None) != "hmoevae":
         raise CheckpointError(mismatch(str(path), "a config.json written by hmoevae", "another file's content"))
     version = config.pop("format_version", None)
-    if version != FORMAT_VERSION:
-        raise CheckpointError(mismatch(str(path), f"format_version {FORMAT_VERSION}", repr(version)))
-    return config
+    known = [*_MIGRATIONS, FORMAT_VERSION]
+    if type(version) is not int or version not in known:  # 1.0 and true would be equal to 1
+        newer = type(version) is int and version > FORMAT_VERSION
+        hint = " (written by a newer hmoevae: upgrade to read it)" if newer else ""
+        raise CheckpointError(mismatch(str(path), f"format_version {known[0]} to {known[-1]}", f"{version!r}{hint}"))
+    return config, version
 
 
-def read_weights(path: Path, config: dict[str, Any], like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Read the weights that belong to `config`, with the names and shapes of `like`.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, or belongs to another tree.
-    """
+def _read_weights(path: Path, config: dict[str, Any], version: int) -> dict[str, Tensor]:
+    """The weights that belong to `config`, of one floating point type and finite."""
     if not path.is_file():
-        raise CheckpointError(mismatch(str(path), "a saved model's weights", "no such file"))
+        raise _missing(path, "weights")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            if metadata.get("config_sha256") != _config_digest(config):
+                raise _of_another_tree(path, f", or {CONFIG_NAME} has been edited")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(mismatch(str(path), "a whole safetensors file", f"{error}")) from None
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    wanted = {name: tuple(tensor.shape) for name, tensor in like.items()}
-    if metadata.get("config_sha256") != _digest(config) or found != wanted:
-        odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-        got = "those of another tree" + (f" (differing: {', '.join(odd[:3])})" if odd else "")
-        raise CheckpointError(mismatch(str(path), f"the weights of the tree in {CONFIG_NAME}", got))
+    if version > 1 and metadata.get("weights_sha256") != _weights_digest(state):
+        raise CheckpointError(mismatch(str(path), "the weights that were saved", "others: the file is damaged"))
+    if not _is_of_one_type(state):
+        raise CheckpointError(mismatch(str(path), "weights of one floating point type", _types(state)))
     if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
         raise CheckpointError(mismatch(str(path), "finite weights", "NaN or infinity"))
     return state
 
 
-def _digest(config: dict[str, Any]) -> str:
+def _missing(path: Path, what: str) -> CheckpointError:
+    pickles = sorted(beside.name for beside in path.parent.glob("*") if beside.suffix in PICKLES)
+    got = f"only {pickles[0]}, a pickle, which is never read as it may run code" if pickles else "no such file"
+    return CheckpointError(mismatch(str(path), f"a saved model's {what}", got))
+
+
+def _of_another_tree(path: Path, detail: str) -> CheckpointError:
+    return CheckpointError(
+        mismatch(str(path), f"the weights of the tree in {CONFIG_NAME}", f"those of another tree{detail}")
+    )
+
+
+def _is_of_one_type(state: dict[str, Tensor]) -> bool:
+    types = {tensor.dtype for tensor in state.values()}
+    return len(types) == 1 and types <= TYPES
+
+
+def _types(state: dict[str, Tensor]) -> str:
+    return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})) or "none"
+
+
+def _config_digest(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _weights_digest(state: dict[str, Tensor]) -> str:
+    """Of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

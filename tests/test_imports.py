@@ -28,6 +28,7 @@ ROOMS = {
     "hmoevae.nn.objectives": 3,
     "hmoevae.nn.paths": 3,
     "hmoevae.nn": 3,
+    "hmoevae.card": 4,
     "hmoevae.storage": 4,
     "hmoevae.model": 4,
     "hmoevae.callbacks": 5,

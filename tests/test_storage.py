@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Case, build, cases, data_for
+from conftest import Case, about, build, cases, data_for
 from hypothesis import given, settings
 from safetensors.torch import load_file, save_file
 
 import hmoevae as hm
 from hmoevae import storage
-from hmoevae.errors import CheckpointError, HMoEVAEError
+from hmoevae.errors import ArgumentError, CheckpointError, HMoEVAEError
 
 LEAF = hm.VAE(2, hm.MLP((4,)), hm.MLP((4,)), hm.Gaussian(0.3))
 TREE = hm.Mixture((LEAF, hm.Mixture.of(hm.VAE(3, hm.MLP((4,)), hm.MLP(())), 2, prior="learned")), gate=hm.MLP((3,)))
@@ -101,19 +101,11 @@ def test_the_folder_holds_these_files_and_leaves_others_alone(saved: Path) -> No
     assert_equal(hm.HMoEVAE.from_pretrained(saved), make(1))
 
 
-def test_a_readme_shows_the_tree_and_is_its_owners_from_then_on(saved: Path) -> None:
-    assert str(TREE) in (saved / "README.md").read_text(encoding="utf-8")
-    (saved / "README.md").write_text("mine")
-    make(1).save_pretrained(saved)
-    assert (saved / "README.md").read_text() == "mine"
-    assert_equal(hm.HMoEVAE.from_pretrained(saved), make(1))
-
-
 def test_the_config_is_readable_json(saved: Path) -> None:
     config = json.loads((saved / CONFIG).read_text(encoding="utf-8"))
     assert config == {
         "format": "hmoevae",
-        "format_version": 1,
+        "format_version": 2,
         "tree": json.loads(TREE.to_json()),
         "input_shape": [2, 3],
         "objective": "marginal",
@@ -151,8 +143,10 @@ def test_a_pickle_is_no_checkpoint(saved: Path) -> None:
     (saved / WEIGHTS).unlink()
     trap = b"cos\nmkdir\n(V" + os.fsencode(saved / "trap") + b"\ntR."
     (saved / "pytorch_model.bin").write_bytes(trap)
-    with pytest.raises(CheckpointError, match="no such file"):
-        hm.HMoEVAE.from_pretrained(saved)
+    assert refusal(saved) == (
+        f"{saved / WEIGHTS}: expected a saved model's weights, "
+        "got only pytorch_model.bin, a pickle, which is never read as it may run code"
+    )
     (saved / WEIGHTS).write_bytes(trap)
     with pytest.raises(CheckpointError, match="a whole safetensors file"):
         hm.HMoEVAE.from_pretrained(saved)
@@ -219,18 +213,14 @@ def test_another_trees_weights(saved: Path, tmp_path: Path) -> None:
     bigger = hm.HMoEVAE(hm.Mixture.of(LEAF, 4), SHAPE)
     bigger.save_pretrained(tmp_path / "bigger")
     shutil.copy(tmp_path / "bigger" / WEIGHTS, saved)
-    message = refusal(saved)
-    assert message.startswith(
-        f"{saved / WEIGHTS}: expected the weights of the tree in config.json, got those of another"
-    )
-    assert "differing: " in message
+    other = f"{saved / WEIGHTS}: expected the weights of the tree in config.json, got those of another tree"
+    other += ", or config.json has been edited"
+    assert refusal(saved) == other
 
     twin = TREE.children[0], hm.Mixture(TREE.children[1].children, prior="learned", balance=hm.Balance("kl"))
     build(hm.Mixture(twin, gate=TREE.gate), SHAPE, objective="marginal").float().save_pretrained(tmp_path / "twin")
     shutil.copy(tmp_path / "twin" / WEIGHTS, saved)
-    assert refusal(saved) == (
-        f"{saved / WEIGHTS}: expected the weights of the tree in config.json, got those of another tree"
-    )
+    assert refusal(saved) == other
 
 
 @pytest.mark.parametrize(
@@ -250,21 +240,63 @@ def test_a_changed_config_no_longer_fits_its_weights(saved: Path, change: Callab
     )
 
 
+def seal(folder: Path, state: dict[str, torch.Tensor], **metadata: str) -> None:
+    """Write weights whose digests are right, as nobody but us or a forger would."""
+    config = {k: v for k, v in json.loads((folder / CONFIG).read_text()).items() if not k.startswith("format")}
+    digests = {"config_sha256": storage._config_digest(config), "weights_sha256": storage._weights_digest(state)}
+    save_file(state, folder / WEIGHTS, {**digests, **metadata})
+
+
 def test_other_safetensors_files(saved: Path) -> None:
-    """Without our digest, with a weight too few, and with one too many."""
+    """Without our digests, with wrong ones, with a weight too few, too many, or of another shape."""
     state = load_file(saved / WEIGHTS)
     save_file(state, saved / WEIGHTS)
     assert "another tree" in refusal(saved)
-    make().save_pretrained(saved)
-    with storage.safe_open(saved / WEIGHTS, framework="pt") as file:
-        metadata = file.metadata()
+    seal(saved, state, weights_sha256="0" * 64)
+    assert "got others: the file is damaged" in refusal(saved)
     name = next(iter(state))
-    save_file({k: v for k, v in state.items() if k != name}, saved / WEIGHTS, metadata)
-    assert f"(differing: {name})" in refusal(saved)
-    save_file({**state, "extra": torch.zeros(1)}, saved / WEIGHTS, metadata)
-    assert "(differing: extra)" in refusal(saved)
-    save_file(state, saved / WEIGHTS, metadata)
+    seal(saved, {k: v for k, v in state.items() if k != name})
+    assert refusal(saved).endswith(f"got those of another tree (differing: {name})")
+    seal(saved, {**state, "extra": torch.zeros(1)})
+    assert refusal(saved).endswith("(differing: extra)")
+    seal(saved, {**state, name: state[name].flatten()})
+    assert refusal(saved).endswith(f"(differing: {name})")
+    seal(saved, {})
+    assert refusal(saved).endswith("expected weights of one floating point type, got none")
+    seal(saved, state)
     assert_equal(hm.HMoEVAE.from_pretrained(saved), make())
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.float64])
+def test_weights_of_another_type(saved: Path, dtype: torch.dtype) -> None:
+    """Numbers that no parameter can be, and one double among floats."""
+    state = load_file(saved / WEIGHTS)
+    name = next(iter(state))
+    seal(saved, {**state, name: state[name].to(dtype)})
+    assert "expected weights of one floating point type, got " in refusal(saved)
+
+
+def test_any_flipped_bit_of_a_weight_is_noticed(saved: Path) -> None:
+    """The number that it makes is as good as any other, and so is the file to safetensors."""
+    content = (saved / WEIGHTS).read_bytes()
+    for byte in range(len(content) - 64, len(content)):
+        damaged = bytearray(content)
+        damaged[byte] ^= 1
+        (saved / WEIGHTS).write_bytes(damaged)
+        assert (
+            refusal(saved)
+            == f"{saved / WEIGHTS}: expected the weights that were saved, got others: the file is damaged"
+        )
+
+
+def test_a_model_of_mixed_precision_is_not_saved(saved: Path) -> None:
+    """It could not be loaded as it is."""
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    model = make()
+    model.gates.half()
+    with pytest.raises(ArgumentError, match="parameters of one floating point type, got float16, float32"):
+        model.save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -324,10 +356,16 @@ def test_a_config_in_another_encoding(saved: Path) -> None:
     assert refusal(saved).startswith(f"{saved / CONFIG}: expected a readable config.json, got ")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, -1, "2", 2.0, True, None, [2]])
 def test_an_unknown_format_version(saved: Path, version: object) -> None:
     edit_config(saved, lambda c: c.update(format_version=version))
-    assert refusal(saved) == f"{saved / CONFIG}: expected format_version 1, got {version!r}"
+    assert refusal(saved) == f"{saved / CONFIG}: expected format_version 1 to 2, got {version!r}"
+
+
+def test_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
+    edit_config(saved, lambda c: c.update(format_version=3))
+    expected = "expected format_version 1 to 2, got 3 (written by a newer hmoevae: upgrade to read it)"
+    assert refusal(saved) == f"{saved / CONFIG}: {expected}"
 
 
 @pytest.mark.usefixtures("as_users_call")
@@ -354,10 +392,53 @@ def test_an_unknown_format_version(saved: Path, version: object) -> None:
     ],
 )
 def test_a_config_that_describes_no_model(saved: Path, change: Callable[[dict], object], detail: str) -> None:
+    """And whose digest is right."""
     edit_config(saved, change)
+    seal(saved, make().state_dict())
     message = refusal(saved)
     assert message.startswith(f"{saved / CONFIG}: expected the description of a model, got ")
     assert detail in message
+
+
+# --- older formats --------------------------------------------------------------------------------------------------
+
+FORMAT_1 = Path(__file__).parent / "fixtures" / "format_1"
+"""A model and what it answered, written by the last code that wrote format 1."""
+
+
+def test_a_model_of_format_1_loads_for_ever() -> None:
+    model = hm.HMoEVAE.from_pretrained(FORMAT_1)
+    answers = {k: torch.tensor(v) for k, v in json.loads((FORMAT_1 / "outputs.json").read_text()).items()}
+    assert (model.tree.name, model.input_shape, model.objective) == ("tiny", (1, 4, 3), "elbo")
+    x, leaves = answers["x"], torch.arange(model.plan.n_leaves)
+    for name, value in {
+        "predict_proba": model.predict_proba(x),
+        "encode": model.encode(x),
+        "reconstruct": model.reconstruct(x),
+        "decode": model.decode(answers["z"], leaves),
+        "leaf_log_prior": model.paths.leaf_log_prior().detach(),
+    }.items():
+        torch.testing.assert_close(value, answers[name], msg=about(name))
+
+
+def test_a_model_of_format_1_is_saved_in_the_current_one(tmp_path: Path) -> None:
+    model = hm.HMoEVAE.from_pretrained(FORMAT_1)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / CONFIG).read_text())["format_version"] == storage.FORMAT_VERSION
+    assert_equal(hm.HMoEVAE.from_pretrained(tmp_path), model)
+
+
+def test_every_format_up_to_the_current_one_can_be_read() -> None:
+    assert [*storage._MIGRATIONS] == [*range(1, storage.FORMAT_VERSION)]
+
+
+def test_a_damaged_model_of_format_1_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(FORMAT_1, tmp_path, dirs_exist_ok=True)
+    edit_config(tmp_path, lambda c: c["tree"].update(name="other"))
+    assert "another tree" in refusal(tmp_path)
+    edit_config(tmp_path, lambda c: c["tree"].update(name="tiny"))
+    edit_config(tmp_path, lambda c: c.update(format_version=2))  # which has a digest of the weights
+    assert "the file is damaged" in refusal(tmp_path)
 
 
 # --- saves that fail ------------------------------------------------------------------------------------------------
@@ -463,6 +544,11 @@ def test_text_that_cannot_be_written(tmp_path: Path) -> None:
             storage.write_text(target, "text")
         assert str(caught.value).startswith(f"{target}: expected a file that can be written, got ")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_saved_files_have_the_usual_permissions(saved: Path) -> None:
+    (saved / "usual").touch()
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1
 
 
 def test_written_text_has_the_usual_permissions(tmp_path: Path) -> None:

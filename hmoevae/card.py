@@ -1,0 +1,174 @@
+"""The model card: the README.md of a saved model, as the Hugging Face Hub shows it."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import SupportsFloat
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
+from hmoevae.spec import VAE, Bernoulli, Tree
+
+CARD_NAME = "README.md"
+_TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# A hierarchical mixture of variational auto-encoders
+
+{{ facts }}
+
+## Tree
+
+```text
+{{ tree }}
+```
+
+## Data
+
+{{ data }}
+
+## Metrics
+
+{{ metrics }}
+
+## Usage
+
+```python
+{{ usage }}
+```
+"""
+_USAGE = """\
+import torch
+
+import hmoevae as hm
+
+model = hm.HMoEVAE.from_pretrained({source})
+x = {x}  # in place of your samples
+model.predict_proba(x)  # (8, {n_leaves}): which leaf, by the gates
+model.sample(8)  # new samples"""
+_NO_DIGEST = b"0" * 64
+# A card that has been edited no longer fits the digest at its end, and is its editor's from then on.
+_SEAL = b"\n<!-- hmoevae writes this card anew with the model, until somebody edits it: %s -->\n"
+
+
+@dataclass(frozen=True)
+class CardInfo:
+    """What a model card tells and the model cannot know: the data that it was trained on, and how well it does.
+
+    Args:
+        dataset: Name of the data.
+        description: More about the data, in Markdown.
+        dataset_id: The data's id on the Hugging Face Hub, such as `"ylecun/mnist"`, where they are there.
+        split: The part of the data that the metrics were measured on, such as `"test"`.
+        metrics: Values by name, such as `hmoevae.metrics.report` gives.
+
+    Raises:
+        ArgumentError: The name is empty, or a metric is not finite.
+        ArgumentTypeError: A metric is not a number.
+
+    >>> CardInfo("MNIST", split="test", metrics={"accuracy": 0.98})
+    CardInfo(dataset='MNIST', description=None, dataset_id=None, split='test', metrics={'accuracy': 0.98})
+    """
+
+    dataset: str
+    description: str | None = None
+    dataset_id: str | None = None
+    split: str | None = None
+    metrics: Mapping[str, SupportsFloat] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.dataset:
+            raise ArgumentError(mismatch("dataset", "the name of the data", repr(self.dataset)))
+        for name, value in self.metrics.items():
+            try:
+                finite = math.isfinite(value)
+            except TypeError:
+                raise ArgumentTypeError(mismatch(f"metrics[{name!r}]", "a number", repr(value))) from None
+            if not finite:
+                raise ArgumentError(mismatch(f"metrics[{name!r}]", "a finite number", value))
+
+
+def model_card(
+    tree: Tree, input_shape: tuple[int, ...], *, facts: str, source: str, info: CardInfo | None = None
+) -> ModelCard:
+    """Write the card of a model.
+
+    Args:
+        tree: The model's tree, which the card draws.
+        input_shape: Shape of one sample.
+        facts: One line about the model.
+        source: What `from_pretrained` shall be given: a folder, or a repository's id.
+        info: Data and metrics.
+
+    Returns:
+        The card; its metadata hold the metrics as the Hub's evaluation results.
+    """
+    binary = any(isinstance(node, VAE) and isinstance(node.likelihood, Bernoulli) for _, node in tree.walk())
+    samples = f"torch.rand({', '.join(map(str, (8, *input_shape)))}){'.round()' if binary else ''}"
+    return ModelCard.from_template(
+        ModelCardData(
+            library_name="hmoevae",
+            tags=["mixture-of-experts", "variational-autoencoder", "clustering"],
+            datasets=[info.dataset_id] if info and info.dataset_id else None,
+            metrics=list(info.metrics) if info and info.metrics else None,
+            model_name=source.rpartition("/")[2],
+            eval_results=_eval_results(info) if info and info.metrics else None,
+        ),
+        template_str=_TEMPLATE,
+        facts=facts,
+        tree=str(tree),
+        data=_data(info),
+        metrics=_table(info) if info and info.metrics else "None were given.",
+        usage=_USAGE.format(source=json.dumps(source, ensure_ascii=False), x=samples, n_leaves=tree.n_leaves),
+    )
+
+
+def write_card(path: Path, card: ModelCard) -> None:
+    """Write a card so that `may_replace` knows it again."""
+    text = str(card).encode()
+    path.write_bytes(text + _SEAL % hashlib.sha256(text).hexdigest().encode())
+
+
+def may_replace(path: Path) -> bool:
+    """Whether there is nothing at `path`, or a card that `write_card` wrote and nobody has edited since."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return True
+    except OSError:  # what cannot be read cannot be known to be ours
+        return False
+    text = content[: -len(_SEAL % _NO_DIGEST)]
+    return content == text + _SEAL % hashlib.sha256(text).hexdigest().encode()
+
+
+def _eval_results(info: CardInfo) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="clustering",
+            dataset_type=info.dataset_id or info.dataset,
+            dataset_name=info.dataset,
+            dataset_split=info.split,
+            metric_type=name,
+            metric_value=float(value),  # of any kind of number, to one that YAML knows
+        )
+        for name, value in info.metrics.items()
+    ]
+
+
+def _data(info: CardInfo | None) -> str:
+    if info is None:
+        return "Not described."
+    name = f"[{info.dataset}](https://huggingface.co/datasets/{info.dataset_id})" if info.dataset_id else info.dataset
+    return f"{name}: {info.description}" if info.description else name
+
+
+def _table(info: CardInfo) -> str:
+    where = f"On {info.dataset}, {info.split}:" if info.split else f"On {info.dataset}:"
+    rows = [f"| {name} | {float(value):.4g} |" for name, value in info.metrics.items()]
+    return "\n".join([where, "", "| metric | value |", "|---|---|", *rows])
