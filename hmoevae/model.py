@@ -140,6 +140,8 @@ class HMoEVAE(
         view: Tensor | None = None,
         other_view: Tensor | None = None,
         agreement_weight: float = 1.0,
+        kl_weight: float = 1.0,
+        gate_temperature: float = 1.0,
         generator: torch.Generator | None = None,
         validate: bool = True,
     ) -> Output:
@@ -150,6 +152,8 @@ class HMoEVAE(
             view: What the gates see of each sample in place of it, of the same shape; the experts model `x` itself.
             other_view: Another view of each sample, which the gates shall send the same way: the term `"agreement"`.
             agreement_weight: Factor in front of that term.
+            kl_weight: Factor in front of KL(q(z|x) || p(z)) in `leaf_elbo`, which only at 1 is a bound.
+            gate_temperature: What the gates' logits are divided by.
             generator: Source of the draws of z, on the model's device; torch's global one if `None`.
             validate: Check the values too, not only the shape. Switch it off for data already checked.
 
@@ -161,8 +165,8 @@ class HMoEVAE(
         flat = self._features_first(x)
         seen = flat if view is None else self._view(view, "view", x, validate=validate)
         other = None if other_view is None else self._view(other_view, "other_view", x, validate=validate)
-        routing = self._routing(seen, other, agreement_weight)
-        leaf_elbo = self.experts.elbo(flat, generator)
+        routing = self._routing(seen, other, agreement_weight, gate_temperature)
+        leaf_elbo = self.experts.elbo(flat, generator, kl_weight)
         terms = OBJECTIVES[self.objective](leaf_elbo, routing.leaf_log_prob.t(), self.paths.leaf_log_prior())
         terms |= routing.terms
         return Output(
@@ -193,11 +197,16 @@ class HMoEVAE(
         return self._routing(seen, self._view(other_view, "other_view", view, validate=validate), agreement_weight)
 
     def _routing(
-        self, seen: Float[Tensor, "feature batch"], other: Float[Tensor, "feature batch"] | None, weight: float
+        self,
+        seen: Float[Tensor, "feature batch"],
+        other: Float[Tensor, "feature batch"] | None,
+        weight: float,
+        temperature: float = 1.0,
     ) -> Routing:
         """The gates' answers and their own terms."""
         # One pass of the gates for both views.
-        edges = [self.gates(seen)] if other is None else self.gates(torch.cat([seen, other], dim=1)).chunk(2, dim=1)
+        both = seen if other is None else torch.cat([seen, other], dim=1)
+        edges = self.gates(both, temperature).chunk(1 if other is None else 2, dim=1)
         nodes = [self.paths.node_log_prob(edge_log_prob) for edge_log_prob in edges]
         terms: dict[str, Tensor] = {}
         if other is not None:

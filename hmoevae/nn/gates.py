@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.experts import permutation, reorder
-from hmoevae.nn.grouped import ACTIVATIONS, GroupedMLP
+from hmoevae.nn.grouped import ACTIVATIONS, GroupedLinear, GroupedMLP
 from hmoevae.plan import Group, Plan
 from hmoevae.spec import MLP, Conv, Mixture
 
@@ -75,6 +75,7 @@ class Gates(nn.Module):
 
     def __init__(self, plan: Plan, input_shape: tuple[int, ...]) -> None:
         super().__init__()
+        self.members = [group.members for group in plan.gate_groups]
         self.groups = nn.ModuleList(_gate_network(plan, group, input_shape) for group in plan.gate_groups)
         edges_of: dict[int, list[int]] = {}
         for edge, mixture in enumerate(plan.edge_mixture):
@@ -82,12 +83,28 @@ class Gates(nn.Module):
         order = [edge for group in plan.gate_groups for mixture in group.members for edge in edges_of[mixture]]
         self.register_buffer("edge_order", permutation(order), persistent=False)
 
-    def forward(self, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "edge batch"]:
-        """Log g(child | x) on every edge, in nats, whether or not the mixture is reached."""
+    def forward(self, x: Float[Tensor, "feature batch"], temperature: float = 1.0) -> Float[Tensor, "edge batch"]:
+        """Log g(child | x) on every edge, in nats, whether or not the mixture is reached.
+
+        Args:
+            x: Samples.
+            temperature: What the logits are divided by.
+        """
         if not self.groups:  # a lone leaf has no gate
             return x.new_zeros(0, x.shape[1])
-        rows = [F.log_softmax(network(x).to(x.dtype), dim=1).flatten(0, 1) for network in self.groups]
+        logits = [network(x).to(x.dtype) for network in self.groups]
+        if temperature != 1:
+            logits = [raw / temperature for raw in logits]
+        rows = [F.log_softmax(raw, dim=1).flatten(0, 1) for raw in logits]
         return reorder(torch.cat(rows), self.edge_order)
+
+    def last_layer(self, mixture: int) -> tuple[GroupedLinear, int]:
+        """The layer that gives the logits of a mixture's gate, and the gate's place in it."""
+        group = next(i for i, members in enumerate(self.members) if mixture in members)
+        network = self.groups[group]
+        head = network.head if isinstance(network, GroupedConv) else network
+        assert isinstance(head, GroupedMLP)
+        return head.layers[-1], self.members[group].index(mixture)
 
 
 def _gate_network(plan: Plan, group: Group[Mixture], input_shape: tuple[int, ...]) -> nn.Module:

@@ -4,5 +4,19 @@ from hmoevae.training.agreement import Agreement
 from hmoevae.training.batches import Data
 from hmoevae.training.device import Precision, resolve_device
 from hmoevae.training.fitting import Callback, EpochEnd, Schedule, fit
+from hmoevae.training.restarts import Best, best_of
+from hmoevae.training.warmup import Warmup
 
-__all__ = ["Agreement", "Callback", "Data", "EpochEnd", "Precision", "Schedule", "fit", "resolve_device"]
+__all__ = [
+    "Agreement",
+    "Best",
+    "Callback",
+    "Data",
+    "EpochEnd",
+    "Precision",
+    "Schedule",
+    "Warmup",
+    "best_of",
+    "fit",
+    "resolve_device",
+]
