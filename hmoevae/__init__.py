@@ -20,7 +20,7 @@ from hmoevae.spec import (
     Mixture,
     tree_from_json,
 )
-from hmoevae.training import Agreement, EpochEnd, fit
+from hmoevae.training import Agreement, Best, EpochEnd, Warmup, best_of, fit
 
 if TYPE_CHECKING:
     from hmoevae import datasets, export, metrics, plot
@@ -34,6 +34,7 @@ __all__ = [
     "Agreement",
     "Balance",
     "Bernoulli",
+    "Best",
     "CardInfo",
     "ContinuousBernoulli",
     "Conv",
@@ -47,6 +48,8 @@ __all__ = [
     "SampleRecorder",
     "StepMemory",
     "VAEMixture",
+    "Warmup",
+    "best_of",
     "datasets",
     "export",
     "fit",

@@ -37,12 +37,20 @@ class MissingExtraError(HMoEVAEError, ImportError):
     """A feature whose optional dependency is not installed; names the extra that brings it."""
 
 
-class DeadLeafWarning(UserWarning):
+class CollapseWarning(UserWarning):
+    """Part of a tree that does nothing when training ends; base class of the warnings that say which part."""
+
+
+class DeadLeafWarning(CollapseWarning):
     """A leaf that training left without samples; names the leaf."""
 
 
 class CheckpointWarning(UserWarning):
     """A checkpoint that is passed over because it is damaged or not ours; names it."""
+
+
+class ConstantGateWarning(CollapseWarning):
+    """A gate that gives all samples the same answer; names the mixture."""
 
 
 def mismatch(argument: str, expected: str, got: object) -> str:

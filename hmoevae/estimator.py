@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hmoevae import training
-from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, NonFiniteError, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, mismatch
+from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.experts import Posterior, reorder
 from hmoevae.nn.objectives import ObjectiveName
@@ -147,9 +148,8 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         where = training.resolve_device(self.device)
         dtype = torch.float64 if X.dtype == np.float64 and where.type == "cpu" else torch.float32
         random = check_random_state(self.random_state)
-        smallest = math.inf
-        for _ in range(1 if goes_on else int(self.n_init)):
-            seed = _seed(random)
+
+        def train(seed: int) -> tuple[HMoEVAE, History]:
             if goes_on:
                 model = self.model_
             else:
@@ -166,16 +166,13 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
                 device=where,
                 progress=self.verbose > 0,
             )
-            # Every run is scored with the same draws of z.
-            loss = model.evaluate(X, generator=torch.Generator(where).manual_seed(0))[self.objective]
-            if not math.isfinite(loss):
-                raise NonFiniteError(mismatch("loss", "a finite loss after the last step", loss))
-            if loss < smallest:
-                smallest = loss
-                self.model_, self.history_, self.loss_ = model, history, loss
-            if history.interrupted:
-                warnings.warn("Training interrupted by the user.", stacklevel=2)
-                break
+            return model, history
+
+        seeds = (_seed(random) for _ in range(1 if goes_on else int(self.n_init)))
+        best = training.best_of(train, X, seeds=seeds)
+        self.model_, self.history_, self.loss_ = best.model, best.history, best.losses[best.seed]
+        if best.interrupted:
+            warnings.warn("Training interrupted by the user.", stacklevel=2)
         self.n_iter_ = len(self.history_)
         self.weights_ = self.model_.paths.leaf_log_prior().exp().detach().cpu().numpy()
         self.labels_ = self.model_.predict(X).numpy()

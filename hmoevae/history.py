@@ -17,8 +17,10 @@ class History:
     """The epochs of one training run.
 
     Columns are `epoch` (from 1), `seconds` (since the start), `loss`, the terms it is the sum of, `usage/<leaf path>`
-    (mean gate probability of every leaf over the epoch's samples) and, with validation data, `val_<term>`; losses in
-    nats, means over samples.
+    (mean gate probability of every leaf over the epoch's samples), `information/<mixture path>` (what the gate's choice
+    tells of the samples that arrive there, at most the log of the number of children), with validation data
+    `val_<term>`, and `revived`, the children that came to new life behind the epoch; losses and information in nats,
+    means over samples.
 
     Attributes:
         rows: One mapping from column to value for every finished epoch.

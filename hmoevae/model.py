@@ -138,6 +138,8 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         other_view: Tensor | None = None,
         agreement_weight: float = 1.0,
         agreement_levels: Sequence[int] | None = None,
+        kl_weight: float = 1.0,
+        gate_temperature: float = 1.0,
         generator: torch.Generator | None = None,
         validate: bool = True,
     ) -> Output:
@@ -151,6 +153,8 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             agreement_levels: At which levels the two are to arrive at the same node, from 1 on and ascending (see
                 `hmoevae.nn.objectives.agreement`). Gates below the last of them see the sample itself and learn from
                 the objective. `None` means all levels.
+            kl_weight: Factor in front of KL(q(z|x) || p(z)) in `leaf_elbo`, which only at 1 is a bound.
+            gate_temperature: What the gates' logits are divided by.
             generator: Source of the draws of z, on the model's device; torch's global one if `None`.
             validate: Check the values too, not only the shape. Switch it off for data already checked.
 
@@ -163,8 +167,8 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         flat = self._features_first(x)
         seen = flat if view is None else self._view(view, "view", x, validate=validate)
         other = None if other_view is None else self._view(other_view, "other_view", x, validate=validate)
-        routing = self._routing(seen, other, flat, agreement_weight, agreement_levels)
-        leaf_elbo = self.experts.elbo(flat, generator)
+        routing = self._routing(seen, other, flat, agreement_weight, agreement_levels, gate_temperature)
+        leaf_elbo = self.experts.elbo(flat, generator, kl_weight)
         terms = OBJECTIVES[self.objective](leaf_elbo, routing.leaf_log_prob.t(), self.paths.leaf_log_prior())
         terms |= routing.terms
         return Output(
@@ -210,6 +214,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         own: Float[Tensor, "feature batch"],
         weight: float,
         levels: Sequence[int] | None,
+        temperature: float = 1.0,
     ) -> Routing:
         """The gates' answers and their own terms; gates below the last of `levels` see `own`."""
         depth = self.plan.depth
@@ -219,7 +224,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             raise ArgumentError(mismatch("agreement_levels", expected, levels))
         last = levels[-1] if levels else 0
         both = seen if other is None else torch.cat([seen, other], dim=1)  # one pass of the gates for both
-        answers = self.gates(both) if last == depth else self.gates.split(both, own, last)
+        answers = self.gates(both, temperature) if last == depth else self.gates.split(both, own, last, temperature)
         edges = [answers] if other is None else answers.chunk(2, dim=1)
         nodes = [self.paths.node_log_prob(edge_log_prob) for edge_log_prob in edges]
         terms: dict[str, Tensor] = {}

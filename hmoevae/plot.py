@@ -66,7 +66,7 @@ def losses(history: History) -> Figure:
         ArgumentError: `history` has no epoch.
     """
     epochs = np.asarray(history["epoch"])
-    others = ("epoch", "loss", "seconds", "val_", "usage/")
+    others = ("epoch", "loss", "seconds", "val_", "usage/", "information/", "revived")
     names = ["loss", *(column for column in history.columns if not column.startswith(others))]
     fig = Figure(figsize=(5.5, 0.5 + 1.3 * len(names)), dpi=DPI, facecolor="white", layout="constrained")
     panels = fig.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]

@@ -73,12 +73,13 @@ class ExpertGroup(nn.Module):
         return Posterior(mean, MIN_VARIANCE + log_variance.exp())
 
     def elbo(
-        self, x: Float[Tensor, "feature batch"], generator: torch.Generator | None
+        self, x: Float[Tensor, "feature batch"], generator: torch.Generator | None, kl_weight: float = 1.0
     ) -> Float[Tensor, "group batch"]:
-        """ELBO(x) of every expert from one draw of z, in nats."""
+        """ELBO(x) of every expert from one draw of z, in nats; of another weight of the KL it is no bound."""
         posterior = self.posterior(x)
         hidden = self.decoder.hidden(posterior.sample(generator))
-        return log_prob(self.likelihood, self.decoder.layers[-1], hidden, x) - posterior.kl()
+        kl = posterior.kl() if kl_weight == 1 else kl_weight * posterior.kl()
+        return log_prob(self.likelihood, self.decoder.layers[-1], hidden, x) - kl
 
     def log_weight(
         self, x: Float[Tensor, "feature batch"], posterior: Posterior, generator: torch.Generator | None
@@ -119,10 +120,10 @@ class Experts(nn.Module):
         self.register_buffer("leaf_order", permutation(order), persistent=False)
 
     def elbo(
-        self, x: Float[Tensor, "feature batch"], generator: torch.Generator | None = None
+        self, x: Float[Tensor, "feature batch"], generator: torch.Generator | None = None, kl_weight: float = 1.0
     ) -> Float[Tensor, "leaf batch"]:
-        """ELBO of every leaf for every sample from one draw of z each, in nats."""
-        return self._in_leaf_order([group.elbo(x, generator) for group in self.groups])
+        """ELBO of every leaf for every sample from one draw of z each, in nats, its KL weighing `kl_weight`."""
+        return self._in_leaf_order([group.elbo(x, generator, kl_weight) for group in self.groups])
 
     def log_marginal(
         self, x: Float[Tensor, "feature batch"], n_importance: int, generator: torch.Generator | None = None

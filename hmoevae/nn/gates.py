@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.experts import permutation, reorder
-from hmoevae.nn.grouped import ACTIVATIONS, GroupedMLP
+from hmoevae.nn.grouped import ACTIVATIONS, GroupedLinear, GroupedMLP
 from hmoevae.plan import Group, Plan
 from hmoevae.spec import MLP, Conv, Mixture
 
@@ -75,6 +75,7 @@ class Gates(nn.Module):
 
     def __init__(self, plan: Plan, input_shape: tuple[int, ...]) -> None:
         super().__init__()
+        self.members = [group.members for group in plan.gate_groups]
         self.groups = nn.ModuleList(_gate_network(plan, group, input_shape) for group in plan.gate_groups)
         edges_of: dict[int, list[int]] = {}
         for edge, mixture in enumerate(plan.edge_mixture):
@@ -83,35 +84,55 @@ class Gates(nn.Module):
         self.register_buffer("edge_order", permutation(order), persistent=False)
         self.depths = [[plan.mixtures[i].depth for i in group.members] for group in plan.gate_groups]
 
-    def forward(self, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "edge batch"]:
-        """Log g(child | x) on every edge, in nats, whether or not the mixture is reached."""
+    def forward(self, x: Float[Tensor, "feature batch"], temperature: float = 1.0) -> Float[Tensor, "edge batch"]:
+        """Log g(child | x) on every edge, in nats, whether or not the mixture is reached.
+
+        Args:
+            x: Samples.
+            temperature: What the logits are divided by.
+        """
         if not self.groups:  # a lone leaf has no gate
             return x.new_zeros(0, x.shape[1])
-        return self._joined([_log_softmax(network, x) for network in self.groups])
+        return self._joined([_log_softmax(network, x, temperature) for network in self.groups])
 
     def split(
-        self, upper: Float[Tensor, "feature batch"], lower: Float[Tensor, "feature few"], depth: int
+        self,
+        upper: Float[Tensor, "feature batch"],
+        lower: Float[Tensor, "feature few"],
+        depth: int,
+        temperature: float = 1.0,
     ) -> Float[Tensor, "edge batch"]:
         """The same where gates above a depth see `upper`, and the others `lower`, repeated to the size of the batch."""
         times = upper.shape[1] // lower.shape[1]
         rows = []
         for network, depths in zip(self.groups, self.depths, strict=True):
             if max(depths) < depth:
-                rows.append(_log_softmax(network, upper))
+                rows.append(_log_softmax(network, upper, temperature))
                 continue
-            row = _log_softmax(network, lower).repeat(1, 1, times)
+            row = _log_softmax(network, lower, temperature).repeat(1, 1, times)
             if min(depths) < depth:  # a group across the border runs twice
                 is_upper = torch.tensor([d < depth for d in depths], device=row.device).reshape(-1, 1, 1)
-                row = torch.where(is_upper, _log_softmax(network, upper), row)
+                row = torch.where(is_upper, _log_softmax(network, upper, temperature), row)
             rows.append(row)
         return self._joined(rows)
 
     def _joined(self, rows: list[Tensor]) -> Float[Tensor, "edge batch"]:
         return reorder(torch.cat([row.flatten(0, 1) for row in rows]), self.edge_order)
 
+    def last_layer(self, mixture: int) -> tuple[GroupedLinear, int]:
+        """The layer that gives the logits of a mixture's gate, and the gate's place in it."""
+        group = next(i for i, members in enumerate(self.members) if mixture in members)
+        network = self.groups[group]
+        head = network.head if isinstance(network, GroupedConv) else network
+        assert isinstance(head, GroupedMLP)
+        return head.layers[-1], self.members[group].index(mixture)
 
-def _log_softmax(network: nn.Module, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "group child batch"]:
-    return F.log_softmax(network(x).to(x.dtype), dim=1)
+
+def _log_softmax(
+    network: nn.Module, x: Float[Tensor, "feature batch"], temperature: float
+) -> Float[Tensor, "group child batch"]:
+    logits = network(x).to(x.dtype)
+    return F.log_softmax(logits if temperature == 1 else logits / temperature, dim=1)
 
 
 def _gate_network(plan: Plan, group: Group[Mixture], input_shape: tuple[int, ...]) -> nn.Module:

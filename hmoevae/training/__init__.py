@@ -5,15 +5,20 @@ from hmoevae.training.batches import Data
 from hmoevae.training.checkpoints import best_checkpoint, last_checkpoint
 from hmoevae.training.device import Precision, resolve_device
 from hmoevae.training.fitting import Callback, EpochEnd, Schedule, fit
+from hmoevae.training.restarts import Best, best_of
+from hmoevae.training.warmup import Warmup
 
 __all__ = [
     "Agreement",
+    "Best",
     "Callback",
     "Data",
     "EpochEnd",
     "Precision",
     "Schedule",
+    "Warmup",
     "best_checkpoint",
+    "best_of",
     "fit",
     "last_checkpoint",
     "resolve_device",

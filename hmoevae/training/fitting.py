@@ -3,7 +3,6 @@
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, DeadLeafWarning, NonFiniteError, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, NonFiniteError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.starts import Start, first_leaves
@@ -26,6 +25,8 @@ from hmoevae.training.checkpoints import Checkpoints, Resume
 from hmoevae.training.device import Precision, autocast, resolve_device
 from hmoevae.training.loop import Run, evaluate
 from hmoevae.training.resume import TrainingState, described, described_data, described_model
+from hmoevae.training.usage import warn_of_collapse
+from hmoevae.training.warmup import Warmup
 from hmoevae.views import ViewLike
 
 Schedule = Literal["constant", "cosine"]
@@ -64,6 +65,8 @@ def fit(
     agreement: Agreement | None = None,
     init: Start = "random",
     init_epochs: int = 1,
+    warmup: Warmup | None = None,
+    revive: bool = False,
     validation_data: Data | None = None,
     seed: int | None = 0,
     device: str | torch.device = "auto",
@@ -77,7 +80,8 @@ def fit(
 ) -> History:
     """Train `model` in place by stochastic gradient descent on its objective.
 
-    A leaf that in the last epoch took less than a hundredth of an even share is named in a warning, `DeadLeafWarning`.
+    What is of no use in the last epoch is named in a warning: a leaf that took less than a hundredth of an even share
+    (`DeadLeafWarning`), a gate whose answer tells less than a hundredth of what it could (`ConstantGateWarning`).
     Ctrl-C ends training and returns what there is, with `history.interrupted` set. The global random state stays as
     it is.
 
@@ -101,6 +105,10 @@ def fit(
             clusters and within them clusters, level by level; a leaf index for every sample; or a callable that
             clusters, from an array of features (n, feature), a number of clusters and a seed to the clusters (n,).
         init_epochs: The first epochs, in which gates and experts learn the start; not read for a random one.
+        warmup: Let the KL weigh less and the gates be softer in the first epochs in which the experts learn.
+        revive: Give a child of a mixture that took less than a hundredth of an even share in an epoch a copy of its
+            most used sibling, with half of the samples; after every epoch in which gates and experts learn together,
+            but for the last one. The column `revived` of the history counts them.
         validation_data: Held-out samples, seen without a view; their terms are recorded after every epoch and change
             nothing.
         seed: Fixes the order of the data and the draws of z: the same seed gives the same result on a CPU with the same
@@ -177,12 +185,14 @@ def fit(
         "view": described(view),
         "agreement": described(agreement),
         "init": described(init),
+        "warmup": described(warmup),
+        "revive": revive,
         "init_epochs": None if _is_random(init) else int(init_epochs),
         "seed": None if given_seed is None else int(seed),
         "device": where.type,
         "precision": precision,
         # With these, the number of epochs says what is done in each of them.
-        "epochs": epochs if lr_schedule != "constant" or agreement is not None else None,
+        "epochs": epochs if lr_schedule != "constant" or agreement is not None or revive else None,
     }
     if checkpoint is not None:
         checkpoint.require(arguments)
@@ -193,6 +203,10 @@ def fit(
     start = checkpoint.state["start"] if checkpoint is not None else _start(model, init, source.samples, seed)
     started_by = 0 if _is_random(init) else init_epochs
     alone_by = started_by + (0 if agreement is None else round(epochs * agreement.alone))
+
+    if warmup is not None and warmup.epochs >= epochs - (alone_by - started_by):
+        expected = "fewer epochs than those in which the experts learn, so that it comes to an end"
+        raise ArgumentError(mismatch("warmup", expected, warmup))
 
     if checkpoint is not None:
         model.load_state_dict(checkpoint.weights)
@@ -218,7 +232,12 @@ def fit(
             for epoch in range(len(history) + 1, 1 if stopped else epochs + 1):
                 run.phase = "start" if epoch <= started_by else "alone" if epoch <= alone_by else "joint"
                 run.rate_falls = epoch > falls_after
+                if warmup is not None:
+                    taught = epoch - 1 - max(0, min(epoch - 1, alone_by) - started_by)  # epochs the experts have learnt
+                    run.kl_weight, run.gate_temperature = warmup.at(taught)
                 row = run.epoch(source, f"epoch {epoch}/{epochs}", bar)
+                if revive and run.phase == "joint" and epoch < epochs:
+                    row["revived"] = len(run.revive(row))
                 if held_out is not None:
                     row |= {f"val_{name}": value for name, value in evaluate(model, held_out, seed).items()}
                 history.rows.append({"epoch": epoch, "seconds": time.perf_counter() - started, **row})
@@ -240,7 +259,7 @@ def fit(
         run.close()
         model.eval()
     if len(history):
-        _warn_of_dead_leaves(model, history)
+        warn_of_collapse(model.plan, history.rows[-1])
     return history
 
 
@@ -255,15 +274,6 @@ def _start(model: HMoEVAE, init: Start, samples: Tensor | None, seed: int) -> In
     if samples is None:
         raise ArgumentTypeError(mismatch("data", "a tensor or array, for a start", "another source of samples"))
     return first_leaves(model.plan, samples, init, seed)
-
-
-def _warn_of_dead_leaves(model: HMoEVAE, history: History) -> None:
-    least = 0.01 / model.plan.n_leaves
-    usage = {leaf.path: history.rows[-1][f"usage/{leaf.path}"] for leaf in model.plan.leaves}
-    dead = [f"{path} ({share:.1e})" for path, share in usage.items() if share < least]
-    if dead:
-        expected = f"a share of at least {least:.1e} of the samples for every leaf in the last epoch"
-        warnings.warn(mismatch("usage", expected, f"less for {', '.join(dead)}"), DeadLeafWarning, stacklevel=3)
 
 
 def _bar(total: int | None, *, done: int, show: bool) -> "tqdm[Any]":

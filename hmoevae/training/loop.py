@@ -18,6 +18,8 @@ from hmoevae.model import HMoEVAE, Output, Routing
 from hmoevae.nn.memory import StepMemory
 from hmoevae.training.agreement import GateViews
 from hmoevae.training.batches import Batches
+from hmoevae.training.revival import revive
+from hmoevae.training.usage import gate_sums, information
 
 Phase = Literal["start", "alone", "joint"]
 
@@ -42,6 +44,7 @@ class Run:
         self.start = start
         self.phase: Phase = "joint"
         self.rate_falls = True
+        self.kl_weight, self.gate_temperature = 1.0, 1.0
         self.noise = noise
         self.autocast = autocast
         self.steps = 0
@@ -73,8 +76,13 @@ class Run:
         self.noise.set_state(state["noise"])
         self.good = copy.deepcopy(self.model.state_dict())
 
+    def revive(self, row: dict[str, float]) -> list[str]:
+        """Revive the children that an epoch left without samples; returns their paths."""
+        usage = torch.tensor([row[f"usage/{leaf.path}"] for leaf in self.model.plan.leaves])
+        return revive(self.model, self.optimizer, usage, self.noise)
+
     def epoch(self, batches: Batches, title: str, bar: "tqdm[Any]") -> dict[str, float]:
-        """One pass over the data; returns the means of the loss, its terms and every leaf's usage."""
+        """One pass over the data; returns means: of the loss, its terms, leaves' usage, gates' information."""
         n_samples = 0
         names: list[str] = []
         sums: Tensor | None = None
@@ -86,7 +94,8 @@ class Run:
             with torch.no_grad():
                 names = ["loss", *out.terms]
                 means = torch.stack([out.loss, *out.terms.values()])
-                added = torch.cat([means * len(x), out.leaf_log_prob.exp().sum(0)]).to(self.sum_dtype)
+                routed = gate_sums(out, self.model.paths)
+                added = torch.cat([means * len(x), out.leaf_log_prob.exp().sum(0), routed]).to(self.sum_dtype)
                 sums = added if sums is None else sums.add_(added)
             bar.update()
             if time.perf_counter() - shown > bar.mininterval:  # reading a number waits for the device
@@ -97,8 +106,12 @@ class Run:
             raise DataError(mismatch("data", "at least one sample", "none"))
         self._check_weights()
         self.good = copy.deepcopy(self.model.state_dict())
-        usage = [f"usage/{leaf.path}" for leaf in self.model.plan.leaves]
-        return dict(zip([*names, *usage], (sums / n_samples).tolist(), strict=True))
+        plan = self.model.plan
+        names += [f"usage/{leaf.path}" for leaf in plan.leaves]
+        values = (sums / n_samples).tolist()
+        row = dict(zip(names, values[: len(names)], strict=True))
+        nats = information(plan, values[len(names) :])
+        return row | {f"information/{path}": value for path, value in nats.items()}
 
     def step(self, x: Tensor, index: Tensor | None) -> Routing:
         """One step of the optimiser."""
@@ -106,6 +119,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)  # before their memory is given out again
         self.memory.next_step()
         view, other = self.views(x, index, self.noise)
+        scheduled = {"kl_weight": self.kl_weight, "gate_temperature": self.gate_temperature}
         with self.autocast:
             if self.phase == "alone" and other is not None:
                 out = self.model.agree(
@@ -116,17 +130,12 @@ class Run:
                     validate=False,
                 )
             elif self.phase == "start" and self.start is not None and index is not None:
-                out = self.model(x, view=view, generator=self.noise, validate=False)
+                out = self.model(x, view=view, **scheduled, generator=self.noise, validate=False)
                 out = _towards(out, self.start[index.cpu()].to(x.device))
             else:
+                agree: dict[str, Any] = {"agreement_weight": self.views.weight, "agreement_levels": self.views.levels}
                 out = self.model(
-                    x,
-                    view=view,
-                    other_view=other,
-                    agreement_weight=self.views.weight,
-                    agreement_levels=self.views.levels,
-                    generator=self.noise,
-                    validate=False,
+                    x, view=view, other_view=other, **agree, **scheduled, generator=self.noise, validate=False
                 )
         if not math.isfinite(out.loss.item()):
             raise self._non_finite(out)

@@ -1,0 +1,78 @@
+"""Restarts: several trainings of which the best is kept."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from hmoevae.errors import ArgumentError, NonFiniteError, mismatch
+from hmoevae.history import History
+from hmoevae.model import BATCH_SIZE, HMoEVAE
+from hmoevae.training.batches import Data, batches_of
+from hmoevae.training.loop import evaluate
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best of several trainings.
+
+    Attributes:
+        model: Its model.
+        history: Its history.
+        seed: Its seed.
+        losses: Of every training by seed, in nats; the best one's is the smallest.
+        interrupted: Whether one of them, the last, was ended early by Ctrl-C.
+    """
+
+    model: HMoEVAE
+    history: History
+    seed: int
+    losses: dict[int, float]
+    interrupted: bool
+
+
+def best_of(
+    train: Callable[[int], tuple[HMoEVAE, History]], validation_data: Data, *, seeds: Iterable[int] = range(4)
+) -> Best:
+    """Train from several seeds and keep the model with the smallest objective on held-out data.
+
+    The objective is the models' own, without balance and agreement, and every model is measured with the same draws of
+    z. No label plays a part. After a training that Ctrl-C ended, no other begins.
+
+    Args:
+        train: From a seed to a fresh model, trained, and its history.
+        validation_data: Samples that `train` does not see, as `data` of `fit`.
+        seeds: What to give to `train`.
+
+    Raises:
+        ArgumentError: There are no seeds.
+        NonFiniteError: The objective of a trained model is NaN or infinite.
+
+    >>> import torch
+    >>> from hmoevae import VAE, Mixture, fit
+    >>> def train(seed):
+    ...     torch.manual_seed(seed)
+    ...     model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
+    ...     return model, fit(model, x[:48], epochs=2, seed=seed, progress=False)
+    >>> x = torch.rand(64, 4)
+    >>> best = best_of(train, x[48:], seeds=range(3))
+    >>> best.losses[best.seed] == min(best.losses.values()), len(best.losses)
+    (True, 3)
+    """
+    best: tuple[HMoEVAE, History, int] | None = None
+    losses: dict[int, float] = {}
+    interrupted = False
+    for seed in seeds:
+        model, history = train(seed)
+        batches = batches_of(model, validation_data, "validation_data", BATCH_SIZE, None)
+        loss = evaluate(model, batches, seed=0)[model.objective]
+        if not math.isfinite(loss):
+            raise NonFiniteError(mismatch("loss", "a finite loss after the last step", loss))
+        if best is None or loss < min(losses.values()):
+            best = model, history, seed
+        losses[seed] = loss
+        interrupted = history.interrupted
+        if interrupted:
+            break
+    if best is None:
+        raise ArgumentError(mismatch("seeds", "at least one", "none"))
+    return Best(*best, losses, interrupted)
