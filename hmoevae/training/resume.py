@@ -150,8 +150,8 @@ def described(value: object) -> str:
     """An argument in words that are the same in another process.
 
     >>> from hmoevae.views import Compose, RandomAffine
-    >>> described(Compose([RandomAffine(shear=0.0), torch.sin]))
-    'Compose(views=(RandomAffine(degrees=15.0, translate=(0.15, 0.15), scale=(0.85, 1.15), shear=0.0), sin))'
+    >>> described(Compose([RandomAffine(shear=0.0), torch.nn.functional.relu]))
+    'Compose(views=(RandomAffine(degrees=15.0, translate=(0.15, 0.15), scale=(0.85, 1.15), shear=0.0), relu))'
     >>> described(functools.partial(torch.optim.SGD, lr=0.1))
     'SGD(lr=0.1)'
     """
