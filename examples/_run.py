@@ -134,16 +134,18 @@ def measure(model: hm.HMoEVAE, test: LabelledImages) -> dict[str, float | list[f
 def draw(model: hm.HMoEVAE, test: LabelledImages, history: hm.History, recorder: hm.SampleRecorder, out: Path) -> None:
     """Every picture of the run."""
     leaf = model.predict(test.x)
+    names = [node.spec.name or node.path.removeprefix("root/") for node in model.plan.leaves]
     usage = model.predict_proba(test.x).mean(0)
     figures = {
         "tree": hm.plot.tree(model, usage=usage),
         "contingency": hm.plot.contingency(
             test.y,
             leaf,
-            cluster_names=[node.spec.name or node.path.removeprefix("root/") for node in model.plan.leaves],
+            cluster_names=names,
             title=f"{test.name} test images by leaf",
             keep_order=model.plan.depth > 1,
         ),
+        "misrouted": hm.plot.misrouted(test.x, test.y, leaf, cluster_names=names),
         "reconstructions": hm.plot.reconstructions(model, test.x[:20]),
         "traversals": hm.plot.traversals(model, node=model.plan.leaves[int(usage.argmax())].path),
         "samples": hm.plot.samples(model, n=10, generator=torch.Generator().manual_seed(0)),

@@ -314,20 +314,7 @@ def reconstructions(model: HMoEVAE, x: ArrayLike) -> Figure:
     names = _names(model.plan)
     leaves = [names[leaf] for leaf in model.predict(x).tolist()]
     pictures = _pictures(torch.stack([x, model.reconstruct(x).to(x.dtype)]), "x")
-    n_columns = min(len(x), 12)
-    blanks = -len(x) % n_columns
-    pictures = np.pad(pictures, [(0, 0), (0, blanks), (0, 0), (0, 0), (0, 0)], constant_values=1.0)
-    pictures = rearrange(pictures, "pair (row column) ... -> (row pair) column ...", column=n_columns)
-    n_rows = len(pictures)
-    labels = ["original", "reconstruction"] * (n_rows // 2)
-    zoom = _zoom(pictures)
-    turn = _turn(leaves, zoom * pictures.shape[3])
-    gap = 10 + (max(map(_text_width, leaves)) if turn else 12.0)
-    fig, ax = _show(pictures, labels, [], rows_apart=range(2, n_rows, 2), gap=gap)
-    for i, leaf in enumerate(leaves):
-        row, column = divmod(i, n_columns)
-        at = ax.get_xticks()[column], ax.get_yticks()[2 * row + 1] + zoom * pictures.shape[2] / 2 + 4
-        ax.text(*at, leaf, ha="center", va="top", rotation=turn, **LABEL)
+    fig, ax = _captioned(pictures, leaves, ["original", "reconstruction"], n_columns=12)
     return _make_room(fig, ax)
 
 
@@ -392,18 +379,8 @@ def contingency(
         DataError: There are no samples, or `clusters` are not integers >= 0.
         MissingExtraError: scipy is not installed (and `keep_order` is not set).
     """
-    rows, columns = (np.asarray(v.cpu() if isinstance(v, Tensor) else v) for v in (labels, clusters))
-    if rows.ndim != 1 or columns.shape != rows.shape:
-        raise ShapeError(mismatch("labels, clusters", "(n,) and (n,)", f"{rows.shape} and {columns.shape}"))
-    if not np.issubdtype(columns.dtype, np.integer) or len(columns) == 0 or columns.min() < 0:
-        raise DataError(mismatch("clusters", "at least one integer, all >= 0", f"{columns.dtype} {columns[:8]}"))
-    n_clusters = int(columns.max()) + 1
-    names = [str(i) for i in range(n_clusters)] if cluster_names is None else list(cluster_names)
-    if len(names) < n_clusters:
-        raise ShapeError(mismatch("cluster_names", f"at least {n_clusters} names", len(names)))
-    values, rows = np.unique(rows, return_inverse=True)
-    counts = np.zeros((len(values), len(names)), dtype=int)
-    np.add.at(counts, (rows, columns), 1)
+    values, rows, columns, names = _labelled(labels, clusters, cluster_names)
+    counts = _counts(rows, columns, len(values), len(names))
     order = list(range(len(names))) if keep_order else _diagonal(counts)
     counts = counts[:, order]
     share = counts / counts.sum(1, keepdims=True)
@@ -426,6 +403,79 @@ def contingency(
     if title is not None:
         ax.set_title(title, **TITLE)
     return _make_room(fig, ax)
+
+
+def misrouted(
+    x: ArrayLike,
+    labels: ArrayLike,
+    clusters: ArrayLike,
+    *,
+    cluster_names: Sequence[str] | None = None,
+    n: int = 160,
+) -> Figure:
+    """The samples in clusters that mostly hold another label, in the order of their labels and then of those.
+
+    Below every sample stands its label, what its cluster mostly holds, and the cluster: "4 for 9, in 2" is a 4 in
+    cluster 2, most of whose samples are 9s.
+
+    Args:
+        x: Samples, `(n, *input_shape)`.
+        labels: Label of every sample, `(n,)`.
+        clusters: Cluster of every sample, `(n,)`, such as `model.predict(x)`.
+        cluster_names: A name for every cluster, `0` first; numbers by default.
+        n: The most samples to show; of more, some from all over.
+
+    Raises:
+        ShapeError: The lengths do not go together, or there are too few names.
+        DataError: There are no samples, `clusters` are not integers >= 0, or samples to show are not finite.
+        ArgumentError: `n` is not an integer > 0.
+    """
+    if not isinstance(n, int) or n < 1:
+        raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
+    values, y, cluster, names = _labelled(labels, clusters, cluster_names)
+    if len(x) != len(y):
+        raise ShapeError(mismatch("x", f"{len(y)} samples, one a label", len(x)))
+    holds = _counts(y, cluster, len(values), len(names)).argmax(0)[cluster]
+    wrong = (holds != y).nonzero()[0]
+    title = f"{len(wrong):,} of {len(y):,} samples are in a cluster that mostly holds another label"
+    if len(wrong) == 0:
+        fig, ax = _canvas(1.0, 1.0)
+        ax.set_title(title, **TITLE)
+        return _make_room(fig, ax)
+    wrong = wrong[np.lexsort((cluster[wrong], holds[wrong], y[wrong]))]
+    shown = wrong[np.linspace(0, len(wrong) - 1, min(n, len(wrong))).round().astype(int)]
+    if len(shown) < len(wrong):
+        title += f"; {len(shown)} of them"
+    captions = [f"{values[y[i]]} for {values[holds[i]]}\nin {names[cluster[i]]}" for i in shown]
+    pictures = _pictures(torch.as_tensor(x)[torch.from_numpy(shown)].unsqueeze(0), "x")
+    fig, ax = _captioned(pictures, captions, [""], n_columns=20)
+    ax.set_title(title, **TITLE)
+    return _make_room(fig, ax)
+
+
+def _labelled(
+    labels: ArrayLike, clusters: ArrayLike, cluster_names: Sequence[str] | None
+) -> tuple[np.ndarray, Int[np.ndarray, " n"], Int[np.ndarray, " n"], list[str]]:
+    """The labels that there are, every sample's as an index into them, its cluster, and the clusters' names."""
+    rows, columns = (np.asarray(v.cpu() if isinstance(v, Tensor) else v) for v in (labels, clusters))
+    if rows.ndim != 1 or columns.shape != rows.shape:
+        raise ShapeError(mismatch("labels, clusters", "(n,) and (n,)", f"{rows.shape} and {columns.shape}"))
+    if not np.issubdtype(columns.dtype, np.integer) or len(columns) == 0 or columns.min() < 0:
+        raise DataError(mismatch("clusters", "at least one integer, all >= 0", f"{columns.dtype} {columns[:8]}"))
+    n_clusters = int(columns.max()) + 1
+    names = [str(i) for i in range(n_clusters)] if cluster_names is None else list(cluster_names)
+    if len(names) < n_clusters:
+        raise ShapeError(mismatch("cluster_names", f"at least {n_clusters} names", len(names)))
+    values, rows = np.unique(rows, return_inverse=True)
+    return values, rows, columns, names
+
+
+def _counts(
+    label: Int[np.ndarray, " n"], cluster: Int[np.ndarray, " n"], n_labels: int, n_clusters: int
+) -> Int[np.ndarray, "label cluster"]:
+    counts = np.zeros((n_labels, n_clusters), dtype=int)
+    np.add.at(counts, (label, cluster), 1)
+    return counts
 
 
 def _diagonal(counts: Int[np.ndarray, "label cluster"]) -> list[int]:
@@ -512,6 +562,33 @@ def _show(
     ax.set_yticks(zoom * y, rows or [""] * len(y), **LABEL)
     columns = columns or [""] * len(x)
     ax.set_xticks(zoom * x, columns, rotation=_turn(columns, zoom * pictures.shape[3]), **LABEL)
+    return fig, ax
+
+
+def _captioned(
+    pictures: Float[np.ndarray, "line picture height width rgb"],
+    captions: Sequence[str],
+    labels: Sequence[str],
+    *,
+    n_columns: int,
+) -> tuple[Figure, Axes]:
+    """Pictures side by side, so many at most, in one or more lines that belong together, and a caption below them."""
+    lines, n = pictures.shape[:2]
+    n_columns = min(n, n_columns)
+    blanks = -n % n_columns
+    pictures = np.pad(pictures, [(0, 0), (0, blanks), (0, 0), (0, 0), (0, 0)], constant_values=1.0)
+    pictures = rearrange(pictures, "line (row column) ... -> (row line) column ...", column=n_columns)
+    zoom = _zoom(pictures)
+    high = 14.0 * max(caption.count("\n") + 1 for caption in captions)
+    widest = max((line for caption in captions for line in caption.split("\n")), key=len)
+    turn = _turn([widest], zoom * pictures.shape[3])
+    gap = 10 + (_text_width(widest) if turn else high)
+    n_rows = len(pictures) // lines
+    fig, ax = _show(pictures, [*labels] * n_rows, [], rows_apart=range(lines, len(pictures), lines), gap=gap)
+    for i, caption in enumerate(captions):
+        row, column = divmod(i, n_columns)
+        at = ax.get_xticks()[column], ax.get_yticks()[lines * (row + 1) - 1] + zoom * pictures.shape[2] / 2 + 4
+        ax.text(*at, caption, ha="center", va="top", rotation=turn, linespacing=1.0, **LABEL)
     return fig, ax
 
 

@@ -463,3 +463,37 @@ def test_contingency_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtraError, match=r"keep_order=True, or scipy as in pip install 'hmoevae\[examples\]'"):
         plot.contingency(labels, clusters)
     assert column_labels(plot.contingency(labels, clusters, keep_order=True)) == ["0", "1"]
+
+
+def test_misrouted_samples_with_label_and_cluster() -> None:
+    x = torch.rand(9, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    labels = np.array([4, 4, 4, 9, 9, 9, 9, 4, 9])
+    clusters = torch.tensor([1, 1, 1, 0, 0, 0, 2, 0, 1])  # cluster 2 holds one 9 and so stands for it
+    figure = plot.misrouted(x, labels, clusters, cluster_names=["a", "b", "c"])
+    assert figure.axes[0].get_title(loc="left").startswith("2 of 9 samples are in a cluster that mostly holds another")
+    assert words(figure) == ["4 for 9\nin a", "9 for 4\nin b"]
+    np.testing.assert_array_equal(image(figure)[..., 0], torch.cat([x[7, 0], x[8, 0]], dim=1).numpy())
+    one = plot.misrouted(x.numpy(), labels, clusters, n=1)
+    assert words(one) == ["4 for 9\nin 0"]
+    assert one.axes[0].get_title(loc="left").endswith("another label; 1 of them")
+    rendered(figure)
+
+
+def test_misrouted_rows_and_none_at_all() -> None:
+    x, labels = torch.rand(100, 6, 6), torch.tensor([0] * 51 + [1] * 49)
+    clusters = torch.zeros(100, dtype=torch.long)
+    figure = plot.misrouted(x, labels, clusters)
+    tiled = image(figure)[..., 0]
+    assert tiled.shape[1] == 20 * 6
+    assert len(words(figure)) == 49
+    assert (tiled[-6:, 9 * 6 :] == 1).all(), "the rest of the last row is empty"
+    none = plot.misrouted(x, labels, labels)
+    assert none.axes[0].get_title(loc="left").startswith("0 of 100 samples")
+    rendered(none)
+
+
+def test_misrouted_refuses() -> None:
+    with pytest.raises(ShapeError, match="x: expected 2 samples, one a label, got 3"):
+        plot.misrouted(torch.rand(3, 4), np.array([0, 1]), np.array([0, 0]))
+    with pytest.raises(ArgumentError, match="n: expected an integer > 0, got 0"):
+        plot.misrouted(torch.rand(2, 4), np.array([0, 1]), np.array([0, 0]), n=0)
