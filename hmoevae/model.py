@@ -172,7 +172,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         terms = OBJECTIVES[self.objective](leaf_elbo, routing.leaf_log_prob.t(), self.paths.leaf_log_prior())
         terms |= routing.terms
         return Output(
-            loss=torch.stack(list(terms.values())).sum(),
+            loss=_total(terms),
             terms=terms,
             leaf_log_prob=routing.leaf_log_prob,
             edge_log_prob=routing.edge_log_prob,
@@ -233,7 +233,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         importance = torch.stack([self.paths.importance(*seen) for seen in zip(edges, nodes, strict=True)]).mean(0)
         terms["balance"] = balance(importance, self.paths.edge_log_prior().detach(), self.paths)
         return Routing(
-            loss=torch.stack(list(terms.values())).sum(),
+            loss=_total(terms),
             terms=terms,
             leaf_log_prob=self.paths.leaf_log_prob(nodes[0]).t(),
             edge_log_prob=edges[0].t(),
@@ -676,6 +676,12 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         with torch.no_grad():
             pieces = zip(z.split(int(batch_size)), leaf.split(int(batch_size)), strict=True)
             return torch.cat([self.experts.decode(*piece, **how) for piece in pieces])
+
+
+def _total(terms: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+    """The sum of the terms, of which there is at least one."""
+    first, *others = terms.values()
+    return sum(others, first)
 
 
 def _is_size(n: object) -> bool:

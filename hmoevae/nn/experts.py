@@ -188,7 +188,8 @@ class Experts(nn.Module):
         return result
 
     def _in_leaf_order(self, by_group: list[Float[Tensor, "_ batch"]]) -> Float[Tensor, "leaf batch"]:
-        return reorder(torch.cat(by_group), self.leaf_order)
+        rows = by_group[0] if len(by_group) == 1 else torch.cat(by_group)
+        return reorder(rows, self.leaf_order)
 
 
 def permutation(order: list[int]) -> Int[Tensor, " row"] | None:

@@ -109,17 +109,14 @@ def balance(importance: Float[Tensor, " edge"], log_prior: Float[Tensor, " edge"
     floor = torch.finfo(importance.dtype).tiny ** 0.5
     mixture = paths.edge_mixture
     total = paths.sum_children(importance)
-    divisor = torch.where(total > floor, total, torch.inf)[mixture]
-    apart = importance - (total / paths.n_children)[mixture]
-    terms = importance.new_zeros(())
+    apart = importance - (total / paths.n_children).index_select(0, mixture)
+    terms = []
     # Products and sums, not `@`, which autocast would compute in bfloat16.
     if "variance" in paths.balance_kinds:
-        terms = terms + (paths.weight_variance / paths.n_children * paths.sum_children(apart.square())).sum()
-    if "cv2" in paths.balance_kinds:
-        relative = apart / divisor
-        terms = terms + (paths.weight_cv2 * paths.n_children * paths.sum_children(relative.square())).sum()
-    if "kl" in paths.balance_kinds:
+        terms.append((paths.weight_variance * apart.square()).sum())
+    if paths.balance_kinds & {"cv2", "kl"}:
+        divisor = torch.where(total > floor, total, torch.inf).index_select(0, mixture)
         usage = importance / divisor
-        divergence = usage * (usage.clamp_min(floor).log() - log_prior)
-        terms = terms + (paths.weight_kl * paths.sum_children(divergence)).sum()
-    return terms
+        terms.append((paths.weight_cv2 * (apart / divisor).square()).sum())
+        terms.append((paths.weight_kl * usage * (usage.clamp_min(floor).log() - log_prior)).sum())
+    return sum(terms[1:], terms[0]) if terms else importance.new_zeros(())

@@ -25,9 +25,9 @@ class Paths(nn.Module):
     edge_mixture: Int[Tensor, " edge"]
     mixture_nodes: Int[Tensor, " mixture"]
     n_children: Float[Tensor, " mixture"]
-    weight_variance: Float[Tensor, " mixture"]
-    weight_cv2: Float[Tensor, " mixture"]
-    weight_kl: Float[Tensor, " mixture"]
+    weight_variance: Float[Tensor, " edge"]
+    weight_cv2: Float[Tensor, " edge"]
+    weight_kl: Float[Tensor, " edge"]
     learned: Float[Tensor, " edge"]
     uniform_edge: Float[Tensor, " edge"]
     uniform_leaf: Float[Tensor, " leaf"]
@@ -44,9 +44,11 @@ class Paths(nn.Module):
         places = [i for i, node in enumerate(plan.nodes) if not isinstance(node.spec, VAE)]
         self._table("mixture_nodes", torch.tensor(places, dtype=torch.long))
         self._table("n_children", torch.tensor([float(len(m.spec.children)) for m in plan.mixtures]))
-        for kind in ("variance", "cv2", "kl"):
-            weights = [b.weight if b.kind == kind else 0.0 for b in plan.balances]
-            self._table(f"weight_{kind}", torch.tensor(weights))
+        # The weight of a mixture's balance on the summand of each child, with what makes its sum the formula's mean.
+        n_siblings = self.n_children[self.edge_mixture]
+        for kind, factor in (("variance", 1 / n_siblings), ("cv2", n_siblings), ("kl", torch.ones_like(n_siblings))):
+            weights = torch.tensor([b.weight if b.kind == kind else 0.0 for b in plan.balances])
+            self._table(f"weight_{kind}", weights[self.edge_mixture] * factor)
         self.balance_kinds = frozenset(b.kind for b in plan.balances if b.weight > 0)
         learned = [float(getattr(plan.mixtures[m].spec, "prior", None) == "learned") for m in plan.edge_mixture]
         self._table("learned", torch.tensor(learned))
@@ -60,10 +62,8 @@ class Paths(nn.Module):
     def node_log_prob(self, edge_log_prob: Float[Tensor, "edge batch"]) -> Float[Tensor, "node batch"]:
         """Log of the probability of arriving at every node: the sum of the edges on its path, zero at the root."""
         padded = F.pad(edge_log_prob, (0, 0, 0, 1))
-        total = edge_log_prob.new_zeros(len(self.node_edges), edge_log_prob.shape[1])
-        for step in self.node_edges.unbind(1):
-            total = total + padded.index_select(0, step)
-        return total
+        steps = [padded.index_select(0, step) for step in self.node_edges.unbind(1)]
+        return sum(steps[1:], steps[0]) if steps else padded  # of a lone leaf, the extra row
 
     def leaf_log_prob(self, node_log_prob: Float[Tensor, "node batch"]) -> Float[Tensor, "leaf batch"]:
         """The rows of the leaves."""
