@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -29,6 +30,8 @@ class Training:
         precision: Of the networks in training.
         callbacks: As of `hm.fit`.
         progress: Show a progress bar.
+        checkpoint_dir: Where checkpoints are kept while it runs; `None` for a run without.
+        resume: Whether it goes on from the last of them, as of `hm.fit`.
     """
 
     epochs: int = 100
@@ -39,6 +42,8 @@ class Training:
     precision: Precision = "fp32"
     callbacks: Sequence[Callback] = ()
     progress: bool = True
+    checkpoint_dir: Path | None = None
+    resume: Literal["auto", "never"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,8 @@ def train(
         precision=training.precision,
         callbacks=training.callbacks,
         progress=training.progress,
+        checkpoint_dir=training.checkpoint_dir,
+        resume=training.resume,
     )
     return model, history
 

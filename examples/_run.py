@@ -43,6 +43,7 @@ def main(layout: Layout, recipes: dict[str, Recipe], description: str, *, load: 
     parser.add_argument(
         "--out", type=Path, default=Path("runs") / Path(sys.argv[0]).stem, help="folder for the results"
     )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out that was cut short, if any")
     parser.add_argument("--smoke", action="store_true", help="a run of seconds, to see that everything works")
     args = parser.parse_args()
     try:
@@ -58,7 +59,12 @@ def run(layout: Layout, recipe: Recipe, args: argparse.Namespace, load: Callable
     images, test = load(args.data_root)
     recorder = hm.SampleRecorder(n_frames=20)
     given = {field: value for field, value in vars(args).items() if field in Training.__dataclass_fields__}
-    training = replace(recipe.training, **given, callbacks=[recorder])
+    training = replace(
+        recipe.training,
+        **{field: value for field, value in given.items() if field != "resume"},
+        callbacks=[recorder],
+        checkpoint_dir=args.out / "checkpoints",
+    )
     if args.smoke:
         training = replace(training, epochs=min(training.epochs, 2))
         images, test = (thinned(split, 1000) for split in (images, test))

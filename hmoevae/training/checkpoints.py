@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hmoevae import storage
-from hmoevae.errors import ArgumentError, CheckpointError, CheckpointWarning, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, CheckpointWarning, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.training.states import pack, unpack
 
@@ -108,10 +108,21 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> Path:
     """The newest whole checkpoint in a `checkpoint_dir`; `HMoEVAE.from_pretrained` reads the model in it.
 
     Raises:
-        CheckpointError: There is none. `CheckpointWarning` names those that are damaged.
+        CheckpointError: There is none. A `CheckpointWarning` names those that are damaged.
+
+    >>> import tempfile
+    >>> from hmoevae import VAE, Mixture, fit
+    >>> model, folder = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)), tempfile.TemporaryDirectory()
+    >>> _ = fit(model, torch.rand(64, 4), epochs=5, checkpoint_dir=folder.name, progress=False)
+    >>> sorted(path.name for path in Path(folder.name).iterdir()), last_checkpoint(folder.name).name
+    (['epoch-000003', 'epoch-000004', 'epoch-000005'], 'epoch-000005')
+    >>> HMoEVAE.from_pretrained(last_checkpoint(folder.name)).plan.n_leaves
+    3
+    >>> folder.cleanup()
     """
-    for checkpoint in _whole(Path(folder)):
-        return checkpoint.path
+    newest = next(_whole(Path(folder), stacklevel=3), None)
+    if newest is not None:
+        return newest.path
     raise CheckpointError(mismatch(str(folder), "a folder with a whole checkpoint", "none"))
 
 
@@ -119,15 +130,26 @@ def best_checkpoint(folder: str | os.PathLike[str]) -> Path:
     """The whole checkpoint in a `checkpoint_dir` with the smallest validation loss, that of the model's objective.
 
     Raises:
-        CheckpointError: There is none, or none with a validation loss. `CheckpointWarning` names those that are
+        CheckpointError: There is none, or none with a validation loss. A `CheckpointWarning` names those that are
             damaged.
+
+    >>> import tempfile
+    >>> from hmoevae import VAE, Mixture, fit
+    >>> model, folder = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)), tempfile.TemporaryDirectory()
+    >>> x = torch.rand(64, 4)
+    >>> history = fit(model, x[8:], validation_data=x[:8], epochs=5, checkpoint_dir=folder.name, progress=False)
+    >>> best = 1 + min(range(5), key=history["val_expected"].__getitem__)
+    >>> best_checkpoint(folder.name).name == f"epoch-{best:06}"
+    True
+    >>> folder.cleanup()
     """
-    losses = {checkpoint.path: checkpoint.validation_loss for checkpoint in _whole(Path(folder))}
-    known = {path: loss for path, loss in losses.items() if loss is not None}
-    if not known:
-        got = f"{len(losses)} without" if losses else "none"
-        raise CheckpointError(mismatch(str(folder), "a folder with a checkpoint that has a validation loss", got))
-    return min(known, key=lambda path: known[path])
+    losses: dict[Path, float] = {}
+    for checkpoint in _whole(Path(folder), stacklevel=3):
+        if checkpoint.validation_loss is not None:
+            losses[checkpoint.path] = checkpoint.validation_loss
+    if not losses:
+        raise CheckpointError(mismatch(str(folder), "a folder with a checkpoint that has a validation loss", "none"))
+    return min(losses, key=lambda path: losses[path])
 
 
 class Checkpoints:
@@ -173,6 +195,9 @@ class Checkpoints:
             ArgumentError: Training would overwrite checkpoints.
             CheckpointError: The checkpoint that `resume` names is not a whole one.
         """
+        expected = "'auto', 'never' or the path of a checkpoint"
+        if not isinstance(resume, str | os.PathLike):
+            raise ArgumentTypeError(mismatch("resume", expected, repr(resume)))
         there = [] if self.folder is None else _paths(self.folder)
         if resume == "never":
             found = None
@@ -180,17 +205,21 @@ class Checkpoints:
                 expected = "a folder without checkpoints for resume='never'"
                 raise ArgumentError(mismatch("checkpoint_dir", expected, f"{there[0].name} in {self.folder}"))
         elif resume == "auto":
-            found = None if self.folder is None else next(_whole(self.folder), None)
+            found = None if self.folder is None else next(_whole(self.folder, stacklevel=4), None)
         else:
+            if not Path(resume).is_dir():
+                raise ArgumentError(mismatch("resume", expected, f"{resume}, which is no folder"))
             found = read_checkpoint(Path(resume))
-            own = self.folder is not None and found.path.resolve().parent == self.folder.resolve()
-            later = [path for path in there if not own or _epoch(path) > found.epoch]
+            later = [path for path in there if not self._is_own(found) or _epoch(path) > found.epoch]
             if later:
                 expected = f"a folder without checkpoints later than {found.path}"
                 raise ArgumentError(mismatch("checkpoint_dir", expected, later[0].name))
-        if found is not None and self.folder is not None and found.path.resolve().parent == self.folder.resolve():
+        if found is not None and self.folder is not None and self._is_own(found):
             self.kept = {epoch: loss for epoch, loss in found.kept.items() if (self.folder / _name(epoch)).is_dir()}
         return found
+
+    def _is_own(self, checkpoint: Checkpoint) -> bool:
+        return self.folder is not None and checkpoint.path.resolve().parent == self.folder.resolve()
 
     def due(self, epoch: int, *, last: bool) -> bool:
         """Whether a checkpoint is wanted after this epoch, which may be the run's last."""
@@ -297,13 +326,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _whole(folder: Path) -> Iterator[Checkpoint]:
+def _whole(folder: Path, *, stacklevel: int) -> Iterator[Checkpoint]:
     """The checkpoints in a folder, newest first; those that cannot be read are named in a warning."""
     for path in _paths(folder):
         try:
             yield read_checkpoint(path)
         except CheckpointError as error:
-            warnings.warn(f"{error}; passed over", CheckpointWarning, stacklevel=4)
+            warnings.warn(f"{error}; passed over", CheckpointWarning, stacklevel=stacklevel)
 
 
 def _paths(folder: Path) -> list[Path]:

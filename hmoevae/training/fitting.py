@@ -244,6 +244,7 @@ def fit(
                 stops = [callback(EpochEnd(model, history, epoch, epochs)) is True for callback in callbacks]
                 stopped = any(stops)
                 if checkpoints.due(epoch, last=stopped or epoch == epochs):
+                    run.check_weights()  # callbacks may have changed them
                     still_needed = start if epoch < started_by else None
                     whole = {"training": state.state_dict(), "seed": seed, "start": still_needed, "stopped": stopped}
                     checkpoints.write(model, epoch, row.get(f"val_{model.objective}"), arguments, whole)

@@ -104,7 +104,7 @@ class Run:
                 bar.set_postfix(dict(zip(names, (f"{v:.4g}" for v in values), strict=True)), refresh=False)
         if sums is None:
             raise DataError(mismatch("data", "at least one sample", "none"))
-        self._check_weights()
+        self.check_weights()
         self.good = copy.deepcopy(self.model.state_dict())
         plan = self.model.plan
         names += [f"usage/{leaf.path}" for leaf in plan.leaves]
@@ -145,8 +145,12 @@ class Run:
             self.schedule.step()
         return out
 
-    def _check_weights(self) -> None:
-        """Find weights that the last step has spoilt, and those that no loss has looked at yet."""
+    def check_weights(self) -> None:
+        """Make sure that the last step has left good weights, also where no loss has looked at them yet.
+
+        Raises:
+            NonFiniteError: It has not; the model is put back to the end of the last good epoch.
+        """
         weights = dict(self.model.named_parameters())
         finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()]).tolist()
         bad = [name for name, good in zip(weights, finite, strict=True) if not good]
