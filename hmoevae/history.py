@@ -50,7 +50,15 @@ class History:
         return len(self.rows)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the rows as CSV with a header line."""
+        """Write the rows as CSV with a header line.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     History([{"epoch": 1, "loss": 3.5}]).to_csv(f"{folder}/history.csv")
+        ...     print(Path(f"{folder}/history.csv").read_text(), end="")
+        epoch,loss
+        1,3.5
+        """
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
@@ -58,7 +66,22 @@ class History:
         storage.write_text(path, text.getvalue())
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write everything as JSON, which `from_json` reads back."""
+        """Write everything as JSON, which `from_json` reads back.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     History([{"epoch": 1, "loss": 3.5}]).to_json(f"{folder}/history.json")
+        ...     print(Path(f"{folder}/history.json").read_text(), end="")
+        {
+         "interrupted": false,
+         "rows": [
+          {
+           "epoch": 1,
+           "loss": 3.5
+          }
+         ]
+        }
+        """
         storage.write_text(path, json.dumps({"interrupted": self.interrupted, "rows": self.rows}, indent=1) + "\n")
 
     @classmethod
@@ -67,6 +90,13 @@ class History:
 
         Raises:
             CheckpointError: The file is missing, damaged, or not a history.
+
+        >>> import tempfile
+        >>> history = History([{"epoch": 1, "loss": 3.5}])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     history.to_json(f"{folder}/history.json")
+        ...     History.from_json(f"{folder}/history.json") == history
+        True
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))

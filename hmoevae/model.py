@@ -43,6 +43,11 @@ class Routing:
         terms: `"agreement"` and `"balance"`.
         leaf_log_prob: log q(leaf | sample), the product of the gates on the path.
         edge_log_prob: log g(child | sample) on every edge.
+
+    >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
+    >>> routing = model.agree(torch.rand(5, 4), torch.rand(5, 4))
+    >>> isinstance(routing, Routing), list(routing.terms), routing.leaf_log_prob.shape
+    (True, ['agreement', 'balance'], torch.Size([5, 3]))
     """
 
     loss: Float[Tensor, ""]
@@ -61,6 +66,10 @@ class Output(Routing):
         leaf_log_prob: log q(leaf | sample), the product of the gates on the path.
         edge_log_prob: log g(child | sample) on every edge.
         leaf_elbo: ELBO of every sample under every leaf, from one draw of z each.
+
+    >>> out = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))(torch.rand(5, 4))
+    >>> isinstance(out, Output), list(out.terms), out.leaf_elbo.shape
+    (True, ['expected', 'balance'], torch.Size([5, 3]))
     """
 
     leaf_elbo: Float[Tensor, "batch leaf"]
@@ -83,10 +92,46 @@ class HMoEVAE(nn.Module, ModelHubMixin):
 
     >>> tree = Mixture.of(VAE(latent_dim=2), 3)
     >>> model = HMoEVAE(tree, input_shape=(4,))
-    >>> out = model(torch.rand(5, 4))
+    >>> model.tree == tree, model.device, model.dtype
+    (True, device(type='cpu'), torch.float32)
+
+    A training step, and one of the gates alone:
+
+    >>> x = torch.rand(5, 4)
+    >>> out = model(x)
     >>> out.loss.backward()
-    >>> out.leaf_elbo.shape, model.predict(torch.rand(5, 4)).shape
-    (torch.Size([5, 3]), torch.Size([5]))
+    >>> out.leaf_elbo.shape, list(model.agree(x, x).terms)
+    (torch.Size([5, 3]), ['agreement', 'balance'])
+
+    Kinds, and how sure the gates are:
+
+    >>> model.predict(x).shape, model.predict_proba(x).shape, model.route(x).exp().sum(1).allclose(torch.ones(5))
+    (torch.Size([5]), torch.Size([5, 3]), True)
+
+    Latents, reconstructions, new samples:
+
+    >>> z = model.encode(x)
+    >>> model.reconstruct(x).allclose(model.decode(z, model.predict(x)), atol=1e-6)
+    True
+    >>> model.sample(2).shape, model.sample(2, node="root/1").shape
+    (torch.Size([2, 4]), torch.Size([2, 4]))
+
+    Scores, saving, loading:
+
+    >>> model.score_samples(x, n_importance=8).shape, sorted(model.evaluate(x))
+    (torch.Size([5]), ['distillation', 'elbo', 'expected', 'marginal'])
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = model.save_pretrained(folder)
+    ...     same = HMoEVAE.from_pretrained(folder)
+    >>> torch.equal(same.predict_proba(x), model.predict_proba(x))
+    True
+    >>> model.generate_model_card().data.library_name
+    'hmoevae'
+    >>> model.check_input(torch.rand(5, 3))
+    Traceback (most recent call last):
+    ...
+    hmoevae.errors.ShapeError: x: expected (batch, 4), got (5, 3)
     """
 
     def __init__(self, tree: Tree, input_shape: tuple[int, ...], *, objective: ObjectiveName = "expected") -> None:

@@ -21,6 +21,9 @@ class Group(Generic[S]):
     Attributes:
         spec: What the members have in common; for gates, the first member.
         members: Indices of the members among the leaves (experts) or the mixtures (gates), ascending.
+
+    >>> compile_tree(Mixture.of(VAE(), 3)).expert_groups == (Group(VAE(), members=(0, 1, 2)),)
+    True
     """
 
     spec: S
@@ -36,6 +39,10 @@ class PlannedNode:
         spec: The node itself.
         edges: The edges from the root to this node; empty at the root.
         leaves: The leaves at or below this node, as a range of leaf indices.
+
+    >>> root, leaf, *_ = compile_tree(Mixture.of(VAE(), 3)).nodes
+    >>> leaf == PlannedNode("root/0", VAE(), edges=(0,), leaves=range(0, 1)), root.depth, leaf.depth
+    (True, 0, 1)
     """
 
     path: str
@@ -63,6 +70,12 @@ class Plan:
         balances: The balance in force at each mixture, inheritance resolved.
         expert_groups: Leaves with equal specs (names aside).
         gate_groups: Mixtures with equal gate networks and numbers of children.
+
+    >>> plan = compile_tree(Mixture(children=(VAE(), Mixture.of(VAE(), 2))))
+    >>> isinstance(plan, Plan), plan.n_leaves, plan.n_edges, plan.depth
+    (True, 3, 4, 2)
+    >>> plan.node("root/1").leaves, [node.path for node in plan.level(1)]
+    (range(1, 3), ['root/0', 'root/1'])
     """
 
     tree: Tree

@@ -59,15 +59,23 @@ TITLE: Mapping[str, Any] = MappingProxyType({"fontsize": 8.5, "loc": "left", "pa
 def losses(history: History) -> Figure:
     """The loss and each of its terms over the epochs, a panel each: their scales have nothing in common.
 
+    The loss's curve breaks where its terms become others, as they do when experts join the gates.
+
     Args:
         history: What `fit` returned. A column `val_<term>` joins the panel of its term.
 
     Raises:
         ArgumentError: `history` has no epoch.
+
+    >>> history = History([{"epoch": 1, "loss": 3.0, "elbo": 3.0}, {"epoch": 2, "loss": 2.0, "elbo": 2.0}])
+    >>> [ax.get_title(loc="left") for ax in losses(history).axes]
+    ['loss (the sum of the terms below)', 'elbo']
     """
     epochs = np.asarray(history["epoch"])
     others = ("epoch", "loss", "seconds", "val_", "usage/", "information/", "revived")
     names = ["loss", *(column for column in history.columns if not column.startswith(others))]
+    in_force = np.isfinite(np.array([history[name] for name in names[1:]]).reshape(len(names) - 1, len(epochs)))
+    breaks = 1 + np.flatnonzero((in_force[:, 1:] != in_force[:, :-1]).any(0))
     fig = Figure(figsize=(5.5, 0.5 + 1.3 * len(names)), dpi=DPI, facecolor="white", layout="constrained")
     panels = fig.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     for ax, name in zip(panels, names, strict=True):
@@ -75,7 +83,10 @@ def losses(history: History) -> Figure:
             if column in history.columns:
                 values = np.asarray(history[column])
                 known = np.isfinite(values)  # validation may come every few epochs; its points are still one curve
-                ax.plot(epochs[known], values[known], line, color=colour, label=label, marker=".", markersize=4, lw=1.3)
+                x, y = epochs[known], values[known]
+                if name == "loss":
+                    x, y = np.insert(x, breaks, np.nan), np.insert(y, breaks, np.nan)
+                ax.plot(x, y, line, color=colour, label=label, marker=".", markersize=4, lw=1.3)
         ax.set_title("loss (the sum of the terms below)" if name == "loss" else name, **TITLE)
         ax.grid(axis="y", color="#e5e5e5", linewidth=0.6)
         _against_epochs(ax, last=ax is panels[-1])
@@ -95,6 +106,10 @@ def usage(history: History) -> Figure:
 
     Raises:
         ArgumentError: `history` has no epoch, or no column `usage/...`.
+
+    >>> history = History([{"epoch": 1, "usage/root/0": 0.5, "usage/root/1": 0.5}])
+    >>> [text.get_text().strip() for text in usage(history).axes[0].texts]
+    ['0', '1']
     """
     epochs = np.asarray(history["epoch"])
     names = [c.removeprefix("usage/") for c in history.columns if c.startswith("usage/")]
@@ -138,6 +153,10 @@ def sample_grid(
     Raises:
         ShapeError: The lengths do not go together.
         DataError: `frames` are empty or not finite.
+
+    >>> figure = sample_grid(torch.rand(2, 3, 1, 8, 8), epochs=[1, 20])
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['1', '20']
     """
     pictures = _pictures(frames, "frames")
     n_rows, n_columns = pictures.shape[:2]
@@ -177,6 +196,12 @@ def tree(
     Raises:
         ShapeError: `usage` or `images` do not have one entry a leaf.
         DataError: `usage` has negative or non-finite entries or only zeros, or `images` are not finite.
+
+    >>> import hmoevae as hm
+    >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=2), 3), input_shape=(1, 8, 8))
+    >>> figure = tree(model, usage=model.predict_proba(torch.rand(20, 1, 8, 8)).mean(0))
+    >>> figure.axes[0].texts[0].get_text()
+    'root'
     """
     plan = model.plan
     share = model.paths.leaf_log_prior().detach().exp() if usage is None else torch.as_tensor(usage)
@@ -243,6 +268,12 @@ def samples(model: HMoEVAE, n: int = 10, *, generator: torch.Generator | None = 
 
     Raises:
         ArgumentError: `n` is not an integer > 0.
+
+    >>> import hmoevae as hm
+    >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=2), 3), input_shape=(1, 8, 8))
+    >>> figure = samples(model, n=4)
+    >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    ['0', '1', '2']
     """
     if not isinstance(n, int) or n < 1:
         raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
@@ -271,6 +302,12 @@ def nearest(model: HMoEVAE, x: ArrayLike, n: int = 5, *, generator: torch.Genera
         ArgumentError: `n` is not an integer > 0.
         ShapeError: `x` does not have the shape of a batch of samples.
         DataError: `x` is empty, not finite, or outside the support of a leaf's likelihood.
+
+    >>> import hmoevae as hm
+    >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=2), 3), input_shape=(1, 8, 8))
+    >>> figure = nearest(model, torch.rand(20, 1, 8, 8), n=2)
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['0', 'nearest', '1', 'nearest', '2', 'nearest']
     """
     if not isinstance(n, int) or n < 1:
         raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
@@ -309,6 +346,12 @@ def reconstructions(model: HMoEVAE, x: ArrayLike) -> Figure:
     Raises:
         ShapeError: `x` does not have the shape of a batch of samples.
         DataError: `x` is empty, not finite, or outside the support of a leaf's likelihood.
+
+    >>> import hmoevae as hm
+    >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=2), 3), input_shape=(1, 8, 8))
+    >>> figure = reconstructions(model, torch.rand(5, 1, 8, 8))
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['original', 'reconstruction']
     """
     x = model.check_input(x)
     names = _names(model.plan)
@@ -329,6 +372,12 @@ def traversals(model: HMoEVAE, node: str, *, n_steps: int = 9, dims: Sequence[in
 
     Raises:
         ArgumentError: There is no leaf at `node`, `n_steps` is not an integer > 1, or a dimension is not the leaf's.
+
+    >>> import hmoevae as hm
+    >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=2), 3), input_shape=(1, 8, 8))
+    >>> figure = traversals(model, "root/1", n_steps=3)
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['z[0]', 'z[1]']
     """
     found = model.plan.node(node)
     if not isinstance(found.spec, VAE):
@@ -378,6 +427,10 @@ def contingency(
         ShapeError: `labels` and `clusters` are not of one length, or there are too few names.
         DataError: There are no samples, or `clusters` are not integers >= 0.
         MissingExtraError: scipy is not installed (and `keep_order` is not set).
+
+    >>> figure = contingency(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]))
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['2', '1', '1']
     """
     values, rows, columns, names = _labelled(labels, clusters, cluster_names)
     counts = _counts(rows, columns, len(values), len(names))

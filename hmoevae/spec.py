@@ -127,6 +127,11 @@ class MLP:
     Args:
         hidden: Widths of the hidden layers; `()` makes the network a single affine map.
         activation: The nonlinearity behind every hidden layer.
+
+    >>> print(MLP((128, 64), activation="tanh")), print(MLP(()))
+    MLP(128-64)
+    MLP(linear)
+    (None, None)
     """
 
     kind: Literal["mlp"] = Field(default="mlp", kw_only=True, repr=False)
@@ -147,6 +152,9 @@ class Conv:
         stride: Step of every convolution, in pixels.
         hidden: Widths of the dense hidden layers behind the convolutions.
         activation: The nonlinearity behind every convolution and hidden layer.
+
+    >>> print(Conv(channels=(8, 16), kernel_size=3, hidden=(64,)))
+    Conv(8-16, MLP 64)
     """
 
     kind: Literal["conv"] = Field(default="conv", kw_only=True, repr=False)
@@ -173,6 +181,9 @@ class Gaussian:
     Args:
         scale: The standard deviation, in the units of the data.
         mean: `"sigmoid"` keeps the mean in (0, 1) and asks for data in [0, 1]; `"identity"` leaves both free.
+
+    >>> print(Gaussian(scale=0.1, mean="identity"))
+    Gaussian(0.1, identity)
     """
 
     kind: Literal["gaussian"] = Field(default="gaussian", kw_only=True, repr=False)
@@ -185,7 +196,11 @@ class Gaussian:
 
 @_record
 class Bernoulli:
-    """p(x|z) = Bernoulli(sigmoid(f(z))) for data that are 0 or 1, independent over the features."""
+    """p(x|z) = Bernoulli(sigmoid(f(z))) for data that are 0 or 1, independent over the features.
+
+    >>> VAE(likelihood=Bernoulli()).likelihood == Bernoulli()
+    True
+    """
 
     kind: Literal["bernoulli"] = Field(default="bernoulli", kw_only=True, repr=False)
 
@@ -195,7 +210,11 @@ class Bernoulli:
 
 @_record
 class ContinuousBernoulli:
-    """A proper density for grey levels in [0, 1] (Loaiza-Ganem & Cunningham 2019, The continuous Bernoulli)."""
+    """A proper density for grey levels in [0, 1] (Loaiza-Ganem & Cunningham 2019, The continuous Bernoulli).
+
+    >>> print(VAE(latent_dim=2, likelihood=ContinuousBernoulli()))
+    ╙── VAE: latent 2, encoder MLP(128), decoder MLP(128), ContinuousBernoulli
+    """
 
     kind: Literal["continuous_bernoulli"] = Field(default="continuous_bernoulli", kw_only=True, repr=False)
 
@@ -218,6 +237,9 @@ class Balance:
             strength grows with the batch size; `"cv2"`: squared coefficient of variation (Shazeer et al. 2017);
             `"kl"`: divergence of the mean usage from the prior, in nats.
         weight: Factor in front of the term; 0 switches it off.
+
+    >>> print(Mixture.of(VAE(), 3, balance=Balance("kl", weight=20)).label)
+    Mixture of 3: gate MLP(128), balance kl 20
     """
 
     kind: Literal["variance", "cv2", "kl"] = "variance"
@@ -231,7 +253,18 @@ class Balance:
 
 
 class Node:
-    """What a leaf and a mixture share: a place in a tree. Abstract; the two kinds are `VAE` and `Mixture`."""
+    """What a leaf and a mixture share: a place in a tree. Abstract; the two kinds are `VAE` and `Mixture`.
+
+    >>> tree = Mixture(children=(VAE(), Mixture.of(VAE(), 2, name="two styles")))
+    >>> isinstance(tree, Node), tree.n_leaves, tree.depth
+    (True, 3, 2)
+    >>> [path for path, node in tree.walk()]
+    ['root', 'root/0', 'root/1', 'root/1/0', 'root/1/1']
+    >>> tree.at("root/1").name, len(tree.children), tree.at("root/1").label
+    ('two styles', 2, "Mixture 'two styles' of 2: gate MLP(128)")
+    >>> tree.to_networkx().number_of_edges(), tree_from_json(tree.to_json()) == tree
+    (4, True)
+    """
 
     name: str | None
     children: "tuple[VAE | Mixture, ...]"

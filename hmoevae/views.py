@@ -24,6 +24,12 @@ class View(ABC):
 
     To make your own, write `__call__`, and `prepare` if it needs the whole data set. Where no more than the batch and
     torch's global random state are needed, any callable from samples to samples will do in a view's place.
+
+    >>> class Brighter(View):
+    ...     def __call__(self, x, *, index=None, generator=None):
+    ...         return (1.2 * x).clamp_max(1)
+    >>> Brighter().prepare(None)(torch.tensor([[0.5, 1.0]]))
+    tensor([[0.6000, 1.0000]])
     """
 
     def prepare(self, samples: Float[Tensor, "n *sample"] | None) -> "View":  # noqa: ARG002
@@ -90,6 +96,10 @@ class Compose(View):
     Args:
         views: Views, or callables from samples to samples. The first is given the samples themselves, so `Neighbour`,
             which looks its answer up, belongs there.
+
+    >>> flipped_and_moved = Compose([lambda x: x.flip(3), RandomAffine()])
+    >>> flipped_and_moved(torch.rand(5, 1, 28, 28)).shape
+    torch.Size([5, 1, 28, 28])
     """
 
     views: Sequence[ViewLike]
@@ -186,6 +196,11 @@ class Neighbour(View):
     Args:
         k: The number of neighbours to draw from.
         n_components: The number of principal components; where samples have fewer features, all of them are used.
+
+    >>> samples = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
+    >>> view = Neighbour(k=1).prepare(samples)
+    >>> view(samples, index=torch.arange(4)).shape
+    torch.Size([4, 1])
     """
 
     k: int = 5

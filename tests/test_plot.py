@@ -1,6 +1,7 @@
 """The pictures: what they show, how large, with which words; and what they refuse."""
 
 import itertools
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -497,3 +498,12 @@ def test_misrouted_refuses() -> None:
         plot.misrouted(torch.rand(3, 4), np.array([0, 1]), np.array([0, 0]))
     with pytest.raises(ArgumentError, match="n: expected an integer > 0, got 0"):
         plot.misrouted(torch.rand(2, 4), np.array([0, 1]), np.array([0, 0]), n=0)
+
+
+def test_the_loss_breaks_where_it_is_the_sum_of_other_terms() -> None:
+    rows = [{"epoch": e, "loss": 2.0, "balance": 2.0} for e in (1, 2)]
+    rows += [{"epoch": e, "loss": 200.0, "balance": 2.0, "elbo": 198.0} for e in (3, 4)]
+    loss, balance, elbo = (ax.lines[0].get_ydata() for ax in hm.plot.losses(hm.History(rows)).axes)
+    assert [math.isnan(value) for value in loss] == [False, False, True, False, False]
+    assert len(balance) == 4
+    assert len(elbo) == 2

@@ -17,8 +17,3 @@ def test_the_readmes_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "Mixture of 2: gate Conv" in capsys.readouterr().out
     assert len(names["history"]) == 20
     assert (tmp_path / "runs" / "mine" / "model.safetensors").is_file()
-
-
-@pytest.mark.parametrize("link", re.findall(r"(?:\]\(|src=\")((?!http)[^)\"]+)", README.read_text(encoding="utf-8")))
-def test_the_readmes_links_lead_somewhere(link: str) -> None:
-    assert (README.parent / link).exists()

@@ -23,7 +23,11 @@ MIN_VARIANCE = 1e-5
 
 
 class Posterior(NamedTuple):
-    """q(z|x) = N(mean, diag(variance)) of every expert of a group."""
+    """q(z|x) = N(mean, diag(variance)) of every expert of a group.
+
+    >>> Posterior(mean=torch.zeros(1, 2, 3), variance=torch.ones(1, 2, 3)).kl()
+    tensor([[0., 0., 0.]])
+    """
 
     mean: Float[Tensor, "group latent batch"]
     variance: Float[Tensor, "group latent batch"]
@@ -56,6 +60,10 @@ class ExpertGroup(nn.Module):
         spec: The VAE that all of them are.
         groups: How many there are.
         n_features: Entries of a sample.
+
+    >>> group = ExpertGroup(VAE(latent_dim=2), groups=3, n_features=4)
+    >>> group.elbo(torch.rand(4, 5), generator=None).shape
+    torch.Size([3, 5])
     """
 
     def __init__(self, spec: VAE, groups: int, n_features: int) -> None:
@@ -95,6 +103,12 @@ class Experts(nn.Module):
     Args:
         plan: The compiled tree.
         n_features: Entries of a sample.
+
+    >>> from hmoevae.plan import compile_tree
+    >>> from hmoevae.spec import Mixture
+    >>> experts = Experts(compile_tree(Mixture(children=(VAE(2), VAE(3), VAE(2)))), n_features=4)
+    >>> len(experts.groups), experts.elbo(torch.rand(4, 5)).shape
+    (2, torch.Size([3, 5]))
     """
 
     groups: Sequence[ExpertGroup]

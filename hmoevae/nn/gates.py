@@ -25,6 +25,9 @@ class GroupedConv(nn.Module):
         input_shape: Channels, height and width of the image.
         out_features: Size of each network's output.
         spec: Channels, kernel, stride, hidden widths and activation.
+
+    >>> GroupedConv(3, (1, 8, 8), 2, Conv(channels=(4,)))(torch.rand(64, 5)).shape
+    torch.Size([3, 2, 5])
     """
 
     def __init__(self, groups: int, input_shape: tuple[int, int, int], out_features: int, spec: Conv) -> None:
@@ -69,6 +72,12 @@ class Gates(nn.Module):
 
     Raises:
         SpecError: A convolutional gate meets samples that are not images.
+
+    >>> from hmoevae.plan import compile_tree
+    >>> from hmoevae.spec import VAE
+    >>> gates = Gates(compile_tree(Mixture(children=(VAE(), Mixture.of(VAE(), 2)))), input_shape=(4,))
+    >>> gates(torch.rand(4, 5)).shape  # two edges below the root, two below root/1
+    torch.Size([4, 5])
     """
 
     edge_order: Int[Tensor, " edge"] | None

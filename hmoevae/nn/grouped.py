@@ -162,6 +162,9 @@ class GroupedMLP(nn.Module):
         in_features: Size of each network's input.
         out_features: Size of each network's output, which gets no activation.
         spec: Hidden widths and activation.
+
+    >>> GroupedMLP(3, 5, 2, MLP((8,)))(torch.rand(5, 7)).shape
+    torch.Size([3, 2, 7])
     """
 
     layers: Sequence[GroupedLinear]

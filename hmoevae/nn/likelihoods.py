@@ -19,7 +19,12 @@ Sample = Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
 
 
 class LikelihoodModel(ABC):
-    """What an observation model offers."""
+    """What an observation model offers.
+
+    >>> model = likelihood_model(spec.Gaussian(scale=1.0, mean="identity"))
+    >>> isinstance(model, LikelihoodModel), model.support, model.contains(torch.tensor([3.0]))
+    (True, 'finite values', True)
+    """
 
     support: str
     """The values that data may take, in words."""
@@ -148,7 +153,12 @@ class ContinuousBernoulliModel(LikelihoodModel):
 
 
 def likelihood_model(likelihood: spec.Likelihood) -> LikelihoodModel:
-    """The observation model that a likelihood's spec describes."""
+    """The observation model that a likelihood's spec describes.
+
+    >>> model = likelihood_model(spec.Bernoulli())
+    >>> model.log_prob(torch.zeros(1, 2, 1), torch.ones(2, 1)).exp()  # two features, each with probability 1/2
+    tensor([[0.2500]])
+    """
     match likelihood:
         case spec.Gaussian(scale=scale, mean=mean):
             return GaussianModel(scale, sigmoid=mean == "sigmoid")

@@ -43,6 +43,9 @@ class StepMemory:
     >>> again = memory.empty("a", (2, 3), torch.float32)
     >>> first.data_ptr() == again.data_ptr(), first.data_ptr() == fresh.data_ptr()
     (True, False)
+    >>> layer = nn.Linear(2, 3)
+    >>> memory.attach(layer)  # of no effect on layers that don't use it, such as this one
+    >>> memory.detach(layer)
     """
 
     def __init__(self) -> None:

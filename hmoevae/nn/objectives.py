@@ -30,18 +30,32 @@ def expected(
     leaf_log_prob: LeafBatch,
     log_prior: Float[Tensor, " leaf"],  # noqa: ARG001
 ) -> dict[str, Scalar]:
-    """The experts' loss as the gates weigh it; the prior plays no part."""
+    """The experts' loss as the gates weigh it; the prior plays no part.
+
+    >>> expected(torch.tensor([[-1.0], [-3.0]]), torch.tensor([[0.5], [0.5]]).log(), torch.zeros(2))
+    {'expected': tensor(2.)}
+    """
     return {"expected": -(leaf_log_prob.exp() * leaf_elbo).sum(0).mean()}
 
 
 def elbo(leaf_elbo: LeafBatch, leaf_log_prob: LeafBatch, log_prior: Float[Tensor, " leaf"]) -> dict[str, Scalar]:
-    """The negative of a lower bound on log p(x), p(x) = sum_l pi_l p_l(x)."""
+    """The negative of a lower bound on log p(x), p(x) = sum_l pi_l p_l(x).
+
+    >>> even = torch.tensor([[0.5], [0.5]]).log()
+    >>> elbo(torch.tensor([[-1.0], [-3.0]]), even, even[:, 0])  # gate and prior agree, so their divergence is nothing
+    {'elbo': tensor(2.)}
+    """
     bound = leaf_log_prob.exp() * (leaf_elbo + log_prior.unsqueeze(1) - leaf_log_prob)
     return {"elbo": -bound.sum(0).mean()}
 
 
 def marginal(leaf_elbo: LeafBatch, leaf_log_prob: LeafBatch, log_prior: Float[Tensor, " leaf"]) -> dict[str, Scalar]:
-    """The bound with the leaf summed out, and the cross-entropy that fits the gates to its responsibilities."""
+    """The bound with the leaf summed out, and the cross-entropy that fits the gates to its responsibilities.
+
+    >>> even = torch.tensor([[0.5], [0.5]]).log()
+    >>> marginal(torch.tensor([[-1.0], [-1.0]]), even, even[:, 0])
+    {'marginal': tensor(1.), 'distillation': tensor(0.6931)}
+    """
     joint = leaf_elbo + log_prior.unsqueeze(1)
     responsibility = joint.detach().softmax(0)
     return {
@@ -74,6 +88,14 @@ def agreement(node_log_prob: tuple[NodeBatch, NodeBatch], paths: Paths, levels: 
         node_log_prob: Log of the probability of arriving at every node, for the one and for the other view.
         paths: The plan's tables.
         levels: As in `hmoevae.plan.Plan.level`, from 1 on, ascending.
+
+    >>> from hmoevae.plan import compile_tree
+    >>> from hmoevae.spec import VAE, Mixture
+    >>> paths = Paths(compile_tree(Mixture.of(VAE(), 2)))
+    >>> undecided = torch.tensor([[0.5], [0.5]]).log()
+    >>> nodes = paths.node_log_prob(undecided)
+    >>> agreement((nodes, nodes), paths, levels=[1])  # two tosses of a coin agree half the time: log 2
+    tensor(0.6931)
     """
     total = node_log_prob[0].new_zeros(())
     for upper, lower in itertools.pairwise((0, *levels)):
@@ -104,6 +126,13 @@ def balance(importance: Float[Tensor, " edge"], log_prior: Float[Tensor, " edge"
         importance: Importance of every child; in data-parallel training, that of the global batch.
         log_prior: Log prior of every child among its siblings.
         paths: The plan's tables, with the weight of each kind at each mixture.
+
+    >>> from hmoevae.plan import compile_tree
+    >>> from hmoevae.spec import VAE, Balance, Mixture
+    >>> paths = Paths(compile_tree(Mixture.of(VAE(), 2, balance=Balance("kl", weight=1.0))))
+    >>> one_takes_all, even = torch.tensor([8.0, 0.0]), torch.tensor([4.0, 4.0])
+    >>> balance(one_takes_all, paths.edge_log_prior(), paths), balance(even, paths.edge_log_prior(), paths)
+    (tensor(0.6931), tensor(0.))
     """
     # Below the floor squares and quotients leave the dtype's range; divided by infinity, value and gradient are zero.
     floor = torch.finfo(importance.dtype).tiny ** 0.5

@@ -17,6 +17,12 @@ class Paths(nn.Module):
 
     Args:
         plan: The compiled tree.
+
+    >>> from hmoevae.plan import compile_tree
+    >>> from hmoevae.spec import Mixture
+    >>> paths = Paths(compile_tree(Mixture(children=(VAE(), Mixture.of(VAE(), 2)))))
+    >>> paths.leaf_log_prior().exp()
+    tensor([0.5000, 0.2500, 0.2500])
     """
 
     node_edges: Int[Tensor, "node step"]

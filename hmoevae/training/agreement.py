@@ -29,6 +29,14 @@ class Agreement:
             alone, and then learn from the objective what serves the experts. `None` means all levels: every gate
             agrees by itself. The tree's depth alone means the leaves: all gates agree together, which suits a tree
             whose inner nodes stand for nothing in particular.
+
+    >>> import torch
+    >>> import hmoevae as hm
+    >>> tree = hm.Mixture.of(hm.VAE(latent_dim=2), 3, balance=hm.Balance("kl", weight=20))
+    >>> model = hm.HMoEVAE(tree, input_shape=(4,))
+    >>> history = hm.fit(model, torch.rand(64, 4), epochs=2, agreement=Agreement(alone=0.5), progress=False)
+    >>> history.columns[2:6]
+    ('loss', 'agreement', 'balance', 'usage/root/0')
     """
 
     partner: ViewLike | None = field(default_factory=Neighbour)

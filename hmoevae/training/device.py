@@ -16,6 +16,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
     Raises:
         ArgumentError: There is no such device here.
+
+    >>> resolve_device("cpu")
+    device(type='cpu')
     """
     if device == "auto":
         from accelerate import PartialState  # not at the top: it sets a warning filter when imported

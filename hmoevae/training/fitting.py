@@ -41,6 +41,13 @@ class EpochEnd:
         history: Everything measured so far; the last row is this epoch's.
         epoch: The epoch just finished, from 1.
         epochs: How many were asked for.
+
+    >>> from hmoevae import VAE, Mixture
+    >>> def enough(end: EpochEnd) -> bool:
+    ...     return end.epoch == 2
+    >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
+    >>> len(fit(model, torch.rand(64, 4), epochs=5, callbacks=[enough], progress=False))
+    2
     """
 
     model: HMoEVAE

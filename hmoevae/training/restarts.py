@@ -21,6 +21,11 @@ class Best:
         seed: Its seed.
         losses: Of every training by seed, in nats; the best one's is the smallest.
         interrupted: Whether one of them, the last, was ended early by Ctrl-C.
+
+    >>> from hmoevae import VAE
+    >>> best = Best(HMoEVAE(VAE(latent_dim=2), (4,)), History(), seed=1, losses={0: 3.5, 1: 3.0}, interrupted=False)
+    >>> best.losses[best.seed]
+    3.0
     """
 
     model: HMoEVAE

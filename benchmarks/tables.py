@@ -1,0 +1,381 @@
+"""The documentation's tables of results: from the raw results in `results/` and from `published.py`, never typed.
+
+    python benchmarks/tables.py               write the tables of README.md anew
+    python benchmarks/tables.py --check       say whether they are up to date
+
+A page asks for a table with the comment `<!-- table: NAME -->`, where NAME is one of `TABLES`; what follows up to
+`<!-- end -->` is replaced. README.md holds its tables, the site gets them when it is built. A new file in `results/`
+turns up by itself: a `.jsonl` has a run of an example in every line (its metrics.json), a `.json` is the report of a
+benchmark, told apart by the fields of its rows.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from published import PUBLISHED
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
+MARK = re.compile(r"<!-- table: ([\w-]+) -->\n(?:.*?<!-- end -->)?", re.DOTALL)
+LAYOUTS = {1: "flat", 2: "two levels"}
+
+Row = dict[str, Any]
+
+
+def fill(page: str) -> str:
+    """The page with every table that it asks for, as new.
+
+    Raises:
+        KeyError: There is no table of a name that the page asks for.
+    """
+    return MARK.sub(lambda mark: f"<!-- table: {mark[1]} -->\n\n{TABLES[mark[1]]()}\n\n<!-- end -->", page)
+
+
+# --- the raw results ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Runs of one example that differ in their seeds only.
+
+    Attributes:
+        file: Where they are.
+        runs: The examples' metrics, one mapping a seed.
+    """
+
+    file: str
+    runs: tuple[Row, ...]
+
+    def __getitem__(self, field: str) -> Any:
+        """What all runs have in common."""
+        return self.runs[0].get(field)
+
+    @property
+    def recipe(self) -> str:
+        """Of the training; the first results were made when there was only one."""
+        return self["recipe"] or "article"
+
+    @property
+    def depth(self) -> int:
+        """Levels of gates, as far as they were measured."""
+        levels = {int(found[1]) for field in self.runs[0] if (found := re.search(r"_level(\d+)$", field))}
+        return 1 + max(levels, default=0)
+
+    @property
+    def layout(self) -> str:
+        """The tree in words."""
+        leaves = f"{self['leaves']} leaves"
+        return f"{LAYOUTS.get(self.depth, f'{self.depth} levels')}, {leaves}"
+
+    def values(self, field: str) -> list[float]:
+        """One number of every run that has it."""
+        return [run[field] for run in self.runs if run.get(field) is not None]
+
+
+def runs_of_examples() -> list[Runs]:
+    """Every group of runs, the most accurate recipe of a data set first."""
+    found: dict[tuple[object, ...], list[Row]] = {}
+    for file in sorted(RESULTS.glob("*.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            run = json.loads(line)
+            shared = ("dataset", "recipe", "epochs", "leaves", "precision")
+            found.setdefault((file.name, *(run.get(field) for field in shared)), []).append(run)
+    groups = [Runs(str(key[0]), tuple(runs)) for key, runs in found.items()]
+    return sorted(groups, key=lambda g: (g["dataset"], g.depth, -statistics.fmean(g.values("accuracy"))))
+
+
+def reports(*fields: str) -> dict[str, Row]:
+    """The reports whose rows have all of `fields`, by the name of their files."""
+    found = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))}
+    return {name: report for name, report in found.items() if report["rows"] and set(fields) <= set(report["rows"][0])}
+
+
+# --- cells ----------------------------------------------------------------------------------------------------------
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, columns of numbers to the right."""
+    rows = list(rows)
+    numeric = [all(re.match(r"[-+\d`]|$", row[i]) for row in rows) for i in range(len(head))]
+    lines = [head, ["---:" if right and i else "---" for i, right in enumerate(numeric)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread(values: Sequence[float], digits: int, factor: float = 1.0) -> str:
+    """Mean and, of several values, standard deviation."""
+    if not values:
+        return ""
+    mean = f"{factor * statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {factor * statistics.stdev(values):.{digits}f}"
+
+
+def percent(values: Sequence[float]) -> str:
+    """Fractions in percent."""
+    return spread(values, 1 if len(values) < 2 or statistics.stdev(values) >= 0.005 else 2, 100)
+
+
+def known(value: float | None, sd: float | None = None) -> str:
+    """A published fraction in percent, with no more digits than it came with."""
+    if value is None:
+        return ""
+    return f"{100 * value:.4g}" + ("" if sd is None else f" ± {100 * sd:.3g}")
+
+
+def milliseconds(value: float) -> str:
+    """Three digits."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def where(report: Row) -> str:
+    """The machine and the day, in words."""
+    hardware = report["hardware"]
+    device = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
+    return f"{device}, {report['date'][:10]}"
+
+
+# --- clustering, likelihood, reliability ----------------------------------------------------------------------------
+
+SCORES = ("accuracy", "nmi", "ari", "leaf_purity", "dendrogram_purity")
+
+
+def clustering(dataset: str = "mnist") -> str:
+    """Trees, baselines run here, and published figures, by the test images' labels."""
+    head = ("method", "seeds", "epochs", "accuracy", "NMI", "ARI", "purity", "dendrogram purity")
+    rows = [
+        (f"{g.recipe}, {g.layout}", str(len(g.runs)), str(g["epochs"]), *(percent(g.values(s)) for s in SCORES))
+        for g in runs_of_examples()
+        if g["dataset"] == dataset
+    ]
+    for report in reports("what", "levels", "runs").values():
+        if report["argv"]["dataset"] != dataset:
+            continue
+        for row in report["rows"]:
+            name = ", ".join(filter(None, (row["recipe"] or row["what"], row["tree"])))
+            scores = [percent([run[s] for run in row["runs"] if s in run]) for s in SCORES]
+            epochs = {run["epochs"] for run in row["runs"] if "epochs" in run}
+            rows.append((name, str(len(row["runs"])), ", ".join(map(str, epochs)), *scores))
+    return table(head, rows)
+
+
+def published(dataset: str = "mnist") -> str:
+    """What others report."""
+    head = ("method", "accuracy", "NMI", "dendrogram purity", "read in", "to be known")
+    rows = [
+        (p.what, known(p.accuracy, p.accuracy_sd), known(p.nmi), known(p.dendrogram_purity), p.source, p.note)
+        for p in PUBLISHED
+        if p.dataset == dataset
+    ]
+    return table(head, rows)
+
+
+def levels() -> str:
+    """The first level of the deeper trees."""
+    head = ("recipe, tree", "seeds", "accuracy, level 1", "NMI, level 1", "purity, leaves", "dendrogram purity")
+    fields = ("accuracy_level1", "nmi_level1", "leaf_purity", "dendrogram_purity")
+    deep = [group for group in runs_of_examples() if group.depth > 1]
+    return table(
+        head, [(f"{g.recipe}, {g.layout}", str(len(g.runs)), *(percent(g.values(f)) for f in fields)) for g in deep]
+    )
+
+
+def likelihood() -> str:
+    """Held-out losses of the examples' runs, in nats an image."""
+    head = ("recipe, tree", "epochs", "seeds", "expected loss", "ELBO")
+    rows = [
+        (
+            f"{g['dataset']}, {g.recipe}, {g.layout}",
+            str(g["epochs"]),
+            str(len(g.runs)),
+            spread(g.values("expected_loss"), 1),
+            spread(g.values("elbo"), 1),
+        )
+        for g in runs_of_examples()
+    ]
+    return table(head, rows)
+
+
+def reliability() -> str:
+    """How far apart the seeds are."""
+    head = ("recipe, tree", "epochs", "seeds", "worst", "median", "best", "least used leaf, of an even share")
+    rows = []
+    for group in runs_of_examples():
+        accuracy = group.values("accuracy" if group.depth == 1 else "accuracy_level1")
+        least = min(min(run["usage"]) * run["leaves"] for run in group.runs)
+        ends = (min(accuracy), statistics.median(accuracy), max(accuracy))
+        name = f"{group['dataset']}, {group.recipe}, {group.layout}"
+        rows.append((name, str(group["epochs"]), str(len(accuracy)), *(known(end) for end in ends), f"{least:.2f}"))
+    return table(head, rows)
+
+
+def headline() -> str:
+    """The flat trees on MNIST, for the README."""
+    head = ("MNIST, ten leaves", "epochs", "seeds", "accuracy", "NMI", "ELBO, nats")
+    flat = [g for g in runs_of_examples() if g["dataset"] == "mnist" and g.depth == 1]
+    rows = [
+        (
+            f"`--recipe {g.recipe}`",
+            str(g["epochs"]),
+            str(len(g.runs)),
+            f"{percent(g.values('accuracy'))} %",
+            f"{percent(g.values('nmi'))} %",
+            spread(g.values("elbo"), 1),
+        )
+        for g in flat
+    ]
+    return table(head, rows)
+
+
+# --- speed ----------------------------------------------------------------------------------------------------------
+
+
+def steps() -> str:
+    """Training steps against the loop over experts, for the README: of every cell the report with the most rounds."""
+    head = ("experts, batch, precision", "hmoevae", "loop over experts", "faster")
+    pairs: dict[tuple[Any, ...], tuple[Row, Row, Row]] = {}
+    for report in reports("op", "speedup").values():
+        loops = {_cell(row): row for row in report["rows"] if row["what"] == "loop"}
+        for row in report["rows"]:
+            cell = _cell(row)
+            best = pairs.get(cell)
+            is_ours = row["op"] == "train" and row["what"] == "hmoevae" and cell in loops
+            if is_ours and (best is None or row["rounds"] > best[0]["rounds"]):
+                pairs[cell] = (row, loops[cell], report)
+    rows = [
+        (
+            f"{ours['leaves']}, {ours['batch']}, {ours['precision']}",
+            f"{milliseconds(ours['ms'])} ms",
+            f"{milliseconds(loop['ms'])} ms",
+            f"{ours['speedup']:.1f} x",
+        )
+        for ours, loop, _ in (pairs[cell] for cell in sorted(pairs))
+    ]
+    machines = dict.fromkeys(where(report) for *_, report in pairs.values())
+    return f"{table(head, rows)}\n\n{'; '.join(machines)}."
+
+
+def throughput() -> str:
+    """Every report of `throughput.py`."""
+    head = ("operation", "leaves", "depth", "batch", "precision", "what", "ms", "GFLOP/s", "of the ceiling", "against")
+    parts = []
+    for name, report in reports("op", "speedup").items():
+        rows = [
+            (
+                row["op"],
+                *(str(row[field]) for field in ("leaves", "depth", "batch", "precision", "what")),
+                milliseconds(row["ms"]),
+                f"{row['gflop_per_s']:.0f}",
+                f"{row['ceiling_fraction']:.0%}",
+                "" if row["speedup"] is None else f"{row['speedup']:.2f} x {row['baseline']}",
+            )
+            for row in report["rows"]
+        ]
+        parts.append(f"`{name}`: {where(report)}\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def precision() -> str:
+    """Losses in both precisions."""
+    head = ("seed", "fp32, nats", "bf16, nats", "bf16 off by")
+    parts = []
+    for name, report in reports("bf16_off_percent").items():
+        rows = [
+            (str(row["seed"]), f"{row['fp32']:.2f}", f"{row['bf16']:.2f}", f"{row['bf16_off_percent']:+.4f} %")
+            for row in report["rows"]
+        ]
+        parts.append(f"`{name}`: {where(report)}\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def streaming() -> str:
+    """Epochs from memory, from a file and from a stream."""
+    head = ("data", "seconds an epoch, median", "CPU seconds against memory")
+    parts = []
+    for name, report in reports("data", "x_cpu").items():
+        rows = [
+            (row["data"], f"{statistics.median(row['seconds']):.2f}", f"{row['x_cpu']:.3f} x") for row in report["rows"]
+        ]
+        parts.append(f"`{name}`: {where(report)}\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def _cell(row: Row) -> tuple[object, ...]:
+    """What the rows of one comparison share."""
+    return tuple(row[field] for field in ("op", "leaves", "depth", "batch", "precision"))
+
+
+# --- unequal kinds --------------------------------------------------------------------------------------------------
+
+
+def unequal() -> str:
+    """What the balance does to kinds that are not equally common."""
+    head = ("how", "ARI", "accuracy", "largest leaf", "rarest kind found")
+    parts = []
+    for name, report in reports("how", "runs").items():
+        rows = [
+            (
+                row["how"],
+                *(percent([run[field] for run in row["runs"]]) for field in ("ari", "accuracy", "largest")),
+                f"{sum(run['rarest_found'] for run in row['runs'])} of {len(row['runs'])}",
+            )
+            for row in report["rows"]
+        ]
+        parts.append(f"`{name}`: {where(report)}\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+# --- the files ------------------------------------------------------------------------------------------------------
+
+
+def files() -> str:
+    """Every raw result."""
+    rows = []
+    for file in sorted(RESULTS.iterdir()):
+        if file.suffix == ".jsonl":
+            n = len(file.read_text(encoding="utf-8").splitlines())
+            rows.append((f"`{file.name}`", "a run of an example" if n == 1 else f"{n} runs of an example", ""))
+        elif file.suffix == ".json":
+            report = json.loads(file.read_text(encoding="utf-8"))
+            rows.append((f"`{file.name}`", f"{len(report['rows'])} rows", where(report)))
+    return table(("file in `benchmarks/results`", "what is in it", "where and when"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "clustering": clustering,
+    "published": published,
+    "published-fashion": lambda: published("fashion"),
+    "levels": levels,
+    "likelihood": likelihood,
+    "reliability": reliability,
+    "headline": headline,
+    "steps": steps,
+    "throughput": throughput,
+    "precision": precision,
+    "streaming": streaming,
+    "unequal": unequal,
+    "files": files,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the README's tables, or check them."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a table is out of date")
+    args = parser.parse_args(argv)
+    before = README.read_text(encoding="utf-8")
+    after = fill(before)
+    if args.check and after != before:
+        sys.exit("README.md: its tables are not those of benchmarks/results; run python benchmarks/tables.py")
+    if not args.check:
+        README.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Your own tree on your own table: a CSV file, Gaussian leaves with a linear mean, clusters described in its columns.
+
+python examples/own_table.py                                       scikit-learn's wines, in seconds
+python examples/own_table.py --csv mine.csv --label species        yours; the label is only looked at afterwards
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+from sklearn.datasets import load_wine
+from torch import Tensor
+
+import hmoevae as hm
+from hmoevae.errors import HMoEVAEError
+
+
+def make_tree() -> hm.Mixture:
+    """Three kinds, one of them with two sub-kinds; change it and run again.
+
+    Networks without a hidden layer are affine maps. A leaf is then a probabilistic principal component analysis
+    (Tipping & Bishop 1999): a plane of `latent_dim` dimensions through the kind's mean, and noise around it.
+    """
+    linear = hm.MLP(hidden=())
+    leaf = hm.VAE(2, encoder=linear, decoder=linear, likelihood=hm.Gaussian(scale=0.7, mean="identity"))
+    # Kinds need not be equally common: a light balance, and priors that follow the data.
+    how = {"gate": hm.MLP((16,)), "balance": hm.Balance("kl", 1.0), "prior": "learned"}
+    return hm.Mixture(children=(leaf, leaf, hm.Mixture.of(leaf, 2, **how)), **how)
+
+
+def read(csv: Path, label: str | None) -> tuple[pd.DataFrame, pd.Series | None]:
+    """The numeric columns of a table, and the label of every row if one is named; rows with gaps are left out."""
+    table = pd.read_csv(csv)
+    if label is not None and label not in table:
+        raise KeyError(f"--label: expected one of {', '.join(table.columns)}, got {label}")
+    numbers = table.drop(columns=[] if label is None else [label]).select_dtypes("number")
+    complete = numbers.dropna().index
+    print(f"{csv}: {len(complete)} of {len(table)} rows without gaps, {numbers.shape[1]} numeric columns")
+    return numbers.loc[complete], None if label is None else table.loc[complete, label]
+
+
+def standardised(train: pd.DataFrame, table: pd.DataFrame) -> Tensor:
+    """Columns of mean 0 and variance 1 in `train`, as `Gaussian(scale=...)` is in the units of the data."""
+    return torch.tensor(((table - train.mean()) / train.std()).to_numpy(), dtype=torch.float32)
+
+
+def main() -> None:
+    """Read, train, and say what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=Path, help="the table (default: scikit-learn's wines)")
+    parser.add_argument("--label", help="column to compare the clusters with in the end")
+    parser.add_argument("--out", type=Path, default=Path("runs/own_table"), help="folder for the results")
+    parser.add_argument("--smoke", action="store_true", help="two epochs, to see that everything works")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.csv is None:
+        args.csv, args.label = args.out / "wine.csv", "target"
+        load_wine(as_frame=True).frame.to_csv(args.csv, index=False)
+    try:
+        table, labels = read(args.csv, args.label)
+        run(table, labels, args.out, epochs=2 if args.smoke else 100)
+    except (HMoEVAEError, OSError, KeyError) as error:
+        sys.exit(f"{parser.prog}: {error.args[0]}")
+
+
+def run(table: pd.DataFrame, labels: pd.Series | None, out: Path, epochs: int) -> None:
+    """Train on four rows of five, score the fifth, and describe the clusters in the table's own units."""
+    rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(0)).numpy()
+    held_out, train = table.iloc[rows[::5]], table.drop(table.index[rows[::5]])
+
+    torch.manual_seed(0)
+    model = hm.HMoEVAE(make_tree(), input_shape=(table.shape[1],), objective="elbo")
+    history = hm.fit(
+        model,
+        standardised(train, train),
+        epochs=epochs,
+        batch_size=32,
+        lr=1e-2,
+        lr_schedule="cosine",
+        init="kmeans",  # a table has few rows: a start from clusters, level by level, spares many epochs
+        init_epochs=max(1, epochs // 5),
+        seed=0,
+    )
+    model.save_pretrained(out / "model")
+    history.to_csv(out / "history.csv")
+
+    print(f"\n{model.tree}\n")
+    score = model.score_samples(standardised(train, held_out)).mean()
+    print(f"held-out log-likelihood, at least: {score:.2f} nats a row")
+
+    x = standardised(train, table)
+    paths = [node.path for node in model.plan.leaves]
+    leaf = pd.Series([paths[i] for i in model.predict(x)], index=table.index, name="leaf")
+    print("\nmean of every column by leaf:", table.groupby(leaf).mean().T.round(2), sep="\n")
+    print(f"\nrows of every leaf:\n{leaf.value_counts().sort_index().to_string()}")
+    if labels is not None:
+        print("\nrows of every label by leaf:", pd.crosstab(labels, leaf), sep="\n")
+    hm.plot.tree(model, usage=model.predict_proba(x).mean(0)).savefig(out / "tree.png")
+    table.assign(leaf=leaf).to_csv(out / "clustered.csv", index=False)
+    print(f"\nmodel, history.csv, clustered.csv and tree.png are in {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""The documentation: links lead somewhere, commands exist, code runs, tables are up to date, diffs apply."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tables
+import torch
+
+import hmoevae as hm
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)])
+DIFFS = sorted((DOCS / "contributing" / "diffs").glob("*.diff"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page in a language."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+# --- links ----------------------------------------------------------------------------------------------------------
+
+
+def links() -> Iterator[tuple[Path, str]]:
+    """Every link and picture that leads to a file or a heading of ours."""
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for target in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text):
+            link = target[0] or target[1]
+            if not re.match(r"[a-z]+:", link):
+                yield page, link
+
+
+def anchors(page: Path) -> set[str]:
+    """The names of a page's headings, as GitHub and MyST make them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(("page", "link"), [pytest.param(p, x, id=f"{name_of(p)}-{x}") for p, x in links()])
+def test_links_lead_somewhere(page: Path, link: str) -> None:
+    file, _, anchor = link.partition("#")
+    target = (page.parent / file).resolve() if file else page
+    assert target.exists()
+    if anchor:
+        assert anchor in anchors(target)
+
+
+def test_every_page_is_in_the_sites_contents() -> None:
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^([\w/]+)$", index, re.MULTILINE))
+    assert {str(page.relative_to(DOCS).with_suffix("")) for page in PAGES if DOCS in page.parents} == listed | {"index"}
+
+
+def test_every_picture_is_shown() -> None:
+    shown = {(page.parent / link).resolve() for page, link in links()}
+    assert set((DOCS / "images").iterdir()) <= shown
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def commands() -> Iterator[tuple[Path, list[str]]]:
+    """Every command that runs a Python file of ours."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for command in re.findall(r"python3? ((?:examples|benchmarks|docs)/[\w/.]+\.py[^\n`&#|]*)", text):
+            yield page, command.split()
+
+
+def options(script: Path) -> set[str]:
+    """The options that a script's parser knows, its own and those of the modules beside it that it imports."""
+    known = {"--help"}
+    tree = ast.parse(script.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
+            known |= {a.value for a in node.args if isinstance(a, ast.Constant)}
+        for module in [alias.name for alias in node.names] if isinstance(node, ast.Import) else []:
+            if (beside := script.parent / f"{module}.py").is_file():
+                known |= options(beside)
+    return known
+
+
+@pytest.mark.parametrize(
+    ("page", "command"), [pytest.param(p, c, id=f"{name_of(p)}-{' '.join(c)}") for p, c in commands()]
+)
+def test_commands_name_files_and_options_that_exist(page: Path, command: list[str]) -> None:
+    script, *arguments = command
+    assert (ROOT / script).is_file()
+    given = {argument for argument in arguments if argument.startswith("--")}
+    assert given <= options(ROOT / script)
+
+
+# --- code -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and DOCS in page.parents], ids=name_of)
+def test_python_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block after the other, in a folder with a small trained model and with data by the names that pages use."""
+    monkeypatch.chdir(tmp_path)
+    model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(), 10), input_shape=(1, 28, 28))
+    model.save_pretrained(tmp_path / "runs" / "mnist_flat" / "model")
+    x = torch.rand(64, 1, 28, 28)
+    names = {"hm": hm, "torch": torch, "model": model, "x": x, "x_train": x[:32], "x_test": x[:8]}
+    for block in blocks(page, "python"):
+        exec(compile(block, name_of(page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "pycon")], ids=name_of)
+def test_sessions_on_a_page_give_what_they_say(page: Path) -> None:
+    session = doctest.DocTestParser().get_doctest("\n".join(blocks(page, "pycon")), {}, name_of(page), str(page), 0)
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    assert session.examples
+    assert doctest.DocTestRunner(optionflags=flags).run(session).failed == 0
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_readmes_tables_are_up_to_date() -> None:
+    text = tables.README.read_text(encoding="utf-8")
+    assert tables.MARK.search(text)
+    assert tables.fill(text) == text, "run python benchmarks/tables.py"
+
+
+def test_tables_asked_for_exist_and_have_rows() -> None:
+    asked = {name for page in PAGES for name in tables.MARK.findall(page.read_text(encoding="utf-8"))}
+    assert asked == set(tables.TABLES)
+    for name in asked:
+        assert len(tables.TABLES[name]().splitlines()) > 2, name
+
+
+def test_a_new_result_turns_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = {"dataset": "mnist", "recipe": "new", "epochs": 3, "leaves": 2, "usage": [0.5, 0.5]}
+    runs = [{**run, "seed": i, "accuracy": a, "nmi": a, "elbo": -a} for i, a in enumerate((0.25, 0.75))]
+    lines = "\n".join(map(json.dumps, runs))
+    (tmp_path / "new.jsonl").write_text(lines, encoding="utf-8")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert "| new, flat, 2 leaves | 2 | 3 | 50.0 ± 35.4 |" in tables.clustering()
+    assert "| mnist, new, flat, 2 leaves | 3 | 2 | 25 | 50 | 75 | 1.00 |" in tables.reliability()
+    before = "a\n<!-- table: headline -->\nold\n<!-- end -->\nb"
+    assert tables.fill(tables.fill(before)) == tables.fill(before)
+    assert "50.0 ± 35.4 %" in tables.fill(before)
+    assert "old" not in tables.fill(before)
+
+
+# --- diffs ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_diff_is_shown() -> None:
+    page = (DOCS / "contributing" / "extend.md").read_text(encoding="utf-8")
+    assert {f"diffs/{diff.name}" for diff in DIFFS} == set(re.findall(r"literalinclude\} (diffs/\S+)", page))
+
+
+@pytest.mark.parametrize("diff", DIFFS, ids=lambda diff: diff.stem)
+def test_a_diff_applies_and_its_tests_pass(diff: Path, tmp_path: Path) -> None:
+    """In a copy of the package: what the page tells a contributor to do."""
+    shutil.copytree(ROOT / "hmoevae", tmp_path / "hmoevae", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "tests").mkdir()
+    for file in ("pyproject.toml", "tests/conftest.py"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    subprocess.run(
+        ["git", "apply", str(diff)],
+        cwd=tmp_path,
+        check=True,
+        env=os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)},
+    )
+    brought = re.findall(r"^\+\+\+ b/(tests/\S+)", diff.read_text(encoding="utf-8"), re.MULTILINE)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *brought, "hmoevae/spec.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert brought
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- the reference --------------------------------------------------------------------------------------------------
+REFERENCE = (DOCS / "reference.md").read_text(encoding="utf-8")
+
+
+def documented() -> dict[str, object]:
+    """Every class and function that the reference shows, by its full name."""
+    found = {}
+    for module_name, members in re.findall(r"automodule:: (\S+)\n   :members:(.*)", REFERENCE):
+        module = importlib.import_module(module_name)
+        names = [name.strip() for name in members.split(",") if name.strip()]
+        for name in names or vars(module):
+            value = getattr(module, name)
+            own = getattr(value, "__module__", "").startswith(module_name)
+            if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value)) and (names or own):
+                found[f"{module_name}.{name}"] = value
+    return found
+
+
+def methods(cls: type) -> dict[str, object]:
+    """The public methods and properties that a class defines itself, but for torch's hooks and the upload."""
+    kinds = (property, classmethod, staticmethod)
+    return {
+        name: value
+        for name, value in vars(cls).items()
+        if not name.startswith("_")
+        and name not in ("forward", "extra_repr", "push_to_hub")
+        and (inspect.isfunction(value) or isinstance(value, kinds))
+    }
+
+
+def examples(value: object) -> str:
+    """The code of the examples in a docstring."""
+    docstring = getattr(value, "__doc__", None) or ""
+    return "".join(example.source for example in doctest.DocTestParser().get_examples(docstring))
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    shown = list(documented().values())
+    for name in hm.__all__:
+        value = getattr(hm, name)
+        assert inspect.ismodule(value) or value in shown, name
+        assert not inspect.ismodule(value) or f"automodule:: {value.__name__}\n" in REFERENCE, name
+
+
+def is_error(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, Warning | Exception)
+
+
+NEEDS_AN_EXTRA = {"hmoevae.starts.umap"}
+NAMES = {name: value for name, value in documented().items() if not is_error(value) and name not in NEEDS_AN_EXTRA}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_has_an_example(name: str) -> None:
+    """In its own docstring, where the doctests run it."""
+    assert re.search(rf"\b{name.rpartition('.')[2]}\b", examples(NAMES[name]))
+
+
+@pytest.mark.parametrize("name", [name for name in hm.__all__ if inspect.isclass(getattr(hm, name))])
+def test_every_method_has_an_example(name: str) -> None:
+    """In its own docstring, in that of its class, or in that of a class above."""
+    cls = getattr(hm, name)
+    shown = "".join(examples(base) for base in cls.__mro__[:-1] if base.__module__.startswith("hmoevae"))
+    for method, function in methods(cls).items():
+        assert re.search(rf"\b{method}\b", shown + examples(function)), f"{method}: no example"
