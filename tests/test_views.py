@@ -173,6 +173,52 @@ def test_gates_see_the_view_and_experts_the_sample(model, x):
     assert all(p.grad is not None for p in model.gates.parameters())
 
 
+GATE = hm.MLP((8,))
+LEAF = hm.VAE(2, hm.MLP((8,)), hm.MLP((8,)))
+BALANCE = hm.Balance("kl", 20.0)
+DEEP = {
+    "alike": hm.Mixture.of(hm.Mixture.of(LEAF, 2, gate=GATE), 2, gate=GATE, balance=BALANCE),  # one group of gates
+    "unlike": hm.Mixture.of(hm.Mixture.of(LEAF, 2, gate=GATE), 3, gate=hm.Conv((2,)), balance=BALANCE),
+    "uneven": hm.Mixture((LEAF, hm.Mixture((LEAF, hm.Mixture.of(LEAF, 2, gate=GATE)), gate=GATE)), gate=GATE),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_gates_below_the_last_level_see_the_sample(name, x):
+    torch.manual_seed(0)
+    model = hm.HMoEVAE(DEEP[name], SHAPE, objective="elbo")
+    view, other = x.flip(0), x.roll(1, 0) - 0.5
+    out = model(x, view=view, other_view=other, agreement_weight=0.3, agreement_levels=[1])
+    seen, elsewhere, own = (model.gates(images.flatten(1).t()) for images in (view, other, x))
+    at_root = torch.tensor(model.plan.edge_mixture) == 0
+    torch.testing.assert_close(out.edge_log_prob.t(), torch.where(at_root[:, None], seen, own))
+    same = (seen[at_root] + elsewhere[at_root]).logsumexp(0)
+    torch.testing.assert_close(out.terms["agreement"], -0.3 * same.mean())
+    torch.testing.assert_close(model(x, view=view, agreement_levels=[1]).edge_log_prob, out.edge_log_prob)
+    everywhere = model(x, view=view, other_view=other, agreement_weight=0.3)
+    torch.testing.assert_close(everywhere.edge_log_prob, seen.t())
+    levels = list(range(1, model.plan.depth + 1))
+    given = model(x, view=view, other_view=other, agreement_weight=0.3, agreement_levels=levels)
+    torch.testing.assert_close(given.terms["agreement"], everywhere.terms["agreement"])
+
+    alone = model.agree(view, other, agreement_weight=0.3, agreement_levels=[1])
+    torch.testing.assert_close(alone.terms["agreement"], out.terms["agreement"])
+    torch.testing.assert_close(alone.edge_log_prob, seen.t())
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("levels", [(0, 1), (2, 1), (1, 1), (3,)])
+def test_levels_that_the_tree_does_not_have(levels, x):
+    model = hm.HMoEVAE(DEEP["unlike"], SHAPE)
+    with pytest.raises(ArgumentError, match=r"agreement_levels: expected ascending levels from 1 to .* depth 2, got"):
+        model(x, view=x, other_view=x, agreement_levels=levels)
+    if levels != (3,):
+        with pytest.raises(ArgumentError, match=r"Agreement.levels: expected None or ascending integers > 0, got"):
+            hm.Agreement(levels=levels)
+    with pytest.raises(ArgumentError, match=r"Agreement.levels"):
+        hm.Agreement(levels=())
+
+
 def test_without_a_view_nothing_changes(model, x):
     torch.testing.assert_close(
         model(x, generator=seeded()).loss, model(x, view=x, generator=seeded()).loss, rtol=1e-6, atol=0
@@ -242,6 +288,19 @@ def test_the_first_epochs_belong_to_the_gates(model, x):
     assert not np.isnan(history["agreement"]).any()
     for row in history.rows:
         assert row["loss"] == pytest.approx(sum(row.get(term, 0) for term in ("expected", "agreement", "balance")))
+
+
+def test_the_root_of_a_deeper_tree_learns_as_the_flat_ones(x):
+    """What its children can tell apart is not for them to teach it; the same weights, batches and views."""
+    roots = []
+    for tree in (hm.Mixture.of(LEAF, 3, gate=GATE, balance=BALANCE), DEEP["unlike"]):
+        tree = replace(tree, gate=hm.Conv((2,)))
+        torch.manual_seed(0)
+        model = hm.HMoEVAE(tree, SHAPE)
+        fit(model, x, epochs=3, lr=0.01, view=RandomAffine(), agreement=replace(AGREEMENT, alone=1.0), seed=0)
+        roots.append(model.predict_proba(x, level=1))
+    torch.testing.assert_close(roots[0], roots[1])
+    assert roots[0].std(0).max() > 1e-3
 
 
 def test_same_seed_same_views_and_global_state_untouched(x, rng_untouched):
