@@ -33,6 +33,10 @@ class NonFiniteError(HMoEVAEError, ArithmeticError):
     """A loss that became NaN or infinite in training; names the step, the term and the node."""
 
 
+class ProcessError(HMoEVAEError, RuntimeError):
+    """Another process of the same training run has ended, or cannot be reached any more."""
+
+
 class MissingExtraError(HMoEVAEError, ImportError):
     """A feature whose optional dependency is not installed; names the extra that brings it."""
 

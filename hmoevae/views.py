@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, ShapeError, mismatch
+from hmoevae.nn.draws import for_batch
 
 Index = Int[Tensor, " batch"]
 
@@ -23,7 +24,8 @@ class View(ABC):
     """A random change of samples; the same generator state gives the same change.
 
     To make your own, write `__call__`, and `prepare` if it needs the whole data set. Where no more than the batch and
-    torch's global random state are needed, any callable from samples to samples will do in a view's place.
+    torch's global random state are needed, any callable from samples to samples will do in a view's place. One that
+    makes its draws through `hmoevae.nn.draws.for_batch` does the same in several processes as in one.
 
     >>> class Brighter(View):
     ...     def __call__(self, x, *, index=None, generator=None):
@@ -160,7 +162,11 @@ class RandomAffine(View):
         if x.ndim != 4:
             raise ShapeError(mismatch("x", "images, (batch, channels, height, width)", tuple(x.shape)))
         *_, height, width = x.shape
-        draws = torch.rand(5, len(x), generator=generator, device=x.device, dtype=x.dtype)
+
+        def draw(n: int) -> Tensor:
+            return torch.rand(5, n, generator=generator, device=x.device, dtype=x.dtype)
+
+        draws = for_batch(draw, len(x), generator)
         angle, shear = (2 * draws[:2] - 1) * x.new_tensor([[self.degrees], [self.shear]]).deg2rad()
         shift = (2 * draws[2:4] - 1) * x.new_tensor(self.translate).unsqueeze(1) * x.new_tensor([[width], [height]])
         low, high = self.scale
@@ -258,8 +264,12 @@ class _NeighbourOf(View):
         if index is None:
             raise ArgumentError(mismatch("index", "the samples' places in the data set for Neighbour", None))
         k = self.table.shape[1]
-        draw = torch.randint(k, (len(x),), generator=generator, device=x.device).to(self.table.device)
-        chosen = self.table[index.to(self.table.device), draw]
+
+        def draw(n: int) -> Tensor:
+            return torch.randint(k, (n,), generator=generator, device=x.device)
+
+        which = for_batch(draw, len(x), generator).to(self.table.device)
+        chosen = self.table[index.to(self.table.device), which]
         return self.samples.index_select(0, chosen).to(x.device, x.dtype)
 
 

@@ -20,6 +20,7 @@ from hmoevae.errors import (
     ShapeError,
 )
 from hmoevae.training.batches import batches_of
+from hmoevae.training.processes import Processes
 
 N_FEATURES = 6
 TREE = hm.Mixture(
@@ -66,6 +67,7 @@ def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+ALONE = Processes(torch.device("cpu"))
 quiet_fit = functools.partial(hm.fit, progress=False, batch_size=16, device="cpu")
 
 
@@ -377,7 +379,7 @@ def test_a_file_larger_than_a_window_is_shuffled_and_seen_once(model, tmp_path, 
     monkeypatch.setattr(hm.training.batches, "WINDOW_BYTES", 50 * row_bytes)
     monkeypatch.setattr(hm.training.batches, "BLOCK_BYTES", 5 * row_bytes)
     rows = torch.arange(n).unsqueeze(1).expand(n, N_FEATURES) / n
-    batches = batches_of(model, mapped(tmp_path, rows.numpy()), "data", 16, torch.Generator().manual_seed(0))
+    batches = batches_of(model, mapped(tmp_path, rows.numpy()), "data", 16, torch.Generator().manual_seed(0), ALONE)
     pairs = [[((batch[:, 0] * n).round().long(), index) for batch, index in batches] for _ in range(2)]
     assert all(torch.equal(batch, index) for epoch in pairs for batch, index in epoch)  # each knows its place
     epochs = [[batch for batch, _ in epoch] for epoch in pairs]
@@ -388,7 +390,7 @@ def test_a_file_larger_than_a_window_is_shuffled_and_seen_once(model, tmp_path, 
         assert len({int(i) // 5 for i in epoch[0]}) > 5  # rows of many blocks meet in a batch
         assert max(int(i) for batch in epoch[:3] for i in batch) > n / 2  # from all over the file
     assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
-    in_order = batches_of(model, mapped(tmp_path, rows.numpy()), "data", 16, None)
+    in_order = batches_of(model, mapped(tmp_path, rows.numpy()), "data", 16, None, ALONE)
     assert torch.equal(torch.cat([(batch[:, 0] * n).round().long() for batch, _ in in_order]), torch.arange(n))
 
 
@@ -401,7 +403,7 @@ def test_a_mapped_file_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
     data = np.load(tmp_path / "x.npy", mmap_mode="r")
     tracemalloc.start()
     try:
-        batches = batches_of(model, data, "data", 128, torch.Generator().manual_seed(0))
+        batches = batches_of(model, data, "data", 128, torch.Generator().manual_seed(0), ALONE)
         n_samples = sum(len(batch) for batch, _ in batches)
         _, peak = tracemalloc.get_traced_memory()
     finally:

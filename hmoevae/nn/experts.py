@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hmoevae.nn.draws import for_batch
 from hmoevae.nn.grouped import GroupedMLP
 from hmoevae.nn.likelihoods import likelihood_model
 from hmoevae.nn.readout import log_prob
@@ -50,7 +51,12 @@ class Posterior(NamedTuple):
 
     def _noise(self, generator: torch.Generator | None) -> Tensor:
         mean = self.mean
-        return torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        groups, latent, batch = mean.shape
+
+        def draw(n: int) -> Tensor:
+            return torch.randn(groups, latent, n, generator=generator, device=mean.device, dtype=mean.dtype)
+
+        return for_batch(draw, batch, generator)
 
 
 class ExpertGroup(nn.Module):

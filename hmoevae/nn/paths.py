@@ -3,6 +3,8 @@
 Axes: `node`, `leaf`, `mixture` and `edge` as in `hmoevae.plan`, `step` along a path from the root; `batch` is last.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -37,6 +39,7 @@ class Paths(nn.Module):
     learned: Float[Tensor, " edge"]
     uniform_edge: Float[Tensor, " edge"]
     uniform_leaf: Float[Tensor, " leaf"]
+    importance_of_all: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -81,10 +84,12 @@ class Paths(nn.Module):
         """How much of the batch arrives at the child of every edge, in samples.
 
         The gradient is that of the mixture's own gate: how many samples arrive at a mixture is not for its children to
-        teach.
+        teach. The batch is the global one where several processes share it: `importance_of_all` makes that of one's
+        own.
         """
         reach = node_log_prob.index_select(0, self.mixture_nodes).detach().index_select(0, self.edge_mixture)
-        return (reach + edge_log_prob).exp().sum(1)
+        own = (reach + edge_log_prob).exp().sum(1)
+        return own if self.importance_of_all is None else self.importance_of_all(own)
 
     def reach(self, node_log_prob: Float[Tensor, "node batch"]) -> Float[Tensor, "mixture batch"]:
         """Probability of arriving at every mixture."""

@@ -7,10 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
 from hmoevae.errors import ArgumentTypeError, mismatch
 from hmoevae.model import BATCH_SIZE, ArrayLike, HMoEVAE
+from hmoevae.training.processes import Batch, Processes
 
 Data = ArrayLike | Dataset[Any] | DataLoader[Any]
 WINDOW_BYTES = 1 << 28
@@ -22,12 +32,11 @@ BLOCK_BYTES = 1 << 20
 class Batches:
     """Batches of samples from any source, as often as asked for, and the samples' places in it where it is in memory.
 
-    `length` is None where it cannot be known, `samples` where they are not in memory.
+    In several processes they are this one's part of each, and those without a part are left out. `length` is None where
+    it cannot be known, `samples` where they are not in memory.
     """
 
-    def __init__(
-        self, length: int | None, samples: Tensor | None, iterate: Callable[[], Iterator[tuple[Tensor, Tensor | None]]]
-    ) -> None:
+    def __init__(self, length: int | None, samples: Tensor | None, iterate: Callable[[], Iterator[Batch]]) -> None:
         self.length = length
         self.samples = samples
         self.iterate = iterate
@@ -36,12 +45,20 @@ class Batches:
         assert self.length is not None
         return self.length
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def __iter__(self) -> Iterator[Batch]:
         return self.iterate()
 
 
-def batches_of(model: HMoEVAE, data: Data, name: str, batch_size: int, order: torch.Generator | None) -> Batches:
-    """Make `data` a source of checked batches, shuffled by `order`."""
+def batches_of(
+    model: HMoEVAE,
+    data: Data,
+    name: str,
+    batch_size: int,
+    order: torch.Generator | None,
+    processes: Processes,
+) -> Batches:
+    """Make `data` a source of checked batches of `batch_size` a process, shuffled by `order`."""
+    batch_size = batch_size * processes.count  # of all of them: they go through the data in one order
     if isinstance(data, TensorDataset):
         data = data.tensors[0]
     if isinstance(data, np.memmap) and data.ndim > 0:  # may be larger than memory
@@ -49,10 +66,10 @@ def batches_of(model: HMoEVAE, data: Data, name: str, batch_size: int, order: to
             stop = min(start + BATCH_SIZE, len(data))
             model.check_input(data[start:stop], name=f"{name}[{start}:{stop}]")
 
-        def from_file() -> Iterator[tuple[Tensor, Tensor | None]]:
+        def from_file() -> Iterator[Batch]:
             for rows in _windows(len(data), max(1, data.nbytes // len(data)), batch_size, order):
                 window = model.check_input(data[rows.numpy()], name=name, values=False)
-                yield from _split(window, rows, batch_size, order)
+                yield from _split(window, rows, batch_size, order, processes)
 
         return Batches(math.ceil(len(data) / batch_size), None, from_file)
 
@@ -60,37 +77,67 @@ def batches_of(model: HMoEVAE, data: Data, name: str, batch_size: int, order: to
         samples = model.check_input(data, name=name).to(model.dtype)
         everything = torch.arange(len(samples))
         return Batches(
-            math.ceil(len(samples) / batch_size), samples, lambda: _split(samples, everything, batch_size, order)
+            math.ceil(len(samples) / batch_size),
+            samples,
+            lambda: _split(samples, everything, batch_size, order, processes),
         )
 
     if isinstance(data, DataLoader):
+        processes.check_divided(data, name)
         loader = data
+    elif isinstance(data, IterableDataset):
+        loader = DataLoader(data, batch_size=batch_size, generator=order)
     elif isinstance(data, Dataset):
-        shuffle = order is not None and not isinstance(data, IterableDataset)
-        loader = DataLoader(data, batch_size=batch_size, shuffle=shuffle, generator=order)
+        items: Dataset[Any] = data
+        n_items: Any = items  # which has a length, as samplers ask for
+        sampler = SequentialSampler(n_items) if order is None else RandomSampler(n_items, generator=order)
+        chosen = _OwnItems(BatchSampler(sampler, batch_size, drop_last=False), processes)
+        loader = DataLoader(items, batch_sampler=chosen, generator=order)
     else:
         expected = "a tensor, a numpy array, a torch Dataset or a DataLoader"
         raise ArgumentTypeError(mismatch(name, expected, type(data).__name__))
+    whole = isinstance(data, IterableDataset)  # a stream can only be read from end to end, so each process does
 
-    def from_loader() -> Iterator[tuple[Tensor, Tensor | None]]:
+    def from_loader() -> Iterator[Batch]:
         for batch in loader:
-            yield model.check_input(batch[0] if isinstance(batch, tuple | list) else batch, name=name), None
+            x = model.check_input(batch[0] if isinstance(batch, tuple | list) else batch, name=name)
+            own = x[processes.own(len(x))] if whole else x
+            if len(own):
+                yield own, None
 
     try:
-        length = len(loader)
+        length = processes.longest(len(loader))
     except TypeError:
         length = None
     return Batches(length, None, from_loader)
 
 
+class _OwnItems(Sampler[list[int]]):
+    """This process's part of every batch of a sampler."""
+
+    def __init__(self, batches: BatchSampler, processes: Processes) -> None:
+        self.batches = batches
+        self.processes = processes
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            if own := batch[self.processes.own(len(batch))]:
+                yield own
+
+
 def _split(
-    samples: Tensor, rows: Tensor, batch_size: int, order: torch.Generator | None
-) -> Iterator[tuple[Tensor, Tensor | None]]:
+    samples: Tensor, rows: Tensor, batch_size: int, order: torch.Generator | None, processes: Processes
+) -> Iterator[Batch]:
     """Batches of samples in memory with their places in the data set, `rows`, shuffled by `order`."""
     # Whole batches are gathered by index: a DataLoader would fetch and stack sample by sample.
     index = torch.arange(len(samples)) if order is None else torch.randperm(len(samples), generator=order)
-    for chosen in index.split(batch_size):
-        yield samples.index_select(0, chosen.to(samples.device)), rows[chosen]
+    for batch in index.split(batch_size):
+        chosen = batch[processes.own(len(batch))]
+        if len(chosen):
+            yield samples.index_select(0, chosen.to(samples.device)), rows[chosen]
 
 
 def _windows(n: int, row_bytes: int, batch_size: int, order: torch.Generator | None) -> tuple[Tensor, ...]:

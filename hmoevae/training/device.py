@@ -1,5 +1,6 @@
 """Where training runs and in which precision."""
 
+import os
 import platform
 import warnings
 from typing import Literal
@@ -14,19 +15,25 @@ Precision = Literal["fp32", "bf16"]
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device that `device` names, made sure of; `"auto"` is the process's own accelerator, or the CPU.
 
+    Where `torchrun` or `accelerate launch` started several processes, they find each other here.
+
     Raises:
-        ArgumentError: There is no such device here.
+        ArgumentError: There is no such device here, or not for several processes.
 
     >>> resolve_device("cpu")
     device(type='cpu')
     """
-    if device == "auto":
+    n_processes = int(os.environ.get("WORLD_SIZE", "1"))  # as both of them say
+    if device == "auto" or n_processes > 1:
         from accelerate import PartialState  # not at the top: it sets a warning filter when imported
 
-        state = PartialState()
-        if state.num_processes > 1:
-            raise ArgumentError(mismatch("fit", "to run in one process", f"{state.num_processes} processes"))
-        return torch.device(state.device or "cpu")
+        on_cpu = n_processes > 1 and (str(device) == "cpu" or not torch.accelerator.is_available())
+        state = PartialState(cpu=on_cpu)
+        if state.num_processes != n_processes:
+            expected = f"one that {n_processes} processes can share"
+            raise ArgumentError(mismatch("device", expected, f"{state.device}, where each would be alone"))
+        if device == "auto":
+            return torch.device(state.device or "cpu")
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)

@@ -18,12 +18,14 @@ from tqdm.auto import tqdm
 from hmoevae.errors import ArgumentError, ArgumentTypeError, NonFiniteError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
+from hmoevae.nn.draws import Draws
 from hmoevae.starts import Start, first_leaves
 from hmoevae.training.agreement import Agreement, GateViews
 from hmoevae.training.batches import Data, batches_of
 from hmoevae.training.checkpoints import Checkpoints, Resume
 from hmoevae.training.device import Precision, autocast, resolve_device
 from hmoevae.training.loop import Run, evaluate
+from hmoevae.training.processes import Processes
 from hmoevae.training.resume import TrainingState, described, described_data, described_model
 from hmoevae.training.usage import warn_of_collapse
 from hmoevae.training.warmup import Warmup
@@ -41,6 +43,7 @@ class EpochEnd:
         history: Everything measured so far; the last row is this epoch's.
         epoch: The epoch just finished, from 1.
         epochs: How many were asked for.
+        is_main: Whether this is the one process, or of several the one that writes and shows things.
 
     >>> from hmoevae import VAE, Mixture
     >>> def enough(end: EpochEnd) -> bool:
@@ -54,6 +57,7 @@ class EpochEnd:
     history: History
     epoch: int
     epochs: int
+    is_main: bool = True
 
 
 Callback = Callable[[EpochEnd], object]
@@ -92,6 +96,10 @@ def fit(
     Ctrl-C ends training and returns what there is, with `history.interrupted` set. The global random state stays as
     it is.
 
+    Several processes, as `torchrun` or `accelerate launch` start them, train one model: from the main one's weights and
+    seed, and as one process would with their batches together. All return the same history and weights; the main one
+    shows the progress and gives the warnings.
+
     Args:
         model: The model; it ends on `device` and in evaluation mode.
         data: Samples `(n, *input_shape)` as a tensor or array, or a Dataset or DataLoader of them. Of items that are
@@ -100,7 +108,7 @@ def fit(
             blocks of 1 MiB, and then sample by sample within what is in memory. An IterableDataset brings its own
             order.
         epochs: Passes over the data.
-        batch_size: Samples a step; a DataLoader brings its own.
+        batch_size: Samples a step, in each process; a DataLoader brings its own.
         lr: Learning rate of Adam; not read if `optimizer` is given.
         lr_schedule: `"cosine"` lets the learning rate fall to zero along half a cosine, over all epochs or, with
             `agreement`, over those in which the experts learn too.
@@ -123,8 +131,9 @@ def fit(
         device: Where to train; `"auto"` takes an accelerator if there is one.
         precision: `"bf16"` runs the networks under bfloat16 autocast; parameters, sums and the optimiser stay float32.
             On a CPU without bfloat16 instructions it warns and trains in `"fp32"`.
-        callbacks: Called with an `EpochEnd` after every epoch; a callback that returns `True` ends training. One
-            that has `state_dict` and `load_state_dict` goes on where it was when training does.
+        callbacks: Called with an `EpochEnd` after every epoch, in every process; a callback that returns `True` ends
+            training, in all of them. One that has `state_dict` and `load_state_dict` goes on where it was when training
+            does.
         progress: Show a progress bar.
         checkpoint_dir: A folder for checkpoints, from which training that was cut short goes on as if nothing had
             happened. `HMoEVAE.from_pretrained` reads the model in each.
@@ -141,6 +150,7 @@ def fit(
 
     Raises:
         ArgumentError: An argument cannot be used; `DataError` and `ShapeError` for data.
+        ProcessError: Another process has gone.
         NonFiniteError: The loss became NaN or infinite. The model is left as it was before that step, or
             where its weights are spoilt already, as it was after the last good epoch. No checkpoint is written of it.
         CheckpointError: A checkpoint cannot be written, as on a full disk, and the ones before are kept; or the one
@@ -169,23 +179,26 @@ def fit(
     if agreement is not None and not model.plan.mixtures:
         raise ArgumentError(mismatch("agreement", "None for a tree without a gate", agreement))
     where = resolve_device(device)
+    processes = Processes.here(where)
+    processes.check_equal(model=repr(model), epochs=epochs, batch_size=batch_size, precision=precision)
     epochs, batch_size = int(epochs), int(batch_size)
-    checkpoints = Checkpoints(checkpoint_dir, checkpoint_every, checkpoint_keep)
-    checkpoint = checkpoints.find(resume)
+    checkpoints = Checkpoints(checkpoint_dir if processes.is_main else None, checkpoint_every, checkpoint_keep)
+    checkpoint = processes.from_main(lambda: checkpoints.find(resume))
     given_seed = seed
     if seed is None:
         seed = torch.Generator().seed() if checkpoint is None else int(checkpoint.state["seed"])
+    seed = processes.from_main(lambda: seed)
     order = torch.Generator().manual_seed(seed)
-    source = batches_of(model, data, "data", batch_size, order)
-    held_out = (
-        None if validation_data is None else batches_of(model, validation_data, "validation_data", batch_size, None)
-    )
+    source = batches_of(model, data, "data", batch_size, order, processes)
+    held_out = None
+    if validation_data is not None:
+        held_out = batches_of(model, validation_data, "validation_data", batch_size, None, processes)
     if lr_schedule == "cosine" and source.length is None:
         raise ArgumentError(mismatch("lr_schedule", "'constant' for data of unknown length", repr(lr_schedule)))
     arguments = described_model(model) | {
         "data": described_data(model, data, source),
         "validation_data": described_data(model, validation_data, held_out),
-        "batch_size": batch_size,
+        "batch_size": batch_size * processes.count,
         "lr": float(lr) if optimizer is None else None,
         "lr_schedule": lr_schedule,
         "optimizer": described(optimizer),
@@ -207,7 +220,10 @@ def fit(
             expected = f"at least {checkpoint.epoch}, as many as are done in the checkpoint {checkpoint.path}"
             raise ArgumentError(mismatch("epochs", expected, epochs))
     views = GateViews(view, agreement, source.samples)
-    start = checkpoint.state["start"] if checkpoint is not None else _start(model, init, source.samples, seed)
+    if checkpoint is None:
+        start = processes.from_main(lambda: _start(model, init, source.samples, seed))
+    else:
+        start = checkpoint.state["start"]
     started_by = 0 if _is_random(init) else init_epochs
     alone_by = started_by + (0 if agreement is None else round(epochs * agreement.alone))
 
@@ -218,7 +234,9 @@ def fit(
     if checkpoint is not None:
         model.load_state_dict(checkpoint.weights)
     model.to(where).train()
-    noise = torch.Generator(where).manual_seed(seed)
+    processes.share_weights(model)
+    noise = Draws(where)
+    noise.manual_seed(seed)
     make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=lr, fused=True))
     total = epochs * len(source) if source.length is not None else None
     solver = make(model.parameters())
@@ -226,7 +244,7 @@ def fit(
     cosine = None
     if lr_schedule == "cosine":
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(solver, (epochs - falls_after) * len(source))
-    run = Run(model, solver, cosine, views, start, noise, autocast(where, precision))
+    run = Run(model, solver, cosine, views, start, noise, autocast(where, precision), processes)
     history = History()
     state = TrainingState(run, history, order, (data, validation_data), callbacks)
     stopped = False
@@ -235,7 +253,8 @@ def fit(
         stopped = bool(checkpoint.state["stopped"])
     started = time.perf_counter() - (history.rows[-1]["seconds"] if len(history) else 0.0)
     try:
-        with closing(_bar(total, done=run.steps, show=progress)) as bar:
+        shown = progress and processes.is_main
+        with closing(_bar(total, done=run.steps, show=shown)) as bar, processes.ending_together():
             for epoch in range(len(history) + 1, 1 if stopped else epochs + 1):
                 run.phase = "start" if epoch <= started_by else "alone" if epoch <= alone_by else "joint"
                 run.rate_falls = epoch > falls_after
@@ -246,10 +265,11 @@ def fit(
                 if revive and run.phase == "joint" and epoch < epochs:
                     row["revived"] = len(run.revive(row))
                 if held_out is not None:
-                    row |= {f"val_{name}": value for name, value in evaluate(model, held_out, seed).items()}
+                    row |= {f"val_{name}": value for name, value in evaluate(model, held_out, seed, processes).items()}
                 history.rows.append({"epoch": epoch, "seconds": time.perf_counter() - started, **row})
-                stops = [callback(EpochEnd(model, history, epoch, epochs)) is True for callback in callbacks]
-                stopped = any(stops)
+                end = EpochEnd(model, history, epoch, epochs, processes.is_main)
+                stops = [callback(end) is True for callback in callbacks]
+                stopped = processes.any(any(stops))
                 if checkpoints.due(epoch, last=stopped or epoch == epochs):
                     run.check_weights()  # callbacks may have changed them
                     still_needed = start if epoch < started_by else None
@@ -266,7 +286,7 @@ def fit(
     finally:
         run.close()
         model.eval()
-    if len(history):
+    if len(history) and processes.is_main:
         warn_of_collapse(model.plan, history.rows[-1])
     return history
 

@@ -15,9 +15,11 @@ from tqdm.auto import tqdm
 
 from hmoevae.errors import DataError, NonFiniteError, mismatch
 from hmoevae.model import HMoEVAE, Output, Routing
+from hmoevae.nn.draws import Draws, Share
 from hmoevae.nn.memory import StepMemory
 from hmoevae.training.agreement import GateViews
 from hmoevae.training.batches import Batches
+from hmoevae.training.processes import Processes
 from hmoevae.training.revival import revive
 from hmoevae.training.usage import gate_sums, information
 
@@ -34,8 +36,9 @@ class Run:
         schedule: LRScheduler | None,
         views: GateViews,
         start: Tensor | None,
-        noise: torch.Generator,
+        noise: Draws,
         autocast: torch.autocast,
+        processes: Processes,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -47,6 +50,7 @@ class Run:
         self.kl_weight, self.gate_temperature = 1.0, 1.0
         self.noise = noise
         self.autocast = autocast
+        self.processes = processes
         self.steps = 0
         self.sum_dtype = torch.float32 if noise.device.type == "mps" else torch.float64  # MPS has no float64
         self.good = copy.deepcopy(model.state_dict())
@@ -83,24 +87,26 @@ class Run:
 
     def epoch(self, batches: Batches, title: str, bar: "tqdm[Any]") -> dict[str, float]:
         """One pass over the data; returns means: of the loss, its terms, leaves' usage, gates' information."""
-        n_samples = 0
+        n_samples, n_own = 0, 0
         names: list[str] = []
         sums: Tensor | None = None
         shown = 0.0
         bar.set_description(title, refresh=False)
-        for x, index in batches:
-            out = self.step(x.to(self.noise.device, self.model.dtype, non_blocking=True), index)
-            n_samples += len(x)
+        for x, index, share in self.processes.rounds(batches, self.model.input_shape):
+            out = self.step(x.to(self.noise.device, self.model.dtype, non_blocking=True), index, share)
+            n_samples, n_own = n_samples + share.total, n_own + share.n
             with torch.no_grad():
                 names = ["loss", *out.terms]
                 means = torch.stack([out.loss, *out.terms.values()])
                 routed = gate_sums(out, self.model.paths)
                 added = torch.cat([means * len(x), out.leaf_log_prob.exp().sum(0), routed]).to(self.sum_dtype)
+                if share.n == 0:  # made up
+                    added.zero_()
                 sums = added if sums is None else sums.add_(added)
             bar.update()
             if time.perf_counter() - shown > bar.mininterval:  # reading a number waits for the device
                 shown = time.perf_counter()
-                values = (sums[: len(names)] / n_samples).tolist()
+                values = (sums[: len(names)] / max(n_own, 1)).tolist()  # of several processes, this one's
                 bar.set_postfix(dict(zip(names, (f"{v:.4g}" for v in values), strict=True)), refresh=False)
         if sums is None:
             raise DataError(mismatch("data", "at least one sample", "none"))
@@ -108,16 +114,28 @@ class Run:
         self.good = copy.deepcopy(self.model.state_dict())
         plan = self.model.plan
         names += [f"usage/{leaf.path}" for leaf in plan.leaves]
-        values = (sums / n_samples).tolist()
+        values = (self.processes.sum(sums) / n_samples).tolist()
         row = dict(zip(names, values[: len(names)], strict=True))
         nats = information(plan, values[len(names) :])
         return row | {f"information/{path}": value for path, value in nats.items()}
 
-    def step(self, x: Tensor, index: Tensor | None) -> Routing:
-        """One step of the optimiser."""
+    def step(self, x: Tensor, index: Tensor | None, share: Share) -> Routing:
+        """One step of the optimiser, on the samples that this process has of the global batch."""
         self.steps += 1
         self.optimizer.zero_grad(set_to_none=True)  # before their memory is given out again
         self.memory.next_step()
+        with self.processes.sharing(self.model, self.noise, share):
+            out = self._forward(x, index)
+        if not math.isfinite(self.processes.mean(out.loss, share)):
+            raise self._non_finite(out)
+        self.processes.backward(out.loss, self.model, share)
+        self.optimizer.step()
+        if self.schedule is not None and self.rate_falls:
+            self.schedule.step()
+        return out
+
+    def _forward(self, x: Tensor, index: Tensor | None) -> Routing:
+        """What the present phase of training asks of the model."""
         view, other = self.views(x, index, self.noise)
         scheduled = {"kl_weight": self.kl_weight, "gate_temperature": self.gate_temperature}
         with self.autocast:
@@ -137,12 +155,6 @@ class Run:
                 out = self.model(
                     x, view=view, other_view=other, **agree, **scheduled, generator=self.noise, validate=False
                 )
-        if not math.isfinite(out.loss.item()):
-            raise self._non_finite(out)
-        out.loss.backward()
-        self.optimizer.step()
-        if self.schedule is not None and self.rate_falls:
-            self.schedule.step()
         return out
 
     def check_weights(self) -> None:
@@ -173,12 +185,15 @@ class Run:
         places = [f"the expert {plan.leaves[i].path}" for i in bad_leaves]
         places += dict.fromkeys(f"the gate of {plan.mixtures[plan.edge_mixture[i]].path}" for i in bad_edges)
         where = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+        found = f"{term} from {where or 'the objective'}"
+        found = self.processes.best(found, knows=not bool(torch.isfinite(out.loss)))
         kept = "the model is as it was before this step"
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+        spoilt = not all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+        if self.processes.sum(torch.tensor(float(spoilt))) > 0:
             self.model.load_state_dict(self.good)
             kept = "the model is back at the end of the last good epoch"
         expected = f"a finite loss at step {self.steps}"
-        return NonFiniteError(mismatch("loss", expected, f"{term} from {where or 'the objective'}; {kept}"))
+        return NonFiniteError(mismatch("loss", expected, f"{found}; {kept}"))
 
 
 def _towards(out: Output, leaf: Int[Tensor, " batch"]) -> Output:
@@ -191,15 +206,19 @@ def _towards(out: Output, leaf: Int[Tensor, " batch"]) -> Output:
     return replace(out, loss=terms["start_gate"] + terms["start_expert"], terms=terms)
 
 
-def evaluate(model: HMoEVAE, batches: Batches, seed: int) -> dict[str, float]:
+def evaluate(model: HMoEVAE, batches: Batches, seed: int, processes: Processes) -> dict[str, float]:
     """Mean terms over all batches, always with the same draws of z, so that epochs can be compared."""
-    generator = torch.Generator(model.device).manual_seed(seed)
+    generator = Draws(model.device)
+    generator.manual_seed(seed)
     n_samples = 0
     sums: dict[str, float] = {}
-    for x, _ in batches:
-        n_samples += len(x)
-        for name, value in model.evaluate(x, generator=generator).items():
-            sums[name] = sums.get(name, 0.0) + len(x) * value
+    for x, _, share in processes.rounds(batches, model.input_shape):
+        n_samples += share.total
+        with processes.sharing(model, generator, share):
+            terms = model.evaluate(x, batch_size=len(x), generator=generator)
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + share.n * value
     if n_samples == 0:
         raise DataError(mismatch("validation_data", "at least one sample", "none"))
-    return {name: value / n_samples for name, value in sums.items()}
+    totals = processes.sum(torch.tensor(list(sums.values()), dtype=torch.float64))
+    return dict(zip(sums, (totals / n_samples).tolist(), strict=True))

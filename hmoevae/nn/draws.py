@@ -1,0 +1,69 @@
+"""Draws: random numbers for one process's part of a batch that several processes share.
+
+Axes: `batch` counts samples and is last. Every process holds a generator in the same state, draws for the batch of all
+and takes its own columns, so that what a sample is given does not depend on how many processes there are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One process's samples of the global batch, that of all processes together in the order of the processes.
+
+    Attributes:
+        start: Place of the first of them in the global batch.
+        n: How many. A process without any runs one made-up sample, which counts for nothing, so that all do the same.
+        total: Samples of the global batch.
+    """
+
+    start: int
+    n: int
+    total: int
+
+    @property
+    def weight(self) -> float:
+        """The part of the global batch that this is."""
+        return self.n / self.total
+
+    @property
+    def rows(self) -> slice:
+        """Which draws of the global batch are for the samples that this process runs."""
+        return slice(self.start, self.start + self.n) if self.n else slice(1)
+
+
+class Draws(torch.Generator):
+    """A generator whose draws for a batch are those of a share of the global batch, where it has one.
+
+    Attributes:
+        share: The share, or `None` where a batch is all there is.
+
+    >>> draws, alone = Draws("cpu").manual_seed(0), torch.Generator().manual_seed(0)
+    >>> draws.share = Share(start=2, n=3, total=5)
+    >>> own = for_batch(lambda n: torch.rand(4, n, generator=draws), 3, draws)
+    >>> torch.equal(own, torch.rand(4, 5, generator=alone)[:, 2:])
+    True
+    """
+
+    def __init__(self, device: torch.device | str) -> None:  # noqa: ARG002  # torch reads it when it makes the object
+        super().__init__()
+        self.share: Share | None = None
+
+
+def for_batch(
+    draw: Callable[[int], Shaped[Tensor, "*axis batch"]], n: int, generator: torch.Generator | None
+) -> Shaped[Tensor, "*axis own_batch"]:
+    """What `draw` gives for a batch of `n`; with `Draws` that have a share, its columns of a draw for the global batch.
+
+    Args:
+        draw: From a number of samples to draws from `generator`, one a sample along the last axis.
+        n: Samples at hand.
+        generator: As `draw` uses it.
+    """
+    share = generator.share if isinstance(generator, Draws) else None
+    return draw(n) if share is None else draw(share.total)[..., share.rows]

@@ -1,0 +1,180 @@
+"""What the processes of test_processes.py do: each runs this file with the name of a job and a folder for the answers."""
+
+import itertools
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.data_loader import prepare_data_loader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+
+import hmoevae as hm
+from hmoevae.errors import HMoEVAEError
+
+SHAPE = (1, 4, 4)
+N_SAMPLES, GLOBAL_BATCH = 37, 12  # three batches of twelve and one sample, too few for every process
+PRINCIPLES = [
+    *itertools.product(("expected", "elbo", "marginal"), ("variance", "cv2", "kl"), (False, True), (torch.float64,)),
+    *itertools.product(("expected", "elbo", "marginal"), ("variance", "cv2", "kl"), (True,), (torch.float32,)),
+]
+RANK, COUNT = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def samples() -> Tensor:
+    return torch.rand(N_SAMPLES, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def new_model(objective: str = "elbo", balance: str = "kl", seed: int = 0) -> hm.HMoEVAE:
+    """Leaves and gates in two groups each, in and out of order."""
+    layer = hm.MLP((8,))
+    wide, narrow = hm.VAE(3, layer, layer), hm.VAE(2, layer, layer)
+    prior = "uniform" if objective == "expected" else "learned"
+    inner = hm.Mixture.of(narrow, 2, gate=layer, prior=prior)
+    tree = hm.Mixture(
+        children=(narrow, inner, wide), gate=hm.Conv((4,), 3, hidden=(4,)), balance=hm.Balance(balance, 3)
+    )
+    torch.manual_seed(seed)
+    return hm.HMoEVAE(tree, SHAPE, objective=objective)
+
+
+def trained(model: hm.HMoEVAE, data: Any, **options: Any) -> dict[str, Any]:
+    """What a run ends with, but for the clock."""
+    options = {
+        "batch_size": GLOBAL_BATCH // COUNT,
+        "epochs": 2,
+        "lr": 1e-2,
+        "device": "cpu",
+        "progress": False,
+    } | options
+    history = hm.fit(model, data, **options)
+    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in history.rows]
+    return {"weights": dict(model.state_dict()), "rows": rows, "interrupted": history.interrupted}
+
+
+def principle(objective: str, balance: str, agree: bool, dtype: torch.dtype, **options: Any) -> dict[str, Any]:
+    """Train by one objective and balance; with agreement, an epoch of gates alone and one with the experts."""
+    if agree:
+        options["view"] = hm.views.RandomAffine()
+        options["agreement"] = hm.Agreement(partner=hm.views.Neighbour(3), alone=0.5)
+    model = new_model(objective, balance, seed=RANK).to(dtype)  # all but the main one's weights are forgotten
+    return trained(model, samples().to(dtype), validation_data=samples()[:7].to(dtype), **options)
+
+
+class Items(Dataset[Any]):
+    def __len__(self) -> int:
+        return N_SAMPLES
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return samples()[i], 7
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(samples())
+
+
+def source(name: str, folder: Path) -> dict[str, Any]:
+    """Train on samples that come another way, in their order."""
+    if name == "file":
+        file = folder / f"{RANK}.npy"
+        np.save(file, samples().numpy())
+        return trained(new_model(), np.load(file, mmap_mode="r"))
+    if name == "loader" and COUNT > 1:  # processes take turns, so 36 samples make the batches of one process
+        sampler = DistributedSampler(Items(), COUNT, RANK, shuffle=False, drop_last=True)
+        return trained(new_model(), DataLoader(Items(), GLOBAL_BATCH // COUNT, sampler=sampler))
+    if name == "loader":
+        by_process = torch.arange(36).view(-1, GLOBAL_BATCH // 2, 2).transpose(1, 2).flatten()
+        return trained(new_model(), DataLoader(torch.utils.data.Subset(Items(), by_process.tolist()), GLOBAL_BATCH))
+    return trained(new_model(), {"items": Items, "stream": Stream}[name]())
+
+
+def refused(call: Any) -> str:
+    """The error that a call ends with."""
+    try:
+        call()
+    except HMoEVAEError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+SOURCES = ("file", "items", "stream", "loader")
+
+
+def two(folder: Path) -> dict[str, Any]:
+    """All that two processes are tested for."""
+    answers: dict[str, Any] = {str(case): principle(*case) for case in PRINCIPLES}
+    answers |= {name: source(name, folder) for name in SOURCES}
+    return answers | together()
+
+
+def three(_: Path) -> dict[str, Any]:
+    """With three processes a batch of one sample leaves two without any."""
+    return {str(case): principle(*case) for case in PRINCIPLES if case[2:] == (True, torch.float64)}
+
+
+def together() -> dict[str, Any]:
+    """What else processes have to agree on."""
+    answers: dict[str, Any] = {}
+    answers["kmeans"] = trained(new_model(), samples(), init="kmeans")
+    answers["fresh seed"] = trained(new_model(), samples(), seed=None)
+    answers["cosine"] = trained(new_model(), samples(), lr_schedule="cosine")
+
+    ends: list[tuple[int, bool]] = []
+
+    def stop(end: hm.EpochEnd) -> bool:
+        ends.append((end.epoch, end.is_main))
+        return end.epoch == 2 and RANK == COUNT - 1
+
+    answers["stopped"] = trained(new_model(), samples(), epochs=5, callbacks=[stop])
+    answers["ends"] = ends
+
+    def press(end: hm.EpochEnd) -> None:
+        if end.epoch == 2 and RANK == COUNT - 1:
+            signal.raise_signal(signal.SIGINT)
+
+    answers["ctrl-c"] = trained(new_model(), samples(), epochs=5, callbacks=[press])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    spoilt = new_model()
+
+    def spoil(end: hm.EpochEnd) -> None:
+        with torch.no_grad():
+            spoilt.experts.groups[0].decoder.layers[0].bias[1] = torch.nan if RANK == 1 else 0.0
+
+    answers["spoilt"] = refused(lambda: trained(spoilt, samples(), callbacks=[spoil]))
+    answers["weights after"] = dict(spoilt.state_dict())
+    answers["other epochs"] = refused(lambda: trained(new_model(), samples(), epochs=1 + RANK))
+    answers["same loader"] = refused(lambda: trained(new_model(), DataLoader(Items())))
+    # As accelerate's `prepare` divides a loader, without filling up the last round: processes end at different times.
+    prepared = prepare_data_loader(DataLoader(Items(), 6), torch.device("cpu"), COUNT, RANK, even_batches=False)
+    answers["prepared"] = trained(new_model(), prepared, epochs=1)
+    estimator = hm.VAEMixture(2, max_iter=2, device="cpu", random_state=None).fit(samples().flatten(1).numpy())
+    answers["estimator"] = {"weights": dict(estimator.model_.state_dict()), "rows": [], "interrupted": False}
+    return answers
+
+
+def gpus(_: Path) -> dict[str, Any]:
+    """A short run on the processes' own accelerators."""
+    answer = trained(new_model().cuda(), samples(), device="auto")
+    return {"cuda": answer | {"weights": {name: weight.cpu() for name, weight in answer["weights"].items()}}}
+
+
+def failure(_: Path) -> None:
+    """One process fails; the others are waiting for it."""
+
+    def fail(end: hm.EpochEnd) -> None:
+        if RANK == 1:
+            raise OSError("no space left on device")
+
+    trained(new_model(), samples(), callbacks=[fail])
+
+
+if __name__ == "__main__":
+    job, folder = globals()[sys.argv[1]], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
+    torch.save(job(folder), folder / f"{sys.argv[1]}-{RANK}.pt")
