@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from _recipes import Layout, Recipe, Training
+from accelerate import PartialState
 
 import hmoevae as hm
 from hmoevae.datasets import DatasetUnavailableError, LabelledImages
@@ -53,10 +54,16 @@ def main(layout: Layout, recipes: dict[str, Recipe], description: str, *, load: 
 
 
 def run(layout: Layout, recipe: Recipe, args: argparse.Namespace, load: Callable[[str | None], Splits]) -> None:
-    """Train by `recipe` and leave the model, the history, the metrics and the pictures in `args.out`."""
-    make_writable(args.out)
+    """Train by `recipe` and leave the model, the history, the metrics and the pictures in `args.out`.
+
+    Of several processes that train together the main one does all but the training.
+    """
     resolve_device(args.device)
-    images, test = load(args.data_root)
+    processes = PartialState()
+    if processes.is_main_process:
+        make_writable(args.out)
+    with processes.local_main_process_first():  # which may have to download it
+        images, test = load(args.data_root)
     recorder = hm.SampleRecorder(n_frames=20)
     given = {field: value for field, value in vars(args).items() if field in Training.__dataclass_fields__}
     training = replace(
@@ -68,11 +75,14 @@ def run(layout: Layout, recipe: Recipe, args: argparse.Namespace, load: Callable
     if args.smoke:
         training = replace(training, epochs=min(training.epochs, 2))
         images, test = (thinned(split, 1000) for split in (images, test))
-    print(f"{images.name}: {len(images):,} training and {len(test):,} test images\n{recipe.tree(layout)}\n")
+    if processes.is_main_process:
+        print(f"{images.name}: {len(images):,} training and {len(test):,} test images\n{recipe.tree(layout)}\n")
 
     start = time.perf_counter()
     model, history = recipe.run(layout, images.x, training)
     seconds = time.perf_counter() - start
+    if not processes.is_main_process:
+        return
     model.save_pretrained(args.out / "model")
     history.to_csv(args.out / "history.csv")
     if history.interrupted:

@@ -20,6 +20,7 @@ from hmoevae.spec import (
     Mixture,
     tree_from_json,
 )
+from hmoevae.trackers import Tracking
 from hmoevae.training import Agreement, Best, EpochEnd, Warmup, best_of, fit
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ __all__ = [
     "Routing",
     "SampleRecorder",
     "StepMemory",
+    "Tracking",
     "VAEMixture",
     "Warmup",
     "best_of",

@@ -1,5 +1,6 @@
 """The examples as a user runs them, in their smoke mode; and a short real run."""
 
+import csv
 import json
 import os
 import subprocess
@@ -59,6 +60,43 @@ def test_smoke_run_leaves_everything(script, arguments, leaves, more, tmp_path, 
     model = hm.HMoEVAE.from_pretrained(tmp_path / "out" / "model")
     assert model.plan.n_leaves == leaves
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def history_of_one(tmp_path_factory):
+    out = tmp_path_factory.mktemp("one")
+    done = run("mnist_flat.py", "--smoke", "--precision", "fp32", "--out", out, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    return (out / "history.csv").read_text()
+
+
+@pytest.mark.skipif(not HAS_MNIST, reason="needs real MNIST: set HMOEVAE_DATA to a folder with MNIST/raw/ in it")
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--nproc-per-node", "2"],
+        ["accelerate.commands.launch", "--cpu", "--num_processes", "2"],
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
+    arguments = ["--smoke", "--precision", "fp32", "--device", "cpu", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, str(EXAMPLES / "distributed.py"), *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    result = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(result) == 1  # one process speaks
+    assert done.stderr.count("epoch 2/2") <= 2  # and one shows its progress
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == result[0]
+    rows = list(csv.DictReader((tmp_path / "out" / "history.csv").open()))
+    expected = list(csv.DictReader(history_of_one.splitlines()))
+    for row, other in zip(rows, expected, strict=True):
+        assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-4)
 
 
 def test_without_mnist_the_example_says_so_and_goes_on(tmp_path, offline):

@@ -39,6 +39,7 @@ ROOMS = {
     "hmoevae.metrics": 5,
     "hmoevae.plot": 5,
     "hmoevae.starts": 5,
+    "hmoevae.trackers": 5,
     "hmoevae.training": 5,
     "hmoevae.training.agreement": 5,
     "hmoevae.training.batches": 5,

@@ -1,4 +1,4 @@
-"""What the processes of test_processes.py do: each runs this file with the name of a job and a folder for the answers."""
+"""What the processes of test_processes.py do: each runs this file with a job and a folder for the answers."""
 
 import itertools
 import os

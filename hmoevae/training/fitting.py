@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -133,7 +133,7 @@ def fit(
             On a CPU without bfloat16 instructions it warns and trains in `"fp32"`.
         callbacks: Called with an `EpochEnd` after every epoch, in every process; a callback that returns `True` ends
             training, in all of them. One that has `state_dict` and `load_state_dict` goes on where it was when training
-            does.
+            does; one that has `close` is closed in the end, however that comes.
         progress: Show a progress bar.
         checkpoint_dir: A folder for checkpoints, from which training that was cut short goes on as if nothing had
             happened. `HMoEVAE.from_pretrained` reads the model in each.
@@ -254,7 +254,9 @@ def fit(
     started = time.perf_counter() - (history.rows[-1]["seconds"] if len(history) else 0.0)
     try:
         shown = progress and processes.is_main
-        with closing(_bar(total, done=run.steps, show=shown)) as bar, processes.ending_together():
+        with closing(_bar(total, done=run.steps, show=shown)) as bar, processes.ending_together(), ExitStack() as ends:
+            for callback in callbacks:
+                ends.callback(getattr(callback, "close", lambda: None))
             for epoch in range(len(history) + 1, 1 if stopped else epochs + 1):
                 run.phase = "start" if epoch <= started_by else "alone" if epoch <= alone_by else "joint"
                 run.rate_falls = epoch > falls_after

@@ -1,0 +1,29 @@
+"""The flat mixture on MNIST by several processes, each with its part of every batch.
+
+    torchrun --nproc-per-node 2 examples/distributed.py
+    accelerate launch --num_processes 2 examples/distributed.py
+
+One process for each GPU, or for each part of a CPU's cores (then with `--device cpu` and, for accelerate, `--cpu`). They
+end with the model that `mnist_flat.py` trains in one. Nothing here knows of processes but for the size of a batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import _run
+from _recipes import RECIPES, Layout, Trained, Training
+from accelerate import PartialState
+from torch import Tensor
+
+
+def divided(
+    run: Callable[[Layout, Tensor, Training], Trained], layout: Layout, x: Tensor, training: Training
+) -> Trained:
+    """The recipe's batch, divided among the processes: `fit` takes the size of a process's part."""
+    return run(layout, x, replace(training, batch_size=-(-training.batch_size // PartialState().num_processes)))
+
+
+if __name__ == "__main__":
+    recipes = {name: replace(recipe, run=partial(divided, recipe.run)) for name, recipe in RECIPES.items()}
+    _run.main("flat", recipes, "Ten VAE experts and one gate on MNIST, by several processes.", load=_run.load_mnist)

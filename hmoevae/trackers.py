@@ -1,0 +1,136 @@
+"""Tracking: a callback that sends what training measures, and pictures of it, to an experiment tracker."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from hmoevae.errors import ArgumentError, MissingExtraError, mismatch
+from hmoevae.training import EpochEnd
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+    from matplotlib.figure import Figure
+
+N_SAMPLES = 10
+"""Samples of each leaf in a picture."""
+
+
+class Tracking:
+    """Sends every epoch's row of the history to a tracker, and now and then pictures: samples of every leaf, the tree.
+
+    The step of everything is the epoch. Of several processes the main one does it. The run is opened with the first
+    epoch, and closed when training ends, in whatever way.
+
+    Args:
+        tracker: One that accelerate knows by name and that is installed, such as `"tensorboard"` (extra `trackers`) or
+            `"wandb"`; or an `accelerate.tracking.GeneralTracker`, started already.
+        run: Name of the run, or of the project where the tracker asks for one.
+        folder: For trackers that write files: TensorBoard's are in `folder/run`.
+        images_every: Epochs from one set of pictures to the next, the first and the last epoch always among them;
+            `None` for trackers that take no images.
+
+    Raises:
+        ArgumentError: There is no such tracker, or it takes no images.
+        MissingExtraError: Its library is not installed, or matplotlib for the pictures is not.
+
+    >>> import hmoevae as hm, tempfile
+    >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2), 3), (4,))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tracking = hm.Tracking("tensorboard", run="first", folder=folder, images_every=None)
+    ...     _ = hm.fit(model, torch.rand(8, 4), epochs=2, callbacks=[tracking], progress=False)
+    ...     os.listdir(os.path.join(folder, "first"))
+    ['events.out.tfevents...']
+    """
+
+    def __init__(
+        self,
+        tracker: "str | GeneralTracker" = "tensorboard",
+        *,
+        run: str = "hmoevae",
+        folder: str | os.PathLike[str] = "runs",
+        images_every: int | None = 10,
+    ) -> None:
+        if images_every is not None and (isinstance(images_every, bool) or images_every < 1):
+            raise ArgumentError(mismatch("images_every", "an integer > 0 or None", repr(images_every)))
+        kind = _class_of(tracker) if isinstance(tracker, str) else type(tracker)
+        if images_every is not None:
+            if not hasattr(kind, "log_images"):
+                raise ArgumentError(mismatch("images_every", f"None for {kind.name!r}, which takes none", images_every))
+            from hmoevae import plot  # noqa: F401  # says now, not after an epoch, if matplotlib is not installed
+        self.tracker = tracker
+        self.run = run
+        self.folder = folder
+        self.images_every = images_every
+        self._open: GeneralTracker | None = None
+
+    def __call__(self, end: EpochEnd) -> None:
+        """Send the last row, and the pictures if it is their turn."""
+        if not end.is_main:
+            return
+        if self._open is None:
+            self._open = self._start()
+        row = end.history.rows[-1]
+        self._open.log({name: value for name, value in row.items() if name != "epoch"}, step=end.epoch)
+        every = self.images_every
+        if every is not None and (end.epoch in (1, end.epochs) or end.epoch % every == 0):
+            self._send_images(self._open, end)
+
+    def close(self) -> None:
+        """Finish the run, if one is open; `hmoevae.fit` does so in the end."""
+        if self._open is not None:
+            self._open.finish()
+            self._open = None
+
+    def _start(self) -> "GeneralTracker":
+        if not isinstance(self.tracker, str):
+            return self.tracker
+        from accelerate import PartialState
+
+        PartialState()  # which the trackers' own logging asks for
+        kind = _class_of(self.tracker)
+        tracker = kind(self.run, os.fspath(self.folder)) if kind.requires_logging_directory else kind(self.run)
+        if hasattr(tracker, "start"):  # older versions of accelerate start them when they are made
+            tracker.start()
+        return tracker
+
+    @staticmethod
+    def _send_images(tracker: Any, end: EpochEnd) -> None:
+        from hmoevae import plot
+
+        row = end.history.rows[-1]
+        usage = torch.tensor([row[f"usage/{leaf.path}"] for leaf in end.model.plan.leaves])
+        figures = {
+            "samples": plot.samples(end.model, N_SAMPLES, generator=torch.Generator().manual_seed(0)),
+            "tree": plot.tree(end.model, usage=usage),
+        }
+        images = {name: _pixels(figure)[None] for name, figure in figures.items()}
+        if tracker.name == "tensorboard":
+            tracker.log_images(images, step=end.epoch, dataformats="NHWC")  # which it does not expect
+        else:
+            tracker.log_images({name: list(batch) for name, batch in images.items()}, step=end.epoch)
+
+
+def _class_of(name: str) -> Any:
+    """The class of one of accelerate's trackers."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers  # not at the top: see resolve_device
+    from accelerate.utils import LoggerType
+
+    classes: dict[str, Any] = {str(key): kind for key, kind in LOGGER_TYPE_TO_CLASS.items()}
+    if name not in classes:
+        raise ArgumentError(mismatch("tracker", f"one of {', '.join(map(repr, sorted(classes)))}", repr(name)))
+    if name in LoggerType.list() and name not in map(str, get_available_trackers()):
+        hint = ", as in pip install 'hmoevae[trackers]'" if name == "tensorboard" else ""
+        raise MissingExtraError(mismatch("tracker", f"{name} to be installed{hint}", "no such module"))
+    return classes[name]
+
+
+def _pixels(figure: "Figure") -> UInt8[np.ndarray, "height width rgb"]:
+    """The figure, drawn."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
