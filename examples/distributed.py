@@ -3,10 +3,11 @@
     torchrun --nproc-per-node 2 examples/distributed.py
     accelerate launch --num_processes 2 examples/distributed.py
 
-One process for each GPU, or for each part of a CPU's cores (then with `--device cpu` and, for accelerate, `--cpu`). They
-end with the model that `mnist_flat.py` trains in one. Nothing here knows of processes but for the size of a batch.
+One process for each GPU; on a machine without one, for each part of its cores (`accelerate launch --cpu ...`). They end
+with the model that `mnist_flat.py` trains in one. Nothing here knows of processes but for the size of a batch.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,12 +17,13 @@ from _recipes import RECIPES, Layout, Trained, Training
 from accelerate import PartialState
 from torch import Tensor
 
+Run = Callable[[Layout, Tensor, Training], Trained]
 
-def divided(
-    run: Callable[[Layout, Tensor, Training], Trained], layout: Layout, x: Tensor, training: Training
-) -> Trained:
+
+def divided(run: Run, layout: Layout, x: Tensor, training: Training) -> Trained:
     """The recipe's batch, divided among the processes: `fit` takes the size of a process's part."""
-    return run(layout, x, replace(training, batch_size=-(-training.batch_size // PartialState().num_processes)))
+    batch_size = math.ceil(training.batch_size / PartialState().num_processes)
+    return run(layout, x, replace(training, batch_size=batch_size))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Tracking:
     ) -> None:
         if images_every is not None and (isinstance(images_every, bool) or images_every < 1):
             raise ArgumentError(mismatch("images_every", "an integer > 0 or None", repr(images_every)))
-        kind = _class_of(tracker) if isinstance(tracker, str) else type(tracker)
+        kind: Any = _class_of(tracker) if isinstance(tracker, str) else type(tracker)
         if images_every is not None:
             if not hasattr(kind, "log_images"):
                 raise ArgumentError(mismatch("images_every", f"None for {kind.name!r}, which takes none", images_every))

@@ -65,7 +65,7 @@ def test_smoke_run_leaves_everything(script, arguments, leaves, more, tmp_path, 
 @pytest.fixture(scope="module")
 def history_of_one(tmp_path_factory):
     out = tmp_path_factory.mktemp("one")
-    done = run("mnist_flat.py", "--smoke", "--precision", "fp32", "--out", out, "--device", "cpu")
+    done = run("mnist_flat.py", "--smoke", "--recipe", "article", "--out", out, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     return (out / "history.csv").read_text()
 
@@ -73,16 +73,13 @@ def history_of_one(tmp_path_factory):
 @pytest.mark.skipif(not HAS_MNIST, reason="needs real MNIST: set HMOEVAE_DATA to a folder with MNIST/raw/ in it")
 @pytest.mark.parametrize(
     "launcher",
-    [
-        ["torch.distributed.run", "--nproc-per-node", "2"],
-        ["accelerate.commands.launch", "--cpu", "--num_processes", "2"],
-    ],
+    ["torch.distributed.run --nproc-per-node 2", "accelerate.commands.launch --cpu --num_processes 2"],
     ids=["torchrun", "accelerate"],
 )
 def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
-    arguments = ["--smoke", "--precision", "fp32", "--device", "cpu", "--out", str(tmp_path / "out")]
+    arguments = ["--smoke", "--recipe", "article", "--device", "cpu", "--out", str(tmp_path / "out")]
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, str(EXAMPLES / "distributed.py"), *arguments],
+        [sys.executable, "-m", *launcher.split(), str(EXAMPLES / "distributed.py"), *arguments],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
