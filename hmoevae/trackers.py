@@ -41,6 +41,7 @@ class Tracking:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     tracking = hm.Tracking("tensorboard", run="first", folder=folder, images_every=None)
     ...     _ = hm.fit(model, torch.rand(8, 4), epochs=2, callbacks=[tracking], progress=False)
+    ...     tracking.close()  # nothing is open any more
     ...     os.listdir(os.path.join(folder, "first"))
     ['events.out.tfevents...']
     """

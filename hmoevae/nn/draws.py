@@ -20,6 +20,9 @@ class Share:
         start: Place of the first of them in the global batch.
         n: How many. A process without any runs one made-up sample, which counts for nothing, so that all do the same.
         total: Samples of the global batch.
+
+    >>> Share(start=2, n=3, total=5).rows, Share(start=2, n=3, total=5).weight
+    (slice(2, 5, None), 0.6)
     """
 
     start: int
@@ -64,6 +67,10 @@ def for_batch(
         draw: From a number of samples to draws from `generator`, one a sample along the last axis.
         n: Samples at hand.
         generator: As `draw` uses it.
+
+    >>> generator = torch.Generator()
+    >>> for_batch(lambda n: torch.randn(2, n, generator=generator), 3, generator).shape
+    torch.Size([2, 3])
     """
     share = generator.share if isinstance(generator, Draws) else None
     return draw(n) if share is None else draw(share.total)[..., share.rows]

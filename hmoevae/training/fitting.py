@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -22,7 +23,7 @@ from hmoevae.nn.draws import Draws
 from hmoevae.starts import Start, first_leaves
 from hmoevae.training.agreement import Agreement, GateViews
 from hmoevae.training.batches import Data, batches_of
-from hmoevae.training.checkpoints import Checkpoints, Resume
+from hmoevae.training.checkpoints import Checkpoint, Checkpoints, Resume
 from hmoevae.training.device import Precision, autocast, resolve_device
 from hmoevae.training.loop import Run, evaluate
 from hmoevae.training.processes import Processes
@@ -185,9 +186,7 @@ def fit(
     checkpoints = Checkpoints(checkpoint_dir if processes.is_main else None, checkpoint_every, checkpoint_keep)
     checkpoint = processes.from_main(lambda: checkpoints.find(resume))
     given_seed = seed
-    if seed is None:
-        seed = torch.Generator().seed() if checkpoint is None else int(checkpoint.state["seed"])
-    seed = processes.from_main(lambda: seed)
+    seed = processes.from_main(partial(_seed, given_seed, checkpoint))
     order = torch.Generator().manual_seed(seed)
     source = batches_of(model, data, "data", batch_size, order, processes)
     held_out = None
@@ -221,7 +220,7 @@ def fit(
             raise ArgumentError(mismatch("epochs", expected, epochs))
     views = GateViews(view, agreement, source.samples)
     if checkpoint is None:
-        start = processes.from_main(lambda: _start(model, init, source.samples, seed))
+        start = processes.from_main(partial(_start, model, init, source.samples, seed))
     else:
         start = checkpoint.state["start"]
     started_by = 0 if _is_random(init) else init_epochs
@@ -291,6 +290,12 @@ def fit(
     if len(history) and processes.is_main:
         warn_of_collapse(model.plan, history.rows[-1])
     return history
+
+
+def _seed(given: int | None, checkpoint: Checkpoint | None) -> int:
+    if given is not None:
+        return given
+    return torch.Generator().seed() if checkpoint is None else int(checkpoint.state["seed"])
 
 
 def _is_random(init: Start) -> bool:

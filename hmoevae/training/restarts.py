@@ -9,6 +9,7 @@ from hmoevae.history import History
 from hmoevae.model import BATCH_SIZE, HMoEVAE
 from hmoevae.training.batches import Data, batches_of
 from hmoevae.training.loop import evaluate
+from hmoevae.training.processes import Processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,9 @@ def best_of(
     interrupted = False
     for seed in seeds:
         model, history = train(seed)
-        batches = batches_of(model, validation_data, "validation_data", BATCH_SIZE, None)
-        loss = evaluate(model, batches, seed=0)[model.objective]
+        processes = Processes.here(model.device)
+        batches = batches_of(model, validation_data, "validation_data", BATCH_SIZE, None, processes)
+        loss = evaluate(model, batches, 0, processes)[model.objective]
         if not math.isfinite(loss):
             raise NonFiniteError(mismatch("loss", "a finite loss after the last step", loss))
         if best is None or loss < min(losses.values()):
