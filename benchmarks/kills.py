@@ -163,8 +163,10 @@ def kills(tries: int, writes: int, seed: int) -> Iterator[Row]:
             time.sleep(random.uniform(0, 0.02))
 
         sees = "the same run: weights, history and recorded samples equal to the bit once it has gone on"
-        yield killed(runs, "SIGKILL at a random moment", tries, at_random, sees)
-        yield killed(runs, "SIGKILL while a checkpoint is written", writes, in_a_write, sees)
+        if tries:
+            yield killed(runs, "SIGKILL at a random moment", tries, at_random, sees)
+        if writes:
+            yield killed(runs, "SIGKILL while a checkpoint is written", writes, in_a_write, sees)
 
 
 # --- in this process: numbers that are not finite, a full disk ------------------------------------------------------
@@ -280,10 +282,12 @@ def full_disk(tries: int, seed: int) -> Row:
 
 def rows(args: argparse.Namespace) -> Iterator[Row]:
     """Every fault in turn."""
-    for place in PLACES:
+    for place in PLACES if args.spoilt else ():
         yield not_finite(place, args.spoilt, args.seed)
-    yield full_disk(args.full, args.seed)
-    yield from kills(args.kills, args.writes, args.seed)
+    if args.full:
+        yield full_disk(args.full, args.seed)
+    if args.kills or args.writes:
+        yield from kills(args.kills, args.writes, args.seed)
 
 
 def main(argv: list[str] | None = None) -> None:
