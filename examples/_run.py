@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from _recipes import Layout, Recipe, Training
@@ -15,7 +16,7 @@ from accelerate import PartialState
 
 import hmoevae as hm
 from hmoevae.datasets import DatasetUnavailableError, LabelledImages
-from hmoevae.errors import HMoEVAEError
+from hmoevae.errors import ArgumentError, HMoEVAEError, mismatch
 from hmoevae.training import resolve_device
 
 Splits = tuple[LabelledImages, LabelledImages]
@@ -71,6 +72,7 @@ def run(layout: Layout, recipe: Recipe, args: argparse.Namespace, load: Callable
         **{field: value for field, value in given.items() if field != "resume"},
         callbacks=[recorder],
         checkpoint_dir=args.out / "checkpoints",
+        resume=to_resume(args.out / "checkpoints", wanted=args.resume),
     )
     if args.smoke:
         training = replace(training, epochs=min(training.epochs, 2))
@@ -104,8 +106,18 @@ def run(layout: Layout, recipe: Recipe, args: argparse.Namespace, load: Callable
     text = json.dumps(result)
     (args.out / "metrics.json").write_text(text + "\n", encoding="utf-8")
     draw(model, test, history, recorder, args.out)
+    if not history.interrupted:
+        shutil.rmtree(args.out / "checkpoints")  # all that they were for is done
     print(f"\nmodel, history.csv, metrics.json and the pictures are in {args.out}")
     print(text)
+
+
+def to_resume(checkpoints: Path, *, wanted: bool) -> Literal["auto", "never"]:
+    """Whether to go on with a run that was cut short, which nobody loses by mistake."""
+    if not wanted and any(checkpoints.glob("epoch-*")):
+        cut_short = f"a run that was cut short in {checkpoints}; go on with --resume, or delete it"
+        raise ArgumentError(mismatch("--out", "a folder without one, to start anew", cut_short))
+    return "auto" if wanted else "never"
 
 
 def thinned(split: LabelledImages, n: int) -> LabelledImages:
