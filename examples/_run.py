@@ -182,6 +182,8 @@ def draw(model: hm.HMoEVAE, test: LabelledImages, history: hm.History, recorder:
         figures["losses"] = hm.plot.losses(history)
         figures["usage"] = hm.plot.usage(history)
         figures["samples_by_epoch"] = hm.plot.sample_grid(recorder.frames, recorder.epochs, plan=model.plan)
+    if model.plan.depth > 1:
+        figures["nearest"] = hm.plot.nearest(model, test.x, generator=torch.Generator().manual_seed(0))
     for level in range(1, model.plan.depth):
         nodes = model.predict(test.x, level=level)
         title = f"{test.name} test images by node, level {level}"

@@ -41,8 +41,8 @@ def offline(tmp_path):
     [
         ("mnist_flat.py", ["--recipe", "article"], 10, set()),
         ("mnist_flat.py", [], 10, set()),
-        ("mnist_two_level.py", [], 30, {"contingency_level1"}),
-        ("custom_tree.py", [], 11, {"contingency_level1"}),
+        ("mnist_two_level.py", [], 30, {"contingency_level1", "nearest"}),
+        ("custom_tree.py", [], 11, {"contingency_level1", "nearest"}),
     ],
 )
 def test_smoke_run_leaves_everything(script, arguments, leaves, more, tmp_path, offline):
