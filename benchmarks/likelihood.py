@@ -156,12 +156,12 @@ def run(args: argparse.Namespace) -> None:
         "versions": machine.versions(),
         "tree": str(make_tree(args)),
         "scored": {"split": "test" if args.held_out is None else "train, held out", "images": len(scored)},
-        "runs": [],
+        "rows": [],
     }
     for seed in range(args.seeds):
         row = measure(args, seen, scored, seed)
-        report["runs"].append(row)
-        scores = [row["log_likelihood"] for row in report["runs"]]
+        report["rows"].append(row)
+        scores = [row["log_likelihood"] for row in report["rows"]]
         report["log_likelihood"] = statistics.fmean(scores)
         report["log_likelihood_sd"] = statistics.stdev(scores) if len(scores) > 1 else None
         figures = f"log p(x) >= {row['log_likelihood']:.2f} +- {row['standard_error']:.2f}, ELBO {row['elbo']:.2f} nats"

@@ -110,9 +110,9 @@ def test_likelihood_of_the_test_split(
     assert report == json.loads((tmp_path / "l.json").read_text())
     assert report["scored"] == {"split": "test", "images": 30}
     assert torch.equal(scored[0], scored[1])  # every seed scores the same draw
-    assert len(report["runs"][0]["usage"]) == leaves
+    assert len(report["rows"][0]["usage"]) == leaves
     assert -16 < report["log_likelihood"] < 0  # of 16 pixels, 11 nats of coin tosses
-    for run in report["runs"]:
+    for run in report["rows"]:
         assert run["log_likelihood"] > run["elbo"]
     likelihood.main([*tiny, "--held-out", "10"])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
