@@ -468,8 +468,8 @@ def misrouted(
 ) -> Figure:
     """The samples in clusters that mostly hold another label, in the order of their labels and then of those.
 
-    Below every sample stands its label, what its cluster mostly holds, and the cluster: "4 for 9, in 2" is a 4 in
-    cluster 2, most of whose samples are 9s.
+    Below every sample stands its label, what its cluster mostly holds, and the cluster: "4 → 9, in 2" is a 4 in cluster
+    2, most of whose samples are 9s.
 
     Args:
         x: Samples, `(n, *input_shape)`.
@@ -499,7 +499,7 @@ def misrouted(
     shown = wrong[np.linspace(0, len(wrong) - 1, min(n, len(wrong))).round().astype(int)]
     if len(shown) < len(wrong):
         title += f"; {len(shown)} of them"
-    captions = [f"{values[y[i]]} for {values[holds[i]]}\nin {names[cluster[i]]}" for i in shown]
+    captions = [f"{values[y[i]]} → {values[holds[i]]}\nin {names[cluster[i]]}" for i in shown]
     pictures = _pictures(torch.as_tensor(x)[torch.from_numpy(shown)].unsqueeze(0), "x")
     fig, ax = _captioned(pictures, captions, [""], n_columns=20)
     ax.set_title(title, **TITLE)

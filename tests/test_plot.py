@@ -472,10 +472,10 @@ def test_misrouted_samples_with_label_and_cluster() -> None:
     clusters = torch.tensor([1, 1, 1, 0, 0, 0, 2, 0, 1])  # cluster 2 holds one 9 and so stands for it
     figure = plot.misrouted(x, labels, clusters, cluster_names=["a", "b", "c"])
     assert figure.axes[0].get_title(loc="left").startswith("2 of 9 samples are in a cluster that mostly holds another")
-    assert words(figure) == ["4 for 9\nin a", "9 for 4\nin b"]
+    assert words(figure) == ["4 → 9\nin a", "9 → 4\nin b"]
     np.testing.assert_array_equal(image(figure)[..., 0], torch.cat([x[7, 0], x[8, 0]], dim=1).numpy())
     one = plot.misrouted(x.numpy(), labels, clusters, n=1)
-    assert words(one) == ["4 for 9\nin 0"]
+    assert words(one) == ["4 → 9\nin 0"]
     assert one.axes[0].get_title(loc="left").endswith("another label; 1 of them")
     rendered(figure)
 

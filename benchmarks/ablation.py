@@ -1,0 +1,201 @@
+"""What is each ingredient of the best flat recipe worth? Each one removed, and some alone, on MNIST.
+
+    python benchmarks/ablation.py --json ablation.json                     every row, three seeds
+    python benchmarks/ablation.py --rows full "no agreement" --seeds 1     some of them
+    python benchmarks/ablation.py --quick                                  scikit-learn's digits, two epochs
+
+Each row trains the recipe `best` of `examples/_recipes.py` with one thing changed, all on the same short schedule (the
+recipe's own takes three times as long, and scores higher), without labels, once for each seed from 0 on. Scored are the
+gates alone on the test split, as in `clustering.py`. Where a file given to `--json` has rows of the same schedule
+already, they are kept and only what is missing is run, so that a run can go on where another stopped. The last line is
+the whole report as one JSON object.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+from torch import Tensor
+
+import hmoevae as hm
+from hmoevae.datasets import LabelledImages
+from hmoevae.errors import HMoEVAEError
+from hmoevae.nn.objectives import ObjectiveName
+from hmoevae.training import Schedule, resolve_device
+from hmoevae.views import ViewLike
+
+sys.path.append(str(Path(__file__).parent.parent / "examples"))
+from _recipes import RECIPES, Trained, Training, train
+
+EPOCHS = 12
+"""Of every row, a third of the recipe's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingredients:
+    """What the recipe is made of; the defaults are the recipe's own.
+
+    Attributes:
+        agreement: Gates agree on a sample and its partner.
+        alone: Share of the epochs in which gates learn without experts.
+        partner: What makes a sample's partner.
+        view: What the gates see.
+        gate: The gate's network; `None` is the recipe's.
+        balance: Weight of the balance, of kind kl; `None` is the recipe's.
+        objective: Of the experts.
+        lr_schedule: Of the learning rate.
+    """
+
+    agreement: bool = True
+    alone: float = 1 / 3
+    partner: ViewLike | None = field(default_factory=hm.views.Neighbour)
+    view: ViewLike | None = field(default_factory=hm.views.RandomAffine)
+    gate: hm.MLP | hm.Conv | None = None
+    balance: float | None = None
+    objective: ObjectiveName = "elbo"
+    lr_schedule: Schedule = "cosine"
+
+
+ROWS: dict[str, Ingredients] = {
+    "full": Ingredients(),
+    "no agreement": Ingredients(agreement=False),
+    "no neighbours": Ingredients(partner=None),
+    "no affine views": Ingredients(view=None),
+    "no phase of gates alone": Ingredients(alone=0.0),
+    "gates alone, no experts": Ingredients(alone=1.0),
+    "dense gate": Ingredients(gate=hm.MLP((256,))),
+    "balance 5": Ingredients(balance=5.0),
+    "constant rate": Ingredients(lr_schedule="constant"),
+    "expected loss": Ingredients(objective="expected"),
+}
+"""By name, the most telling first; beside them `"article"`, that recipe as it stands, in as many epochs."""
+ARTICLE = "article"
+
+
+def run_row(name: str, x: Tensor, training: Training) -> Trained:
+    """Train as a row says."""
+    if name == ARTICLE:
+        article = RECIPES[ARTICLE]
+        own = {"batch_size": article.training.batch_size, "precision": article.training.precision}
+        return article.run("flat", x, replace(training, **own))
+    row = ROWS[name]
+    tree = RECIPES["best"].tree("flat")
+    if row.gate is not None:
+        tree = replace(tree, gate=row.gate)
+    if row.balance is not None:
+        tree = replace(tree, balance=hm.Balance("kl", row.balance))
+    agreement = hm.Agreement(partner=row.partner, alone=row.alone) if row.agreement else None
+    how: dict[str, Any] = {"objective": row.objective, "lr_schedule": row.lr_schedule, "view": row.view}
+    return train(tree, x, training, agreement=agreement, **how)
+
+
+def measure(name: str, images: LabelledImages, test: LabelledImages, training: Training) -> dict[str, Any]:
+    """One row with one seed."""
+    start = time.perf_counter()
+    model, history = run_row(name, images.x, training)
+    seconds = time.perf_counter() - start
+    if history.interrupted:  # fit ends quietly; half a run is no result
+        raise KeyboardInterrupt
+    terms = model.evaluate(test.x, generator=torch.Generator(model.device).manual_seed(0))
+    scores = hm.metrics.report(model, test.x, test.y)
+    return {"seed": training.seed, **scores, "elbo": -terms["elbo"], "seconds": seconds}
+
+
+def row_of(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row of the report: every seed's run, their means and standard deviations."""
+    scores = [score for score in runs[0] if score != "seed"]
+    sd = {score: statistics.stdev(run[score] for run in runs) if len(runs) > 1 else None for score in scores}
+    return {
+        "what": name,
+        "n_seeds": len(runs),
+        "mean": {score: statistics.fmean(run[score] for run in runs) for score in scores},
+        "sd": sd,
+        "runs": runs,
+    }
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    assert __doc__ is not None
+    names = [*ROWS, ARTICLE]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="ROW", help="; ".join(names))
+    parser.add_argument("--seeds", type=int, default=3, help="runs of every row")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of every run, those of gates alone among them")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
+    parser.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
+    parser.add_argument("--json", type=Path, help="write the report to this file too, anew after every run")
+    parser.add_argument("--quick", action="store_true", help="scikit-learn's digits and two epochs")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.epochs = 2
+    for name in ("seeds", "epochs", "threads"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name}: expected an integer > 0, got {getattr(args, name)}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark and print its report; what a user can mend ends with one line, not with a traceback."""
+    args = parse(argv)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    try:
+        run(args)
+    except (HMoEVAEError, OSError) as error:
+        sys.exit(f"ablation.py: {error}")
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure every row and report."""
+    device = resolve_device(args.device)
+    images, test = hm.datasets.digits() if args.quick else hm.datasets.mnist(args.data_root)
+    training = replace(RECIPES["best"].training, epochs=args.epochs, device=args.device, progress=sys.stderr.isatty())
+    report: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "dataset": images.name,
+        "images": {"train": len(images), "test": len(test)},
+        "epochs": args.epochs,
+        "recipe_epochs": RECIPES["best"].training.epochs,
+        "hardware": machine.hardware(device, args.threads),
+        "versions": machine.versions(),
+        "rows": [],
+    }
+    runs = runs_of(args.json, report)
+    for seed in range(args.seeds):  # all rows with one seed before any with the next
+        for name in args.rows:
+            if all(made["seed"] != seed for made in runs.setdefault(name, [])):
+                runs[name].append(measure(name, images, test, replace(training, seed=seed)))
+                print(f"{name}, seed {seed}: accuracy {100 * runs[name][-1]['accuracy']:.2f} %", flush=True)
+            report["rows"] = [row_of(other, made) for other, made in runs.items() if made]
+            report["load_average_after"] = machine.load_average()
+            if args.json:
+                args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report))
+
+
+def runs_of(file: Path | None, report: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """By row, the runs of the same data and schedule that `file` has."""
+    if file is None or not file.exists():
+        return {}
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if any(found[name] != report[name] for name in ("dataset", "images", "epochs")):
+        raise OSError(f"--json: expected no file, or one of the same data and epochs, got {file}")
+    return {row["what"]: row["runs"] for row in found["rows"]}
+
+
+if __name__ == "__main__":
+    main()
