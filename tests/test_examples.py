@@ -70,6 +70,7 @@ def test_smoke_run_leaves_everything(script, arguments, leaves, more, tmp_path, 
             "rows of every label by leaf",
         ),
         ("choose_tree.py", {"model", "scores.png"}, "chosen: "),
+        ("share_model.py", {"model"}, "the loaded model gives the same probabilities: True"),
         ("own_loop.py", {"model"}, "of 359 test images reach the leaf of their digit, with 30 labels"),
     ],
 )
