@@ -24,6 +24,7 @@ from hmoevae.starts import Start, first_leaves
 from hmoevae.training.agreement import Agreement, GateViews
 from hmoevae.training.batches import Data, batches_of
 from hmoevae.training.checkpoints import Checkpoint, Checkpoints, Resume
+from hmoevae.training.course import Course
 from hmoevae.training.device import Precision, autocast, resolve_device
 from hmoevae.training.loop import Run, evaluate
 from hmoevae.training.processes import Processes
@@ -179,10 +180,11 @@ def fit(
         raise ArgumentError(mismatch("precision", "'fp32' or 'bf16'", repr(precision)))
     if agreement is not None and not model.plan.mixtures:
         raise ArgumentError(mismatch("agreement", "None for a tree without a gate", agreement))
+    epochs, batch_size, init_epochs = int(epochs), int(batch_size), 0 if _is_random(init) else int(init_epochs)
+    course = Course(epochs, init_epochs, agreement, warmup)
     where = resolve_device(device)
     processes = Processes.here(where)
     processes.check_equal(model=repr(model), epochs=epochs, batch_size=batch_size, precision=precision)
-    epochs, batch_size = int(epochs), int(batch_size)
     checkpoints = Checkpoints(checkpoint_dir if processes.is_main else None, checkpoint_every, checkpoint_keep)
     checkpoint = processes.from_main(lambda: checkpoints.find(resume))
     given_seed = seed
@@ -206,7 +208,7 @@ def fit(
         "init": described(init),
         "warmup": described(warmup),
         "revive": revive,
-        "init_epochs": None if _is_random(init) else int(init_epochs),
+        "init_epochs": init_epochs,
         "seed": None if given_seed is None else int(seed),
         "device": where.type,
         "precision": precision,
@@ -223,12 +225,6 @@ def fit(
         start = processes.from_main(partial(_start, model, init, source.samples, seed))
     else:
         start = checkpoint.state["start"]
-    started_by = 0 if _is_random(init) else init_epochs
-    alone_by = started_by + (0 if agreement is None else round(epochs * agreement.alone))
-
-    if warmup is not None and warmup.epochs >= epochs - (alone_by - started_by):
-        expected = "fewer epochs than those in which the experts learn, so that it comes to an end"
-        raise ArgumentError(mismatch("warmup", expected, warmup))
 
     if checkpoint is not None:
         model.load_state_dict(checkpoint.weights)
@@ -239,10 +235,9 @@ def fit(
     make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=lr, fused=True))
     total = epochs * len(source) if source.length is not None else None
     solver = make(model.parameters())
-    falls_after = alone_by if agreement is not None and alone_by < epochs else 0
     cosine = None
     if lr_schedule == "cosine":
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(solver, (epochs - falls_after) * len(source))
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(solver, course.falling_epochs * len(source))
     run = Run(model, solver, cosine, views, start, noise, autocast(where, precision), processes)
     history = History()
     state = TrainingState(run, history, order, (data, validation_data), callbacks)
@@ -257,13 +252,9 @@ def fit(
             for callback in callbacks:
                 ends.callback(getattr(callback, "close", lambda: None))
             for epoch in range(len(history) + 1, 1 if stopped else epochs + 1):
-                run.phase = "start" if epoch <= started_by else "alone" if epoch <= alone_by else "joint"
-                run.rate_falls = epoch > falls_after
-                if warmup is not None:
-                    taught = epoch - 1 - max(0, min(epoch - 1, alone_by) - started_by)  # epochs the experts have learnt
-                    run.kl_weight, run.gate_temperature = warmup.at(taught)
-                row = run.epoch(source, f"epoch {epoch}/{epochs}", bar)
-                if revive and run.phase == "joint" and epoch < epochs:
+                lesson = course.lesson(epoch)
+                row = run.epoch(source, lesson, f"epoch {epoch}/{epochs}", bar)
+                if revive and lesson.phase == "joint" and epoch < epochs:
                     row["revived"] = len(run.revive(row))
                 if held_out is not None:
                     row |= {f"val_{name}": value for name, value in evaluate(model, held_out, seed, processes).items()}
@@ -273,7 +264,7 @@ def fit(
                 stopped = processes.any(any(stops))
                 if checkpoints.due(epoch, last=stopped or epoch == epochs):
                     run.check_weights()  # callbacks may have changed them
-                    still_needed = start if epoch < started_by else None
+                    still_needed = start if epoch < course.started_by else None
                     whole = {"training": state.state_dict(), "seed": seed, "start": still_needed, "stopped": stopped}
                     checkpoints.write(model, epoch, row.get(f"val_{model.objective}"), arguments, whole)
                 if stopped:

@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -19,11 +19,10 @@ from hmoevae.nn.draws import Draws, Share
 from hmoevae.nn.memory import StepMemory
 from hmoevae.training.agreement import GateViews
 from hmoevae.training.batches import Batches
+from hmoevae.training.course import Lesson
 from hmoevae.training.processes import Processes
 from hmoevae.training.revival import revive
 from hmoevae.training.usage import gate_sums, information
-
-Phase = Literal["start", "alone", "joint"]
 
 
 class Run:
@@ -45,9 +44,6 @@ class Run:
         self.schedule = schedule
         self.views = views
         self.start = start
-        self.phase: Phase = "joint"
-        self.rate_falls = True
-        self.kl_weight, self.gate_temperature = 1.0, 1.0
         self.noise = noise
         self.autocast = autocast
         self.processes = processes
@@ -85,7 +81,7 @@ class Run:
         usage = torch.tensor([row[f"usage/{leaf.path}"] for leaf in self.model.plan.leaves])
         return revive(self.model, self.optimizer, usage, self.noise)
 
-    def epoch(self, batches: Batches, title: str, bar: "tqdm[Any]") -> dict[str, float]:
+    def epoch(self, batches: Batches, lesson: Lesson, title: str, bar: "tqdm[Any]") -> dict[str, float]:
         """One pass over the data; returns means: of the loss, its terms, leaves' usage, gates' information."""
         n_samples, n_own = 0, 0
         names: list[str] = []
@@ -93,7 +89,7 @@ class Run:
         shown = 0.0
         bar.set_description(title, refresh=False)
         for x, index, share in self.processes.rounds(batches, self.model.input_shape):
-            out = self.step(x.to(self.noise.device, self.model.dtype, non_blocking=True), index, share)
+            out = self.step(x.to(self.noise.device, self.model.dtype, non_blocking=True), index, share, lesson)
             n_samples, n_own = n_samples + share.total, n_own + share.n
             with torch.no_grad():
                 names = ["loss", *out.terms]
@@ -119,27 +115,27 @@ class Run:
         nats = information(plan, values[len(names) :])
         return row | {f"information/{path}": value for path, value in nats.items()}
 
-    def step(self, x: Tensor, index: Tensor | None, share: Share) -> Routing:
+    def step(self, x: Tensor, index: Tensor | None, share: Share, lesson: Lesson) -> Routing:
         """One step of the optimiser, on the samples that this process has of the global batch."""
         self.steps += 1
         self.optimizer.zero_grad(set_to_none=True)  # before their memory is given out again
         self.memory.next_step()
         with self.processes.sharing(self.model, self.noise, share):
-            out = self._forward(x, index)
+            out = self._forward(x, index, lesson)
         if not math.isfinite(self.processes.mean(out.loss, share)):
             raise self._non_finite(out)
         self.processes.backward(out.loss, self.model, share)
         self.optimizer.step()
-        if self.schedule is not None and self.rate_falls:
+        if self.schedule is not None and lesson.rate_falls:
             self.schedule.step()
         return out
 
-    def _forward(self, x: Tensor, index: Tensor | None) -> Routing:
-        """What the present phase of training asks of the model."""
+    def _forward(self, x: Tensor, index: Tensor | None, lesson: Lesson) -> Routing:
+        """What the lesson asks of the model."""
         view, other = self.views(x, index, self.noise)
-        scheduled = {"kl_weight": self.kl_weight, "gate_temperature": self.gate_temperature}
+        scheduled = {"kl_weight": lesson.kl_weight, "gate_temperature": lesson.gate_temperature}
         with self.autocast:
-            if self.phase == "alone" and other is not None:
+            if lesson.phase == "alone" and other is not None:
                 out = self.model.agree(
                     x if view is None else view,
                     other,
@@ -147,7 +143,7 @@ class Run:
                     agreement_levels=self.views.levels,
                     validate=False,
                 )
-            elif self.phase == "start" and self.start is not None and index is not None:
+            elif lesson.phase == "start" and self.start is not None and index is not None:
                 out = self.model(x, view=view, **scheduled, generator=self.noise, validate=False)
                 out = _towards(out, self.start[index.cpu()].to(x.device))
             else:
