@@ -111,7 +111,9 @@ def test_commands_name_files_and_options_that_exist(page: Path, command: list[st
 # --- code -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and DOCS in page.parents], ids=name_of)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python") and DOCS in page.parents], ids=name_of
+)
 def test_python_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One block after the other, in a folder with a small trained model and with data by the names that pages use."""
     monkeypatch.chdir(tmp_path)

@@ -96,6 +96,42 @@ def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
         assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("script", "files", "says"),
+    [
+        (
+            "own_table.py",
+            {"model", "history.csv", "clustered.csv", "tree.png", "wine.csv"},
+            "rows of every label by leaf",
+        ),
+        ("choose_tree.py", {"model", "scores.png"}, "chosen: "),
+        ("own_loop.py", {"model"}, "of 359 test images reach the leaf of their digit, with 30 labels"),
+    ],
+)
+def test_tutorials_smoke_run(script, files, says, tmp_path):
+    done = run(script, "--smoke", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files
+    hm.HMoEVAE.from_pretrained(tmp_path / "out" / "model")
+
+
+def test_a_table_of_ones_own(tmp_path):
+    """Columns that are no numbers and rows with gaps are left out; a label that is no column ends with one line."""
+    rows = [f"{i % 7},{(i * i) % 5},word,{'' if i == 3 else i % 3},{'ab'[i % 2]}" for i in range(40)]
+    (tmp_path / "mine.csv").write_text("\n".join(["x,y,text,z,kind", *rows]), encoding="utf-8")
+    arguments = ["--smoke", "--csv", tmp_path / "mine.csv", "--out", tmp_path / "out"]
+    done = run("own_table.py", *arguments, "--label", "kind")
+    assert done.returncode == 0, done.stderr
+    assert "39 of 40 rows without gaps, 3 numeric columns" in done.stdout
+    header, *clustered = (tmp_path / "out" / "clustered.csv").read_text().splitlines()
+    assert (header, len(clustered)) == ("x,y,z,leaf", 39)
+    done = run("own_table.py", *arguments, "--label", "colour")
+    assert done.returncode == 1
+    assert "--label: expected one of x, y, text, z, kind, got colour" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_without_mnist_the_example_says_so_and_goes_on(tmp_path, offline):
     done = run("mnist_flat.py", "--smoke", "--epochs", 1, "--out", tmp_path, "--device", "cpu", **offline)
     assert done.returncode == 0, done.stderr
