@@ -91,6 +91,16 @@ def runs_of_examples() -> list[Runs]:
     return sorted(groups, key=lambda g: (g["dataset"], g.depth, -statistics.fmean(g.values("accuracy"))))
 
 
+SORTS = (
+    ("op", "speedup"),
+    ("what", "levels", "runs"),
+    ("bf16_off_percent",),
+    ("data", "x_cpu"),
+    ("how", "runs"),
+)
+"""The fields by which the reports that have a table of their own are told."""
+
+
 def reports(*fields: str) -> dict[str, Row]:
     """The reports whose rows have all of `fields`, by the name of their files."""
     found = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))}
@@ -330,6 +340,30 @@ def unequal() -> str:
     return "\n\n".join(parts)
 
 
+# --- all others -----------------------------------------------------------------------------------------------------
+
+
+def others() -> str:
+    """Every report that has no table of its own: what its rows hold, fields of several values left out."""
+    own = {name for fields in SORTS for name in reports(*fields)}
+    parts = []
+    for name, report in reports().items():
+        if name in own:
+            continue
+        plain = [
+            field
+            for field in report["rows"][0]
+            if all(isinstance(row.get(field), str | int | float | None) for row in report["rows"])
+        ]
+        rows = [[_plain(row.get(field)) for field in plain] for row in report["rows"]]
+        parts.append(f"`{name}`: {where(report)}\n\n{table(plain, rows)}")
+    return "\n\n".join(parts) or "There are none."
+
+
+def _plain(value: str | float | None) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 # --- the files ------------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +393,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision": precision,
     "streaming": streaming,
     "unequal": unequal,
+    "others": others,
     "files": files,
 }
 

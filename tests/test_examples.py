@@ -105,6 +105,7 @@ def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
             "rows of every label by leaf",
         ),
         ("choose_tree.py", {"model", "scores.png"}, "chosen: "),
+        ("share_model.py", {"model"}, "the loaded model gives the same probabilities: True"),
         ("own_loop.py", {"model"}, "of 359 test images reach the leaf of their digit, with 30 labels"),
     ],
 )
