@@ -81,7 +81,9 @@ def commands() -> Iterator[tuple[Path, list[str]]]:
     """Every command that runs a Python file of ours."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for command in re.findall(r"python3? ((?:examples|benchmarks|docs)/[\w/.]+\.py[^\n`&#|]*)", text):
+        for command in re.findall(
+            r"(?:python3?|torchrun --nproc-per-node \d) ((?:examples|benchmarks|docs)/[\w/.]+\.py[^\n`&#|]*)", text
+        ):
             yield page, command.split()
 
 
