@@ -158,7 +158,10 @@ class _Affine(torch.autograd.Function):
             else:
                 x_grad = ctx.block("input gradient", x.shape, x.dtype)
                 matmul(weight.mT, dy, x_grad)
-        return weight_grad, dy.sum(2, dtype=weight_grad.dtype), x_grad, None
+        bias_grad = torch.empty(dy.shape[:2], dtype=weight_grad.dtype)
+        for chunk in chunks(len(dy), dy[0].numel()):  # a sum in higher precision makes a copy in it
+            torch.sum(dy[chunk], 2, dtype=bias_grad.dtype, out=bias_grad[chunk])
+        return weight_grad, bias_grad, x_grad, None
 
 
 class _Activation(torch.autograd.Function):
