@@ -79,7 +79,12 @@ def test_grouped_linear_is_a_loop_over_linear(shared: bool) -> None:
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("hidden", [(), (6,), (6, 2, 5)])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_grouped_mlp_is_a_loop_over_mlps(shared: bool, hidden: tuple[int, ...], activation: str) -> None:
+@pytest.mark.parametrize("large", [0, math.inf], ids=["blocks", "plain"])
+def test_grouped_mlp_is_a_loop_over_mlps(
+    shared: bool, hidden: tuple[int, ...], activation: str, large: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not its tensors count as large."""
+    monkeypatch.setattr("hmoevae.nn.grouped.GLIBC_LARGEST", large)
     torch.manual_seed(1)
     network = GroupedMLP(GROUPS, 4, 3, hm.MLP(hidden, activation)).double()
     plain = [plain_mlp(network, place, activation) for place in range(GROUPS)]

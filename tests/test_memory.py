@@ -8,6 +8,7 @@ from torch import Tensor
 
 import hmoevae as hm
 from hmoevae.nn.grouped import GroupedLinear
+from hmoevae.nn.memory import GLIBC_LARGEST
 
 TREE = hm.Mixture.of(hm.Mixture.of(hm.VAE(2, hm.MLP((6, 5), "gelu"), hm.MLP((5,))), 2), 3)
 
@@ -32,8 +33,10 @@ def test_another_shape_or_dtype_gets_another_block() -> None:
         memory.next_step()
 
 
-def test_gradients_live_in_the_memory_and_are_those_without_it() -> None:
+@pytest.mark.parametrize("large", [0, GLIBC_LARGEST])
+def test_gradients_live_in_the_memory_and_are_those_without_it(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps, so that blocks are used again; the gates see their input twice, so that a block is wanted twice."""
+    monkeypatch.setattr("hmoevae.nn.grouped.GLIBC_LARGEST", large)
     torch.manual_seed(0)
     plain = hm.HMoEVAE(TREE, (5,))
     reused = copy.deepcopy(plain)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hmoevae.nn.memory import StepMemory
+from hmoevae.nn.memory import GLIBC_LARGEST, StepMemory
 from hmoevae.nn.products import matmul
 from hmoevae.spec import MLP, Activation
 
@@ -24,13 +24,20 @@ BlockSource = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
 CHUNK = 1 << 20
 """Entries worked on at a time where that saves memory traffic: 4 MiB in fp32, which stay in a cache."""
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu_,  # in place: neither its gradient nor that of the layer before it needs the input
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
+    # In place: neither the gradient of these nor that of the layer before them needs the input.
+    "relu": F.relu_,
+    "sigmoid": torch.sigmoid_,
+    "tanh": torch.tanh_,
+    "elu": F.elu_,
     "gelu": F.gelu,
     "silu": F.silu,
-    "elu": F.elu,
 }
+GRADIENTS: dict[Activation, Callable[..., Tensor]] = {
+    "relu": lambda dy, y, *, grad_input: torch.ops.aten.threshold_backward(dy, y, 0, grad_input=grad_input),
+    "sigmoid": torch.ops.aten.sigmoid_backward,
+    "tanh": torch.ops.aten.tanh_backward,
+}
+"""Of activations in place, from the gradient of the result and the result, into `grad_input`."""
 
 
 class GroupedLinear(nn.Module):
@@ -151,7 +158,32 @@ class _Affine(torch.autograd.Function):
             else:
                 x_grad = ctx.block("input gradient", x.shape, x.dtype)
                 matmul(weight.mT, dy, x_grad)
-        return weight_grad, dy.sum(2, dtype=weight_grad.dtype), x_grad, None
+        bias_grad = torch.empty(dy.shape[:2], dtype=weight_grad.dtype)
+        for chunk in chunks(len(dy), dy[0].numel()):  # a sum in higher precision makes a copy in it
+            torch.sum(dy[chunk], 2, dtype=bias_grad.dtype, out=bias_grad[chunk])
+        return weight_grad, bias_grad, x_grad, None
+
+
+class _Activation(torch.autograd.Function):
+    """One of `GRADIENTS`, for tensors so large that the gradient too needs memory that stays."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, activation: Activation, block: BlockSource) -> Tensor:
+        y = ACTIVATIONS[activation](x)
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(y)
+        ctx.activation, ctx.block = activation, block
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # its decorator hides the names
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        (dy,) = grad_outputs
+        (y,) = ctx.saved_tensors
+        grad = ctx.block("activation gradient", y.shape, y.dtype)
+        return GRADIENTS[ctx.activation](dy, y, grad_input=grad), None, None
 
 
 class GroupedMLP(nn.Module):
@@ -174,7 +206,7 @@ class GroupedMLP(nn.Module):
         widths = (in_features, *spec.hidden, out_features)
         layers = nn.ModuleList(GroupedLinear(groups, a, b) for a, b in pairwise(widths))
         self.layers = layers  # type: ignore[assignment]  # a ModuleList cannot say what it holds
-        self.activation = ACTIVATIONS[spec.activation]
+        self.activation: Activation = spec.activation
 
     def forward(
         self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
@@ -187,5 +219,9 @@ class GroupedMLP(nn.Module):
     ) -> Float[Tensor, "inp batch"] | Float[Tensor, "group hidden batch"]:
         """The input of the last layer."""
         for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
+            x = layer(x)
+            if self.activation in GRADIENTS and x.nbytes > GLIBC_LARGEST and is_written_out(x):
+                x = _Activation.apply(x, self.activation, layer.block_source())
+            else:
+                x = ACTIVATIONS[self.activation](x)
         return x

@@ -75,9 +75,10 @@ class _LogProb(torch.autograd.Function):
         weight, h, score = ctx.saved_tensors
         g = g.to(score.dtype).unsqueeze(1)
         weight_grad = ctx.block("weight gradient", weight.shape, weight.dtype)
-        weight_gradient_by_chunks(score.mT, g * h, weight_grad)
+        scratch = ctx.block("scratch", h.shape, h.dtype)
+        weight_gradient_by_chunks(score.mT, torch.mul(g, h, out=scratch), weight_grad)
         bias_grad = torch.bmm(g, score).squeeze(1).to(weight.dtype)
-        h_grad = torch.empty(len(h), h.shape[2], h.shape[1], dtype=h.dtype)
+        h_grad = scratch.view(len(h), h.shape[2], h.shape[1])
         for chunk in [slice(None)] if score.dtype == weight.dtype else chunks(len(weight), weight[0].numel()):
             matmul(score[chunk], weight[chunk].to(score.dtype), h_grad[chunk])
         h_grad = torch.mul(h_grad.mT, g, out=ctx.block("input gradient", h.shape, h.dtype))
