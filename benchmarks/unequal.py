@@ -70,7 +70,6 @@ WAYS = {
     "none, `elbo`, k-means start": Way(hm.Balance("kl", 0.0), fit=FROM_KMEANS),
     "agreement 10, kl 20, `elbo`": Way(hm.Balance("kl", 20.0), gate=hm.Conv(), fit=AGREEING),
     "agreement 10, kl 10, `elbo`": Way(hm.Balance("kl", 10.0), gate=hm.Conv(), fit=AGREEING),
-    "agreement 10, kl 20, `elbo`, learned prior": Way(hm.Balance("kl", 20.0), "learned", gate=hm.Conv(), fit=AGREEING),
 }
 
 
