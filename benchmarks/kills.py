@@ -37,6 +37,8 @@ from hmoevae.training import EpochEnd, last_checkpoint
 EPOCHS = 12
 POLL = 5e-4
 """Seconds between two looks for a checkpoint that is being written."""
+PRELOADED = ["hmoevae", "jinja2", "sklearn.datasets", "sklearn.decomposition", "sklearn.neighbors", "torch._dynamo"]
+"""What a run would spend most of its time importing; its own process is forked from one that has."""
 PLACES = ("data", "weights", "gradients")
 VALUES = (math.nan, math.inf, -math.inf)
 
@@ -97,7 +99,7 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["hmoevae.training", "sklearn.datasets", "sklearn.neighbors"])
+        self.context.set_forkserver_preload(PRELOADED)
         self.reference = folder / "reference"
         self.finish("warm", folder / "warm")  # starts the server
         start = time.perf_counter()

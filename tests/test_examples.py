@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from _recipes import article_tree
+from _recipes import RECIPES, article_tree
+from _run import load_mnist, thinned
 
 import hmoevae as hm
 
@@ -138,6 +140,33 @@ def test_without_mnist_the_example_says_so_and_goes_on(tmp_path, offline):
     assert done.returncode == 0, done.stderr
     assert "going on with mnist5k" in done.stdout.splitlines()[0]
     assert json.loads(done.stdout.splitlines()[-1])["dataset"] == "mnist5k"
+
+
+def test_a_run_that_was_cut_short_goes_on_when_asked_to(tmp_path, offline):
+    environment = {} if HAS_MNIST else offline
+    images, _ = load_mnist(None) if HAS_MNIST else hm.datasets.mnist5k()
+    few = thinned(images, 1000)
+    arguments = ("--smoke", "--recipe", "article", "--out", tmp_path, "--device", "cpu")
+
+    def stop(end):
+        if end.epoch == 2:
+            raise InterruptedError
+
+    training = replace(RECIPES["article"].training, epochs=2, device="cpu", progress=False)
+    with pytest.raises(InterruptedError):  # after the first epoch's checkpoint
+        RECIPES["article"].run(
+            "flat", few.x, replace(training, checkpoint_dir=tmp_path / "checkpoints", callbacks=[stop])
+        )
+    done = run("mnist_flat.py", *arguments, **environment)
+    assert done.returncode == 1
+    assert "go on with --resume" in done.stderr
+    done = run("mnist_flat.py", *arguments, "--resume", **environment)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "checkpoints").exists()
+    model, _ = RECIPES["article"].run("flat", few.x, training)
+    resumed = hm.HMoEVAE.from_pretrained(tmp_path / "model")
+    if torch.get_num_threads() == int(os.environ.get("OMP_NUM_THREADS", "0")):  # sums depend on it
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in resumed.state_dict().items())
 
 
 @pytest.mark.parametrize(
