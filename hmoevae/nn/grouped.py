@@ -220,7 +220,7 @@ class GroupedMLP(nn.Module):
         """The input of the last layer."""
         for layer in self.layers[:-1]:
             x = layer(x)
-            if self.activation in GRADIENTS and x.nbytes > GLIBC_LARGEST and is_written_out(x):
+            if self.activation in GRADIENTS and is_written_out(x) and x.nbytes > GLIBC_LARGEST:
                 x = _Activation.apply(x, self.activation, layer.block_source())
             else:
                 x = ACTIVATIONS[self.activation](x)
