@@ -7,6 +7,7 @@ python examples/own_table.py --csv mine.csv --label species        yours; the la
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -57,7 +58,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.csv is None:
         args.csv, args.label = args.out / "wine.csv", "target"
-        load_wine(as_frame=True).frame.to_csv(args.csv, index=False)
+        wines: Any = load_wine(as_frame=True)  # of a type that depends on the arguments
+        wines.frame.to_csv(args.csv, index=False)
     try:
         table, labels = read(args.csv, args.label)
         run(table, labels, args.out, epochs=2 if args.smoke else 100)
@@ -93,7 +95,8 @@ def run(table: pd.DataFrame, labels: pd.Series | None, out: Path, epochs: int) -
     x = standardised(train, table)
     paths = [node.path for node in model.plan.leaves]
     leaf = pd.Series([paths[i] for i in model.predict(x)], index=table.index, name="leaf")
-    print("\nmean of every column by leaf:", table.groupby(leaf).mean().T.round(2), sep="\n")
+    means: pd.DataFrame = table.groupby(leaf).mean()  # type: ignore[assignment]  # pandas says it may be a number
+    print("\nmean of every column by leaf:", means.T.round(2), sep="\n")
     print(f"\nrows of every leaf:\n{leaf.value_counts().sort_index().to_string()}")
     if labels is not None:
         print("\nrows of every label by leaf:", pd.crosstab(labels, leaf), sep="\n")
