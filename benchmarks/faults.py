@@ -223,7 +223,8 @@ def tally(fault: str, results: list[tuple[str, str]]) -> Row:
     failures = [f"{i}: {found}: {text}" for i, (found, text) in enumerate(results) if found not in ("equal", "refused")]
     sees = f"an error that names the file, what was expected and what came ({outcomes['refused']})"
     if outcomes["equal"]:
-        sees += f", or the model as it was saved ({outcomes['equal']})"
+        what = "that the forged config describes" if fault.startswith("forged") else "as it was saved"
+        sees += f", or the model {what} ({outcomes['equal']})"
     if failures:
         sees += f", or worse ({len(failures)})"
     details = {"outcomes": dict(outcomes), "errors": dict(Counter(kinds).most_common()), "failures": failures[:20]}

@@ -21,7 +21,15 @@ from torch import Tensor, nn
 
 from hmoevae import card, storage
 from hmoevae.card import CardInfo
-from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, ShapeError, mismatch
+from hmoevae.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CheckpointError,
+    DataError,
+    HMoEVAEError,
+    ShapeError,
+    mismatch,
+)
 from hmoevae.nn.experts import Experts
 from hmoevae.nn.gates import Gates
 from hmoevae.nn.objectives import OBJECTIVES, ObjectiveName, agreement, balance
@@ -676,9 +684,11 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             shape = tuple(shape) if isinstance(shape, list) else shape
             with torch.device("meta"):  # takes no memory, should the config ask for more than the weights fill
                 outline = cls(tree, shape, objective=objective)
-        # Ours are among them; the others are Python's and PyTorch's words for sizes that nothing can have.
         except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-            raise CheckpointError(mismatch(str(config_file), "the description of a model", f"{error}")) from None
+            # Beside our own words, Python's and PyTorch's for sizes that nothing can have.
+            own = isinstance(error, HMoEVAEError | KeyError)
+            got = f"{error}" if own else f"one that cannot be built ({f'{error}'.splitlines()[0]})"
+            raise CheckpointError(mismatch(str(config_file), "the description of a model", got)) from None
         storage.check_weights(weights_file, saved.state, outline.state_dict())
         with torch.random.fork_rng(devices=()):  # the weights drawn here are not kept
             model = cls(tree, shape, objective=objective)

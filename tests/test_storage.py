@@ -396,6 +396,9 @@ def test_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
         (lambda c: c.update(input_shape=6), "input_shape"),
         (lambda c: c.update(objective="mse"), "objective: expected one of 'expected', 'elbo', 'marginal', got 'mse'"),
         (lambda c: c.update(objective=["elbo"]), "list"),
+        (lambda c: c.update(input_shape=[2**62]), "one that cannot be built ("),
+        (lambda c: c.update(input_shape=[2**40, 2**40]), "one that cannot be built ("),
+        (lambda c: c["tree"]["children"][0].update(latent_dim=10**40), "one that cannot be built ("),
     ],
 )
 def test_a_config_that_describes_no_model(saved: Path, change: Callable[[dict], object], detail: str) -> None:
@@ -405,6 +408,14 @@ def test_a_config_that_describes_no_model(saved: Path, change: Callable[[dict], 
     message = refusal(saved)
     assert message.startswith(f"{saved / CONFIG}: expected the description of a model, got ")
     assert detail in message
+
+
+@pytest.mark.parametrize("size", [10**6, 10**12])
+def test_a_config_that_asks_for_more_than_the_weights_fill(saved: Path, size: int) -> None:
+    """Memory is taken for what is there, not for what is claimed; of 10^12 numbers there is none."""
+    edit_config(saved, lambda c: c["tree"]["children"][0].update(latent_dim=size))
+    seal(saved, make().state_dict())
+    assert "(differing: experts.groups.0." in refusal(saved)
 
 
 # --- older formats --------------------------------------------------------------------------------------------------
