@@ -80,7 +80,7 @@ def unequal(split: LabelledImages, n: int) -> tuple[Tensor, Tensor]:
     return split.x[torch.cat(rows)], split.y[torch.cat(rows)]
 
 
-def run(way: Way, x: Tensor, x_test: Tensor, y_test: Tensor, args: argparse.Namespace, seed: int) -> dict[str, float]:
+def run(way: Way, x: Tensor, x_test: Tensor, y_test: Tensor, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train one way and score the gate."""
     torch.manual_seed(seed)
     tree = hm.Mixture.of(EXPERT, len(KINDS), gate=way.gate, balance=way.balance, prior=way.prior)

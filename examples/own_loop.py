@@ -36,6 +36,7 @@ def train(model: hm.HMoEVAE, x: Tensor, x_labelled: Tensor, y_labelled: Tensor, 
     memory = hm.StepMemory()
     memory.attach(model)
     model.train()
+    terms: dict[str, torch.Tensor] = {}
     for epoch in range(1, epochs + 1):
         for batch in x[torch.randperm(len(x))].split(64):
             optimizer.zero_grad()
@@ -44,12 +45,12 @@ def train(model: hm.HMoEVAE, x: Tensor, x_labelled: Tensor, y_labelled: Tensor, 
             labelled = model(x_labelled, view=view(x_labelled))
             own = 20 * F.nll_loss(labelled.leaf_log_prob, y_labelled)
             (out.loss + own).backward()
+            terms = {**out.terms, "labels": own}
             torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=100.0)
             optimizer.step()
         schedule.step()
         if epoch % 10 == 0 or epoch == epochs:
-            terms = ", ".join(f"{name} {value.item():.2f}" for name, value in {**out.terms, "labels": own}.items())
-            print(f"epoch {epoch}: {terms}")
+            print(f"epoch {epoch}: {', '.join(f'{name} {value.item():.2f}' for name, value in terms.items())}")
     optimizer.zero_grad()
     memory.detach(model)
     model.eval()
