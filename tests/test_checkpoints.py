@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+import kills
 import numpy as np
 import pytest
 import torch
@@ -834,3 +835,11 @@ def test_killed_for_real_at_calls_to_the_system(tmp_path):
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert int(done.stdout) > 1  # some were killed in the middle of a write
+
+
+def test_the_rows_of_the_benchmark(tmp_path):
+    """One of each kind of number spoilt, and a full disk; the kills take minutes."""
+    report = tmp_path / "report.json"
+    kills.main(["--kills", "0", "--writes", "0", "--spoilt", "3", "--full", "1", "--json", str(report)])
+    rows = json.loads(report.read_text())["rows"]
+    assert [(row["tries"], row["survived"]) for row in rows] == [(3, 3), (3, 3), (3, 3), (1, 1)]

@@ -145,7 +145,7 @@ def fit(
         resume: `"auto"` goes on from the newest whole checkpoint in `checkpoint_dir`, where there is one; `"never"`
             starts anew and refuses a folder that has checkpoints; the path of a checkpoint goes on from that one. The
             arguments have to be those of before, and the random states of Python, numpy and torch become those of the
-            checkpoint. `epochs` may be another number with a constant learning rate and without agreement.
+            checkpoint. `epochs` may be another number with a constant learning rate, without agreement and revival.
 
     Returns:
         The history, one row an epoch.
