@@ -17,7 +17,10 @@ import hmoevae as hm
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 HAS_MNIST = "HMOEVAE_DATA" in os.environ
-COMMON = {"tree", "contingency", "reconstructions", "traversals", "samples", "losses", "usage", "samples_by_epoch"}
+COMMON = {
+    *("tree", "contingency", "misrouted", "reconstructions", "traversals", "samples"),
+    *("losses", "usage", "samples_by_epoch"),
+}
 FIELDS = {
     *("dataset", "recipe", "epochs", "seed", "leaves", "accuracy", "nmi", "ari", "leaf_purity"),
     *("dendrogram_purity", "usage_entropy", "calibration_error"),
