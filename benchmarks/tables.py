@@ -97,6 +97,8 @@ SORTS = (
     ("bf16_off_percent",),
     ("data", "x_cpu"),
     ("how", "runs"),
+    ("fault", "survived"),
+    ("log_likelihood",),
 )
 """The fields by which the reports that have a table of their own are told."""
 
@@ -144,10 +146,11 @@ def milliseconds(value: float) -> str:
 
 
 def where(report: Row) -> str:
-    """The machine and the day, in words."""
-    hardware = report["hardware"]
+    """The machine and the day, in words; of a report that has them in every row, those of the last."""
+    made = report if "hardware" in report else report["rows"][-1]
+    hardware = made["hardware"]
     device = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
-    return f"{device}, {report['date'][:10]}"
+    return f"{device}, {made['date'][:10]}"
 
 
 # --- clustering, likelihood, reliability ----------------------------------------------------------------------------
@@ -209,6 +212,29 @@ def likelihood() -> str:
         for g in runs_of_examples()
     ]
     return table(head, rows)
+
+
+def binarised() -> str:
+    """The log-likelihood of held-out binarised images."""
+    head = ("leaves", "hidden units", "latents", "epochs", "seeds", "importance samples", "log p(x), at least", "ELBO")
+    parts = []
+    for name, report in reports("log_likelihood").items():
+        argv, rows = report["argv"], report["rows"]
+        tree = (str(argv["leaves"]), "-".join(map(str, argv["hidden"])), str(argv["latent_dim"]), str(argv["epochs"]))
+        scores = [spread([row[score] for row in rows], 2) for score in ("log_likelihood", "elbo")]
+        cells = (*tree, str(len(rows)), str(argv["importance"]), *scores)
+        parts.append(f"`{name}`: {where(report)}\n\n{table(head, [cells])}")
+    return "\n\n".join(parts)
+
+
+def faults() -> str:
+    """What was done to runs and models, and how many of them took it."""
+    head = ("fault", "tries", "survived", "what the user sees")
+    parts = []
+    for name, report in reports("fault", "survived").items():
+        rows = [(row["fault"], str(row["tries"]), str(row["survived"]), row["user_sees"]) for row in report["rows"]]
+        parts.append(f"`{name}`: {where(report)}\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
 
 
 def reliability() -> str:
@@ -386,6 +412,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "published-fashion": lambda: published("fashion"),
     "levels": levels,
     "likelihood": likelihood,
+    "binarised": binarised,
+    "faults": faults,
     "reliability": reliability,
     "headline": headline,
     "steps": steps,
