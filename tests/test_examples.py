@@ -95,7 +95,7 @@ def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
     assert len(result) == 1  # one process speaks
     assert done.stderr.count("epoch 2/2") <= 2  # and one shows its progress
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == result[0]
-    rows = list(csv.DictReader((tmp_path / "out" / "history.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / "history.csv").read_text().splitlines()))
     expected = list(csv.DictReader(history_of_one.splitlines()))
     for row, other in zip(rows, expected, strict=True):
         assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-4)
