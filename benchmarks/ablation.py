@@ -21,13 +21,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import command
 import machine
 import torch
 from torch import Tensor
 
 import hmoevae as hm
 from hmoevae.datasets import LabelledImages
-from hmoevae.errors import HMoEVAEError
 from hmoevae.nn.objectives import ObjectiveName
 from hmoevae.training import Schedule, resolve_device
 from hmoevae.views import ViewLike
@@ -124,39 +124,25 @@ def row_of(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    assert __doc__ is not None
     names = [*ROWS, ARTICLE]
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="ROW", help="; ".join(names))
     parser.add_argument("--seeds", type=int, default=3, help="runs of every row")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of every run, those of gates alone among them")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
-    parser.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
     parser.add_argument("--json", type=Path, help="write the report to this file too, anew after every run")
     parser.add_argument("--quick", action="store_true", help="scikit-learn's digits and two epochs")
     args = parser.parse_args(argv)
     if args.quick:
         args.epochs = 2
-    for name in ("seeds", "epochs", "threads"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name}: expected an integer > 0, got {getattr(args, name)}")
+    command.require_positive(parser, args, "seeds", "epochs")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark and print its report; what a user can mend ends with one line, not with a traceback."""
     args = parse(argv)
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
+    with command.at_work("ablation.py", args.threads):
         run(args)
-    except (HMoEVAEError, OSError) as error:
-        sys.exit(f"ablation.py: {error}")
-    finally:
-        torch.set_num_threads(threads_before)
 
 
 def run(args: argparse.Namespace) -> None:

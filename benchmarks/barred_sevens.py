@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import command
 import machine
 import numpy as np
 import torch
@@ -33,7 +34,6 @@ from torch import Tensor
 
 import hmoevae as hm
 from hmoevae.datasets import LabelledImages
-from hmoevae.errors import HMoEVAEError
 from hmoevae.training import resolve_device
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
@@ -139,37 +139,23 @@ def score(model: hm.HMoEVAE, sevens: Sevens) -> dict[str, float]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    assert __doc__ is not None
     training = RECIPES["best"].training
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the training")
     parser.add_argument("--epochs", type=int, default=training.epochs, help="passes over the training images")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
     parser.add_argument("--thin", type=int, default=1, help="use every so manieth image only, for a look")
     parser.add_argument("--json", type=Path, help="write the report to this file too, anew after every seed")
     parser.add_argument("--plot", type=Path, help="draw the first seed's sevens, in the format of the file's ending")
     args = parser.parse_args(argv)
-    for name in ("epochs", "threads", "thin"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name}: expected an integer > 0, got {getattr(args, name)}")
+    command.require_positive(parser, args, "epochs", "thin")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark and print its report; what a user can mend ends with one line, not with a traceback."""
     args = parse(argv)
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
+    with command.at_work("barred_sevens.py", args.threads):
         run(args)
-    except (HMoEVAEError, OSError) as error:
-        sys.exit(f"barred_sevens.py: {error}")
-    finally:
-        torch.set_num_threads(threads_before)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -34,6 +34,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
+import command
 import machine
 import torch
 from baselines import BASELINES, import_umap
@@ -42,7 +43,6 @@ from threadpoolctl import threadpool_limits
 
 import hmoevae as hm
 from hmoevae.datasets import LabelledImages
-from hmoevae.errors import HMoEVAEError
 from hmoevae.training import resolve_device
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
@@ -195,20 +195,14 @@ def published_lines(published: list[dict[str, Any]]) -> Iterator[str]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, defaults filled in."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--dataset", choices=DATASETS)
     parser.add_argument("--recipe", nargs="*", choices=list(RECIPES), default=["article"], help="none: baselines only")
     parser.add_argument("--tree", nargs="+", choices=get_args(Layout), default=["flat"])
     parser.add_argument("--against", nargs="*", choices=list(BASELINES), help="baselines; none: trees only")
     parser.add_argument("--seeds", type=int, help="runs of every row")
     parser.add_argument("--epochs", type=int, help="passes over the training images, in place of the recipe's")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the networks in training")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
     parser.add_argument("--json", type=Path, help="write the report to this file too, anew after every row")
     parser.add_argument("--plot", type=Path, help="draw it, in the format that the file's ending names")
     parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, 5 epochs, 2 seeds, no UMAP")
@@ -216,9 +210,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name, value in (DEFAULTS | (QUICK if args.quick else {})).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    for name in ("seeds", "epochs", "threads"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name}: expected an integer > 0, got {getattr(args, name)}")
+    command.require_positive(parser, args, "seeds", "epochs")
     return args
 
 
@@ -236,15 +228,8 @@ def versions() -> dict[str, str]:
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark and print its report; what a user can mend ends with one line, not with a traceback."""
     args = parse(argv)
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
-        with threadpool_limits(args.threads):  # scikit-learn's
-            run(args)
-    except (HMoEVAEError, OSError) as error:
-        sys.exit(f"clustering.py: {error}")
-    finally:
-        torch.set_num_threads(threads_before)
+    with command.at_work("clustering.py", args.threads), threadpool_limits(args.threads):
+        run(args)
 
 
 def run(args: argparse.Namespace) -> None:

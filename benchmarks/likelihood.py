@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import command
 import machine
 import torch
 from jaxtyping import Float
@@ -27,7 +28,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 import hmoevae as hm
-from hmoevae.errors import HMoEVAEError
 from hmoevae.training import resolve_device
 
 DRAW_SEED = 0
@@ -101,10 +101,7 @@ def measure(
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--epochs", type=int, default=90, help="behind the one that learns the start")
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0 on")
     parser.add_argument("--leaves", type=int, default=2)
@@ -118,28 +115,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, help="training images to score in place of the test split")
     parser.add_argument("--dataset", choices=("mnist", "mnist5k"), default="mnist")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of the networks in training")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
-    parser.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
     parser.add_argument("--json", type=Path, help="write the report to this file too, anew after every seed")
     args = parser.parse_args(argv)
-    for name in ("epochs", "seeds", "leaves", "latent_dim", "batch_size", "importance", "held_out", "threads"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: expected an integer > 0, got {getattr(args, name)}")
+    command.require_positive(
+        parser, args, "epochs", "seeds", "leaves", "latent_dim", "batch_size", "importance", "held_out"
+    )
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark and print its report; what a user can mend ends with one line, not with a traceback."""
     args = parse(argv)
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
+    with command.at_work("likelihood.py", args.threads):
         run(args)
-    except (HMoEVAEError, OSError) as error:
-        sys.exit(f"likelihood.py: {error}")
-    finally:
-        torch.set_num_threads(threads_before)
 
 
 def run(args: argparse.Namespace) -> None:

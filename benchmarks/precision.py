@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
+import command
 import machine
 import torch
 
@@ -27,17 +28,19 @@ from _recipes import RECIPES
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark and print its report."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("--dataset", choices=("mnist", "digits"), default="mnist")
-    parser.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
     parser.add_argument("--json", type=Path, help="write the report to this file too")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    command.require_positive(parser, args, "epochs", "seeds")
+    with command.at_work("precision.py", args.threads):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure and report."""
     train, test = hm.datasets.mnist(args.data_root) if args.dataset == "mnist" else hm.datasets.digits()
     recipe = RECIPES["article"]
     report: dict[str, Any] = {

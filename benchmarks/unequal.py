@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+import command
 import machine
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def unequal(split: LabelledImages, n: int) -> tuple[Tensor, Tensor]:
     return split.x[torch.cat(rows)], split.y[torch.cat(rows)]
 
 
-def run(way: Way, x: Tensor, x_test: Tensor, y_test: Tensor, args: argparse.Namespace, seed: int) -> dict[str, Any]:
+def one_run(way: Way, x: Tensor, x_test: Tensor, y_test: Tensor, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train one way and score the gate."""
     torch.manual_seed(seed)
     tree = hm.Mixture.of(EXPERT, len(KINDS), gate=way.gate, balance=way.balance, prior=way.prior)
@@ -104,16 +105,18 @@ def run(way: Way, x: Tensor, x_test: Tensor, y_test: Tensor, args: argparse.Name
 
 def main(argv: list[str] | None = None) -> None:
     """Run every way and print the report."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
+    parser = command.parser(__doc__)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
     parser.add_argument("--json", type=Path, help="write the report to this file too")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    command.require_positive(parser, args, "epochs", "seeds")
+    with command.at_work("unequal.py", args.threads):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure and report."""
     train, test = hm.datasets.mnist(args.data_root)
     x, _ = unequal(train, TRAIN)
     x_test, y_test = unequal(test, TEST)
@@ -125,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
         "rows": [],
     }
     for how, way in WAYS.items():
-        runs = [run(way, x, x_test, y_test, args, seed) for seed in range(args.seeds)]
+        runs = [one_run(way, x, x_test, y_test, args, seed) for seed in range(args.seeds)]
         report["rows"].append({"how": how, "runs": runs})
         scores = ", ".join(f"{name} {statistics.fmean(r[name] for r in runs):.3f}" for name in ("ari", "largest"))
         print(f"{how}: {scores}, {runs[0]['counts']}", file=sys.stderr, flush=True)
