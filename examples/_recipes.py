@@ -88,6 +88,7 @@ def train(
         x,
         epochs=training.epochs,
         batch_size=training.batch_size,
+        lr=training.lr,
         lr_schedule=lr_schedule,
         optimizer=adam,
         view=view,

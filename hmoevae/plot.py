@@ -486,7 +486,7 @@ def misrouted(
     >>> x = torch.rand(4, 1, 8, 8)
     >>> figure = misrouted(x, np.array([4, 9, 9, 9]), np.array([2, 2, 2, 0]))
     >>> [text.get_text().split() for text in figure.axes[0].texts]
-    [['4', 'for', '9', 'in', '2']]
+    [['4', '→', '9', 'in', '2']]
     """
     if not isinstance(n, int) or n < 1:
         raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
