@@ -27,7 +27,7 @@ from torch import Tensor
 
 import hmoevae as hm
 from hmoevae.datasets import LabelledImages
-from hmoevae.errors import DeadLeafWarning
+from hmoevae.errors import CollapseWarning
 from hmoevae.nn.objectives import ObjectiveName
 from hmoevae.training import resolve_device
 
@@ -87,7 +87,7 @@ def one_run(way: Way, x: Tensor, x_test: Tensor, y_test: Tensor, args: argparse.
     tree = hm.Mixture.of(EXPERT, len(KINDS), gate=way.gate, balance=way.balance, prior=way.prior)
     model = hm.HMoEVAE(tree, input_shape=tuple(x.shape[1:]), objective=way.objective)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeadLeafWarning)  # it is what we count
+        warnings.simplefilter("ignore", CollapseWarning)  # it is what we count
         hm.fit(model, x, epochs=args.epochs, batch_size=100, seed=seed, device=args.device, progress=False, **way.fit)
     leaf = model.predict(x_test)
     counts = torch.zeros(len(KINDS), tree.n_leaves, dtype=torch.long)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import hmoevae as hm
-from hmoevae.errors import DeadLeafWarning
+from hmoevae.errors import CollapseWarning
 
 LAYER = hm.MLP((64,))
 LEAF = hm.VAE(latent_dim=5, encoder=LAYER, decoder=LAYER, likelihood=hm.Gaussian(scale=0.2))
@@ -43,7 +43,7 @@ def train(tree: hm.VAE | hm.Mixture, x: Tensor, *, epochs: int, seed: int) -> hm
     torch.manual_seed(seed)
     model = hm.HMoEVAE(tree, input_shape=tuple(x.shape[1:]), objective="elbo")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeadLeafWarning)  # too many leaves is one of the answers that we look for
+        warnings.simplefilter("ignore", CollapseWarning)  # too many leaves is one of the answers that we look for
         hm.fit(model, x, epochs=epochs, batch_size=64, lr=3e-3, lr_schedule="cosine", seed=seed, progress=False)
     return model
 
