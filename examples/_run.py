@@ -85,20 +85,23 @@ def run(layout: Layout, recipe: Recipe, args: argparse.Namespace, load: Callable
     seconds = time.perf_counter() - start
     if not processes.is_main_process:
         return
-    model.save_pretrained(args.out / "model")
+    model.save_pretrained(args.out / "model")  # at once, lest anything below go wrong
     history.to_csv(args.out / "history.csv")
     if history.interrupted:
         print(
             f"stopped by Ctrl-C after {len(history)} of {training.epochs} epochs; the results are those of this model"
         )
 
+    measured = measure(model, test)
+    scores = {name: value for name, value in measured.items() if isinstance(value, float)}
+    model.save_pretrained(args.out / "model", info=hm.CardInfo(images.name, split="test", metrics=scores))
     result = {
         "dataset": images.name,
         "recipe": args.recipe,
         "epochs": len(history),
         "seed": args.seed,
         "leaves": model.plan.n_leaves,
-        **measure(model, test),
+        **measured,
         "seconds": round(seconds, 1),
         "device": str(model.device),
         "precision": training.precision,
