@@ -794,6 +794,7 @@ KILLS = """
 import os, random, signal, sys
 sys.path[:0] = {folders!r}
 from test_checkpoints import *  # once; every run is a fork of this process
+torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
 
 def die(real):
     def wrapped(*args, **options):
