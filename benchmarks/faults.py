@@ -147,11 +147,6 @@ def put_damaged(job: Job, seed: int, files: Files, folder: Path) -> Files:
     return damaged
 
 
-def peak() -> int:
-    """The most memory that this process has ever held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def load_damaged(to_parent: Connection, jobs: list[Job], seed: int) -> None:
     """Load damaged models one by one and send what became of each; the body of a process."""
     torch.set_num_threads(1)
@@ -173,14 +168,16 @@ def load_damaged(to_parent: Connection, jobs: list[Job], seed: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, resource.RLIM_INFINITY))
         for job in jobs:
             damaged = put_damaged(job, seed, files, folder)
-            before = peak()
+            machine.reset_peak()  # without it, what fits below an earlier peak would go unseen
+            before = machine.resident("VmHWM")
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
             watching = True
             found, message = outcome(job[0], damaged, model, folder)
             watching = False
             signal.setitimer(signal.ITIMER_PROF, 0)
-            if peak() - before > MEMORY:
-                found, message = "memory", f"{peak() - before} bytes; {found} {message}"
+            taken = machine.resident("VmHWM") - before
+            if taken > MEMORY:
+                found, message = "memory", f"{taken} bytes; {found} {message}"
             if seen:
                 found, message = "code", f"{sorted(seen)}; {found} {message}"
                 seen.clear()
@@ -251,7 +248,7 @@ REPEATS: dict[str, Callable[[Path], None]] = {"fits in a row": fit_once, "loads 
 def resident() -> int:
     """Bytes of memory that this process holds."""
     gc.collect()
-    return machine._resident("VmRSS")
+    return machine.resident()
 
 
 def repeat(to_parent: Connection, what: str, times: int) -> None:

@@ -84,17 +84,25 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
         torch.cuda.reset_peak_memory_stats(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # glibc gives free memory back, so that its reuse is counted
-        CLEAR_REFS.write_text("5")  # resets VmHWM, the peak
-    except (OSError, AttributeError):
+    if not reset_peak():
         run()
         return None
-    before = _resident("VmRSS")
+    before = resident()
     run()
-    return max(0, _resident("VmHWM") - before)
+    return max(0, resident("VmHWM") - before)
 
 
-def _resident(field: str) -> int:
+def reset_peak() -> bool:
+    """Let the process's peak of held memory start anew from what it holds; whether the system can (Linux, glibc)."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # gives free memory back, so that its reuse is counted
+        CLEAR_REFS.write_text("5")
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+def resident(field: str = "VmRSS") -> int:
+    """Bytes that this process holds, or with `"VmHWM"` has held at its worst (Linux only)."""
     found = re.search(rf"{field}:\s*(\d+) kB", STATUS.read_text())
     return int(found[1]) * 1024 if found else 0

@@ -136,7 +136,7 @@ def laid_out(
         if n == 1:
             return expert
         left, right = (binary_part(below) for below in halves(n))
-        return hm.Mixture(children=(left, right), gate=inner_gate, balance=inner_balance(n / N_KINDS))
+        return hm.Mixture((left, right), inner_gate, inner_balance(n / N_KINDS), prior="leaves")
 
     match layout:
         case "flat":
@@ -146,7 +146,7 @@ def laid_out(
             return hm.Mixture.of(kind, N_KINDS, gate=gate, balance=balance)
         case "binary":
             left, right = (binary_part(n) for n in halves(N_KINDS))
-            return hm.Mixture(children=(left, right), gate=gate, balance=balance)
+            return hm.Mixture((left, right), gate, balance, prior="leaves")
 
 
 def halves(n: int) -> tuple[int, int]:

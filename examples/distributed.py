@@ -28,4 +28,7 @@ def divided(run: Run, layout: Layout, x: Tensor, training: Training) -> Trained:
 
 if __name__ == "__main__":
     recipes = {name: replace(recipe, run=partial(divided, recipe.run)) for name, recipe in RECIPES.items()}
-    _run.main("flat", recipes, "Ten VAE experts and one gate on MNIST, by several processes.", load=_run.load_mnist)
+    try:
+        _run.main("flat", recipes, "Ten VAE experts and one gate on MNIST, by several processes.", load=_run.load_mnist)
+    finally:
+        PartialState().destroy_process_group()

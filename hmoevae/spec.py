@@ -390,7 +390,8 @@ class Mixture(Node):
         gate: The network behind g(child | x), a softmax over the children.
         balance: What keeps the gate from one-sidedness; `None` inherits from the nearest mixture above that sets one,
             and at the root means `Balance()`.
-        prior: The prior pi over the children, `"uniform"` or `"learned"`.
+        prior: The prior pi over the children: `"uniform"`, `"leaves"` (in proportion to the leaves below each child, so
+            that in a tree of such mixtures all leaves are equally likely) or `"learned"`.
         name: A label for pictures and messages; it has no effect on the model.
 
     Raises:
@@ -411,7 +412,7 @@ class Mixture(Node):
     children: tuple[Annotated["VAE | Mixture", Field(discriminator="kind")], ...] = Field(min_length=2)
     gate: GateNetwork = MLP()
     balance: Balance | None = None
-    prior: Literal["uniform", "learned"] = "uniform"
+    prior: Literal["uniform", "leaves", "learned"] = "uniform"
     name: str | None = None
 
     __str__ = Node.__str__
@@ -441,8 +442,8 @@ class Mixture(Node):
         parts = [f"{title} of {len(self.children)}: gate {self.gate}"]
         if self.balance is not None:
             parts.append(str(self.balance))
-        if self.prior == "learned":
-            parts.append("learned prior")
+        if self.prior != "uniform":
+            parts.append("prior by leaves" if self.prior == "leaves" else "learned prior")
         return ", ".join(parts)
 
 

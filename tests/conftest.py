@@ -92,7 +92,7 @@ def trees(
             children=children,
             gate=draw(st.sampled_from(gate_pool)),
             balance=draw(balances()),
-            prior=draw(st.sampled_from(("uniform", "learned"))),
+            prior=draw(st.sampled_from(("uniform", "leaves", "learned"))),
             name=draw(names()),
         )
 

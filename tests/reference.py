@@ -89,9 +89,9 @@ class Reference:
         return weights + _dense_weights(network.head, place)
 
     def prior_logits(self, path: str) -> Tensor | None:
-        """The learned logits of one mixture's prior, or nothing where it is uniform."""
+        """The learned logits of one mixture's prior, or nothing where it is fixed."""
         mixture = self.model.tree.at(path)
-        if mixture.prior == "uniform":
+        if mixture.prior != "learned":
             return None
         first = self.first_edge[path]
         return self.model.paths.prior_logits[first : first + len(mixture.children)]
@@ -113,8 +113,9 @@ class Reference:
         """log pi of one mixture's children."""
         logits = self.prior_logits(path)
         if logits is None:
-            n = len(self.model.tree.at(path).children)
-            return torch.full((n,), 1 / n, dtype=self.model.dtype).log()
+            mixture = self.model.tree.at(path)
+            shares = [child.n_leaves if mixture.prior == "leaves" else 1 for child in mixture.children]
+            return torch.tensor([share / sum(shares) for share in shares], dtype=self.model.dtype).log()
         return logits.log_softmax(0)
 
     def posterior(self, path: str, x: Tensor) -> distributions.Normal:

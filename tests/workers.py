@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
@@ -185,4 +186,7 @@ if __name__ == "__main__":
     for harmless in (DeadLeafWarning, ConstantGateWarning):  # after two epochs
         warnings.filterwarnings("ignore", category=harmless)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
-    torch.save(job(folder), folder / f"{sys.argv[1]}-{RANK}.pt")
+    try:
+        torch.save(job(folder), folder / f"{sys.argv[1]}-{RANK}.pt")
+    finally:  # else gloo's own threads may still run when Python ends, and abort the process
+        PartialState().destroy_process_group()

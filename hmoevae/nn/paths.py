@@ -37,8 +37,8 @@ class Paths(nn.Module):
     weight_cv2: Float[Tensor, " edge"]
     weight_kl: Float[Tensor, " edge"]
     learned: Float[Tensor, " edge"]
-    uniform_edge: Float[Tensor, " edge"]
-    uniform_leaf: Float[Tensor, " leaf"]
+    fixed_edge: Float[Tensor, " edge"]
+    fixed_leaf: Float[Tensor, " leaf"]
     importance_of_all: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, plan: Plan) -> None:
@@ -59,11 +59,13 @@ class Paths(nn.Module):
             weights = torch.tensor([b.weight if b.kind == kind else 0.0 for b in plan.balances])
             self._table(f"weight_{kind}", weights[self.edge_mixture] * factor)
         self.balance_kinds = frozenset(b.kind for b in plan.balances if b.weight > 0)
-        learned = [float(getattr(plan.mixtures[m].spec, "prior", None) == "learned") for m in plan.edge_mixture]
-        self._table("learned", torch.tensor(learned))
-        self.prior_logits = nn.Parameter(torch.zeros(plan.n_edges)) if any(learned) else None
-        self._table("uniform_edge", -self.n_children.log()[self.edge_mixture])
-        self._table("uniform_leaf", self.leaf_log_prob(self.node_log_prob(self.uniform_edge.unsqueeze(1))).squeeze(1))
+        priors = [getattr(plan.mixtures[m].spec, "prior", None) for m in plan.edge_mixture]
+        self._table("learned", torch.tensor([float(prior == "learned") for prior in priors]))
+        self.prior_logits = nn.Parameter(torch.zeros(plan.n_edges)) if "learned" in priors else None
+        weights = torch.tensor([float(len(plan.nodes[child].leaves)) for child in plan.edge_child])
+        weights = torch.where(torch.tensor([prior == "leaves" for prior in priors]), weights, 1.0)
+        self._table("fixed_edge", (weights / self.sum_children(weights)[self.edge_mixture]).log())
+        self._table("fixed_leaf", self._along_paths(self.fixed_edge))
 
     def _table(self, name: str, values: Tensor) -> None:
         self.register_buffer(name, values, persistent=False)
@@ -116,10 +118,10 @@ class Paths(nn.Module):
         return torch.zeros_like(self.n_children).index_add(0, self.edge_mixture, per_edge)
 
     def edge_log_prior(self) -> Float[Tensor, " edge"]:
-        """Log pi of every child among its siblings: uniform, or the softmax of learned logits."""
+        """Log pi of every child among its siblings: uniform, by their leaves, or the softmax of learned logits."""
         if self.prior_logits is None:
-            return self.uniform_edge
-        logits = self.prior_logits * self.learned
+            return self.fixed_edge
+        logits = self.fixed_edge + self.prior_logits * self.learned
         # log_softmax over each mixture's children, shifted by the largest of them against overflow.
         largest = torch.zeros_like(self.n_children).scatter_reduce(
             0, self.edge_mixture, logits.detach(), "amax", include_self=False
@@ -130,8 +132,11 @@ class Paths(nn.Module):
     def leaf_log_prior(self) -> Float[Tensor, " leaf"]:
         """Log pi_l of every leaf: the product of the priors on its path."""
         if self.prior_logits is None:
-            return self.uniform_leaf
-        return self.leaf_log_prob(self.node_log_prob(self.edge_log_prior().unsqueeze(1))).squeeze(1)
+            return self.fixed_leaf
+        return self._along_paths(self.edge_log_prior())
+
+    def _along_paths(self, edge: Float[Tensor, " edge"]) -> Float[Tensor, " leaf"]:
+        return self.leaf_log_prob(self.node_log_prob(edge.unsqueeze(1))).squeeze(1)
 
 
 def logsumexp_by(
