@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hmoevae import views
+from hmoevae import features, views
 from hmoevae.callbacks import SampleRecorder
 from hmoevae.card import CardInfo
 from hmoevae.history import History
@@ -54,6 +54,7 @@ __all__ = [
     "best_of",
     "datasets",
     "export",
+    "features",
     "fit",
     "metrics",
     "plot",

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hmoevae.errors import ArgumentError, ArgumentTypeError, MissingExtraError, ShapeError, mismatch
+from hmoevae.features import principal_components
 from hmoevae.plan import Plan, PlannedNode
-from hmoevae.views import principal_components
 
 StartName = Literal["random", "kmeans", "umap"]
 Clustering = Callable[[Float[np.ndarray, "n feature"], int, int], Int[np.ndarray, " n"]]

@@ -8,13 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, ShapeError, mismatch
+from hmoevae.features import principal_components
 from hmoevae.nn.draws import for_batch
 
 Index = Int[Tensor, " batch"]
@@ -202,6 +202,8 @@ class Neighbour(View):
     Args:
         k: The number of neighbours to draw from.
         n_components: The number of principal components; where samples have fewer features, all of them are used.
+        features: What samples are compared by, from samples `(n, *sample)` to features `(n, feature)`, such as
+            `hmoevae.features.oriented_gradients`; by default their values.
 
     >>> samples = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
     >>> view = Neighbour(k=1).prepare(samples)
@@ -211,9 +213,13 @@ class Neighbour(View):
 
     k: int = 5
     n_components: int = 50
+    features: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        """Check the counts."""
+        """Check the arguments."""
+        if self.features is not None and not callable(self.features):
+            expected = "None or a callable from samples to features"
+            raise ArgumentTypeError(mismatch("Neighbour.features", expected, type(self.features).__name__))
         for name, count in (("k", self.k), ("n_components", self.n_components)):
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                 raise ArgumentError(mismatch(f"Neighbour.{name}", "an integer > 0", repr(count)))
@@ -224,6 +230,7 @@ class Neighbour(View):
         Raises:
             ArgumentTypeError: The data set is not in memory.
             DataError: There are too few samples.
+            ShapeError: `features` does not return a row for each of them.
             MissingExtraError: scikit-learn is not installed.
         """
         if samples is None:
@@ -236,7 +243,11 @@ class Neighbour(View):
             raise MissingExtraError(
                 mismatch("Neighbour", "scikit-learn, as in pip install 'hmoevae[examples]'", f"{error}")
             ) from None
-        features = principal_components(samples, self.n_components)
+        described = samples if self.features is None else self.features(samples)
+        if len(described) != len(samples):
+            expected = f"a row for each of the {len(samples)} samples"
+            raise ShapeError(mismatch("Neighbour.features", expected, tuple(described.shape)))
+        features = principal_components(described, self.n_components)
         table = NearestNeighbors(n_neighbors=self.k).fit(features).kneighbors(return_distance=False)
         return _NeighbourOf(samples, torch.from_numpy(table).to(samples.device))
 
@@ -271,11 +282,3 @@ class _NeighbourOf(View):
         which = for_batch(draw, len(x), generator).to(self.table.device)
         chosen = self.table[index.to(self.table.device), which]
         return self.samples.index_select(0, chosen).to(x.device, x.dtype)
-
-
-def principal_components(samples: Float[Tensor, "n *sample"], n_components: int) -> Float[np.ndarray, "n component"]:
-    """The leading principal components of `samples`, by scikit-learn, always with the same outcome."""
-    from sklearn.decomposition import PCA
-
-    flat = samples.flatten(1).float().cpu().numpy()
-    return PCA(min(n_components, *flat.shape), svd_solver="randomized", random_state=0).fit_transform(flat)

@@ -35,6 +35,7 @@ ROOMS = {
     "hmoevae.callbacks": 5,
     "hmoevae.datasets": 5,
     "hmoevae.export": 5,
+    "hmoevae.features": 5,
     "hmoevae.history": 5,
     "hmoevae.metrics": 5,
     "hmoevae.plot": 5,

@@ -116,7 +116,10 @@ BAD_FIELDS = [
     (lambda: hm.Conv(activation=None), f"Conv.activation: expected {ACTIVATIONS}, got None"),
     (lambda: hm.Gaussian(mean="relu"), "Gaussian.mean: expected 'sigmoid' or 'identity', got 'relu'"),
     (lambda: hm.Balance("none"), "Balance.kind: expected 'variance', 'cv2' or 'kl', got 'none'"),
-    (lambda: hm.Mixture.of(LEAF, 2, prior="flat"), "Mixture.prior: expected 'uniform', 'leaves' or 'learned', got 'flat'"),
+    (
+        lambda: hm.Mixture.of(LEAF, 2, prior="flat"),
+        "Mixture.prior: expected 'uniform', 'leaves' or 'learned', got 'flat'",
+    ),
     # records
     (lambda: hm.VAE(encoder=5), "VAE.encoder: expected a record of type MLP, got 5"),
     (lambda: hm.VAE(decoder=(128,)), "VAE.decoder: expected a record of type MLP, got (128,)"),

@@ -63,7 +63,8 @@ class Paths(nn.Module):
         self._table("learned", torch.tensor([float(prior == "learned") for prior in priors]))
         self.prior_logits = nn.Parameter(torch.zeros(plan.n_edges)) if "learned" in priors else None
         weights = torch.tensor([float(len(plan.nodes[child].leaves)) for child in plan.edge_child])
-        weights = torch.where(torch.tensor([prior == "leaves" for prior in priors]), weights, 1.0)
+        by_leaves = torch.tensor([prior == "leaves" for prior in priors], dtype=torch.bool)
+        weights = torch.where(by_leaves, weights, 1.0)
         self._table("fixed_edge", (weights / self.sum_children(weights)[self.edge_mixture]).log())
         self._table("fixed_leaf", self._along_paths(self.fixed_edge))
 
