@@ -200,7 +200,7 @@ def fit(
         "data": described_data(model, data, source),
         "validation_data": described_data(model, validation_data, held_out),
         "batch_size": batch_size * processes.count,
-        "lr": float(lr) if optimizer is None else None,
+        "lr": float(lr),
         "lr_schedule": lr_schedule,
         "optimizer": described(optimizer),
         "view": described(view),
