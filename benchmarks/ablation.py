@@ -16,7 +16,7 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from hmoevae.training import Schedule, resolve_device
 from hmoevae.views import ViewLike
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
-from _recipes import RECIPES, Trained, Training, train
+from _recipes import PARTNER, RECIPES, VIEW, Trained, Training, train
 
 EPOCHS = 12
 """Of every row, a third of the recipe's."""
@@ -56,8 +56,8 @@ class Ingredients:
 
     agreement: bool = True
     alone: float = 1 / 3
-    partner: ViewLike | None = field(default_factory=hm.views.Neighbour)
-    view: ViewLike | None = field(default_factory=hm.views.RandomAffine)
+    partner: ViewLike | None = PARTNER
+    view: ViewLike | None = VIEW
     gate: hm.MLP | hm.Conv | None = None
     balance: float | None = None
     objective: ObjectiveName = "elbo"
@@ -69,6 +69,8 @@ ROWS: dict[str, Ingredients] = {
     "no agreement": Ingredients(agreement=False),
     "no neighbours": Ingredients(partner=None),
     "no affine views": Ingredients(view=None),
+    "neighbours by pixels": Ingredients(partner=hm.views.Neighbour()),
+    "lighter affine views": Ingredients(view=hm.views.RandomAffine()),
     "no phase of gates alone": Ingredients(alone=0.0),
     "gates alone, no experts": Ingredients(alone=1.0),
     "dense gate": Ingredients(gate=hm.MLP((256,))),
