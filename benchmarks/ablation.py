@@ -17,7 +17,6 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -153,13 +152,11 @@ def run(args: argparse.Namespace) -> None:
     images, test = hm.datasets.digits() if args.quick else hm.datasets.mnist(args.data_root)
     training = replace(RECIPES["best"].training, epochs=args.epochs, device=args.device, progress=sys.stderr.isatty())
     report: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **machine.about(device, args.threads),
         "dataset": images.name,
         "images": {"train": len(images), "test": len(test)},
         "epochs": args.epochs,
         "recipe_epochs": RECIPES["best"].training.epochs,
-        "hardware": machine.hardware(device, args.threads),
-        "versions": machine.versions(),
         "rows": [],
     }
     runs = runs_of(args.json, report)
@@ -170,8 +167,7 @@ def run(args: argparse.Namespace) -> None:
                 print(f"{name}, seed {seed}: accuracy {100 * runs[name][-1]['accuracy']:.2f} %", flush=True)
             report["rows"] = [row_of(other, made) for other, made in runs.items() if made]
             report["load_average_after"] = machine.load_average()
-            if args.json:
-                args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            command.write(report, args.json)
     print(json.dumps(report))
 
 

@@ -21,7 +21,6 @@ import json
 import statistics
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +166,8 @@ def run(args: argparse.Namespace) -> None:
     is_seven = test.y == SEVEN
     sevens = Sevens(splits[1].x[is_seven], test.x[is_seven], drawn[is_seven])
     report: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": {name: v for name, v in vars(args).items() if name not in ("json", "plot", "data_root")},
-        "hardware": machine.hardware(device, args.threads),
-        "versions": machine.versions(),
+        **machine.about(device, args.threads),
+        "argv": command.given(args),
         "images": {"train": len(train), "test sevens": len(sevens.drawn), "drawn": int(sevens.drawn.sum())},
         "runs": [],
     }
@@ -197,8 +194,7 @@ def run(args: argparse.Namespace) -> None:
         columns = {name: [run[name] for run in report["runs"]] for name in names}
         report["mean"] = {name: statistics.fmean(values) for name, values in columns.items()}
         report["sd"] = {name: statistics.stdev(v) if len(v) > 1 else None for name, v in columns.items()}
-        if args.json:
-            args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        command.write(report, args.json)
     print("mean", *(f"{100 * report['mean'][name]:7.1f}" for name in SCORES))
     print(json.dumps(report))
 

@@ -30,7 +30,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -240,9 +239,8 @@ def run(args: argparse.Namespace) -> None:
     train, test = DATASETS[args.dataset](args.data_root)
     published = [dataclasses.asdict(other) for other in PUBLISHED if other.dataset == args.dataset]
     report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": {name: v for name, v in vars(args).items() if name not in ("json", "plot", "data_root")},
-        "hardware": machine.hardware(device, args.threads),
+        **machine.about(device, args.threads),
+        "argv": command.given(args),
         "versions": versions(),
         "images": {"train": len(train), "test": len(test)},
         "published": published,
@@ -255,8 +253,7 @@ def run(args: argparse.Namespace) -> None:
         print(*table_lines(row), sep="\n", flush=True)
         report["rows"].append(row)
         report["load_average_after"] = machine.load_average()
-        if args.json:
-            args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        command.write(report, args.json)
     if published:
         print("\npublished, each in its own protocol:", *published_lines(published), "", sep="\n")
     if args.plot:

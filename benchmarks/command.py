@@ -1,9 +1,12 @@
 """What the command lines of the benchmarks share: the machine, the data, and how they end."""
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +23,17 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
     made.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
     return made
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a run for its report, without the places of files."""
+    return {name: value for name, value in vars(args).items() if name not in ("json", "plot", "data_root", "folder")}
+
+
+def write(report: dict[str, Any], file: Path | None) -> None:
+    """Write a report into `file`, where one is asked for."""
+    if file is not None:
+        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def require_positive(made: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:

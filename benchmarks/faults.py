@@ -19,14 +19,14 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import command
 import machine
 import torch
 from mutations import MUTATIONS, Files
@@ -300,15 +300,21 @@ def rows(tries: int, repeats: int, seed: int) -> Iterator[Row]:
 def add_to_report(path: Path, new: list[Row], argv: list[str]) -> None:
     """Put rows into a report, in place of older ones of the same faults; other rows stay, with their own dates."""
     old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    about = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": argv,
-        "hardware": machine.hardware(torch.device("cpu"), torch.get_num_threads()),
-        "versions": machine.versions(),
-    }
+    about = {"argv": argv, **machine.about(torch.device("cpu"), torch.get_num_threads())}
     kept = [row for row in old if row["fault"] not in {row.fault for row in new}]
-    report = {"rows": [*kept, *({**asdict(row), **about} for row in new)]}
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    command.write({"rows": [*kept, *({**asdict(row), **about} for row in new)]}, path)
+
+
+def tell(rows: Iterable[Row], path: Path | None, argv: list[str] | None) -> None:
+    """Print rows as they come, and in the end put them into the report that is asked for."""
+    done: list[Row] = []
+    for row in rows:
+        print(f"{row.survived:5} of {row.tries:5}  {row.fault}: {row.user_sees}", flush=True)
+        for failure in row.details.get("failures", []):
+            print(f"    {failure}", flush=True)
+        done.append(row)
+    if path is not None:
+        add_to_report(path, done, sys.argv[1:] if argv is None else argv)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -319,14 +325,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="report that the rows are added to")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    done: list[Row] = []
-    for row in rows(args.tries, args.repeats, args.seed):
-        print(f"{row.survived:5} of {row.tries:5}  {row.fault}: {row.user_sees}", flush=True)
-        for failure in row.details.get("failures", []):
-            print(f"    {failure}", flush=True)
-        done.append(row)
-    if args.json:
-        add_to_report(args.json, done, sys.argv[1:] if argv is None else argv)
+    tell(rows(args.tries, args.repeats, args.seed), args.json, argv)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import math
 import multiprocessing
 import resource
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from random import Random
 from typing import Any
 
 import torch
-from faults import Row, add_to_report
+from faults import Row, tell
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -302,14 +301,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="report that the rows are added to")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    done = []
-    for row in rows(args):
-        print(f"{row.survived:5} of {row.tries:5}  {row.fault}: {row.user_sees}", flush=True)
-        for failure in row.details.get("failures", []):
-            print(f"    {failure}", flush=True)
-        done.append(row)
-    if args.json:
-        add_to_report(args.json, done, sys.argv[1:] if argv is None else argv)
+    tell(rows(args), args.json, argv)
 
 
 if __name__ == "__main__":

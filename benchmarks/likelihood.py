@@ -16,7 +16,6 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +137,8 @@ def run(args: argparse.Namespace) -> None:
     seen = train.x if args.held_out is None else train.x[: -args.held_out]
     scored = torch.bernoulli(grey, generator=torch.Generator().manual_seed(DRAW_SEED))
     report: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": {name: v for name, v in vars(args).items() if name not in ("json", "data_root")},
-        "hardware": machine.hardware(device, args.threads),
-        "versions": machine.versions(),
+        **machine.about(device, args.threads),
+        "argv": command.given(args),
         "tree": str(make_tree(args)),
         "scored": {"split": "test" if args.held_out is None else "train, held out", "images": len(scored)},
         "rows": [],
@@ -155,8 +152,7 @@ def run(args: argparse.Namespace) -> None:
         figures = f"log p(x) >= {row['log_likelihood']:.2f} +- {row['standard_error']:.2f}, ELBO {row['elbo']:.2f} nats"
         print(f"seed {seed}: {figures}, {row['seconds']:.0f} s", flush=True)
         report["load_average_after"] = machine.load_average()
-        if args.json:
-            args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        command.write(report, args.json)
     print(json.dumps(report))
 
 

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def hardware(device: torch.device, threads: int) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "load_average": load_average(),
     }
+
+
+def about(device: torch.device, threads: int) -> dict[str, Any]:
+    """What a report says of how it came about: when, on what, and with what."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"date": date, "hardware": hardware(device, threads), "versions": versions()}
 
 
 def load_average() -> float | None:

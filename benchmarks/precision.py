@@ -11,7 +11,6 @@ import json
 import statistics
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,10 +43,8 @@ def run(args: argparse.Namespace) -> None:
     train, test = hm.datasets.mnist(args.data_root) if args.dataset == "mnist" else hm.datasets.digits()
     recipe = RECIPES["article"]
     report: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": {name: v for name, v in vars(args).items() if name not in ("json", "data_root")},
-        "hardware": machine.hardware(resolve_device(args.device), args.threads),
-        "versions": machine.versions(),
+        **machine.about(resolve_device(args.device), args.threads),
+        "argv": command.given(args),
         "rows": [],
     }
     for seed in range(args.seeds):
@@ -72,8 +69,7 @@ def run(args: argparse.Namespace) -> None:
     worst = max(map(abs, apart))
     print(f"bf16 against fp32: {statistics.mean(apart):+.3f} % on average, {worst:.3f} % at worst")
     text = json.dumps(report)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    command.write(report, args.json)
     print(text)
 
 

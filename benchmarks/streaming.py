@@ -24,9 +24,9 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
+import command
 import machine
 import numpy as np
 import torch
@@ -151,15 +151,12 @@ def main(argv: list[str] | None = None) -> None:
         rows.append(row)
         print(f"{name:8}{statistics.median(row['seconds']):12.2f}{row['x_memory']:10.2f}{row['x_cpu']:8.2f}")
     report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": {name: v for name, v in vars(args).items() if name not in ("json", "folder")},
-        "hardware": machine.hardware(torch.device(args.device), args.threads),
+        **machine.about(torch.device(args.device), args.threads),
+        "argv": command.given(args),
         "load_average_after": machine.load_average(),
-        "versions": machine.versions(),
         "rows": rows,
     }
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    command.write(report, args.json)
     print(json.dumps(report))
 
 

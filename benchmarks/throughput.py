@@ -35,10 +35,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import command
 import gemms
 import machine
 import torch
@@ -444,10 +444,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(0)
     try:
         report = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "argv": {name: v for name, v in vars(args).items() if name not in ("json", "plot")},
-            "hardware": machine.hardware(device, args.threads),
-            "versions": machine.versions(),
+            **machine.about(device, args.threads),
+            "argv": command.given(args),
         }
         copy, copy_bytes = machine.large_copy(device)
         bandwidth = Entry("copy", EXPERT, copy)
@@ -464,8 +462,7 @@ def main(argv: list[str] | None = None) -> None:
         report |= {"load_average_after": machine.load_average(), "rows": rows}
     finally:
         torch.set_num_threads(threads_before)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    command.write(report, args.json)
     if args.plot:
         from figure import save_figure  # matplotlib only where a picture is asked for
 

@@ -15,7 +15,6 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -121,10 +120,8 @@ def run(args: argparse.Namespace) -> None:
     x, _ = unequal(train, TRAIN)
     x_test, y_test = unequal(test, TEST)
     report: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": {name: v for name, v in vars(args).items() if name not in ("json", "data_root")},
-        "hardware": machine.hardware(resolve_device(args.device), args.threads),
-        "versions": machine.versions(),
+        **machine.about(resolve_device(args.device), args.threads),
+        "argv": command.given(args),
         "rows": [],
     }
     for how, way in WAYS.items():
@@ -132,8 +129,7 @@ def run(args: argparse.Namespace) -> None:
         report["rows"].append({"how": how, "runs": runs})
         scores = ", ".join(f"{name} {statistics.fmean(r[name] for r in runs):.3f}" for name in ("ari", "largest"))
         print(f"{how}: {scores}, {runs[0]['counts']}", file=sys.stderr, flush=True)
-        if args.json:
-            args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        command.write(report, args.json)
     print(json.dumps(report))
 
 
