@@ -1,7 +1,8 @@
 """Recipes: which tree, and how it is trained; the one place that the examples and `benchmarks/clustering.py` read."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import hmoevae as hm
 from hmoevae.nn.objectives import ObjectiveName
+from hmoevae.starts import Start
 from hmoevae.training import Callback, Precision, Schedule
 from hmoevae.views import ViewLike
 
@@ -71,6 +73,7 @@ def train(
     view: ViewLike | None = None,
     agreement: hm.Agreement | None = None,
     expert_lr_factor: float = 1.0,
+    init: Start = "random",
 ) -> Trained:
     """A model of `tree`, trained on `x` in one go; the experts learn by a multiple of the gates' rate."""
     torch.manual_seed(training.seed)
@@ -93,6 +96,7 @@ def train(
         optimizer=adam,
         view=view,
         agreement=agreement,
+        init=init,
         seed=training.seed,
         device=training.device,
         precision=training.precision,
@@ -208,8 +212,16 @@ def best(layout: Layout, x: Tensor, training: Training, n_styles: int = N_STYLES
     The more experts there are, the fewer samples each of them sees, and the larger are its steps.
     """
     tree = best_tree(layout, n_styles)
-    # Inner nodes of the binary tree stand for nothing in particular: all gates on the way to a leaf agree together.
-    levels = (tree.depth,) if layout == "binary" else None
+    init: Start = "random"
+    agreement = hm.Agreement(partner=PARTNER, alone=1 / 3)
+    if layout == "binary":  # whose root would otherwise cut through kinds before there are any
+        alone = max(1, round(agreement.alone * training.epochs))
+        folder = training.checkpoint_dir and training.checkpoint_dir / "kinds"
+        flat = kinds_alone(x, replace(training, epochs=alone, checkpoint_dir=folder))
+        init = leaves_by_likeness(flat.predict_proba(x))
+        training = replace(training, epochs=max(1, training.epochs - alone))
+        # Its inner nodes stand for nothing in particular: all gates on the way to a leaf agree together.
+        agreement = replace(agreement, alone=0.0, levels=(tree.depth,))
     return train(
         tree,
         x,
@@ -217,9 +229,43 @@ def best(layout: Layout, x: Tensor, training: Training, n_styles: int = N_STYLES
         objective="elbo",
         lr_schedule="cosine",
         view=VIEW,
-        agreement=hm.Agreement(partner=PARTNER, alone=1 / 3, levels=levels),
+        agreement=agreement,
         expert_lr_factor=tree.n_leaves / N_KINDS,
+        init=init,
     )
+
+
+def kinds_alone(x: Tensor, training: Training) -> hm.HMoEVAE:
+    """A flat mixture of which only the gate has been trained, by agreement."""
+    model, _ = train(
+        best_tree("flat"), x, training, view=VIEW, agreement=hm.Agreement(partner=PARTNER, alone=1.0), objective="elbo"
+    )
+    return model
+
+
+def leaves_by_likeness(share: Tensor) -> Tensor:
+    """The leaf of the binary tree where every image starts, a leaf for each kind of a flat mixture.
+
+    At every gate, from the root on, the two sides are those that the flat gate confuses least.
+
+    Args:
+        share: Probability of every kind, `(n, kind)`.
+    """
+    confused = share.T @ share
+
+    def order(kinds: tuple[int, ...]) -> list[int]:
+        if len(kinds) == 1:
+            return [*kinds]
+
+        def rest(left: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(kind for kind in kinds if kind not in left)
+
+        sides = itertools.combinations(kinds, halves(len(kinds))[0])
+        left = min(sides, key=lambda left: confused[list(left)][:, list(rest(left))].sum().item())
+        return order(left) + order(rest(left))
+
+    leaf_of = torch.tensor(order(tuple(range(share.shape[1])))).argsort()
+    return leaf_of[share.argmax(1)]
 
 
 RECIPES = {

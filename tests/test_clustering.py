@@ -1,5 +1,6 @@
 """The clustering benchmark: its trees, its baselines, its command line and its report."""
 
+import itertools
 import json
 import statistics
 import sys
@@ -10,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from _recipes import RECIPES, Layout, Training, article_tree, best_tree, halves
+from _recipes import RECIPES, Layout, Training, article_tree, best_tree, halves, leaves_by_likeness
 from baselines import BASELINES
 from clustering import aligned, main, published_lines
 from published import PUBLISHED
@@ -45,6 +46,32 @@ def test_the_balances_of_the_best_tree_weigh_by_their_share_of_the_leaves(layout
     for _, node in tree.walk():
         if node.children:
             assert node.balance.weight == pytest.approx(20 * node.n_leaves / tree.n_leaves)
+
+
+def test_kinds_that_are_confused_lie_close_in_the_binary_tree() -> None:
+    """Ten kinds in the tree of two sides of five; within each side, three that are alike and two that are."""
+    sides = [[{9, 2, 4}, {0, 7}], [{5, 1, 8}, {3, 6}]]
+    confused = torch.eye(10)
+    for side in sides:
+        for group in side:
+            for i, j in itertools.permutations(set().union(*side), 2):
+                confused[i, j] += 0.3 if {i, j} <= group else 0.1
+    kind = torch.arange(10).repeat_interleave(10)
+    share = confused[kind] / confused[kind].sum(1, keepdim=True)
+    leaf_of = dict(zip(kind.tolist(), leaves_by_likeness(share).tolist(), strict=True))
+    assert sorted(leaf_of.values()) == list(range(10))
+    found = [[{leaf_of[kind] for kind in group} for group in side] for side in sides]
+    found.sort(key=lambda side: min(map(min, side)))
+    assert found == [[{0, 1, 2}, {3, 4}], [{5, 6, 7}, {8, 9}]]
+
+
+@pytest.mark.filterwarnings("ignore::hmoevae.errors.ConstantGateWarning", "ignore::hmoevae.errors.DeadLeafWarning")
+def test_a_binary_tree_starts_from_the_kinds_of_a_flat_one(tmp_path: Path) -> None:
+    x = torch.rand(60, 1, 8, 8)
+    training = Training(epochs=3, batch_size=20, device="cpu", progress=False, checkpoint_dir=tmp_path)
+    model, history = RECIPES["best"].run("binary", x, training)
+    assert (model.plan.n_leaves, len(history), "start_gate" in history.columns) == (10, 2, True)
+    assert hm.training.last_checkpoint(tmp_path / "kinds").name == "epoch-000001"
 
 
 def test_a_binary_tree_of_the_article_has_ten_of_its_experts() -> None:
