@@ -169,7 +169,7 @@ def run(args: argparse.Namespace) -> None:
         **machine.about(device, args.threads),
         "argv": command.given(args),
         "images": {"train": len(train), "test sevens": len(sevens.drawn), "drawn": int(sevens.drawn.sum())},
-        "runs": [],
+        "rows": [],
     }
     images = report["images"]
     print(f"{len(train):,} training images; {len(sevens.drawn):,} test sevens, {images['drawn']} with a stroke")
@@ -184,14 +184,14 @@ def run(args: argparse.Namespace) -> None:
         if history.interrupted:  # fit ends quietly; half a run is no result
             raise KeyboardInterrupt
         scores = score(model, sevens) | {"accuracy_level1": hm.metrics.accuracy(test.y, model.predict(test.x, level=1))}
-        report["runs"].append({"seed": seed, **scores, "epochs": len(history), "seconds": seconds})
+        report["rows"].append({"seed": seed, **scores, "epochs": len(history), "seconds": seconds})
         print(f"{seed:4}", *(f"{100 * scores[name]:7.1f}" for name in SCORES), f"{seconds:7.0f}", flush=True)
         if args.plot and seed == args.seeds[0]:
             from barred_sevens_figure import save_figure  # matplotlib only where a picture is asked for
 
             save_figure(model, sevens, barred_leaf(model, sevens), args.plot)
-        names = [name for name in report["runs"][0] if name not in ("seed", "epochs")]
-        columns = {name: [run[name] for run in report["runs"]] for name in names}
+        names = [name for name in report["rows"][0] if name not in ("seed", "epochs")]
+        columns = {name: [run[name] for run in report["rows"]] for name in names}
         report["mean"] = {name: statistics.fmean(values) for name, values in columns.items()}
         report["sd"] = {name: statistics.stdev(v) if len(v) > 1 else None for name, v in columns.items()}
         command.write(report, args.json)

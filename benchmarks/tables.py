@@ -99,6 +99,8 @@ SORTS = (
     ("how", "runs"),
     ("fault", "survived"),
     ("log_likelihood",),
+    ("what", "n_seeds", "runs"),
+    ("kind", "found", "purity"),
 )
 """The fields by which the reports that have a table of their own are told."""
 
@@ -196,6 +198,37 @@ def levels() -> str:
     return table(
         head, [(f"{g.recipe}, {g.layout}", str(len(g.runs)), *(percent(g.values(f)) for f in fields)) for g in deep]
     )
+
+
+def ablation() -> str:
+    """The best recipe without each of its ingredients."""
+    head = ("what", "seeds", "accuracy", "NMI", "ELBO, nats")
+    parts = []
+    for name, report in reports("what", "n_seeds", "runs").items():
+        rows = [
+            (
+                row["what"],
+                str(row["n_seeds"]),
+                *(percent([run[score] for run in row["runs"]]) for score in ("accuracy", "nmi")),
+                spread([run["elbo"] for run in row["runs"]], 1),
+            )
+            for row in report["rows"]
+        ]
+        about = f"{report['epochs']} epochs in place of {report['recipe_epochs']}, {where(report)}"
+        parts.append(f"`{name}`: {about}\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def barred() -> str:
+    """Strokes through sevens, found by the second level."""
+    head = ("seeds", "epochs", "strokes found", "purity", "in the sevens' kind", "real sevens in that leaf")
+    parts = []
+    for name, report in reports("kind", "found", "purity").items():
+        rows = report["rows"]
+        scores = (percent([row[score] for row in rows]) for score in ("found", "purity", "kind", "real"))
+        cells = (str(len(rows)), str(rows[0]["epochs"]), *scores)
+        parts.append(f"`{name}`: {where(report)}\n\n{table(head, [cells])}")
+    return "\n\n".join(parts)
 
 
 def likelihood() -> str:
@@ -411,6 +444,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "published": published,
     "published-fashion": lambda: published("fashion"),
     "levels": levels,
+    "ablation": ablation,
+    "barred": barred,
     "likelihood": likelihood,
     "binarised": binarised,
     "faults": faults,

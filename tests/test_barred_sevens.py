@@ -110,11 +110,11 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     barred_sevens.main([*quick, "--json", str(files[0]), "--plot", str(files[1])])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report == json.loads(files[0].read_text())
-    assert [run["seed"] for run in report["runs"]] == [0, 3]
+    assert [run["seed"] for run in report["rows"]] == [0, 3]
     assert report["images"] == {"train": 80, "test sevens": 6, "drawn": 3}
     for name in SCORES:
-        assert 0 <= report["runs"][0][name] <= 1
-        assert report["mean"][name] == pytest.approx(sum(run[name] for run in report["runs"]) / 2)
+        assert 0 <= report["rows"][0][name] <= 1
+        assert report["mean"][name] == pytest.approx(sum(run[name] for run in report["rows"]) / 2)
     assert imread(files[1]).ndim == 3
 
 

@@ -53,8 +53,13 @@ def answers_of(job, count, folder):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    return answers_of("two", 2, tmp_path_factory.mktemp("two"))
+def folder_of_two(tmp_path_factory):
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def two(folder_of_two):
+    return answers_of("two", 2, folder_of_two)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,13 @@ def test_three_processes_train_what_one_does(three, case):
 @pytest.mark.parametrize("name", workers.SOURCES)
 def test_every_source_is_divided(two, name, tmp_path):
     assert_same(two[0][name], workers.source(name, tmp_path), 2e-6)
+
+
+def test_a_run_of_two_goes_on_by_two_or_by_one(two, folder_of_two):
+    expected = workers.trained(workers.new_model(), workers.samples(), epochs=4)
+    assert_same(two[0]["resumed"], expected, 2e-6)
+    by_one = workers.trained(workers.new_model(), workers.samples(), epochs=4, checkpoint_dir=folder_of_two / "half")
+    assert_same(by_one, expected, 2e-6)
 
 
 def test_all_processes_return_the_same(two, three):

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 import sys
 import warnings
@@ -111,7 +112,16 @@ def two(folder: Path) -> dict[str, Any]:
     """All that two processes are tested for."""
     answers: dict[str, Any] = {str(case): principle(*case) for case in PRINCIPLES}
     answers |= {name: source(name, folder) for name in SOURCES}
+    answers["resumed"] = resumed(folder)
     return answers | together()
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """Two epochs, and two more by a run that finds their checkpoints, of which `folder/half` keeps a copy."""
+    trained(new_model(), samples(), checkpoint_dir=folder / "whole")
+    if RANK == 0:
+        shutil.copytree(folder / "whole", folder / "half")
+    return trained(new_model(seed=RANK), samples(), epochs=4, checkpoint_dir=folder / "whole")
 
 
 def three(_: Path) -> dict[str, Any]:
