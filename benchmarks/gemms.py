@@ -60,6 +60,11 @@ class Gemm:
         outputs = self.groups * self.out * self.batch
         return self.n_products * (self.n_weights + inputs + outputs) * itemsize
 
+    def activation_bytes(self, itemsize: int) -> int:
+        """What its inputs, its results and, in training, their gradients take."""
+        inputs = 0 if self.shared else self.groups * self.inp * self.batch  # the samples are there anyway
+        return (1 + self.training) * (inputs + self.groups * self.out * self.batch) * itemsize
+
     def step(self, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
         """The products themselves, into buffers that are made once."""
 

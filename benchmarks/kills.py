@@ -139,7 +139,7 @@ def killed(runs: Runs, fault: str, tries: int, wait: Callable[[BaseProcess, Path
             {
                 "seconds": round(after, 3),
                 "epochs_kept": sorted(int(path.name[6:]) for path in left if path.name.startswith("epoch-")),
-                "in_a_write": any(path.name.startswith(".") for path in left),
+                "in_a_write": any(path.name.startswith(".epoch-") for path in left),
                 "survived": code == 0 and equal(out, runs.reference),
             }
         )

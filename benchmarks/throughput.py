@@ -19,7 +19,8 @@ slows all of them down alike. What the columns say:
     % GEMMs     the time of "GEMMs alone" over the step's, median of the rounds. That row makes the products of exactly
                 these shapes by `torch.bmm`, forward and backward, into buffers made beforehand, and does nothing else.
     MB          memory at its worst over the first steps: parameters, gradients, moments and activations
-                (`machine.peak_memory`).
+                (`machine.peak_memory`). The report also has the activations by themselves, and what inputs and results
+                of the step's products take, with their gradients.
     x loop      how many times as fast as the loop, median of the rounds; for `--op fit`, as the bare step.
 
 The last line is the whole report as one JSON object.
@@ -349,6 +350,8 @@ def measure(cell: Cell, args: argparse.Namespace) -> list[dict[str, Any]]:
             "gemms_alone_fraction": paired_ratio(floors[entry.tree], entry),
             "gemms_alone_ms": 1e3 * statistics.median(floors[entry.tree].seconds),
             "peak_mb": entry.peak_bytes and entry.peak_bytes / 1e6,
+            "activation_mb": activation_mb(entry, cell),
+            "gemms_activation_mb": sum(gemm.activation_bytes(dtype.itemsize) for gemm in products) / 1e6,
             "baseline": slow and slow.what,
             "speedup": slow and paired_ratio(slow, entry),
             "rounds": len(entry.seconds),
@@ -356,6 +359,13 @@ def measure(cell: Cell, args: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append(row)
         print(table_row(row))
     return rows
+
+
+def activation_mb(entry: Entry, cell: Cell) -> float | None:
+    """Of a training step's peak what is no weight, gradient or moment, each in fp32."""
+    if entry.peak_bytes is None or cell.op != "train":
+        return None
+    return (entry.peak_bytes - 16 * sum(gemm.n_weights for gemm in cell.gemms(entry.tree))) / 1e6
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

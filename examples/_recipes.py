@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import hmoevae as hm
 from hmoevae.nn.objectives import ObjectiveName
-from hmoevae.starts import Start
+from hmoevae.plan import compile_tree
+from hmoevae.starts import Start, first_leaves
 from hmoevae.training import Callback, Precision, Schedule
 from hmoevae.views import ViewLike
 
@@ -268,7 +269,27 @@ def leaves_by_likeness(share: Tensor) -> Tensor:
     return leaf_of[share.argmax(1)]
 
 
+# --- without a change of any image, for data whose kinds no such change would leave alone ----------------------------
+
+
+def no_augmentation(layout: Layout, x: Tensor, training: Training) -> Trained:
+    """A start from clusters of strokes, then agreement of neighbours and nothing else."""
+    tree = best_tree(layout)
+    init = first_leaves(compile_tree(tree), hm.features.oriented_gradients(x), "umap", training.seed)
+    return train(
+        tree,
+        x,
+        training,
+        objective="elbo",
+        lr_schedule="cosine",
+        agreement=hm.Agreement(partner=PARTNER, alone=1 / 4),
+        expert_lr_factor=tree.n_leaves / N_KINDS,
+        init=init,
+    )
+
+
 RECIPES = {
     "best": Recipe(best_tree, best, Training(epochs=36, batch_size=250, precision="bf16")),
+    "no-augmentation": Recipe(best_tree, no_augmentation, Training(epochs=14, batch_size=250, precision="bf16")),
     "article": Recipe(article_tree, article, Training()),
 }

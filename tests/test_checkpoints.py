@@ -94,7 +94,7 @@ def uninterrupted():
 
 
 def names(folder):
-    return sorted(path.name for path in Path(folder).iterdir())
+    return sorted(path.name for path in Path(folder).iterdir() if path.name != checkpoints.LOCK_NAME)
 
 
 def epoch_folders(*epochs):
@@ -344,7 +344,7 @@ def test_no_pickle_is_written_or_read(tmp_path, monkeypatch):
 
 def test_sha256sum_can_check_them(tmp_path):
     run(tmp_path)
-    for folder in tmp_path.iterdir():
+    for folder in tmp_path.glob("epoch-*"):
         assert names(folder) == sorted([*FILES, "README.md"])
         if shutil.which("sha256sum"):
             subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
@@ -419,7 +419,7 @@ def test_no_bit_can_be_flipped_unseen(killed_at_4, data):
 
 def test_all_damaged_starts_anew_and_loses_nothing(tmp_path):
     run(tmp_path, kill_at(4))
-    for folder in tmp_path.iterdir():
+    for folder in tmp_path.glob("epoch-*"):
         (folder / "training.json").unlink()
     with pytest.warns(CheckpointWarning) as seen:
         assert run(tmp_path) == uninterrupted()
@@ -522,6 +522,21 @@ def test_other_arguments_are_named_and_nothing_is_lost(killed_at_4, change, mess
         fit(**given)
     assert {path: path.read_bytes() for path in killed_at_4.rglob("*") if path.is_file()} == before
     assert all(torch.equal(value, weights[name]) for name, value in given["model"].state_dict().items())
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    other = new_model()
+
+    def second(end):
+        if end.epoch == 2:
+            with pytest.raises(
+                ArgumentError, match=r"checkpoint_dir: expected a folder that no other run is using, got"
+            ):
+                fit(other, X, checkpoint_dir=tmp_path)
+
+    assert run(tmp_path, second, kill_at(3)) is None
+    assert run(tmp_path) == uninterrupted()  # the one before no longer uses it, though it was killed
 
 
 @pytest.mark.usefixtures("as_users_call")
@@ -822,7 +837,7 @@ torn = 0
 for call in {calls!r}:
     folder = Path({folder!r}) / str(call)
     assert child(folder, call) == -signal.SIGKILL, call
-    torn += any(name.startswith(".") for name in os.listdir(folder)) if folder.exists() else 0
+    torn += any(name.startswith(".epoch-") for name in os.listdir(folder)) if folder.exists() else 0
     assert child(folder) == 0, call
     assert names(folder) == epoch_folders(4, 5, 6), (call, names(folder))
 print(torn)

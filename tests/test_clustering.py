@@ -23,6 +23,17 @@ SCORES = {"accuracy", "nmi", "ari", "leaf_purity"}
 GATE_SCORES = {*SCORES, "usage_entropy", "calibration_error"}
 
 
+class Shrinker(PCA):
+    """In place of `umap.UMAP`, which takes half a minute to import and compile."""
+
+    def __init__(
+        self, n_components: int, min_dist: float, random_state: int, n_jobs: int, n_neighbors: int = 15
+    ) -> None:
+        super().__init__(min(n_components, 3), random_state=random_state)
+        assert (min_dist, n_jobs, n_neighbors) == (0, 1, 15)
+        self.min_dist, self.n_jobs, self.n_neighbors = min_dist, n_jobs, n_neighbors
+
+
 # --- trees ----------------------------------------------------------------------------------------------------------
 
 
@@ -81,8 +92,10 @@ def test_a_binary_tree_of_the_article_has_ten_of_its_experts() -> None:
     assert tree.at("root").balance == article_tree("flat").balance  # type: ignore[union-attr]
 
 
+@pytest.mark.filterwarnings("ignore::hmoevae.errors.ConstantGateWarning", "ignore::hmoevae.errors.DeadLeafWarning")
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_give_the_same_model_for_the_same_seed(name: str) -> None:
+def test_recipes_give_the_same_model_for_the_same_seed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Shrinker))
     x = torch.rand(40, 1, 8, 8)
     one, again, other = (
         RECIPES[name].run("flat", x, Training(epochs=1, batch_size=20, seed=seed, device="cpu", progress=False))[0]
@@ -93,15 +106,6 @@ def test_recipes_give_the_same_model_for_the_same_seed(name: str) -> None:
 
 
 # --- baselines ------------------------------------------------------------------------------------------------------
-
-
-class Shrinker(PCA):
-    """In place of `umap.UMAP`, which takes half a minute to import and compile."""
-
-    def __init__(self, n_components: int, min_dist: float, random_state: int, n_jobs: int) -> None:
-        super().__init__(min(n_components, 3), random_state=random_state)
-        assert (min_dist, n_jobs) == (0, 1)
-        self.min_dist, self.n_jobs = min_dist, n_jobs
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,6 +30,8 @@ STATE_NAME = "training.json"
 TENSORS_NAME = "training.safetensors"
 SUMS_NAME = "SHA256SUMS"
 """Digests of the files that a checkpoint needs, as `sha256sum --check` reads them."""
+LOCK_NAME = ".in-use"
+"""Locked, by the system, for as long as a run lives; the file stays."""
 NEEDED = (storage.CONFIG_NAME, storage.WEIGHTS_NAME, STATE_NAME, TENSORS_NAME)
 Resume = str | os.PathLike[str]
 
@@ -114,7 +117,7 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> Path:
     >>> from hmoevae import VAE, Mixture, fit
     >>> model, folder = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)), tempfile.TemporaryDirectory()
     >>> _ = fit(model, torch.rand(64, 4), epochs=5, checkpoint_dir=folder.name, progress=False)
-    >>> sorted(path.name for path in Path(folder.name).iterdir()), last_checkpoint(folder.name).name
+    >>> sorted(path.name for path in Path(folder.name).glob("epoch-*")), last_checkpoint(folder.name).name
     (['epoch-000003', 'epoch-000004', 'epoch-000005'], 'epoch-000005')
     >>> HMoEVAE.from_pretrained(last_checkpoint(folder.name)).plan.n_leaves
     3
@@ -155,13 +158,15 @@ def best_checkpoint(folder: str | os.PathLike[str]) -> Path:
 class Checkpoints:
     """The checkpoints of one run: the one it goes on from, those it writes, and which of them are kept.
 
+    As a context it keeps other runs out of the folder.
+
     Args:
         folder: Where they are; `None` for a run without.
         every: Epochs from one to the next.
         keep: How many of the last are kept, and beside them the one with the smallest validation loss.
 
     Raises:
-        ArgumentError: The folder cannot be made, or not be written.
+        ArgumentError: The folder cannot be made, not be written, or another run is using it.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, every: int, keep: int) -> None:
@@ -169,16 +174,30 @@ class Checkpoints:
         self.every = every
         self.keep = keep
         self.kept: dict[int, float | None] = {}
+        self._lock: FileLock | None = None
         if self.folder is None:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.folder / LOCK_NAME)
+            self._lock.acquire(timeout=0)
             (self.folder / _hidden("probe")).mkdir()
             for path in self.folder.glob(".epoch-*"):  # left by a run that was killed while it wrote or deleted
                 shutil.rmtree(path)
+        except Timeout:
+            expected = "a folder that no other run is using"
+            raise ArgumentError(mismatch("checkpoint_dir", expected, folder)) from None
         except OSError as error:
+            self.__exit__()
             expected = "a folder that can be written"
             raise ArgumentError(mismatch("checkpoint_dir", expected, f"{folder} ({error.strerror})")) from None
+
+    def __enter__(self) -> "Checkpoints":  # noqa: PYI034 (beartype reads Self in whole classes only)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     @property
     def last(self) -> Path | None:

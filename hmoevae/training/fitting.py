@@ -185,102 +185,113 @@ def fit(
     where = resolve_device(device)
     processes = Processes.here(where)
     processes.check_equal(model=repr(model), epochs=epochs, batch_size=batch_size, precision=precision)
-    checkpoints = Checkpoints(checkpoint_dir if processes.is_main else None, checkpoint_every, checkpoint_keep)
-    checkpoint = processes.from_main(lambda: checkpoints.find(resume))
-    given_seed = seed
-    seed = processes.from_main(partial(_seed, given_seed, checkpoint))
-    order = torch.Generator().manual_seed(seed)
-    source = batches_of(model, data, "data", batch_size, order, processes)
-    held_out = None
-    if validation_data is not None:
-        held_out = batches_of(model, validation_data, "validation_data", batch_size, None, processes)
-    if lr_schedule == "cosine" and source.length is None:
-        raise ArgumentError(mismatch("lr_schedule", "'constant' for data of unknown length", repr(lr_schedule)))
-    arguments = described_model(model) | {
-        "data": described_data(model, data, source),
-        "validation_data": described_data(model, validation_data, held_out),
-        "batch_size": batch_size * processes.count,
-        "lr": float(lr),
-        "lr_schedule": lr_schedule,
-        "optimizer": described(optimizer),
-        "view": described(view),
-        "agreement": described(agreement),
-        "init": described(init),
-        "warmup": described(warmup),
-        "revive": revive,
-        "init_epochs": init_epochs,
-        "seed": None if given_seed is None else int(seed),
-        "device": where.type,
-        "precision": precision,
-        # With these, the number of epochs says what is done in each of them.
-        "epochs": epochs if lr_schedule != "constant" or agreement is not None or revive else None,
-    }
-    if checkpoint is not None:
-        checkpoint.require(arguments)
-        if checkpoint.epoch > epochs:
-            expected = f"at least {checkpoint.epoch}, as many as are done in the checkpoint {checkpoint.path}"
-            raise ArgumentError(mismatch("epochs", expected, epochs))
-    views = GateViews(view, agreement, source.samples)
-    if checkpoint is None:
-        start = processes.from_main(partial(_start, model, init, source.samples, seed))
-    else:
-        start = checkpoint.state["start"]
+    with Checkpoints(checkpoint_dir if processes.is_main else None, checkpoint_every, checkpoint_keep) as checkpoints:
+        checkpoint = processes.from_main(lambda: checkpoints.find(resume))
+        given_seed = seed
+        seed = processes.from_main(partial(_seed, given_seed, checkpoint))
+        order = torch.Generator().manual_seed(seed)
+        source = batches_of(model, data, "data", batch_size, order, processes)
+        held_out = None
+        if validation_data is not None:
+            held_out = batches_of(model, validation_data, "validation_data", batch_size, None, processes)
+        if lr_schedule == "cosine" and source.length is None:
+            raise ArgumentError(mismatch("lr_schedule", "'constant' for data of unknown length", repr(lr_schedule)))
+        arguments = described_model(model) | {
+            "data": described_data(model, data, source),
+            "validation_data": described_data(model, validation_data, held_out),
+            "batch_size": batch_size * processes.count,
+            "lr": float(lr),
+            "lr_schedule": lr_schedule,
+            "optimizer": described(optimizer),
+            "view": described(view),
+            "agreement": described(agreement),
+            "init": described(init),
+            "warmup": described(warmup),
+            "revive": revive,
+            "init_epochs": init_epochs,
+            "seed": None if given_seed is None else int(seed),
+            "device": where.type,
+            "precision": precision,
+            # With these, the number of epochs says what is done in each of them.
+            "epochs": epochs if lr_schedule != "constant" or agreement is not None or revive else None,
+        }
+        if checkpoint is not None:
+            checkpoint.require(arguments)
+            if checkpoint.epoch > epochs:
+                expected = f"at least {checkpoint.epoch}, as many as are done in the checkpoint {checkpoint.path}"
+                raise ArgumentError(mismatch("epochs", expected, epochs))
+        views = GateViews(view, agreement, source.samples)
+        if checkpoint is None:
+            start = processes.from_main(partial(_start, model, init, source.samples, seed))
+        else:
+            start = checkpoint.state["start"]
 
-    if checkpoint is not None:
-        model.load_state_dict(checkpoint.weights)
-    model.to(where).train()
-    processes.share_weights(model)
-    noise = Draws(where)
-    noise.manual_seed(seed)
-    make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=lr, fused=True))
-    total = epochs * len(source) if source.length is not None else None
-    solver = make(model.parameters())
-    cosine = None
-    if lr_schedule == "cosine":
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(solver, course.falling_epochs * len(source))
-    run = Run(model, solver, cosine, views, start, noise, autocast(where, precision), processes)
-    history = History()
-    state = TrainingState(run, history, order, (data, validation_data), callbacks)
-    stopped = False
-    if checkpoint is not None:
-        state.restore(checkpoint)
-        stopped = bool(checkpoint.state["stopped"])
-    started = time.perf_counter() - (history.rows[-1]["seconds"] if len(history) else 0.0)
-    try:
-        shown = progress and processes.is_main
-        with closing(_bar(total, done=run.steps, show=shown)) as bar, processes.ending_together(), ExitStack() as ends:
-            for callback in callbacks:
-                ends.callback(getattr(callback, "close", lambda: None))
-            for epoch in range(len(history) + 1, 1 if stopped else epochs + 1):
-                lesson = course.lesson(epoch)
-                row = run.epoch(source, lesson, f"epoch {epoch}/{epochs}", bar)
-                if revive and lesson.phase == "joint" and epoch < epochs:
-                    row["revived"] = len(run.revive(row))
-                if held_out is not None:
-                    row |= {f"val_{name}": value for name, value in evaluate(model, held_out, seed, processes).items()}
-                history.rows.append({"epoch": epoch, "seconds": time.perf_counter() - started, **row})
-                end = EpochEnd(model, history, epoch, epochs, processes.is_main)
-                stops = [callback(end) is True for callback in callbacks]
-                stopped = processes.any(any(stops))
-                if checkpoints.due(epoch, last=stopped or epoch == epochs):
-                    run.check_weights()  # callbacks may have changed them
-                    still_needed = start if epoch < course.started_by else None
-                    whole = {"training": state.state_dict(), "seed": seed, "start": still_needed, "stopped": stopped}
-                    checkpoints.write(model, epoch, row.get(f"val_{model.objective}"), arguments, whole)
-                if stopped:
-                    break
-    except KeyboardInterrupt:
-        history.interrupted = True
-    except NonFiniteError as error:
-        if checkpoints.last is None:
-            raise
-        raise NonFiniteError(f"{error}; the last checkpoint is {checkpoints.last}") from None
-    finally:
-        run.close()
-        model.eval()
-    if len(history) and processes.is_main:
-        warn_of_collapse(model.plan, history.rows[-1])
-    return history
+        if checkpoint is not None:
+            model.load_state_dict(checkpoint.weights)
+        model.to(where).train()
+        processes.share_weights(model)
+        noise = Draws(where)
+        noise.manual_seed(seed)
+        make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=lr, fused=True))
+        total = epochs * len(source) if source.length is not None else None
+        solver = make(model.parameters())
+        cosine = None
+        if lr_schedule == "cosine":
+            cosine = torch.optim.lr_scheduler.CosineAnnealingLR(solver, course.falling_epochs * len(source))
+        run = Run(model, solver, cosine, views, start, noise, autocast(where, precision), processes)
+        history = History()
+        state = TrainingState(run, history, order, (data, validation_data), callbacks)
+        stopped = False
+        if checkpoint is not None:
+            state.restore(checkpoint)
+            stopped = bool(checkpoint.state["stopped"])
+        started = time.perf_counter() - (history.rows[-1]["seconds"] if len(history) else 0.0)
+        try:
+            shown = progress and processes.is_main
+            with (
+                closing(_bar(total, done=run.steps, show=shown)) as bar,
+                processes.ending_together(),
+                ExitStack() as ends,
+            ):
+                for callback in callbacks:
+                    ends.callback(getattr(callback, "close", lambda: None))
+                for epoch in range(len(history) + 1, 1 if stopped else epochs + 1):
+                    lesson = course.lesson(epoch)
+                    row = run.epoch(source, lesson, f"epoch {epoch}/{epochs}", bar)
+                    if revive and lesson.phase == "joint" and epoch < epochs:
+                        row["revived"] = len(run.revive(row))
+                    if held_out is not None:
+                        row |= {
+                            f"val_{name}": value for name, value in evaluate(model, held_out, seed, processes).items()
+                        }
+                    history.rows.append({"epoch": epoch, "seconds": time.perf_counter() - started, **row})
+                    end = EpochEnd(model, history, epoch, epochs, processes.is_main)
+                    stops = [callback(end) is True for callback in callbacks]
+                    stopped = processes.any(any(stops))
+                    if checkpoints.due(epoch, last=stopped or epoch == epochs):
+                        run.check_weights()  # callbacks may have changed them
+                        still_needed = start if epoch < course.started_by else None
+                        whole = {
+                            "training": state.state_dict(),
+                            "seed": seed,
+                            "start": still_needed,
+                            "stopped": stopped,
+                        }
+                        checkpoints.write(model, epoch, row.get(f"val_{model.objective}"), arguments, whole)
+                    if stopped:
+                        break
+        except KeyboardInterrupt:
+            history.interrupted = True
+        except NonFiniteError as error:
+            if checkpoints.last is None:
+                raise
+            raise NonFiniteError(f"{error}; the last checkpoint is {checkpoints.last}") from None
+        finally:
+            run.close()
+            model.eval()
+        if len(history) and processes.is_main:
+            warn_of_collapse(model.plan, history.rows[-1])
+        return history
 
 
 def _seed(given: int | None, checkpoint: Checkpoint | None) -> int:
