@@ -3,8 +3,8 @@
     python benchmarks/barred_sevens.py --seeds 5 --json barred.json --plot barred.png
 
 A stroke is drawn through a random half of the sevens of both splits of MNIST, and a tree of ten kinds with two styles
-each is trained on all the digits so changed, by the best recipe of `examples/_recipes.py`. Labels say which images are
-sevens, to draw on and to score; training has none. Of the test sevens:
+each is trained on all the digits so changed, by the recipe for styles of `examples/_recipes.py`. Labels say which
+images are sevens, to draw on and to score; training has none. Of the test sevens:
 
     kind      share that goes to the child of the root which takes most of them; what follows is among these.
     found     share of the drawn strokes in the one leaf below it that takes most of them.
@@ -36,7 +36,7 @@ from hmoevae.datasets import LabelledImages
 from hmoevae.training import resolve_device
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
-from _recipes import RECIPES, best
+from _recipes import RECIPES, STYLES, best
 
 SEVEN = 7
 N_STYLES = 2
@@ -138,7 +138,7 @@ def score(model: hm.HMoEVAE, sevens: Sevens) -> dict[str, float]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    training = RECIPES["best"].training
+    training = RECIPES["styles"].training
     parser = command.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the training")
     parser.add_argument("--epochs", type=int, default=training.epochs, help="passes over the training images")
@@ -176,10 +176,10 @@ def run(args: argparse.Namespace) -> None:
     print("seed", *(f"{name:>7}" for name in SCORES), "seconds")
     for seed in args.seeds:
         training = dataclasses.replace(
-            RECIPES["best"].training, epochs=args.epochs, seed=seed, device=args.device, progress=sys.stderr.isatty()
+            RECIPES["styles"].training, epochs=args.epochs, seed=seed, device=args.device, progress=sys.stderr.isatty()
         )
         start = time.perf_counter()
-        model, history = best("two-level", train.x, training, n_styles=N_STYLES)
+        model, history = best("two-level", train.x, training, N_STYLES, STYLES)
         seconds = time.perf_counter() - start
         if history.interrupted:  # fit ends quietly; half a run is no result
             raise KeyboardInterrupt

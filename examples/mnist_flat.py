@@ -3,7 +3,7 @@
 The default recipe is the best we know: gates first learn to agree on views of an image and of one of its neighbours.
 `--recipe article` is that of the article "Mixture of Variational Autoencoders - a Fusion Between MoE and VAE"
 (anotherdatum.com/vae-moe.html): sigmoid layers of 128, ten latents, a Gaussian of standard deviation 0.5 on the pixels.
-`--recipe no-augmentation` changes no image (extra `umap`). `_recipes.py` has all three.
+`--recipe styles` looks for finer differences, `--recipe no-augmentation` changes no image (extra `umap`).
 """
 
 import _run

@@ -155,7 +155,7 @@ def test_a_quick_run_reports(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert report["images"] == {"train": 1438, "test": 359}
     assert report["versions"].keys() >= {"torch", "hmoevae", "scikit-learn", "numpy"}
     rows = {(row["what"], row["recipe"], row["tree"]): row for row in report["rows"]}
-    flat, deep = (rows.pop(("hmoevae", "article", tree)) for tree in ("flat", "binary"))
+    flat, deep = (rows.pop(("hmoevae", "best", tree)) for tree in ("flat", "binary"))
     assert rows.keys() == {("k-means", None, None), ("pca-gmm", None, None)}
     for row in (flat, deep, *rows.values()):
         assert [run["seed"] for run in row["runs"]] == [0, 1]
@@ -173,7 +173,7 @@ def test_the_table_has_a_line_for_every_level_and_published_result(capsys: pytes
     main(["--quick", "--epochs", "1", "--seeds", "1", "--tree", "two-level", "--against", "--device", "cpu"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "digits: 1,438 training and 359 test images, 1 seeds"
-    assert lines[2].startswith("hmoevae article two-level")
+    assert lines[2].startswith("hmoevae best two-level")
     assert "+-" not in lines[2]  # one seed has no spread
     assert lines[3].split()[0] == "1"
     assert len(lines) == 5
