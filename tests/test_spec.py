@@ -216,7 +216,7 @@ BAD_JSON = [
         mixture_json(V, mixture_json(V, V, balance={"kind": "kl", "weight": -2})),
         "root.children[1].balance.weight: expected a finite number >= 0, got -2",
     ),
-    (mixture_json(V, V, prior="flat"), "root.prior: expected 'uniform' or 'learned', got 'flat'"),
+    (mixture_json(V, V, prior="flat"), "root.prior: expected 'uniform', 'leaves' or 'learned', got 'flat'"),
 ]
 
 
