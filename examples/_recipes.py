@@ -259,7 +259,9 @@ def best(layout: Layout, x: Tensor, training: Training, n_styles: int = N_STYLES
 def kinds_alone(x: Tensor, training: Training, shown: Shown) -> hm.HMoEVAE:
     """A flat mixture of which only the gate has been trained, by agreement."""
     agreement = hm.Agreement(partner=shown.partner, alone=1.0)
-    model, _ = train(best_tree("flat"), x, training, view=shown.view, agreement=agreement, objective="elbo")
+    model, history = train(best_tree("flat"), x, training, view=shown.view, agreement=agreement, objective="elbo")
+    if history.interrupted:  # fit ends quietly; there is nothing yet to go on with
+        raise KeyboardInterrupt
     return model
 
 
