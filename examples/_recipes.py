@@ -309,11 +309,11 @@ def no_augmentation(layout: Layout, x: Tensor, training: Training) -> Trained:
     )
 
 
+LONG = Training(epochs=36, batch_size=250, precision="bf16")
+
 RECIPES = {
-    "best": Recipe(best_tree, best, Training(epochs=36, batch_size=250, precision="bf16")),
-    "styles": Recipe(
-        best_tree, functools.partial(best, shown=STYLES), Training(epochs=36, batch_size=250, precision="bf16")
-    ),
-    "no-augmentation": Recipe(best_tree, no_augmentation, Training(epochs=14, batch_size=250, precision="bf16")),
+    "best": Recipe(best_tree, best, LONG),
+    "styles": Recipe(best_tree, functools.partial(best, shown=STYLES), LONG),
+    "no-augmentation": Recipe(best_tree, no_augmentation, replace(LONG, epochs=14)),
     "article": Recipe(article_tree, article, Training()),
 }

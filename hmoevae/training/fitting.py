@@ -111,7 +111,7 @@ def fit(
             order.
         epochs: Passes over the data.
         batch_size: Samples a step, in each process; a DataLoader brings its own.
-        lr: Learning rate of Adam; not read if `optimizer` is given.
+        lr: Learning rate of Adam; an `optimizer` brings its own, and then it is only told from that of a checkpoint.
         lr_schedule: `"cosine"` lets the learning rate fall to zero along half a cosine, over all epochs or, with
             `agreement`, over those in which the experts learn too.
         optimizer: Builds another optimiser from the parameters, such as `functools.partial(torch.optim.SGD, lr=0.1)`.
