@@ -35,6 +35,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -47,6 +48,8 @@ from peers import PEERS, Loop, peer
 from torch.utils.benchmark import Timer
 
 import hmoevae as hm
+from hmoevae.errors import ArgumentError
+from hmoevae.training import CompiledPass
 
 N_FEATURES = 784
 NETWORK = hm.MLP((128,), activation="sigmoid")
@@ -147,16 +150,18 @@ def training_step(
     optimizer: torch.optim.Optimizer,
     cell: Cell,
     begin: Callable[[], None] = lambda: None,
+    products: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Callable[[], None]:
-    """zero_grad, `begin`, forward, backward and the optimiser, on batches made beforehand."""
+    """zero_grad, `begin`, forward and backward inside `products`, the optimiser; on batches made beforehand."""
     batches = itertools.cycle(torch.rand(8, cell.batch, N_FEATURES, device=cell.device).unbind())
 
     def step() -> None:
         optimizer.zero_grad()
         begin()
-        with cell.autocast():
-            value = loss(next(batches))
-        value.backward()
+        with products():
+            with cell.autocast():
+                value = loss(next(batches))
+            value.backward()
         optimizer.step()
 
     return step
@@ -184,10 +189,12 @@ def our_step(cell: Cell, tree: hm.VAE | hm.Mixture, *, compiled: bool = False) -
         return model(x, validate=False).loss
 
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    if compiled:
-        return training_step(torch.compile(loss), optimizer, cell)
     memory = hm.StepMemory()
     memory.attach(model)
+    if compiled:
+        code = CompiledPass(model, cell.batch)
+        code.attach()
+        return training_step(loss, optimizer, cell, memory.next_step, code.step)
     return training_step(loss, optimizer, cell, memory.next_step)
 
 
@@ -259,10 +266,10 @@ def entries_of(cell: Cell, depths: list[int], against: list[str], *, fused_peers
         warm_up = functools.partial(repeat, step, WARM_UP_STEPS if n_steps == 1 else 1)
         try:
             peak = machine.peak_memory(warm_up, cell.device)
-        except RuntimeError as error:  # what a missing or broken C++ compiler ends in
+        except (RuntimeError, ArgumentError) as error:  # what a missing or broken C++ compiler ends in
             if not what.endswith("compiled"):
                 raise
-            skip(cell, what, f"{error}".strip().partition("\n")[0])
+            skip(cell, what, f"{error.__cause__ or error}".strip().partition("\n")[0])
             continue
         if peak is not None and not what.endswith("compiled"):  # else the compiler's own memory would be in it
             peak += 4 * n_weights

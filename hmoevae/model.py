@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -83,6 +83,22 @@ class Output(Routing):
     leaf_elbo: Float[Tensor, "batch leaf"]
 
 
+class Inputs(NamedTuple):
+    """What the arithmetic of a pass starts from, features first.
+
+    Attributes:
+        samples: What the experts model.
+        seen: What the gates see.
+        other: Another view for them, where they are to agree.
+        noise: For the draws of z, one tensor for each group of equal leaves.
+    """
+
+    samples: Float[Tensor, "feature batch"]
+    seen: Float[Tensor, "feature batch"]
+    other: Float[Tensor, "feature batch"] | None
+    noise: list[Float[Tensor, "_ _ batch"]]
+
+
 class HMoEVAE(nn.Module, ModelHubMixin):
     """A hierarchical mixture of variational auto-encoders.
 
@@ -141,6 +157,9 @@ class HMoEVAE(nn.Module, ModelHubMixin):
     ...
     hmoevae.errors.ShapeError: x: expected (batch, 4), got (5, 3)
     """
+
+    compiled: Callable[..., Output] | None = None
+    """In place of `compute` where there is one: what `hmoevae.training.CompiledPass` makes of it."""
 
     def __init__(self, tree: Tree, input_shape: tuple[int, ...], *, objective: ObjectiveName = "expected") -> None:
         super().__init__()
@@ -220,8 +239,40 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         flat = self._features_first(x)
         seen = flat if view is None else self._view(view, "view", x, validate=validate)
         other = None if other_view is None else self._view(other_view, "other_view", x, validate=validate)
+        return (self.compiled or self.compute)(
+            Inputs(flat, seen, other, self.experts.noise(flat, generator)),
+            agreement_weight=agreement_weight,
+            agreement_levels=agreement_levels,
+            kl_weight=kl_weight,
+            gate_temperature=gate_temperature,
+        )
+
+    def compute(
+        self,
+        inputs: Inputs,
+        *,
+        agreement_weight: float,
+        agreement_levels: Sequence[int] | None,
+        kl_weight: float,
+        gate_temperature: float,
+    ) -> Output:
+        """What `forward` gives, from inputs that have been checked and drawn: arithmetic without side effects.
+
+        Args:
+            inputs: Samples, views and noise, features first.
+            agreement_weight: As in `forward`, like the others.
+            agreement_levels: Likewise.
+            kl_weight: Likewise.
+            gate_temperature: Likewise.
+
+        >>> model, x = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)), torch.rand(4, 5)
+        >>> usual = {"agreement_weight": 1.0, "agreement_levels": None, "kl_weight": 1.0, "gate_temperature": 1.0}
+        >>> model.compute(Inputs(x, x, None, model.experts.noise(x)), **usual).leaf_elbo.shape
+        torch.Size([5, 3])
+        """
+        flat, seen, other, noise = inputs
         routing = self._routing(seen, other, flat, agreement_weight, agreement_levels, gate_temperature)
-        leaf_elbo = self.experts.elbo(flat, generator, kl_weight)
+        leaf_elbo = self.experts.elbo(flat, noise, kl_weight)
         terms = OBJECTIVES[self.objective](leaf_elbo, routing.leaf_log_prob.t(), self.paths.leaf_log_prior())
         terms |= routing.terms
         return Output(
@@ -532,7 +583,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         def evaluate(chunk: Tensor) -> Tensor:
             flat = self._features_first(chunk)
             leaf_log_prob = self.paths.leaf_log_prob(self.paths.node_log_prob(self.gates(flat)))
-            leaf_elbo = self.experts.elbo(flat, generator)
+            leaf_elbo = self.experts.elbo(flat, self.experts.noise(flat, generator))
             log_prior = self.paths.leaf_log_prior()
             terms: dict[str, Tensor] = {}
             for objective in OBJECTIVES.values():

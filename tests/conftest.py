@@ -165,13 +165,12 @@ def about(name: str) -> Callable[[str], str]:
 def fixed_noise() -> Iterator[None]:
     """Inside, every expert draws the same noise for the same sample, whatever its place in the tree, in every pass."""
 
-    def noise(posterior: Any, generator: torch.Generator | None) -> Tensor:
-        _, latent, batch = posterior.mean.shape
-        drawn = torch.randn(8, batch, generator=torch.Generator().manual_seed(0), dtype=posterior.mean.dtype)
-        return drawn[:latent].expand_as(posterior.mean)
+    def noise(group: Any, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        drawn = torch.randn(8, x.shape[-1], generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+        return drawn[: group.latent_dim].expand(group.n_experts, -1, -1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hmoevae.nn.experts.Posterior._noise", noise)
+        patch.setattr("hmoevae.nn.experts.ExpertGroup.noise", noise)
         yield
 
 

@@ -45,6 +45,7 @@ ROOMS = {
     "hmoevae.training.agreement": 5,
     "hmoevae.training.batches": 5,
     "hmoevae.training.checkpoints": 5,
+    "hmoevae.training.compiled": 5,
     "hmoevae.training.course": 5,
     "hmoevae.training.device": 5,
     "hmoevae.training.fitting": 5,

@@ -33,30 +33,20 @@ class Posterior(NamedTuple):
     mean: Float[Tensor, "group latent batch"]
     variance: Float[Tensor, "group latent batch"]
 
-    def sample(self, generator: torch.Generator | None) -> Float[Tensor, "group latent batch"]:
-        """A draw of z, differentiable in mean and variance (Kingma & Welling 2014, section 2.4)."""
-        return self.mean + self.variance.sqrt() * self._noise(generator)
+    def sample(self, noise: Float[Tensor, "group latent batch"]) -> Float[Tensor, "group latent batch"]:
+        """A draw of z from standard normal noise, differentiable in mean and variance (Kingma & Welling 2014, 2.4)."""
+        return self.mean + self.variance.sqrt() * noise
 
     def sample_with_log_ratio(
-        self, generator: torch.Generator | None
+        self, noise: Float[Tensor, "group latent batch"]
     ) -> tuple[Float[Tensor, "group latent batch"], Float[Tensor, "group batch"]]:
         """A draw of z and its log p(z) - log q(z|x), in nats."""
-        noise = self._noise(generator)
-        z = self.mean + self.variance.sqrt() * noise
+        z = self.sample(noise)
         return z, 0.5 * (noise.square() + self.variance.log() - z.square()).sum(1)
 
     def kl(self) -> Float[Tensor, "group batch"]:
         """KL(q(z|x) || N(0, I)) in nats (Kingma & Welling 2014, appendix B)."""
         return 0.5 * (self.mean.square() + self.variance - self.variance.log() - 1).sum(1)
-
-    def _noise(self, generator: torch.Generator | None) -> Tensor:
-        mean = self.mean
-        groups, latent, batch = mean.shape
-
-        def draw(n: int) -> Tensor:
-            return torch.randn(groups, latent, n, generator=generator, device=mean.device, dtype=mean.dtype)
-
-        return for_batch(draw, batch, generator)
 
 
 class ExpertGroup(nn.Module):
@@ -68,7 +58,8 @@ class ExpertGroup(nn.Module):
         n_features: Entries of a sample.
 
     >>> group = ExpertGroup(VAE(latent_dim=2), groups=3, n_features=4)
-    >>> group.elbo(torch.rand(4, 5), generator=None).shape
+    >>> x = torch.rand(4, 5)
+    >>> group.elbo(x, group.noise(x)).shape
     torch.Size([3, 5])
     """
 
@@ -77,6 +68,7 @@ class ExpertGroup(nn.Module):
         self.encoder = GroupedMLP(groups, n_features, 2 * spec.latent_dim, spec.encoder)
         self.decoder = GroupedMLP(groups, spec.latent_dim, n_features, spec.decoder)
         self.likelihood = likelihood_model(spec.likelihood)
+        self.n_experts = groups
         self.latent_dim = spec.latent_dim
 
     def posterior(self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]) -> Posterior:
@@ -86,12 +78,22 @@ class ExpertGroup(nn.Module):
         mean, log_variance = raw.to(x.dtype).chunk(2, dim=1)
         return Posterior(mean, MIN_VARIANCE + log_variance.exp())
 
+    def noise(
+        self, x: Float[Tensor, "feature batch"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "group latent batch"]:
+        """Standard normal noise for a draw of z from every expert for every sample."""
+
+        def draw(n: int) -> Tensor:
+            return torch.randn(self.n_experts, self.latent_dim, n, generator=generator, device=x.device, dtype=x.dtype)
+
+        return for_batch(draw, x.shape[-1], generator)
+
     def elbo(
-        self, x: Float[Tensor, "feature batch"], generator: torch.Generator | None, kl_weight: float = 1.0
+        self, x: Float[Tensor, "feature batch"], noise: Float[Tensor, "group latent batch"], kl_weight: float = 1.0
     ) -> Float[Tensor, "group batch"]:
         """ELBO(x) of every expert from one draw of z, in nats; of another weight of the KL it is no bound."""
         posterior = self.posterior(x)
-        hidden = self.decoder.hidden(posterior.sample(generator))
+        hidden = self.decoder.hidden(posterior.sample(noise))
         kl = posterior.kl() if kl_weight == 1 else kl_weight * posterior.kl()
         return log_prob(self.likelihood, self.decoder.layers[-1], hidden, x) - kl
 
@@ -99,7 +101,7 @@ class ExpertGroup(nn.Module):
         self, x: Float[Tensor, "feature batch"], posterior: Posterior, generator: torch.Generator | None
     ) -> Float[Tensor, "group batch"]:
         """Log p(x, z) - log q(z|x) of every expert at one draw of z, in nats (Burda et al. 2016, equation 8)."""
-        z, log_ratio = posterior.sample_with_log_ratio(generator)
+        z, log_ratio = posterior.sample_with_log_ratio(self.noise(x, generator))
         return self.likelihood.log_prob(self.decoder(z), x) + log_ratio
 
 
@@ -113,7 +115,8 @@ class Experts(nn.Module):
     >>> from hmoevae.plan import compile_tree
     >>> from hmoevae.spec import Mixture
     >>> experts = Experts(compile_tree(Mixture(children=(VAE(2), VAE(3), VAE(2)))), n_features=4)
-    >>> len(experts.groups), experts.elbo(torch.rand(4, 5)).shape
+    >>> x = torch.rand(4, 5)
+    >>> len(experts.groups), experts.elbo(x, experts.noise(x)).shape
     (2, torch.Size([3, 5]))
     """
 
@@ -139,11 +142,21 @@ class Experts(nn.Module):
         order = [leaf for members in self.members for leaf in members]
         self.register_buffer("leaf_order", permutation(order), persistent=False)
 
+    def noise(
+        self, x: Float[Tensor, "feature batch"], generator: torch.Generator | None = None
+    ) -> list[Float[Tensor, "_ _ batch"]]:
+        """Standard normal noise for a draw of z from every leaf for every sample, group by group."""
+        return [group.noise(x, generator) for group in self.groups]
+
     def elbo(
-        self, x: Float[Tensor, "feature batch"], generator: torch.Generator | None = None, kl_weight: float = 1.0
+        self,
+        x: Float[Tensor, "feature batch"],
+        noise: list[Float[Tensor, "_ _ batch"]],
+        kl_weight: float = 1.0,
     ) -> Float[Tensor, "leaf batch"]:
         """ELBO of every leaf for every sample from one draw of z each, in nats, its KL weighing `kl_weight`."""
-        return self._in_leaf_order([group.elbo(x, generator, kl_weight) for group in self.groups])
+        elbos = [group.elbo(x, drawn, kl_weight) for group, drawn in zip(self.groups, noise, strict=True)]
+        return self._in_leaf_order(elbos)
 
     def log_marginal(
         self, x: Float[Tensor, "feature batch"], n_importance: int, generator: torch.Generator | None = None

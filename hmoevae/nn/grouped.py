@@ -106,8 +106,9 @@ def is_written_out(x: Tensor) -> bool:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The precision of products on the CPU: autocast's, or that of `x`."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    """The precision of products on the device of `x`: autocast's, or that of `x`."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def chunks(groups: int, size: int) -> Iterator[slice]:

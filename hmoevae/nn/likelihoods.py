@@ -37,6 +37,10 @@ class LikelihoodModel(ABC):
     def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
         """The log-density log p(x|z), summed over the features; `x` may be shared by all groups."""
 
+    def score(self, raw: Raw, x: Sample) -> Raw | None:  # noqa: ARG002
+        """The gradient of the log-density with respect to `raw`; `None` where only autograd knows it."""
+        return None
+
     def log_prob_and_score(self, raw: Raw, x: Sample, score: Raw) -> Float[Tensor, "group batch"]:
         """The log-density, and its gradient with respect to `raw` written to `score`, which may be of less precision.
 
@@ -83,6 +87,11 @@ class GaussianModel(LikelihoodModel):
         squared = F.mse_loss(mean, x.expand_as(mean), reduction="none").sum(1)
         return self._log_density(squared, raw.shape[1])
 
+    def score(self, raw: Raw, x: Sample) -> Raw:
+        mean = self.mean(raw)
+        apart = (x - mean) / self.scale**2
+        return apart * mean * (1 - mean) if self.sigmoid else apart
+
     def log_prob_and_score(self, raw: Raw, x: Sample, score: Raw) -> Float[Tensor, "group batch"]:
         mean = raw.sigmoid_() if self.sigmoid else raw
         wide = score if score.dtype == raw.dtype else torch.empty_like(raw)
@@ -119,6 +128,9 @@ class BernoulliModel(LikelihoodModel):
     def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         return -F.binary_cross_entropy_with_logits(raw, x.expand_as(raw), reduction="none").sum(1)
+
+    def score(self, raw: Raw, x: Sample) -> Raw:
+        return x - self.mean(raw)
 
     def log_prob_and_score(self, raw: Raw, x: Sample, score: Raw) -> Float[Tensor, "group batch"]:
         result = self.log_prob(raw, x)

@@ -8,6 +8,8 @@ makes use of on processors with matrix units (AMX) only. We use it on others, wh
 
 import functools
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +47,25 @@ def by_onednn(
     left: Float[Tensor, "group row k"], right: Float[Tensor, "group k column"], out: Float[Tensor, "group row column"]
 ) -> None:
     """out[g] = left[g] right[g] by oneDNN, which may compute in bfloat16 where the processor can do so."""
+    with _onednn():
+        torch.bmm(left, right, out=out)
+
+
+@contextmanager
+def faster_library() -> Iterator[None]:
+    """Inside, all fp32 products go to oneDNN where `matmul` gives it the large ones, for code that cannot choose."""
+    if prefers_onednn() and ONEDNN_MATMUL.fp32_precision == "none":
+        with _onednn():
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def _onednn() -> Iterator[None]:
     ONEDNN_MATMUL.fp32_precision = "bf16"
     try:
-        torch.bmm(left, right, out=out)
+        yield
     finally:
         ONEDNN_MATMUL.fp32_precision = "none"
 

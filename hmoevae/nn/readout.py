@@ -10,6 +10,9 @@ for a loss whose gradient with respect to log p(x|z) is g, (group, batch)::
 g scales columns, so it is applied to the narrow h instead of the wide score, which is computed in the forward pass, a
 chunk of experts at a time, and is all that is kept. It lies as (group, batch, feature): so the samples come, and
 so all three products find their operands.
+
+Code that `torch.compile` makes does the same with PyTorch's own operations, for all experts at a time: it works a wide
+tensor out in one pass as it is.
 """
 
 from typing import Any
@@ -40,7 +43,33 @@ def log_prob(
     """Log p(x|z) in nats, where `layer` makes the raw outputs from `h`."""
     if is_written_out(x) and torch.is_grad_enabled() and not x.requires_grad:
         return _LogProb.apply(layer.weight, layer.bias, h, x, likelihood, layer.block_source())
+    if torch.compiler.is_compiling() and torch.is_grad_enabled() and not x.requires_grad:
+        h = h.to(compute_dtype(x))
+        with torch.no_grad():
+            raw = torch.bmm(h.mT, layer.weight.to(h.dtype).mT).to(x.dtype) + layer.bias.unsqueeze(1)
+            score = likelihood.score(raw.mT, x)
+            result = likelihood.log_prob(raw.mT, x)
+        if score is not None:
+            return _Scored.apply(layer.weight, layer.bias, h, result, score.mT.to(h.dtype))
     return likelihood.log_prob(layer(h), x)
+
+
+class _Scored(torch.autograd.Function):
+    """Log-densities that are known already, with the gradients that the head of this file has."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, h: Tensor, result: Tensor, score: Tensor) -> Tensor:  # noqa: ARG004
+        ctx.save_for_backward(weight, h, score)
+        return result.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        weight, h, score = ctx.saved_tensors
+        g = g.to(score.dtype).unsqueeze(1)
+        weight_grad = torch.bmm(score.mT, (g * h).mT).to(weight.dtype)
+        bias_grad = torch.bmm(g, score).squeeze(1).to(weight.dtype)
+        h_grad = torch.bmm(score, weight.to(score.dtype)).mT * g
+        return weight_grad, bias_grad, h_grad, None, None
 
 
 class _LogProb(torch.autograd.Function):

@@ -3,6 +3,7 @@
 from hmoevae.training.agreement import Agreement
 from hmoevae.training.batches import Data
 from hmoevae.training.checkpoints import best_checkpoint, last_checkpoint
+from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.device import Precision, resolve_device
 from hmoevae.training.fitting import Callback, EpochEnd, Schedule, fit
 from hmoevae.training.restarts import Best, best_of
@@ -12,6 +13,7 @@ __all__ = [
     "Agreement",
     "Best",
     "Callback",
+    "CompiledPass",
     "Data",
     "EpochEnd",
     "Precision",

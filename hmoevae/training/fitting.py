@@ -24,6 +24,7 @@ from hmoevae.starts import Start, first_leaves
 from hmoevae.training.agreement import Agreement, GateViews
 from hmoevae.training.batches import Data, batches_of
 from hmoevae.training.checkpoints import Checkpoint, Checkpoints, Resume
+from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.course import Course
 from hmoevae.training.device import Precision, autocast, resolve_device
 from hmoevae.training.loop import Run, evaluate
@@ -84,6 +85,7 @@ def fit(
     seed: int | None = 0,
     device: str | torch.device = "auto",
     precision: Precision = "fp32",
+    compile: bool = False,  # noqa: A002  # as it is called everywhere
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -133,6 +135,9 @@ def fit(
         device: Where to train; `"auto"` takes an accelerator if there is one.
         precision: `"bf16"` runs the networks under bfloat16 autocast; parameters, sums and the optimiser stay float32.
             On a CPU without bfloat16 instructions it warns and trains in `"fp32"`.
+        compile: Make code for the steps in which gates and experts learn together (`torch.compile`, which on a CPU
+            needs a C++ compiler). The first of them takes a quarter of a minute or more, those that follow are faster
+            where there are few leaves; see the documentation on performance. Not for several processes.
         callbacks: Called with an `EpochEnd` after every epoch, in every process; a callback that returns `True` ends
             training, in all of them. One that has `state_dict` and `load_state_dict` goes on where it was when training
             does; one that has `close` is closed in the end, however that comes.
@@ -178,12 +183,16 @@ def fit(
         raise ArgumentError(mismatch("lr_schedule", "'constant' or 'cosine'", repr(lr_schedule)))
     if precision not in get_args(Precision):
         raise ArgumentError(mismatch("precision", "'fp32' or 'bf16'", repr(precision)))
+    if not isinstance(compile, bool):
+        raise ArgumentTypeError(mismatch("compile", "True or False", repr(compile)))
     if agreement is not None and not model.plan.mixtures:
         raise ArgumentError(mismatch("agreement", "None for a tree without a gate", agreement))
     epochs, batch_size, init_epochs = int(epochs), int(batch_size), 0 if _is_random(init) else int(init_epochs)
     course = Course(epochs, init_epochs, agreement, warmup)
     where = resolve_device(device)
     processes = Processes.here(where)
+    if compile and processes.count > 1:
+        raise ArgumentError(mismatch("compile", "False in several processes", compile))
     processes.check_equal(model=repr(model), epochs=epochs, batch_size=batch_size, precision=precision)
     with Checkpoints(checkpoint_dir if processes.is_main else None, checkpoint_every, checkpoint_keep) as checkpoints:
         checkpoint = processes.from_main(lambda: checkpoints.find(resume))
@@ -212,6 +221,7 @@ def fit(
             "seed": None if given_seed is None else int(seed),
             "device": where.type,
             "precision": precision,
+            "compile": compile or None,
             # With these, the number of epochs says what is done in each of them.
             "epochs": epochs if lr_schedule != "constant" or agreement is not None or revive else None,
         }
@@ -238,7 +248,8 @@ def fit(
         cosine = None
         if lr_schedule == "cosine":
             cosine = torch.optim.lr_scheduler.CosineAnnealingLR(solver, course.falling_epochs * len(source))
-        run = Run(model, solver, cosine, views, start, noise, autocast(where, precision), processes)
+        compiled = CompiledPass(model, batch_size) if compile else None
+        run = Run(model, solver, cosine, views, start, noise, autocast(where, precision), processes, compiled)
         history = History()
         state = TrainingState(run, history, order, (data, validation_data), callbacks)
         stopped = False

@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from hmoevae.nn.draws import Draws, Share
 from hmoevae.nn.memory import StepMemory
 from hmoevae.training.agreement import GateViews
 from hmoevae.training.batches import Batches
+from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.course import Lesson
 from hmoevae.training.processes import Processes
 from hmoevae.training.revival import revive
@@ -38,6 +40,7 @@ class Run:
         noise: Draws,
         autocast: torch.autocast,
         processes: Processes,
+        compiled: CompiledPass | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -52,11 +55,16 @@ class Run:
         self.good = copy.deepcopy(model.state_dict())
         self.memory = StepMemory()
         self.memory.attach(model)
+        self.compiled = compiled
+        if compiled is not None:
+            compiled.attach()
 
     def close(self) -> None:
-        """Let go of the memory that the steps shared, the last gradients among it."""
+        """Let go of the memory that the steps shared, the last gradients among it, and of compiled code."""
         self.optimizer.zero_grad(set_to_none=True)
         self.memory.detach(self.model)
+        if self.compiled is not None:
+            self.compiled.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes from step to step, but the weights."""
@@ -120,11 +128,12 @@ class Run:
         self.steps += 1
         self.optimizer.zero_grad(set_to_none=True)  # before their memory is given out again
         self.memory.next_step()
-        with self.processes.sharing(self.model, self.noise, share):
-            out = self._forward(x, index, lesson)
-        if not math.isfinite(self.processes.mean(out.loss, share)):
-            raise self._non_finite(out)
-        self.processes.backward(out.loss, self.model, share)
+        with nullcontext() if self.compiled is None else self.compiled.step():
+            with self.processes.sharing(self.model, self.noise, share):
+                out = self._forward(x, index, lesson)
+            if not math.isfinite(self.processes.mean(out.loss, share)):
+                raise self._non_finite(out)
+            self.processes.backward(out.loss, self.model, share)
         self.optimizer.step()
         if self.schedule is not None and lesson.rate_falls:
             self.schedule.step()

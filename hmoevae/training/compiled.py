@@ -1,0 +1,82 @@
+"""CompiledPass: the arithmetic of a model's pass as code that `torch.compile` makes for batches of one size."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.model import HMoEVAE, Inputs, Output
+from hmoevae.nn.products import faster_library
+
+
+class CompiledPass:
+    """Compiled code in place of a model's own pass between `attach` and `detach`, for batches of one size.
+
+    It is made at the first such batch, which takes a quarter of a minute or more. Checks and draws stay outside, so the
+    same generator gives the same draws. Batches of other sizes, passes without gradients and those with a weight of the
+    KL or a temperature other than 1 run as without it. Only the loss has a gradient. `hmoevae.fit` uses it where
+    `compile=True`; in a loop of your own::
+
+        compiled = CompiledPass(model, batch_size=100)
+        compiled.attach()
+        for x in batches:
+            optimizer.zero_grad()
+            with compiled.step():
+                model(x).loss.backward()
+            optimizer.step()
+        compiled.detach()
+
+    Args:
+        model: The model.
+        batch_size: Samples in a batch.
+
+    Raises:
+        ArgumentError: At the first batch, where `torch.compile` does not work here: on a CPU it needs a C++ compiler.
+
+    >>> from hmoevae import VAE, Mixture
+    >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
+    >>> compiled = CompiledPass(model, batch_size=5)
+    >>> compiled.attach()
+    >>> model(torch.rand(6, 4)).leaf_elbo.shape  # of another size, so not by compiled code
+    torch.Size([6, 3])
+    >>> compiled.detach()
+    """
+
+    def __init__(self, model: HMoEVAE, batch_size: int) -> None:
+        self.model = model
+        self.batch_size = batch_size
+        self._tensors = torch.compile(self._plain, dynamic=False)
+
+    def attach(self) -> None:
+        """Let the model's passes run here."""
+        self.model.compiled = self
+
+    def detach(self) -> None:
+        """Undo `attach`."""
+        self.model.compiled = None
+
+    @staticmethod
+    def step() -> AbstractContextManager[None]:
+        """For forward and backward pass: the products are given to the faster library (see `hmoevae.nn.products`)."""
+        return faster_library()
+
+    def __call__(self, inputs: Inputs, *, kl_weight: float, gate_temperature: float, **settings: Any) -> Output:
+        """As `HMoEVAE.compute`."""
+        is_usual = kl_weight == gate_temperature == 1 and inputs.samples.shape[1] == self.batch_size
+        if not is_usual or not torch.is_grad_enabled():
+            return self.model.compute(inputs, kl_weight=kl_weight, gate_temperature=gate_temperature, **settings)
+        try:
+            return Output(*self._tensors(*inputs, settings))
+        except RuntimeError as error:  # of which torch._dynamo's and torch._inductor's are
+            first = f"{type(error).__name__}: {error}".splitlines()[0]
+            expected = "False, or a machine on which torch.compile works (on a CPU it needs a C++ compiler)"
+            raise ArgumentError(mismatch("compile", expected, first)) from error
+
+    def _plain(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor, Tensor]:
+        *inputs, settings = arguments
+        out = self.model.compute(Inputs(*inputs), kl_weight=1.0, gate_temperature=1.0, **settings)
+        terms = {name: term.detach() for name, term in out.terms.items()}
+        # Without a gradient of their own the others cost the backward pass nothing.
+        return out.loss, terms, out.leaf_log_prob.detach(), out.edge_log_prob.detach(), out.leaf_elbo.detach()

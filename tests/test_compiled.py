@@ -1,0 +1,70 @@
+"""Compiled passes against those that PyTorch runs one operation at a time: outputs, gradients, whole trainings.
+
+In a process of its own, without the run-time checks of shapes that the other tests switch on: torch.compile cannot look
+into them.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hmoevae as hm
+
+WORKER = Path(__file__).parent / "compiling.py"
+
+
+def run(*argv: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, str(WORKER), *argv], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def passes() -> dict[str, Any]:
+    answer = run("passes")
+    if "unavailable" in answer:
+        pytest.skip(f"torch.compile does not work here: {answer['unavailable']}")
+    return answer
+
+
+@pytest.mark.parametrize("case", ["gaussian", "bernoulli", "continuous", "conv", "bf16"])
+def test_outputs_and_gradients_are_those_without_it(passes: dict[str, Any], case: str) -> None:
+    """To the rounding of the precision, relative to the largest entry of each."""
+    errors = passes[case]
+    assert {"loss", "leaf_elbo", "leaf_log_prob", "edge_log_prob", "elbo", "balance"} <= errors.keys()
+    assert sum(name.startswith("gradient") for name in errors) > 8
+    assert max(errors.values()) < (0.05 if case == "bf16" else 2e-5), errors
+
+
+def test_draws_are_those_of_the_generator(passes: dict[str, Any]) -> None:
+    assert passes["draws"] == {"same": True, "other": False}
+
+
+def test_other_passes_run_as_without_it(passes: dict[str, Any]) -> None:
+    """Of the sizes 5, 3, 5, then without gradients and with another weight of the KL: two by compiled code."""
+    assert passes["compiled_calls"] == 2
+
+
+def test_fit_trains_to_the_same_losses_and_lets_go(passes: dict[str, Any]) -> None:
+    fit = passes["fit"]
+    assert fit["compiled"] == pytest.approx(fit["plain"], rel=1e-4)
+    assert fit["left"] is None
+
+
+def test_without_a_compiler_fit_says_so_and_is_undone() -> None:
+    answer = run("broken")
+    assert answer["error"].startswith(
+        "ArgumentError: compile: expected False, or a machine on which torch.compile works"
+    )
+    assert answer["left"] is None
+
+
+def test_compile_is_a_truth_value(as_users_call: None) -> None:
+    model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=2), 2), (4,))
+    with pytest.raises(hm.errors.ArgumentTypeError, match="compile: expected True or False, got 'max-autotune'"):
+        hm.fit(model, torch.rand(8, 4), compile="max-autotune")  # type: ignore[arg-type]
