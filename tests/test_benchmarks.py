@@ -188,7 +188,7 @@ def test_what_cannot_be_run_is_left_out_with_a_reason(
 def test_a_compiler_that_fails_is_a_reason_not_an_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(function: Callable[..., Any]) -> Callable[..., Any]:
+    def broken(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         def call(*args: Any) -> None:
             raise RuntimeError("no compiler found\nand a long story")
 
