@@ -14,7 +14,7 @@ from hmoevae import training
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
-from hmoevae.nn.experts import Posterior, reorder
+from hmoevae.nn.experts import reorder
 from hmoevae.nn.objectives import ObjectiveName
 from hmoevae.spec import MLP, VAE, Balance, Gaussian, Likelihood, Mixture, Tree
 
@@ -268,8 +268,10 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         generator = torch.Generator(x.device).manual_seed(0)
         bounds = []
         for group in self.model_.experts.groups:
-            posterior = _SharedDraws(*group.posterior(x.t()))
-            draws = [group.log_weight(x.t(), posterior, generator) for _ in range(self.n_importance)]
+            posterior = group.posterior(x.t())
+            # All samples share their noise, so that a sample's score depends on itself alone.
+            noises = (group.noise(x[:1].t(), generator).expand_as(posterior.mean) for _ in range(self.n_importance))
+            draws = [group.log_weight(x.t(), posterior, noise) for noise in noises]
             bounds.append(torch.stack(draws).logsumexp(0) - math.log(self.n_importance))
         by_leaf = reorder(torch.cat(bounds), self.model_.experts.leaf_order)
         return (by_leaf + self.model_.paths.leaf_log_prior().unsqueeze(1)).logsumexp(0)
@@ -295,15 +297,6 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     def _check_count(self, name: str) -> None:
         if not _is_count(getattr(self, name)):
             raise ArgumentError(mismatch(name, "an integer > 0", repr(getattr(self, name))))
-
-
-class _SharedDraws(Posterior):
-    """A posterior that draws one noise for all samples of a batch."""
-
-    def _noise(self, generator: torch.Generator | None) -> Tensor:
-        mean = self.mean[:, :, :1]
-        drawn = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        return drawn.expand_as(self.mean)
 
 
 def _is_count(n: object) -> bool:

@@ -98,10 +98,10 @@ class ExpertGroup(nn.Module):
         return log_prob(self.likelihood, self.decoder.layers[-1], hidden, x) - kl
 
     def log_weight(
-        self, x: Float[Tensor, "feature batch"], posterior: Posterior, generator: torch.Generator | None
+        self, x: Float[Tensor, "feature batch"], posterior: Posterior, noise: Float[Tensor, "group latent batch"]
     ) -> Float[Tensor, "group batch"]:
         """Log p(x, z) - log q(z|x) of every expert at one draw of z, in nats (Burda et al. 2016, equation 8)."""
-        z, log_ratio = posterior.sample_with_log_ratio(self.noise(x, generator))
+        z, log_ratio = posterior.sample_with_log_ratio(noise)
         return self.likelihood.log_prob(self.decoder(z), x) + log_ratio
 
 
@@ -165,9 +165,9 @@ class Experts(nn.Module):
         bounds = []
         for group in self.groups:
             posterior = group.posterior(x)
-            total = group.log_weight(x, posterior, generator)
+            total = group.log_weight(x, posterior, group.noise(x, generator))
             for _ in range(n_importance - 1):  # one draw at a time: memory does not grow with n_importance
-                total = torch.logaddexp(total, group.log_weight(x, posterior, generator))
+                total = torch.logaddexp(total, group.log_weight(x, posterior, group.noise(x, generator)))
             bounds.append(total)
         return self._in_leaf_order(bounds) - math.log(n_importance)
 
