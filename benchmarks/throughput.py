@@ -34,6 +34,7 @@ import json
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ from peers import PEERS, Loop, peer
 from torch.utils.benchmark import Timer
 
 import hmoevae as hm
-from hmoevae.errors import ArgumentError
+from hmoevae.errors import ArgumentError, CollapseWarning
 from hmoevae.training import CompiledPass
 
 N_FEATURES = 784
@@ -217,17 +218,23 @@ def fit_step(cell: Cell, tree: hm.VAE | hm.Mixture) -> Callable[[], object]:
     """`FIT_STEPS` steps by `hm.fit`."""
     model = hm.HMoEVAE(tree, (N_FEATURES,)).to(cell.device)
     x = torch.rand(FIT_STEPS * cell.batch, N_FEATURES)
-    return lambda: hm.fit(
-        model,
-        x,
-        epochs=1,
-        batch_size=cell.batch,
-        lr=1e-3,
-        seed=0,
-        device=cell.device.type,
-        precision=cell.precision,
-        progress=False,
-    )
+
+    def fit() -> hm.History:
+        with warnings.catch_warnings():  # of what long training on noise does to gates, which is no matter here
+            warnings.simplefilter("ignore", CollapseWarning)
+            return hm.fit(
+                model,
+                x,
+                epochs=1,
+                batch_size=cell.batch,
+                lr=1e-3,
+                seed=0,
+                device=cell.device.type,
+                precision=cell.precision,
+                progress=False,
+            )
+
+    return fit
 
 
 def entries_of(cell: Cell, depths: list[int], against: list[str], *, fused_peers: bool) -> Iterator[Entry]:
