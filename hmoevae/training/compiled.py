@@ -14,7 +14,7 @@ from hmoevae.nn.products import faster_library
 class CompiledPass:
     """Compiled code in place of a model's own pass between `attach` and `detach`, for batches of one size.
 
-    It is made at the first such batch, which takes a quarter of a minute or more. Checks and draws stay outside, so the
+    It is made at the first such batch, which takes some 6 to 20 seconds on a CPU. Checks and draws stay outside, so the
     same generator gives the same draws. Batches of other sizes, passes without gradients and those with a weight of the
     KL or a temperature other than 1 run as without it. Only the loss has a gradient. `hmoevae.fit` uses it where
     `compile=True`; in a loop of your own::

@@ -136,7 +136,7 @@ def fit(
         precision: `"bf16"` runs the networks under bfloat16 autocast; parameters, sums and the optimiser stay float32.
             On a CPU without bfloat16 instructions it warns and trains in `"fp32"`.
         compile: Make code for the steps in which gates and experts learn together (`torch.compile`, which on a CPU
-            needs a C++ compiler). The first of them takes a quarter of a minute or more, those that follow are faster
+            needs a C++ compiler). The first of them takes some 6 to 20 seconds, those that follow are faster
             where there are few leaves; see the documentation on performance. Not for several processes.
         callbacks: Called with an `EpochEnd` after every epoch, in every process; a callback that returns `True` ends
             training, in all of them. One that has `state_dict` and `load_state_dict` goes on where it was when training
