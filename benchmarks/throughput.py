@@ -193,7 +193,7 @@ def our_step(cell: Cell, tree: hm.VAE | hm.Mixture, *, compiled: bool = False) -
     memory = hm.StepMemory()
     memory.attach(model)
     if compiled:
-        code = CompiledPass(model, cell.batch)
+        code = CompiledPass(model)
         code.attach()
         return training_step(loss, optimizer, cell, memory.next_step, code.step)
     return training_step(loss, optimizer, cell, memory.next_step)

@@ -4,10 +4,13 @@ import copy
 import json
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 import hmoevae as hm
 from hmoevae.errors import ArgumentError, HMoEVAEError
@@ -43,7 +46,7 @@ def compare(case: tuple[hm.Mixture, torch.dtype]) -> dict[str, float]:
     torch.manual_seed(0)
     plain = hm.HMoEVAE(case[0], (1, 4, 4), objective="elbo")
     model = copy.deepcopy(plain)
-    compiled = CompiledPass(model, BATCH)
+    compiled = CompiledPass(model)
     compiled.attach()
     x = torch.rand(BATCH, 1, 4, 4).round()
     outs = []
@@ -66,7 +69,7 @@ def compare(case: tuple[hm.Mixture, torch.dtype]) -> dict[str, float]:
 def draws() -> dict[str, bool]:
     """Whether two passes agree from one state of a generator, and from two."""
     model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4))
-    CompiledPass(model, BATCH).attach()
+    CompiledPass(model).attach()
     x = torch.rand(BATCH, 1, 4, 4)
     one, same, other = (model(x, generator=torch.Generator().manual_seed(seed)).loss.item() for seed in (1, 1, 2))
     return {"same": one == same, "other": one == other}
@@ -75,39 +78,91 @@ def draws() -> dict[str, bool]:
 def compiled_calls() -> int:
     """How many of five passes run by compiled code."""
     model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4))
-    compiled = CompiledPass(model, BATCH)
-    calls = 0
-    tensors = compiled._tensors
-
-    def counted(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return tensors(*arguments)
-
-    compiled._tensors = counted
-    compiled.attach()
-    for n in (BATCH, 3, BATCH):
-        assert model(torch.rand(n, 1, 4, 4)).leaf_elbo.shape == (n, 4)
-    with torch.no_grad():
-        model(torch.rand(BATCH, 1, 4, 4))
-    model(torch.rand(BATCH, 1, 4, 4), kl_weight=0.5)
-    return calls
+    with counting() as calls:
+        CompiledPass(model).attach()
+        for n in (BATCH, 3, BATCH):
+            assert model(torch.rand(n, 1, 4, 4)).leaf_elbo.shape == (n, 4)
+        with torch.no_grad():
+            model(torch.rand(BATCH, 1, 4, 4))
+        model(torch.rand(BATCH, 1, 4, 4), kl_weight=0.5)
+    return len(calls)
 
 
-def fits() -> dict[str, Any]:
-    """The losses of a training with start, warm-up, agreement and an odd last batch, with and without."""
+X = torch.rand(23, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+LEAF = torch.arange(23) % 4
+FITS: dict[str, dict[str, Any]] = {
+    "plain training": {"batch_size": BATCH},
+    "start": {"batch_size": BATCH, "init": LEAF},
+    "agreement": {"batch_size": BATCH, "agreement": hm.Agreement(partner=hm.views.Neighbour(k=2), alone=0.25)},
+    "warm-up": {"batch_size": BATCH, "warmup": hm.Warmup(2)},
+    "loader": {"data": DataLoader(X, batch_size=BATCH)},
+    "few samples": {"batch_size": 100},
+}
+"""All but the last have an odd last batch."""
+
+
+def fit_both_ways(how: dict[str, Any]) -> dict[str, Any]:
+    """The losses of a training with and without, and how many passes the compiled code made."""
     found: dict[str, Any] = {}
-    x = torch.rand(23, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     for name in ("plain", "compiled"):
         torch.manual_seed(0)
         model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4), objective="elbo")
-        how: dict[str, Any] = {"agreement": hm.Agreement(partner=hm.views.Neighbour(k=2), alone=0.25)}
-        how |= {"init": [i % 4 for i in range(23)], "warmup": hm.Warmup(2), "progress": False, "device": "cpu"}
-        how["init"] = torch.tensor(how["init"])
-        history = hm.fit(model, x, epochs=8, batch_size=BATCH, compile=name == "compiled", **how)
-        found[name] = history["loss"]
-        found["left"] = model.compiled
+        usual: dict[str, Any] = {"data": X, "epochs": 6, "progress": False, "device": "cpu"}
+        with counting() as calls:
+            history = hm.fit(model, **(usual | how), compile=name == "compiled")
+        found |= {name: history["loss"], "left": model.compiled, "calls": len(calls)}
     return found
+
+
+@contextmanager
+def counting() -> Iterator[list[int]]:
+    """Inside, every pass by compiled code adds its size to the list."""
+    calls: list[int] = []
+    compile_it = torch.compile
+
+    def watched(function: Any, **options: Any) -> Any:
+        code = compile_it(function, **options)
+
+        def call(samples: Tensor, *others: Any) -> Any:
+            calls.append(samples.shape[1])
+            return code(samples, *others)
+
+        return call
+
+    torch.compile = watched
+    try:
+        yield calls
+    finally:
+        torch.compile = compile_it
+
+
+def bad_levels() -> str:
+    """What a user is told of an argument that the pass itself checks."""
+    model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4))
+    CompiledPass(model).attach()
+    try:
+        model(X[:BATCH], other_view=X[:BATCH], agreement_levels=[3])
+    except HMoEVAEError as error:
+        return str(error)
+    return "nothing"
+
+
+def later_error() -> str:
+    """What comes of an error that is not the compiler's, once there is code."""
+    model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4))
+    compiled = CompiledPass(model)
+    compiled.attach()
+    model(X[:BATCH])
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    compiled._tensors = fail
+    try:
+        model(X[:BATCH])
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
 
 
 def broken() -> dict[str, Any]:
@@ -134,7 +189,9 @@ def passes() -> dict[str, Any]:
         found: dict[str, Any] = {name: compare(case) for name, case in CASES.items()}
     except ArgumentError as error:
         return {"unavailable": str(error)}
-    return found | {"draws": draws(), "compiled_calls": compiled_calls(), "fit": fits()}
+    found |= {"draws": draws(), "compiled_calls": compiled_calls()}
+    found |= {"bad_levels": bad_levels(), "later_error": later_error()}
+    return found | {"fit": {name: fit_both_ways(how) for name, how in FITS.items()}}
 
 
 if __name__ == "__main__":

@@ -476,6 +476,7 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path):
     [
         ({"batch_size": 5}, r"batch_size: expected 8, as in the checkpoint .*epoch-000003, got 5"),
         ({"seed": 1}, r"seed: expected 0, as in the checkpoint .*epoch-000003, got 1"),
+        ({"compile": True}, r"compile: expected False, as in the checkpoint .*epoch-000003, got True"),
         ({"seed": None}, r"seed: expected 0, as in"),
         ({"lr": 0.1}, r"lr: expected 0.001, as in .*, got 0.1"),
         ({"lr_schedule": "cosine"}, r"lr_schedule: expected constant, as in .*, got cosine"),

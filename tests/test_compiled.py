@@ -50,10 +50,27 @@ def test_other_passes_run_as_without_it(passes: dict[str, Any]) -> None:
     assert passes["compiled_calls"] == 2
 
 
-def test_fit_trains_to_the_same_losses_and_lets_go(passes: dict[str, Any]) -> None:
-    fit = passes["fit"]
+@pytest.mark.parametrize(
+    ("how", "calls"),
+    [
+        ("plain training", 6 * 4),  # four batches of five an epoch; the three samples left run without it
+        ("start", 5 * 4),
+        ("agreement", 4 * 4),
+        ("warm-up", 4 * 4),
+        ("loader", 6 * 4),
+        ("few samples", 6),
+    ],
+)
+def test_fit_trains_to_the_same_losses_and_lets_go(passes: dict[str, Any], how: str, calls: int) -> None:
+    fit = passes["fit"][how]
     assert fit["compiled"] == pytest.approx(fit["plain"], rel=1e-4)
+    assert fit["calls"] == calls
     assert fit["left"] is None
+
+
+def test_other_errors_keep_their_words(passes: dict[str, Any]) -> None:
+    assert passes["bad_levels"] == "agreement_levels: expected ascending levels from 1 to the tree's depth 2, got [3]"
+    assert passes["later_error"] == "RuntimeError: out of memory"
 
 
 def test_without_a_compiler_fit_says_so_and_is_undone() -> None:

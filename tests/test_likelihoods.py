@@ -166,3 +166,16 @@ def test_every_model_says_what_data_it_takes(spec: Likelihood) -> None:
     model = likelihood_model(spec)
     assert isinstance(model, LikelihoodModel)
     assert model.support.startswith(("values", "finite values"))
+
+
+@each_likelihood
+def test_the_score_is_the_gradient_of_the_log_density(spec: Likelihood) -> None:
+    """Where it is known without autograd."""
+    model = likelihood_model(spec)
+    x = samples(spec, 4, 6)
+    raw = torch.randn(3, 4, 6, dtype=x.dtype).requires_grad_()
+    score = model.score(raw.detach(), x)
+    assert (score is None) == isinstance(spec, hm.ContinuousBernoulli)
+    if score is not None:
+        (expected,) = torch.autograd.grad(model.log_prob(raw, x).sum(), raw)
+        torch.testing.assert_close(score, expected)

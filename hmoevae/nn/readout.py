@@ -43,7 +43,8 @@ def log_prob(
     """Log p(x|z) in nats, where `layer` makes the raw outputs from `h`."""
     if is_written_out(x) and torch.is_grad_enabled() and not x.requires_grad:
         return _LogProb.apply(layer.weight, layer.bias, h, x, likelihood, layer.block_source())
-    if torch.compiler.is_compiling() and torch.is_grad_enabled() and not x.requires_grad:
+    is_plain = not torch._C._are_functorch_transforms_active()  # which would need a rule of its own for each of them
+    if torch.compiler.is_compiling() and is_plain and torch.is_grad_enabled() and not x.requires_grad:
         h = h.to(compute_dtype(x))
         with torch.no_grad():
             raw = torch.bmm(h.mT, layer.weight.to(h.dtype).mT).to(x.dtype) + layer.bias.unsqueeze(1)

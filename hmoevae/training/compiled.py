@@ -14,12 +14,12 @@ from hmoevae.nn.products import faster_library
 class CompiledPass:
     """Compiled code in place of a model's own pass between `attach` and `detach`, for batches of one size.
 
-    It is made at the first such batch, which takes some 6 to 20 seconds on a CPU. Checks and draws stay outside, so the
-    same generator gives the same draws. Batches of other sizes, passes without gradients and those with a weight of the
-    KL or a temperature other than 1 run as without it. Only the loss has a gradient. `hmoevae.fit` uses it where
-    `compile=True`; in a loop of your own::
+    It is made at the first batch, whose size it is for, which takes some 6 to 20 seconds on a CPU. Checks and draws
+    stay outside, so the same generator gives the same draws. Batches of other sizes, passes without gradients and those
+    with a weight of the KL or a temperature other than 1 run as without it. Of the output only the loss has a gradient.
+    `hmoevae.fit` uses it where `compile=True`; in a loop of your own::
 
-        compiled = CompiledPass(model, batch_size=100)
+        compiled = CompiledPass(model)
         compiled.attach()
         for x in batches:
             optimizer.zero_grad()
@@ -30,23 +30,23 @@ class CompiledPass:
 
     Args:
         model: The model.
-        batch_size: Samples in a batch.
 
     Raises:
         ArgumentError: At the first batch, where `torch.compile` does not work here: on a CPU it needs a C++ compiler.
 
     >>> from hmoevae import VAE, Mixture
     >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
-    >>> compiled = CompiledPass(model, batch_size=5)
+    >>> compiled = CompiledPass(model)
     >>> compiled.attach()
-    >>> model(torch.rand(6, 4)).leaf_elbo.shape  # of another size, so not by compiled code
-    torch.Size([6, 3])
+    >>> with torch.no_grad():  # so not by compiled code
+    ...     model(torch.rand(5, 4)).leaf_elbo.shape
+    torch.Size([5, 3])
     >>> compiled.detach()
     """
 
-    def __init__(self, model: HMoEVAE, batch_size: int) -> None:
+    def __init__(self, model: HMoEVAE) -> None:
         self.model = model
-        self.batch_size = batch_size
+        self.batch_size: int | None = None
         self._tensors = torch.compile(self._plain, dynamic=False)
 
     def attach(self) -> None:
@@ -64,15 +64,20 @@ class CompiledPass:
 
     def __call__(self, inputs: Inputs, *, kl_weight: float, gate_temperature: float, **settings: Any) -> Output:
         """As `HMoEVAE.compute`."""
-        is_usual = kl_weight == gate_temperature == 1 and inputs.samples.shape[1] == self.batch_size
+        size = inputs.samples.shape[1]
+        is_usual = kl_weight == gate_temperature == 1 and self.batch_size in (None, size)
         if not is_usual or not torch.is_grad_enabled():
             return self.model.compute(inputs, kl_weight=kl_weight, gate_temperature=gate_temperature, **settings)
         try:
-            return Output(*self._tensors(*inputs, settings))
+            out = Output(*self._tensors(*inputs, settings))
         except RuntimeError as error:  # of which torch._dynamo's and torch._inductor's are
+            if self.batch_size is not None:  # there is code, so it is another error
+                raise
             first = f"{type(error).__name__}: {error}".splitlines()[0]
             expected = "False, or a machine on which torch.compile works (on a CPU it needs a C++ compiler)"
             raise ArgumentError(mismatch("compile", expected, first)) from error
+        self.batch_size = size
+        return out
 
     def _plain(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor, Tensor]:
         *inputs, settings = arguments

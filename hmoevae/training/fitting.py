@@ -221,7 +221,7 @@ def fit(
             "seed": None if given_seed is None else int(seed),
             "device": where.type,
             "precision": precision,
-            "compile": compile or None,
+            "compile": compile,
             # With these, the number of epochs says what is done in each of them.
             "epochs": epochs if lr_schedule != "constant" or agreement is not None or revive else None,
         }
@@ -248,7 +248,7 @@ def fit(
         cosine = None
         if lr_schedule == "cosine":
             cosine = torch.optim.lr_scheduler.CosineAnnealingLR(solver, course.falling_epochs * len(source))
-        compiled = CompiledPass(model, batch_size) if compile else None
+        compiled = CompiledPass(model) if compile else None
         run = Run(model, solver, cosine, views, start, noise, autocast(where, precision), processes, compiled)
         history = History()
         state = TrainingState(run, history, order, (data, validation_data), callbacks)

@@ -56,8 +56,6 @@ class Run:
         self.memory = StepMemory()
         self.memory.attach(model)
         self.compiled = compiled
-        if compiled is not None:
-            compiled.attach()
 
     def close(self) -> None:
         """Let go of the memory that the steps shared, the last gradients among it, and of compiled code."""
@@ -96,6 +94,8 @@ class Run:
         sums: Tensor | None = None
         shown = 0.0
         bar.set_description(title, refresh=False)
+        if self.compiled is not None and lesson.phase == "joint":  # a start makes a loss of its own from the output
+            self.compiled.attach()
         for x, index, share in self.processes.rounds(batches, self.model.input_shape):
             out = self.step(x.to(self.noise.device, self.model.dtype, non_blocking=True), index, share, lesson)
             n_samples, n_own = n_samples + share.total, n_own + share.n
