@@ -14,8 +14,8 @@ from hmoevae import training
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
-from hmoevae.nn.experts import reorder
 from hmoevae.nn.objectives import ObjectiveName
+from hmoevae.nn.paths import take
 from hmoevae.spec import MLP, VAE, Balance, Gaussian, Likelihood, Mixture, Tree
 
 try:
@@ -273,7 +273,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             noises = (group.noise(x[:1].t(), generator).expand_as(posterior.mean) for _ in range(self.n_importance))
             draws = [group.log_weight(x.t(), posterior, noise) for noise in noises]
             bounds.append(torch.stack(draws).logsumexp(0) - math.log(self.n_importance))
-        by_leaf = reorder(torch.cat(bounds), self.model_.experts.leaf_order)
+        by_leaf = take(torch.cat(bounds), self.model_.experts.leaf_order)
         return (by_leaf + self.model_.paths.leaf_log_prior().unsqueeze(1)).logsumexp(0)
 
     # --- scikit-learn's conventions ---------------------------------------------------------------------------------

@@ -330,16 +330,17 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         both = seen if other is None else torch.cat([seen, other], dim=1)  # one pass of the gates for both
         answers = self.gates(both, temperature) if last == depth else self.gates.split(both, own, last, temperature)
         edges = [answers] if other is None else answers.chunk(2, dim=1)
-        nodes = [self.paths.node_log_prob(edge_log_prob) for edge_log_prob in edges]
+        importance = self.paths.importance(edges[0])
         terms: dict[str, Tensor] = {}
         if other is not None:
-            terms["agreement"] = weight * agreement((nodes[0], nodes[1]), self.paths, levels)
-        importance = torch.stack([self.paths.importance(*seen) for seen in zip(edges, nodes, strict=True)]).mean(0)
+            first, second = (self.paths.node_log_prob(edge_log_prob) for edge_log_prob in edges)
+            terms["agreement"] = weight * agreement((first, second), self.paths, levels)
+            importance = (importance + self.paths.importance(edges[1])) / 2
         terms["balance"] = balance(importance, self.paths.edge_log_prior().detach(), self.paths)
         return Routing(
             loss=_total(terms),
             terms=terms,
-            leaf_log_prob=self.paths.leaf_log_prob(nodes[0]).t(),
+            leaf_log_prob=self.paths.leaf_log_prob(edges[0]).t(),
             edge_log_prob=edges[0].t(),
         )
 
@@ -402,7 +403,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             x: Samples, `(batch, *input_shape)`.
             batch_size: Samples evaluated at a time.
         """
-        return self._node_log_prob(x, batch_size)[:, self.paths.leaf_nodes.cpu()]
+        return self._route(x, self.paths.leaf_log_prob, batch_size)
 
     def predict_proba(
         self, x: ArrayLike, *, level: int | None = None, batch_size: int = BATCH_SIZE
@@ -418,9 +419,11 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         Raises:
             ArgumentError: The tree has no such level.
         """
+        if level is None:
+            return self.route(x, batch_size=batch_size).exp()
         nodes = {id(node): i for i, node in enumerate(self.plan.nodes)}
         columns = [nodes[id(node)] for node in self.plan.level(level)]
-        return self._node_log_prob(x, batch_size)[:, columns].exp()
+        return self._route(x, self.paths.node_log_prob, batch_size)[:, columns].exp()
 
     def predict(self, x: ArrayLike, *, level: int | None = None, batch_size: int = BATCH_SIZE) -> Int[Tensor, " batch"]:
         """The most probable node of a level, as an index into `model.plan.level(level)`; a leaf index by default.
@@ -582,7 +585,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
 
         def evaluate(chunk: Tensor) -> Tensor:
             flat = self._features_first(chunk)
-            leaf_log_prob = self.paths.leaf_log_prob(self.paths.node_log_prob(self.gates(flat)))
+            leaf_log_prob = self.paths.leaf_log_prob(self.gates(flat))
             leaf_elbo = self.experts.elbo(flat, self.experts.noise(flat, generator))
             log_prior = self.paths.leaf_log_prior()
             terms: dict[str, Tensor] = {}
@@ -764,17 +767,18 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         with torch.no_grad():
             return torch.cat([compute(p.to(self.device, self.dtype)).to(x.device) for p in x.split(int(batch_size))])
 
-    def _node_log_prob(self, x: ArrayLike, batch_size: int) -> Float[Tensor, "batch node"]:
+    def _route(
+        self, x: ArrayLike, along_paths: Callable[[Tensor], Tensor], batch_size: int
+    ) -> Float[Tensor, "batch path"]:
         def route(chunk: Tensor) -> Tensor:
-            return self.paths.node_log_prob(self.gates(self._features_first(chunk))).t()
+            return along_paths(self.gates(self._features_first(chunk))).t()
 
         return self._in_batches(route, self.check_input(x), batch_size)
 
     def _best_leaf(self, x: Tensor, node: PlannedNode) -> Int[Tensor, " batch"]:
-        node_log_prob = self.paths.node_log_prob(self.gates(self._features_first(x)))
+        leaf_log_prob = self.paths.leaf_log_prob(self.gates(self._features_first(x)))
         # Below a node the ranking of its leaves does not depend on the way to the node.
-        below = self.paths.leaf_log_prob(node_log_prob)[node.leaves.start : node.leaves.stop]
-        return node.leaves.start + below.argmax(0)
+        return node.leaves.start + leaf_log_prob[node.leaves.start : node.leaves.stop].argmax(0)
 
     def _decode(self, z: Tensor, leaf: Tensor, batch_size: int, **how: Any) -> Float[Tensor, "batch feature"]:
         z, leaf = z.to(self.device, self.dtype), leaf.to(self.device)

@@ -98,7 +98,7 @@ def random_edges(plan: Plan, batch: int, seed: int) -> Tensor:
 def run_balance(plan: Plan, edges: Tensor, log_prior: Tensor | None = None) -> Tensor:
     """The balance of all mixtures, as the model computes it."""
     paths = Paths(plan).to(edges.dtype)
-    importance = paths.importance(edges, paths.node_log_prob(edges))
+    importance = paths.importance(edges)
     return balance(importance, paths.edge_log_prior().detach() if log_prior is None else log_prior, paths)
 
 
@@ -340,7 +340,7 @@ def test_leaf_and_prior_probabilities_are_products_of_the_edges(tree: Tree, batc
     prior = paths.edge_log_prior()
     for i, node in enumerate(plan.nodes):
         torch.testing.assert_close(by_node[i], edges[list(node.edges)].sum(0))
-    leaf_log_prob = paths.leaf_log_prob(by_node)
+    leaf_log_prob = paths.leaf_log_prob(edges)
     leaf_log_prior = paths.leaf_log_prior()
     for i, leaf in enumerate(plan.leaves):
         torch.testing.assert_close(leaf_log_prob[i], edges[list(leaf.edges)].sum(0))

@@ -1,6 +1,6 @@
 """The products of grouped layers, by PyTorch's BLAS and by oneDNN, against einsum."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -19,15 +19,18 @@ needs_exact_onednn = pytest.mark.skipif(
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every product by one library, whatever the processor and the size."""
     seen = []
-    bmm = torch.bmm
 
-    def watched(*args: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        seen.append("onednn" if SETTING is not None and SETTING.fp32_precision == "bf16" else "blas")
-        return bmm(*args, out=out)
+    def watched(product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def watch(*args: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+            seen.append("onednn" if SETTING is not None and SETTING.fp32_precision == "bf16" else "blas")
+            return product(*args, out=out)
+
+        return watch
 
     monkeypatch.setattr(products, "prefers_onednn", lambda: request.param == "onednn")
     monkeypatch.setattr(products, "LARGE", 1)
-    monkeypatch.setattr(torch, "bmm", watched)
+    for name in ("mm", "bmm"):
+        monkeypatch.setattr(torch, name, watched(getattr(torch, name)))
     yield
     assert set(seen) == {request.param}
     assert SETTING is None or SETTING.fp32_precision == "none"
@@ -106,7 +109,8 @@ def test_a_product_that_rounds_its_factors_is_noticed(bits: int, monkeypatch: py
 
     def rounding(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
         mantissa, exponent = torch.frexp(left)
-        torch.bmm(torch.ldexp((mantissa * 2 ** (bits + 1)).round() / 2 ** (bits + 1), exponent), right, out=out)
+        rounded = torch.ldexp((mantissa * 2 ** (bits + 1)).round() / 2 ** (bits + 1), exponent)
+        torch.matmul(rounded, right, out=out)
 
     monkeypatch.setattr(products, "by_onednn", rounding)
     assert not products.onednn_is_exact()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hmoevae.nn.draws import for_batch
 from hmoevae.nn.grouped import GroupedMLP
 from hmoevae.nn.likelihoods import likelihood_model
+from hmoevae.nn.paths import permutation, take
 from hmoevae.nn.readout import log_prob
 from hmoevae.plan import Plan
 from hmoevae.spec import VAE
@@ -222,16 +223,4 @@ class Experts(nn.Module):
 
     def _in_leaf_order(self, by_group: list[Float[Tensor, "_ batch"]]) -> Float[Tensor, "leaf batch"]:
         rows = by_group[0] if len(by_group) == 1 else torch.cat(by_group)
-        return reorder(rows, self.leaf_order)
-
-
-def permutation(order: list[int]) -> Int[Tensor, " row"] | None:
-    """The index that puts rows given in `order` back in ascending order; `None` where they are so already."""
-    if order == sorted(order):
-        return None
-    return torch.tensor(order).argsort()
-
-
-def reorder(rows: Float[Tensor, "row batch"], index: Int[Tensor, " row"] | None) -> Float[Tensor, "row batch"]:
-    """Apply a `permutation`, or nothing where there is nothing to do."""
-    return rows if index is None else rows.index_select(0, index)
+        return take(rows, self.leaf_order)

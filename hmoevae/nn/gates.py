@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hmoevae.errors import SpecError, mismatch
-from hmoevae.nn.experts import permutation, reorder
 from hmoevae.nn.grouped import ACTIVATIONS, GroupedLinear, GroupedMLP
+from hmoevae.nn.paths import permutation, take
 from hmoevae.plan import Group, Plan
 from hmoevae.spec import MLP, Conv, Mixture
 
@@ -126,7 +126,7 @@ class Gates(nn.Module):
         return self._joined(rows)
 
     def _joined(self, rows: list[Tensor]) -> Float[Tensor, "edge batch"]:
-        return reorder(torch.cat([row.flatten(0, 1) for row in rows]), self.edge_order)
+        return take(torch.cat([row.flatten(0, 1) for row in rows]), self.edge_order)
 
     def last_layer(self, mixture: int) -> tuple[GroupedLinear, int]:
         """The layer that gives the logits of a mixture's gate, and the gate's place in it."""

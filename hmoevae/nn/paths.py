@@ -3,7 +3,7 @@
 Axes: `node`, `leaf`, `mixture` and `edge` as in `hmoevae.plan`, `step` along a path from the root; `batch` is last.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,38 @@ from torch import Tensor, nn
 
 from hmoevae.plan import Plan
 from hmoevae.spec import VAE
+
+
+class PathSums(nn.Module):
+    """Sums along paths from the root down: of what is given for every edge, over the edges of each path.
+
+    Args:
+        paths: The edges of each path.
+        n_edges: How many edges there are.
+
+    >>> PathSums([(), (0,), (0, 2)], n_edges=3)(torch.tensor([[1.0], [2.0], [3.0]])).squeeze(1)
+    tensor([0., 1., 4.])
+    """
+
+    def __init__(self, paths: Sequence[tuple[int, ...]], n_edges: int) -> None:
+        super().__init__()
+        self.n_paths = len(paths)
+        self.length = max(map(len, paths), default=0)
+        # Shorter paths are filled up with edge `n_edges`, an extra row of zeros.
+        self.has_shorter = any(len(path) < self.length for path in paths)
+        filled = [(*path, *[n_edges] * (self.length - len(path))) for path in paths]
+        for i in range(self.length):
+            step = [path[i] for path in filled]
+            index = None if step == list(range(n_edges)) else torch.tensor(step)
+            self.register_buffer(f"step_{i}", index, persistent=False)
+
+    def forward(self, per_edge: Float[Tensor, "edge batch"]) -> Float[Tensor, "path batch"]:
+        """The sums; zero for an empty path."""
+        if self.length == 0:
+            return per_edge.new_zeros(self.n_paths, per_edge.shape[1])
+        padded = F.pad(per_edge, (0, 0, 0, 1)) if self.has_shorter else per_edge
+        steps = [take(padded, getattr(self, f"step_{i}")) for i in range(self.length)]
+        return sum(steps[1:], steps[0])
 
 
 class Paths(nn.Module):
@@ -27,11 +59,7 @@ class Paths(nn.Module):
     tensor([0.5000, 0.2500, 0.2500])
     """
 
-    node_edges: Int[Tensor, "node step"]
-    leaf_nodes: Int[Tensor, " leaf"]
-    edge_child: Int[Tensor, " edge"]
     edge_mixture: Int[Tensor, " edge"]
-    mixture_nodes: Int[Tensor, " mixture"]
     n_children: Float[Tensor, " mixture"]
     weight_variance: Float[Tensor, " edge"]
     weight_cv2: Float[Tensor, " edge"]
@@ -44,14 +72,10 @@ class Paths(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.plan = plan
-        # Paths shorter than the deepest are filled up with edge `n_edges`, an extra row of zeros (probability one).
-        rows = [[*node.edges, *[plan.n_edges] * (plan.depth - node.depth)] for node in plan.nodes]
-        self._table("node_edges", torch.tensor(rows, dtype=torch.long).reshape(len(plan.nodes), plan.depth))
-        self._table("leaf_nodes", torch.tensor([i for i, node in enumerate(plan.nodes) if isinstance(node.spec, VAE)]))
-        self._table("edge_child", torch.tensor(plan.edge_child, dtype=torch.long))
+        self.to_nodes = PathSums([node.edges for node in plan.nodes], plan.n_edges)
+        self.to_leaves = PathSums([leaf.edges for leaf in plan.leaves], plan.n_edges)
+        self.to_mixtures = PathSums([plan.nodes[child].edges[:-1] for child in plan.edge_child], plan.n_edges)
         self._table("edge_mixture", torch.tensor(plan.edge_mixture, dtype=torch.long))
-        places = [i for i, node in enumerate(plan.nodes) if not isinstance(node.spec, VAE)]
-        self._table("mixture_nodes", torch.tensor(places, dtype=torch.long))
         self._table("n_children", torch.tensor([float(len(m.spec.children)) for m in plan.mixtures]))
         # The weight of a mixture's balance on the summand of each child, with what makes its sum the formula's mean.
         n_siblings = self.n_children[self.edge_mixture]
@@ -73,30 +97,26 @@ class Paths(nn.Module):
 
     def node_log_prob(self, edge_log_prob: Float[Tensor, "edge batch"]) -> Float[Tensor, "node batch"]:
         """Log of the probability of arriving at every node: the sum of the edges on its path, zero at the root."""
-        padded = F.pad(edge_log_prob, (0, 0, 0, 1))
-        steps = [padded.index_select(0, step) for step in self.node_edges.unbind(1)]
-        return sum(steps[1:], steps[0]) if steps else padded  # of a lone leaf, the extra row
+        return self.to_nodes(edge_log_prob)
 
-    def leaf_log_prob(self, node_log_prob: Float[Tensor, "node batch"]) -> Float[Tensor, "leaf batch"]:
-        """The rows of the leaves."""
-        return node_log_prob.index_select(0, self.leaf_nodes)
+    def leaf_log_prob(self, edge_log_prob: Float[Tensor, "edge batch"]) -> Float[Tensor, "leaf batch"]:
+        """The same for the leaves alone."""
+        return self.to_leaves(edge_log_prob)
 
-    def importance(
-        self, edge_log_prob: Float[Tensor, "edge batch"], node_log_prob: Float[Tensor, "node batch"]
-    ) -> Float[Tensor, " edge"]:
+    def child_log_prob(self, edge_log_prob: Float[Tensor, "edge batch"]) -> Float[Tensor, "edge batch"]:
+        """The same for the child of every edge; the gradient is that of the edge's own gate, not of those above it."""
+        if self.plan.depth < 2:  # all samples arrive at the one mixture
+            return edge_log_prob
+        return edge_log_prob + self.to_mixtures(edge_log_prob.detach())
+
+    def importance(self, edge_log_prob: Float[Tensor, "edge batch"]) -> Float[Tensor, " edge"]:
         """How much of the batch arrives at the child of every edge, in samples.
 
-        The gradient is that of the mixture's own gate: how many samples arrive at a mixture is not for its children to
-        teach. The batch is the global one where several processes share it: `importance_of_all` makes that of one's
-        own.
+        How many samples arrive at a mixture is not for its children to teach, so its gradient is that of its own gate.
+        The batch is the global one where several processes share it: `importance_of_all` makes that of one's own.
         """
-        reach = node_log_prob.index_select(0, self.mixture_nodes).detach().index_select(0, self.edge_mixture)
-        own = (reach + edge_log_prob).exp().sum(1)
+        own = self.child_log_prob(edge_log_prob).exp().sum(1)
         return own if self.importance_of_all is None else self.importance_of_all(own)
-
-    def reach(self, node_log_prob: Float[Tensor, "node batch"]) -> Float[Tensor, "mixture batch"]:
-        """Probability of arriving at every mixture."""
-        return node_log_prob.index_select(0, self.mixture_nodes).exp()
 
     def between(
         self, upper: int, lower: int
@@ -111,7 +131,7 @@ class Paths(nn.Module):
             [position[node.path] for node in below],
             [above[node.leaves.start] for node in below],
         )
-        mixture_rows, rows, owner = (torch.tensor(table, device=self.edge_child.device) for table in tables)
+        mixture_rows, rows, owner = (torch.tensor(table, device=self.edge_mixture.device) for table in tables)
         return mixture_rows, rows, owner
 
     def sum_children(self, per_edge: Float[Tensor, " edge"]) -> Float[Tensor, " mixture"]:
@@ -137,7 +157,7 @@ class Paths(nn.Module):
         return self._along_paths(self.edge_log_prior())
 
     def _along_paths(self, edge: Float[Tensor, " edge"]) -> Float[Tensor, " leaf"]:
-        return self.leaf_log_prob(self.node_log_prob(edge.unsqueeze(1))).squeeze(1)
+        return self.to_leaves(edge.unsqueeze(1)).squeeze(1)
 
 
 def logsumexp_by(
@@ -148,3 +168,17 @@ def logsumexp_by(
     # Shifted by the largest row, so that the sum is at least one.
     largest = none.scatter_reduce(0, owner.unsqueeze(1).expand_as(values), values.detach(), "amax", include_self=False)
     return none.index_add(0, owner, (values - largest[owner]).exp()).log() + largest
+
+
+def permutation(order: list[int]) -> Int[Tensor, " row"] | None:
+    """The index that puts rows given in `order` back in ascending order; `None` where they are so already."""
+    if order == sorted(order):
+        return None
+    return torch.tensor(order).argsort()
+
+
+def take(
+    rows: Float[Tensor, "row batch"], index: Int[Tensor, " taken"] | None
+) -> Float[Tensor, "taken batch"] | Float[Tensor, "row batch"]:
+    """The rows that an index names, such as a `permutation`; all as they are where it is `None`."""
+    return rows if index is None else rows.index_select(0, index)

@@ -34,20 +34,27 @@ def matmul(
     On an AMD processor in fp32 this sets `torch.backends.mkldnn.matmul.fp32_precision` for as long as it runs, unless
     it, or a setting above it, has been set already.
     """
-    if right.ndim == 2:
-        left, right, out = left.flatten(0, 1).unsqueeze(0), right.unsqueeze(0), out.flatten(0, 1).unsqueeze(0)
-    large = left.dtype == torch.float32 and left.numel() * right.shape[2] >= LARGE
+    large = left.dtype == torch.float32 and left.numel() * right.shape[-1] >= LARGE
     if large and prefers_onednn() and ONEDNN_MATMUL.fp32_precision == "none":
         by_onednn(left, right, out)
     else:
-        torch.bmm(left, right, out=out)
+        _matmul(left, right, out)
 
 
 def by_onednn(
-    left: Float[Tensor, "group row k"], right: Float[Tensor, "group k column"], out: Float[Tensor, "group row column"]
+    left: Float[Tensor, "group row k"],
+    right: Float[Tensor, "k column"] | Float[Tensor, "group k column"],
+    out: Float[Tensor, "group row column"],
 ) -> None:
-    """out[g] = left[g] right[g] by oneDNN, which may compute in bfloat16 where the processor can do so."""
+    """The same by oneDNN, which may compute in bfloat16 where the processor can do so."""
     with _onednn():
+        _matmul(left, right, out)
+
+
+def _matmul(left: Tensor, right: Tensor, out: Tensor) -> None:
+    if right.ndim == 2:  # not as a batch of one, of which PyTorch copies operands that lie transposed
+        torch.mm(left.flatten(0, 1), right, out=out.flatten(0, 1))
+    else:
         torch.bmm(left, right, out=out)
 
 
@@ -85,6 +92,9 @@ def prefers_onednn() -> bool:
 def onednn_is_exact() -> bool:
     """Whether oneDNN keeps all bits of fp32 factors here although it may round them to bfloat16."""
     fine = torch.eye(256).mul_(1 + 2**-20).unsqueeze(0)  # tf32 and bfloat16 would make this 1
-    out = torch.empty_like(fine)
-    by_onednn(fine, torch.ones_like(fine), out)
-    return bool((out == fine.amax()).all())
+    for ones in (torch.ones(256, 256), torch.ones(1, 256, 256)):
+        out = torch.empty_like(fine)
+        by_onednn(fine, ones, out)
+        if not (out == fine.amax()).all():
+            return False
+    return True

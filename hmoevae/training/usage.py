@@ -23,7 +23,7 @@ LEAST = 0.01
 def gate_sums(routing: Routing, paths: Paths) -> Float[Tensor, " two_edges"]:
     """For every edge, summed over a batch: the probability p of arriving at its child, and behind them p log g."""
     log_prob = routing.edge_log_prob.t()
-    arriving = paths.node_log_prob(log_prob).index_select(0, paths.edge_child).exp()
+    arriving = paths.child_log_prob(log_prob).exp()
     return torch.cat([arriving.sum(1), (arriving * log_prob).sum(1)])
 
 
