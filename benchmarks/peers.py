@@ -225,4 +225,6 @@ def peer(name: str, model: hm.HMoEVAE) -> Peer:
 def _copy(network: nn.Module, weights: dict[str, Tensor], prefix: str, i: int) -> None:
     for theirs, ours in (("0", "0"), ("2", "1")):  # nn.Sequential counts the activation too
         for kind in ("weight", "bias"):
-            network.get_parameter(f"{theirs}.{kind}").copy_(weights[f"{prefix}.layers.{ours}.{kind}"][i])
+            values = weights[f"{prefix}.layers.{ours}.{kind}"][i]
+            is_input_major = prefix.endswith("decoder") and (ours, kind) == ("1", "weight")
+            network.get_parameter(f"{theirs}.{kind}").copy_(values.mT if is_input_major else values)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from hmoevae.errors import ArgumentError, CheckpointError, mismatch
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 TYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
@@ -88,7 +89,22 @@ def _from_1(saved: Saved) -> Saved:
     return saved
 
 
-_MIGRATIONS: dict[int, Callable[[Saved], Saved]] = {1: _from_1}
+def _from_2(saved: Saved) -> Saved:
+    """In format 3 the weights of a decoder's last layer lie as (group, inp, out), no longer as (group, out, inp)."""
+    last: dict[str, int] = {}
+    for name in saved.state:
+        if found := _DECODER_WEIGHT.fullmatch(name):
+            last[found[1]] = max(last.get(found[1], 0), int(found[2]))
+    state = dict(saved.state)
+    for decoder, layer in last.items():
+        name = f"{decoder}.{layer}.weight"
+        if name in state and state[name].ndim == 3:  # else of another tree, as whoever asked for it will see
+            state[name] = state[name].mT.contiguous()
+    return Saved(saved.config, state)
+
+
+_DECODER_WEIGHT = re.compile(r"(experts\.groups\.\d+\.decoder\.layers)\.(\d+)\.weight")
+_MIGRATIONS: dict[int, Callable[[Saved], Saved]] = {1: _from_1, 2: _from_2}
 """From each older format to the one after it, for files whose digests have been found right."""
 
 

@@ -320,7 +320,7 @@ def _places(keys: list[tuple[str, object]]) -> dict[str, tuple[int, int]]:
 
 
 def _dense_weights(network: torch.nn.Module, place: int) -> list[Tensor]:
-    return [tensor[place] for layer in network.layers for tensor in (layer.weight, layer.bias)]
+    return [tensor[place] for layer in network.layers for tensor in (layer.matrices, layer.bias)]
 
 
 def _dense(weights: list[Tensor], x: Tensor, activation: str) -> Tensor:

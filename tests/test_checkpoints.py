@@ -439,8 +439,8 @@ def signed(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, "a checkpoint of format_version 1, got of something else"),
-        ({"format_version": 2}, "a checkpoint of format_version 1, got 2"),
+        ({"format": "other"}, "a checkpoint of format_version 2, got of something else"),
+        ({"format_version": 1}, "a checkpoint of format_version 2, got 1"),
         ({"state": {"tensor": "nowhere"}}, "a whole checkpoint, got KeyError: 'nowhere'"),
         ({"state": {"pickle": "gASVBQ=="}}, "a whole checkpoint, got ValueError: a packed value of the kind 'pickle'"),
         ({"state": {"tuple": 3}}, "a whole checkpoint, got ValueError"),

@@ -54,6 +54,23 @@ def assert_same_gradients(network: GroupedMLP, plain: list[nn.Sequential]) -> No
 
 
 @pytest.mark.parametrize("shared", [True, False])
+def test_how_weights_lie_changes_nothing_else(shared: bool) -> None:
+    """The same draws, results and gradients."""
+    answers = []
+    for input_major in (False, True):
+        torch.manual_seed(0)
+        layer = GroupedLinear(GROUPS, 4, 5, input_major=input_major).double()
+        x = randn(4, BATCH) if shared else randn(GROUPS, 4, BATCH)
+        y = layer(x)
+        y.square().sum().backward()
+        assert layer.weight.grad.is_contiguous()
+        assert repr(layer) == f"GroupedLinear(groups={GROUPS}, in_features=4, out_features=5)"
+        weight_grad = layer.weight.grad.mT if input_major else layer.weight.grad
+        answers.append([layer.matrices, layer.bias, y, weight_grad, layer.bias.grad, x.grad])
+    torch.testing.assert_close(*answers)
+
+
+@pytest.mark.parametrize("shared", [True, False])
 def test_grouped_linear_is_a_loop_over_linear(shared: bool) -> None:
     torch.manual_seed(0)
     layer = GroupedLinear(GROUPS, 4, 5).double()

@@ -380,8 +380,8 @@ def test_flat_tree_is_the_articles_formula() -> None:
 
     def dense(network: Any, g: int, inputs: Tensor) -> Tensor:
         first, second = network.layers
-        hidden = 1 / (1 + torch.exp(-(inputs @ first.weight[g].T + first.bias[g])))
-        return hidden @ second.weight[g].T + second.bias[g]
+        hidden = 1 / (1 + torch.exp(-(inputs @ first.matrices[g].T + first.bias[g])))
+        return hidden @ second.matrices[g].T + second.bias[g]
 
     scores = torch.exp(dense(model.gates.groups[0], 0, flat))
     p = scores / scores.sum(1, keepdim=True)

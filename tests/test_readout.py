@@ -25,14 +25,14 @@ def both_ways(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Log-densities and the gradients of weight, bias and hidden units, fused and one after the other."""
     torch.manual_seed(0)
-    layer = GroupedLinear(GROUPS, INP, FEATURES).to(dtype)
+    layer = GroupedLinear(GROUPS, INP, FEATURES, input_major=True).to(dtype)
     likelihood = likelihood_model(spec)
     x, hidden = samples(spec, FEATURES, BATCH, dtype=dtype), torch.randn(GROUPS, INP, BATCH, dtype=dtype)
     g = torch.randn(GROUPS, BATCH, dtype=dtype)
     answers = []
     for way in (
         lambda h: log_prob(likelihood, layer, h, x),
-        lambda h: likelihood.log_prob(torch.einsum("goi,gib->gob", layer.weight, h) + layer.bias.unsqueeze(-1), x),
+        lambda h: likelihood.log_prob(torch.einsum("gio,gib->gob", layer.weight, h) + layer.bias.unsqueeze(-1), x),
     ):
         h = hidden.clone().requires_grad_()
         layer.zero_grad()
@@ -75,7 +75,7 @@ def test_bf16_is_as_near_to_fp32_as_autocast_is(spec: Likelihood) -> None:
 
 @each_likelihood
 def test_gradients_with_respect_to_the_samples(spec: Likelihood) -> None:
-    layer = GroupedLinear(GROUPS, INP, FEATURES).double()
+    layer = GroupedLinear(GROUPS, INP, FEATURES, input_major=True).double()
     likelihood = likelihood_model(spec)
     x, h = samples(spec, FEATURES, BATCH).requires_grad_(), torch.randn(GROUPS, INP, BATCH, dtype=torch.float64)
     twin = x.detach().clone().requires_grad_()
@@ -86,7 +86,7 @@ def test_gradients_with_respect_to_the_samples(spec: Likelihood) -> None:
 
 def test_a_second_derivative_is_refused() -> None:
     """Rather than wrong: the gradient that is written out has none of its own."""
-    layer = GroupedLinear(GROUPS, INP, FEATURES)
+    layer = GroupedLinear(GROUPS, INP, FEATURES, input_major=True)
     (gradient,) = torch.autograd.grad(layer(torch.rand(INP, BATCH)).square().sum(), layer.weight, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()

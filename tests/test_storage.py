@@ -112,7 +112,7 @@ def test_the_config_is_readable_json(saved: Path) -> None:
     config = json.loads((saved / CONFIG).read_text(encoding="utf-8"))
     assert config == {
         "format": "hmoevae",
-        "format_version": 2,
+        "format_version": 3,
         "tree": json.loads(TREE.to_json()),
         "input_shape": [2, 3],
         "objective": "marginal",
@@ -366,12 +366,12 @@ def test_a_config_in_another_encoding(saved: Path) -> None:
 @pytest.mark.parametrize("version", [0, -1, "2", 2.0, True, None, [2]])
 def test_an_unknown_format_version(saved: Path, version: object) -> None:
     edit_config(saved, lambda c: c.update(format_version=version))
-    assert refusal(saved) == f"{saved / CONFIG}: expected format_version 1 to 2, got {version!r}"
+    assert refusal(saved) == f"{saved / CONFIG}: expected format_version 1 to 3, got {version!r}"
 
 
 def test_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
-    edit_config(saved, lambda c: c.update(format_version=3))
-    expected = "expected format_version 1 to 2, got 3 (written by a newer hmoevae: upgrade to read it)"
+    edit_config(saved, lambda c: c.update(format_version=4))
+    expected = "expected format_version 1 to 3, got 4 (written by a newer hmoevae: upgrade to read it)"
     assert refusal(saved) == f"{saved / CONFIG}: {expected}"
 
 
@@ -420,12 +420,14 @@ def test_a_config_that_asks_for_more_than_the_weights_fill(saved: Path, size: in
 
 # --- older formats --------------------------------------------------------------------------------------------------
 
-FORMAT_1 = Path(__file__).parent / "fixtures" / "format_1"
-"""A model and what it answered, written by the last code that wrote format 1."""
+FORMAT_1, FORMAT_2 = (Path(__file__).parent / "fixtures" / f"format_{n}" for n in (1, 2))
+"""A model, as the last code of each format wrote it, and what it answered."""
+of_each_format = pytest.mark.parametrize("folder", [FORMAT_1, FORMAT_2], ids=lambda folder: folder.name)
 
 
-def test_a_model_of_format_1_loads_for_ever() -> None:
-    model = hm.HMoEVAE.from_pretrained(FORMAT_1)
+@of_each_format
+def test_a_model_of_an_older_format_loads_for_ever(folder: Path) -> None:
+    model = hm.HMoEVAE.from_pretrained(folder)
     answers = {k: torch.tensor(v) for k, v in json.loads((FORMAT_1 / "outputs.json").read_text()).items()}
     assert (model.tree.name, model.input_shape, model.objective) == ("tiny", (1, 4, 3), "elbo")
     x, leaves = answers["x"], torch.arange(model.plan.n_leaves)
@@ -439,8 +441,9 @@ def test_a_model_of_format_1_loads_for_ever() -> None:
         torch.testing.assert_close(value, answers[name], msg=about(name))
 
 
-def test_a_model_of_format_1_is_saved_in_the_current_one(tmp_path: Path) -> None:
-    model = hm.HMoEVAE.from_pretrained(FORMAT_1)
+@of_each_format
+def test_a_model_of_an_older_format_is_saved_in_the_current_one(folder: Path, tmp_path: Path) -> None:
+    model = hm.HMoEVAE.from_pretrained(folder)
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / CONFIG).read_text())["format_version"] == storage.FORMAT_VERSION
     assert_equal(hm.HMoEVAE.from_pretrained(tmp_path), model)

@@ -67,7 +67,7 @@ class ExpertGroup(nn.Module):
     def __init__(self, spec: VAE, groups: int, n_features: int) -> None:
         super().__init__()
         self.encoder = GroupedMLP(groups, n_features, 2 * spec.latent_dim, spec.encoder)
-        self.decoder = GroupedMLP(groups, spec.latent_dim, n_features, spec.decoder)
+        self.decoder = GroupedMLP(groups, spec.latent_dim, n_features, spec.decoder, input_major=True)
         self.likelihood = likelihood_model(spec.likelihood)
         self.n_experts = groups
         self.latent_dim = spec.latent_dim

@@ -5,7 +5,7 @@ plain GEMMs with no copy of the weights; batch-first (`"b i, g o i -> b g o"`) w
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -49,37 +49,48 @@ class GroupedLinear(nn.Module):
         groups: Number of maps.
         in_features: Size of each map's input.
         out_features: Size of each map's output.
+        input_major: Whether `weight` lies as (group, inp, out): the decoders' last layers run faster so.
 
     >>> layer = GroupedLinear(3, 5, 2)
     >>> layer(torch.rand(5, 7)).shape, layer(torch.rand(3, 5, 7)).shape
     (torch.Size([3, 2, 7]), torch.Size([3, 2, 7]))
     """
 
-    weight: Float[nn.Parameter, "group out inp"]
+    weight: Float[nn.Parameter, "group out inp"] | Float[nn.Parameter, "group inp out"]
     bias: Float[nn.Parameter, "group out"]
     memory: StepMemory | None = None
 
-    def __init__(self, groups: int, in_features: int, out_features: int) -> None:
+    def __init__(self, groups: int, in_features: int, out_features: int, *, input_major: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(groups, out_features, in_features))
+        self.input_major = input_major
+        # Of that shape, not a transposed view: the fused Adam mixes up a parameter and moments that lie differently.
+        sizes = (in_features, out_features) if input_major else (out_features, in_features)
+        self.weight = nn.Parameter(torch.empty(groups, *sizes))
         self.bias = nn.Parameter(torch.empty(groups, out_features))
         self.reset_parameters()
 
+    @property
+    def matrices(self) -> Float[Tensor, "group out inp"]:
+        """The linear part of each map, however it lies in memory."""
+        return self.weight.mT if self.input_major else self.weight
+
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw fresh weights from torch's global generator."""
+        """Draw fresh weights from torch's global generator, the same however they lie."""
         # torch.nn.init takes the fan-in of a 3-D weight for that of a convolution, so the bound is set here.
-        bound = 1 / math.sqrt(self.weight.shape[-1])
-        nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.uniform_(self.bias, -bound, bound)
+        bound = 1 / math.sqrt(self.matrices.shape[-1])
+        drawn = torch.empty_like(self.matrices, memory_format=torch.contiguous_format)
+        self.matrices.copy_(drawn.uniform_(-bound, bound))
+        self.bias.uniform_(-bound, bound)
 
     def forward(
         self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
     ) -> Float[Tensor, "group out batch"]:
         """Map an input that all groups share (2-D: one GEMM for the lot) or one input a group (3-D: a batched GEMM)."""
         if is_written_out(x):
-            return _Affine.apply(self.weight, self.bias, x, self.block_source())
+            return _Affine.apply(self.matrices, self.bias, x, self.block_source())
         pattern = "goi,ib->gob" if x.ndim == 2 else "goi,gib->gob"
-        product = torch.einsum(pattern, self.weight, x)
+        product = torch.einsum(pattern, self.matrices, x)
         return product + self.bias.unsqueeze(-1).to(product.dtype)  # lest autocast's bfloat16 grow back to float32
 
     def block_source(self) -> BlockSource:
@@ -91,7 +102,7 @@ class GroupedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """The sizes, for `repr`."""
-        groups, out_features, in_features = self.weight.shape
+        groups, out_features, in_features = self.matrices.shape
         return f"groups={groups}, in_features={in_features}, out_features={out_features}"
 
 
@@ -111,21 +122,27 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def chunks(groups: int, size: int) -> Iterator[slice]:
-    """Runs of groups with at most `CHUNK` entries between them, each group having `size`, and at least one group."""
-    step = max(1, CHUNK // size)
-    return (slice(i, i + step) for i in range(0, groups, step))
+def in_chunks(size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The tensors by runs of groups, which are as long as `CHUNK` entries allow, there being `size` in a group."""
+    groups = tensors[0].shape[0]
+    step = max(1, CHUNK // max(size, 1))
+    return [tensors] if step >= groups else zip(*(tensor.split(step) for tensor in tensors), strict=True)
 
 
-def weight_gradient_by_chunks(dy: Tensor, x: Tensor, out: Float[Tensor, "group out inp"]) -> None:
-    """out[g] = dy[g] x[g]^T, where `out` may be of a higher precision than the product."""
-    if dy.dtype == out.dtype:
-        matmul(dy, x.mT, out)
+def weight_gradient_by_chunks(
+    left: Float[Tensor, "group row batch"],
+    right: Float[Tensor, "batch column"] | Float[Tensor, "group batch column"],
+    out: Float[Tensor, "group row column"],
+) -> None:
+    """out[g] = left[g] right[g], where `out` may be of a higher precision than the product."""
+    if left.dtype == out.dtype:
+        matmul(left, right, out)
         return
-    for chunk in chunks(len(out), out[0].numel()):
-        low = torch.empty_like(out[chunk], dtype=dy.dtype)
-        matmul(dy[chunk], x.mT if x.ndim == 2 else x[chunk].mT, low)
-        out[chunk] = low
+    own = (right,) if right.ndim == 3 else ()
+    for grad, a, *b in in_chunks(out[0].numel(), out, left, *own):
+        low = torch.empty_like(grad, dtype=a.dtype)
+        matmul(a, b[0] if b else right, low)
+        grad.copy_(low)
 
 
 class _Affine(torch.autograd.Function):
@@ -137,8 +154,9 @@ class _Affine(torch.autograd.Function):
         x = x.to(dtype)
         groups, n_out, n_inp = weight.shape
         y = block("output", (groups, n_out, x.shape[-1]), dtype)
-        for chunk in [slice(None)] if dtype == weight.dtype else chunks(groups, n_out * n_inp):
-            matmul(weight[chunk].to(dtype), x if x.ndim == 2 else x[chunk], y[chunk])
+        own = (x,) if x.ndim == 3 else ()
+        for part, result, *b in in_chunks(0 if dtype == weight.dtype else n_out * n_inp, weight, y, *own):
+            matmul(part.to(dtype), b[0] if b else x, result)
         ctx.save_for_backward(weight, x)
         ctx.block = block
         return y.add_(bias.unsqueeze(-1).to(dtype))
@@ -151,7 +169,7 @@ class _Affine(torch.autograd.Function):
         (dy,) = grad_outputs
         weight, x = ctx.saved_tensors
         weight_grad, x_grad = ctx.block("weight gradient", weight.shape, weight.dtype), None
-        weight_gradient_by_chunks(dy, x, weight_grad)
+        weight_gradient_by_chunks(dy, x.mT, weight_grad)
         if ctx.needs_input_grad[2]:
             weight = weight.to(dy.dtype)
             if x.ndim == 2:
@@ -160,8 +178,8 @@ class _Affine(torch.autograd.Function):
                 x_grad = ctx.block("input gradient", x.shape, x.dtype)
                 matmul(weight.mT, dy, x_grad)
         bias_grad = torch.empty(dy.shape[:2], dtype=weight_grad.dtype)
-        for chunk in chunks(len(dy), dy[0].numel()):  # a sum in higher precision makes a copy in it
-            torch.sum(dy[chunk], 2, dtype=bias_grad.dtype, out=bias_grad[chunk])
+        for part, result in in_chunks(dy[0].numel(), dy, bias_grad):  # a sum in higher precision makes a copy in it
+            torch.sum(part, 2, dtype=bias_grad.dtype, out=result)
         return weight_grad, bias_grad, x_grad, None
 
 
@@ -195,6 +213,7 @@ class GroupedMLP(nn.Module):
         in_features: Size of each network's input.
         out_features: Size of each network's output, which gets no activation.
         spec: Hidden widths and activation.
+        input_major: How the weights of the last layer lie, as in `GroupedLinear`.
 
     >>> GroupedMLP(3, 5, 2, MLP((8,)))(torch.rand(5, 7)).shape
     torch.Size([3, 2, 7])
@@ -202,11 +221,13 @@ class GroupedMLP(nn.Module):
 
     layers: Sequence[GroupedLinear]
 
-    def __init__(self, groups: int, in_features: int, out_features: int, spec: MLP) -> None:
+    def __init__(
+        self, groups: int, in_features: int, out_features: int, spec: MLP, *, input_major: bool = False
+    ) -> None:
         super().__init__()
-        widths = (in_features, *spec.hidden, out_features)
-        layers = nn.ModuleList(GroupedLinear(groups, a, b) for a, b in pairwise(widths))
-        self.layers = layers  # type: ignore[assignment]  # a ModuleList cannot say what it holds
+        layers = [GroupedLinear(groups, a, b) for a, b in pairwise((in_features, *spec.hidden))]
+        layers.append(GroupedLinear(groups, (in_features, *spec.hidden)[-1], out_features, input_major=input_major))
+        self.layers = nn.ModuleList(layers)  # type: ignore[assignment]  # a ModuleList cannot say what it holds
         self.activation: Activation = spec.activation
 
     def forward(

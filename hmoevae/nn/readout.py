@@ -8,8 +8,8 @@ for a loss whose gradient with respect to log p(x|z) is g, (group, batch)::
     d loss / dW = score (g h)^T,    d loss / dh = g W^T score,    d loss / db = score g^T
 
 g scales columns, so it is applied to the narrow h instead of the wide score, which is computed in the forward pass, a
-chunk of experts at a time, and is all that is kept. It lies as (group, batch, feature): so the samples come, and
-so all three products find their operands.
+chunk of experts at a time, and is all that is kept. It lies as (group, batch, feature), so the samples come, and W as
+(group, inp, feature): so all three products find their operands, and give their results as they are wanted.
 
 Code that `torch.compile` makes does the same with PyTorch's own operations, for all experts at a time: it works a wide
 tensor out in one pass as it is.
@@ -25,8 +25,8 @@ from torch.autograd.function import once_differentiable
 from hmoevae.nn.grouped import (
     BlockSource,
     GroupedLinear,
-    chunks,
     compute_dtype,
+    in_chunks,
     is_written_out,
     weight_gradient_by_chunks,
 )
@@ -47,7 +47,7 @@ def log_prob(
     if torch.compiler.is_compiling() and is_plain and torch.is_grad_enabled() and not x.requires_grad:
         h = h.to(compute_dtype(x))
         with torch.no_grad():
-            raw = torch.bmm(h.mT, layer.weight.to(h.dtype).mT).to(x.dtype) + layer.bias.unsqueeze(1)
+            raw = torch.bmm(h.mT, layer.weight.to(h.dtype)).to(x.dtype) + layer.bias.unsqueeze(1)
             score = likelihood.score(raw.mT, x)
             result = likelihood.log_prob(raw.mT, x)
         if score is not None:
@@ -67,9 +67,9 @@ class _Scored(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         weight, h, score = ctx.saved_tensors
         g = g.to(score.dtype).unsqueeze(1)
-        weight_grad = torch.bmm(score.mT, (g * h).mT).to(weight.dtype)
+        weight_grad = torch.bmm(g * h, score).to(weight.dtype)
         bias_grad = torch.bmm(g, score).squeeze(1).to(weight.dtype)
-        h_grad = torch.bmm(score, weight.to(score.dtype)).mT * g
+        h_grad = torch.bmm(weight.to(score.dtype), score.mT) * g
         return weight_grad, bias_grad, h_grad, None, None
 
 
@@ -82,16 +82,15 @@ class _LogProb(torch.autograd.Function):
     ) -> Tensor:
         dtype = compute_dtype(x)
         h = h.to(dtype)
-        groups, n_features, _ = weight.shape
+        groups, _, n_features = weight.shape
         n_batch = h.shape[-1]
         result = x.new_empty(groups, n_batch)
         score = block("score", (groups, n_batch, n_features), dtype)
-        for chunk in chunks(groups, n_features * n_batch):
-            part = weight[chunk]
-            raw = torch.empty(len(part), n_batch, n_features, dtype=dtype)
-            matmul(h[chunk].mT, part.to(dtype).mT, raw)
-            raw = raw.to(x.dtype).add_(bias[chunk].unsqueeze(1))
-            result[chunk] = likelihood.log_prob_and_score(raw.mT, x, score[chunk].mT)
+        for w, b, inp, scores, log_probs in in_chunks(n_features * n_batch, weight, bias, h, score, result):
+            raw = torch.empty(scores.shape, dtype=dtype)
+            matmul(inp.mT, w.to(dtype), raw)
+            raw = raw.to(x.dtype).add_(b.unsqueeze(1))
+            log_probs.copy_(likelihood.log_prob_and_score(raw.mT, x, scores.mT))
         ctx.save_for_backward(weight, h, score)
         ctx.block = block
         return result
@@ -105,11 +104,11 @@ class _LogProb(torch.autograd.Function):
         weight, h, score = ctx.saved_tensors
         g = g.to(score.dtype).unsqueeze(1)
         weight_grad = ctx.block("weight gradient", weight.shape, weight.dtype)
-        scratch = ctx.block("scratch", h.shape, h.dtype)
-        weight_gradient_by_chunks(score.mT, torch.mul(g, h, out=scratch), weight_grad)
+        weight_gradient_by_chunks(torch.mul(g, h, out=ctx.block("scratch", h.shape, h.dtype)), score, weight_grad)
         bias_grad = torch.bmm(g, score).squeeze(1).to(weight.dtype)
-        h_grad = scratch.view(len(h), h.shape[2], h.shape[1])
-        for chunk in [slice(None)] if score.dtype == weight.dtype else chunks(len(weight), weight[0].numel()):
-            matmul(score[chunk], weight[chunk].to(score.dtype), h_grad[chunk])
-        h_grad = torch.mul(h_grad.mT, g, out=ctx.block("input gradient", h.shape, h.dtype))
-        return weight_grad, bias_grad, h_grad, None, None, None
+        h_grad = ctx.block("input gradient", h.shape, h.dtype)
+        for w, scores, grad in in_chunks(
+            0 if score.dtype == weight.dtype else weight[0].numel(), weight, score, h_grad
+        ):
+            matmul(w.to(score.dtype), scores.mT, grad)
+        return weight_grad, bias_grad, h_grad.mul_(g), None, None, None

@@ -25,7 +25,7 @@ from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, Ch
 from hmoevae.model import HMoEVAE
 from hmoevae.training.states import pack, unpack
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATE_NAME = "training.json"
 TENSORS_NAME = "training.safetensors"
 SUMS_NAME = "SHA256SUMS"
