@@ -13,6 +13,11 @@ from hmoevae.nn.memory import GLIBC_LARGEST
 TREE = hm.Mixture.of(hm.Mixture.of(hm.VAE(2, hm.MLP((6, 5), "gelu"), hm.MLP((5,))), 2), 3)
 
 
+@pytest.fixture(autouse=True)
+def _blocks_for_small_tensors_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hmoevae.nn.memory.SMALL", 0)
+
+
 def taken(memory: hm.StepMemory, name: str = "a", dtype: torch.dtype = torch.float32, n: int = 6) -> Tensor:
     return memory.empty(name, (n,), dtype)
 
@@ -31,6 +36,15 @@ def test_another_shape_or_dtype_gets_another_block() -> None:
         tensor = taken(memory, dtype=dtype, n=n)
         assert (tensor.dtype, tensor.shape) == (dtype, (n,))
         memory.next_step()
+
+
+def test_small_tensors_are_no_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hmoevae.nn.memory.SMALL", 24)
+    memory = hm.StepMemory()
+    small, kept = taken(memory, "small", n=5), taken(memory, "kept", n=6)
+    memory.next_step()
+    assert taken(memory, "kept", n=6).data_ptr() == kept.data_ptr()
+    assert taken(memory, "small", n=5).data_ptr() != small.data_ptr()
 
 
 @pytest.mark.parametrize("large", [0, GLIBC_LARGEST])

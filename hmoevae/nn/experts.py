@@ -36,7 +36,7 @@ class Posterior(NamedTuple):
 
     def sample(self, noise: Float[Tensor, "group latent batch"]) -> Float[Tensor, "group latent batch"]:
         """A draw of z from standard normal noise, differentiable in mean and variance (Kingma & Welling 2014, 2.4)."""
-        return self.mean + self.variance.sqrt() * noise
+        return torch.addcmul(self.mean, self.variance.sqrt(), noise)
 
     def sample_with_log_ratio(
         self, noise: Float[Tensor, "group latent batch"]
@@ -47,7 +47,7 @@ class Posterior(NamedTuple):
 
     def kl(self) -> Float[Tensor, "group batch"]:
         """KL(q(z|x) || N(0, I)) in nats (Kingma & Welling 2014, appendix B)."""
-        return 0.5 * (self.mean.square() + self.variance - self.variance.log() - 1).sum(1)
+        return 0.5 * torch.addcmul(self.variance - self.variance.log() - 1, self.mean, self.mean).sum(1)
 
 
 class ExpertGroup(nn.Module):

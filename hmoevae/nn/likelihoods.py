@@ -28,6 +28,8 @@ class LikelihoodModel(ABC):
 
     support: str
     """The values that data may take, in words."""
+    score_unit: float = 1.0
+    """What `log_prob_and_score` gives the score in, so that a factor of it takes no pass over the widest tensor."""
 
     @abstractmethod
     def contains(self, x: Tensor) -> bool:
@@ -42,9 +44,9 @@ class LikelihoodModel(ABC):
         return None
 
     def log_prob_and_score(self, raw: Raw, x: Sample, score: Raw) -> Float[Tensor, "group batch"]:
-        """The log-density, and its gradient with respect to `raw` written to `score`, which may be of less precision.
+        """The log-density, and its gradient with respect to `raw`, over `score_unit`, written to `score`.
 
-        Outside autograd, for `raw` of float32 or more, which may be overwritten.
+        Outside autograd, for `raw` of float32 or more, which may be overwritten; `score` may be of less precision.
         """
         with torch.enable_grad():
             raw = raw.detach().requires_grad_()
@@ -72,6 +74,7 @@ class GaussianModel(LikelihoodModel):
 
     def __init__(self, scale: float, *, sigmoid: bool) -> None:
         self.scale = scale
+        self.score_unit = 1 / scale**2
         self.sigmoid = sigmoid
         self.support = "values in [0, 1] (for others, Gaussian(mean='identity'))" if sigmoid else "finite values"
 
@@ -89,17 +92,16 @@ class GaussianModel(LikelihoodModel):
 
     def score(self, raw: Raw, x: Sample) -> Raw:
         mean = self.mean(raw)
-        apart = (x - mean) / self.scale**2
+        apart = (x - mean) * self.score_unit
         return apart * mean * (1 - mean) if self.sigmoid else apart
 
     def log_prob_and_score(self, raw: Raw, x: Sample, score: Raw) -> Float[Tensor, "group batch"]:
         mean = raw.sigmoid_() if self.sigmoid else raw
         wide = score if score.dtype == raw.dtype else torch.empty_like(raw)
         apart = torch.sub(x, mean, out=wide)
-        squared = torch.linalg.vector_norm(apart, dim=1).square_()
+        squared = torch.linalg.vector_norm(apart.mT, dim=2).square_()  # readouts are batch-first: along the memory
         if self.sigmoid:
             torch.ops.aten.sigmoid_backward.grad_input(apart, mean, grad_input=wide)
-        wide.mul_(1 / self.scale**2)
         if wide is not score:
             score.copy_(wide)
         return self._log_density(squared, raw.shape[1])

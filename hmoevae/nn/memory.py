@@ -4,6 +4,7 @@ A large tensor that is freed goes back to the operating system, and the next one
 every 4 KiB. On a CPU that can take as long as all the arithmetic of a training step.
 """
 
+import math
 from collections.abc import Hashable
 from typing import Protocol, runtime_checkable
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 GLIBC_LARGEST = (32 << 20) - (64 << 10)
 """Bytes; glibc learns from blocks that it frees up to 32 MiB (M_MMAP_THRESHOLD in the manual page mallopt(3))."""
+SMALL = 1 << 18
+"""Bytes; smaller tensors are left to the C library, which is quicker at finding them a place."""
 
 
 @runtime_checkable
@@ -36,11 +39,11 @@ class StepMemory:
             model(x).loss.backward()
             optimizer.step()
 
-    >>> memory = StepMemory()
-    >>> first = memory.empty("a", (2, 3), torch.float32)
-    >>> fresh = memory.empty("a", (2, 3), torch.float32)
+    >>> memory, shape = StepMemory(), (300, 300)
+    >>> first = memory.empty("a", shape, torch.float32)
+    >>> fresh = memory.empty("a", shape, torch.float32)
     >>> memory.next_step()
-    >>> again = memory.empty("a", (2, 3), torch.float32)
+    >>> again = memory.empty("a", shape, torch.float32)
     >>> first.data_ptr() == again.data_ptr(), first.data_ptr() == fresh.data_ptr()
     (True, False)
     >>> layer = nn.Linear(2, 3)
@@ -51,8 +54,8 @@ class StepMemory:
     def __init__(self) -> None:
         self._blocks: dict[Hashable, Tensor] = {}
         self._taken: set[Hashable] = set()
-        # Small tensors are left to the C library. glibc keeps blocks instead of returning them to the system if they
-        # are smaller than the largest that it has seen freed; this shows it one, whose pages are never touched.
+        # glibc keeps blocks instead of returning them to the system if they are smaller than the largest that it has
+        # seen freed; this shows it one, whose pages are never touched.
         torch.empty(GLIBC_LARGEST, dtype=torch.uint8)
 
     def attach(self, module: nn.Module) -> None:
@@ -73,8 +76,8 @@ class StepMemory:
         self._taken.clear()
 
     def empty(self, name: Hashable, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor: the block of that name, or a fresh tensor where this step has had it already."""
-        if name in self._taken:
+        """An uninitialised tensor: the block of that name, or a fresh one if it is small or this step has had it."""
+        if name in self._taken or math.prod(shape) * dtype.itemsize < SMALL:
             return torch.empty(shape, dtype=dtype)
         self._taken.add(name)
         block = self._blocks.get(name)

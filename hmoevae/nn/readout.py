@@ -92,7 +92,7 @@ class _LogProb(torch.autograd.Function):
             raw = raw.to(x.dtype).add_(b.unsqueeze(1))
             log_probs.copy_(likelihood.log_prob_and_score(raw.mT, x, scores.mT))
         ctx.save_for_backward(weight, h, score)
-        ctx.block = block
+        ctx.block, ctx.score_unit = block, likelihood.score_unit
         return result
 
     @staticmethod
@@ -102,7 +102,7 @@ class _LogProb(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         (g,) = grad_outputs
         weight, h, score = ctx.saved_tensors
-        g = g.to(score.dtype).unsqueeze(1)
+        g = (g * ctx.score_unit).to(score.dtype).unsqueeze(1)
         weight_grad = ctx.block("weight gradient", weight.shape, weight.dtype)
         weight_gradient_by_chunks(torch.mul(g, h, out=ctx.block("scratch", h.shape, h.dtype)), score, weight_grad)
         bias_grad = torch.bmm(g, score).squeeze(1).to(weight.dtype)
