@@ -8,8 +8,8 @@ The tree is the article's, `VAE` experts 784-128-10-128-784 with sigmoid MLPs, o
 spread over d levels as evenly as their number allows. A training step is zero_grad, forward, backward and Adam: fused
 for ours, as `torch.optim.Adam` comes for the peers (`peers.py`; a flat tree with as many leaves, whatever our depth).
 
-All rows of a cell (one op, number of leaves, batch and precision) take turns in one process, so that a noisy machine
-slows all of them down alike. What the columns say:
+All rows of a cell (one op, number of leaves, batch and precision) take turns, so that a noisy machine slows all of them
+down alike, each in a process of its own, so that none runs in memory that another has prepared. What the columns say:
 
     ms          median over the rounds, with quartiles.
     GFLOP/s     the matrix products that the step needs (2 m n k each; training makes three of each, but for the
@@ -28,7 +28,6 @@ The last line is the whole report as one JSON object.
 
 import argparse
 import functools
-import gc
 import itertools
 import json
 import math
@@ -46,10 +45,10 @@ import gemms
 import machine
 import torch
 from peers import PEERS, Loop, peer
-from torch.utils.benchmark import Timer
+from turns import Step, Worker, WorkerError, median_time
 
 import hmoevae as hm
-from hmoevae.errors import ArgumentError, CollapseWarning
+from hmoevae.errors import CollapseWarning
 from hmoevae.training import CompiledPass
 
 N_FEATURES = 784
@@ -132,7 +131,7 @@ class Entry:
     Attributes:
         what: Who computes.
         tree: What is computed.
-        step: The call that is timed.
+        time: Seconds of one call, the median over at least so many of them.
         n_steps: Steps in one call.
         peak_bytes: Memory at its worst.
         seconds: Of one step, one a round.
@@ -140,7 +139,7 @@ class Entry:
 
     what: str
     tree: hm.VAE | hm.Mixture
-    step: Callable[[], object]
+    time: Callable[[float], float]
     n_steps: int = 1
     peak_bytes: int | None = None
     seconds: list[float] = field(default_factory=list)
@@ -214,10 +213,10 @@ def peer_step(cell: Cell, name: str, *, fused: bool, compiled: bool = False) -> 
     return inference_step(them.sample, cell.batch, cell)
 
 
-def fit_step(cell: Cell, tree: hm.VAE | hm.Mixture) -> Callable[[], object]:
-    """`FIT_STEPS` steps by `hm.fit`."""
+def fit_step(cell: Cell, tree: hm.VAE | hm.Mixture, n_steps: int) -> Callable[[], object]:
+    """So many steps by `hm.fit`."""
     model = hm.HMoEVAE(tree, (N_FEATURES,)).to(cell.device)
-    x = torch.rand(FIT_STEPS * cell.batch, N_FEATURES)
+    x = torch.rand(n_steps * cell.batch, N_FEATURES)
 
     def fit() -> hm.History:
         with warnings.catch_warnings():  # of what long training on noise does to gates, which is no matter here
@@ -237,27 +236,47 @@ def fit_step(cell: Cell, tree: hm.VAE | hm.Mixture) -> Callable[[], object]:
     return fit
 
 
-def entries_of(cell: Cell, depths: list[int], against: list[str], *, fused_peers: bool) -> Iterator[Entry]:
+class Workers(dict[str, Worker]):
+    """One worker for each name of a row.
+
+    Args:
+        threads: CPU threads of each.
+    """
+
+    def __init__(self, threads: int) -> None:
+        super().__init__()
+        self.threads = threads
+
+    def start(self, what: str) -> None:
+        """Make sure that there is one of that name."""
+        if what not in self:
+            self[what] = Worker(self.threads)
+
+
+def entries_of(cell: Cell, args: argparse.Namespace, workers: Workers) -> Iterator[Entry]:
     """The rows of a cell, warmed up; what cannot be run here is left out, with a line that says why."""
     flat = article_tree(cell.leaves, 1)
-    trees = dict.fromkeys(tree for depth in depths if (tree := article_tree(cell.leaves, depth)))
-    for depth in depths:
+    trees = dict.fromkeys(tree for depth in args.depth if (tree := article_tree(cell.leaves, depth)))
+    for depth in args.depth:
         if article_tree(cell.leaves, depth) is None:
             skip(cell, "hmoevae", f"{cell.leaves} leaves do not factor into {depth} levels of two or more")
     wanted: list[tuple[str, hm.VAE | hm.Mixture | None, Callable[[], Callable[[], object] | None]]] = []
     for tree in trees:
         wanted.append(("hmoevae", tree, functools.partial(our_step, cell, tree)))
         if cell.op == "fit":
-            wanted.append(("hm.fit", tree, functools.partial(fit_step, cell, tree)))
+            wanted.append(("hm.fit", tree, functools.partial(fit_step, cell, tree, FIT_STEPS)))
+    fused = args.peer_adam == "fused"
     if cell.op != "fit":
-        names = [name for name in against if name in PEERS]
-        wanted += [(n, flat, functools.partial(peer_step, cell, n, fused=fused_peers)) for n in names]
-    if "compile" in against and cell.op == "train":
+        names = [name for name in args.against if name in PEERS]
+        wanted += [(n, flat, functools.partial(peer_step, cell, n, fused=fused)) for n in names]
+    if "compile" in args.against and cell.op == "train":
         for tree in itertools.islice(trees, 1):
             wanted.append(("hmoevae compiled", tree, functools.partial(our_step, cell, tree, compiled=True)))
-        for n in [n for n in against if n in ("vmap", "einsum")] or ["einsum"]:
-            make = functools.partial(peer_step, cell, n, fused=fused_peers, compiled=True)
+        for n in [n for n in args.against if n in ("vmap", "einsum")] or ["einsum"]:
+            make = functools.partial(peer_step, cell, n, fused=fused, compiled=True)
             wanted.append((f"{n} compiled", flat, make))
+    for what, _, _ in wanted:
+        workers.start(what)  # all side by side
     for what, tree, make in wanted:
         assert tree is not None
         n_weights = sum(gemm.n_weights for gemm in gemms.gemms_of(tree, N_FEATURES, cell.batch, "train"))
@@ -266,27 +285,21 @@ def entries_of(cell: Cell, depths: list[int], against: list[str], *, fused_peers
         if free is not None and free < 36 * n_weights:
             skip(cell, what, f"needs about {36e-9 * n_weights:.1f} GB more, {1e-9 * free:.1f} GB are free")
             continue
-        step = make()
-        if step is None:
-            continue
         n_steps = FIT_STEPS if what == "hm.fit" else 1
-        warm_up = functools.partial(repeat, step, WARM_UP_STEPS if n_steps == 1 else 1)
         try:
-            peak = machine.peak_memory(warm_up, cell.device)
-        except (RuntimeError, ArgumentError) as error:  # what a missing or broken C++ compiler ends in
+            made = workers[what].make(make, WARM_UP_STEPS if n_steps == 1 else 1, cell.device)
+        except WorkerError as error:
             if not what.endswith("compiled"):
                 raise
-            skip(cell, what, f"{error.__cause__ or error}".strip().partition("\n")[0])
+            skip(cell, what, f"{error}".strip().partition("\n")[0])  # such as a missing or broken C++ compiler
             continue
-        if peak is not None and not what.endswith("compiled"):  # else the compiler's own memory would be in it
+        if made is None:
+            continue
+        number, peak = made
+        if peak is not None:
             peak += 4 * n_weights
-        yield Entry(what, tree, step, n_steps, None if what.endswith("compiled") else peak)
-
-
-def repeat(step: Callable[[], object], n: int) -> None:
-    """Call `step` `n` times."""
-    for _ in range(n):
-        step()
+        compiled = what.endswith("compiled")  # the compiler's own memory is in its peak
+        yield Entry(what, tree, functools.partial(workers[what].time, number), n_steps, None if compiled else peak)
 
 
 def skip(cell: Cell, what: str, reason: str) -> None:
@@ -305,13 +318,12 @@ def interleave(entries: list[Entry], args: argparse.Namespace) -> None:
 
     There are `args.rounds` rounds, or fewer where they would take longer than `args.cell_seconds`.
     """
-    timers = [Timer("step()", globals={"step": entry.step}, num_threads=args.threads) for entry in entries]
     start = time.perf_counter()
     for done in range(args.rounds):
         if done >= MIN_ROUNDS and (time.perf_counter() - start) * (done + 1) / done > args.cell_seconds:
             break
-        for entry, timer in zip(entries, timers, strict=True):
-            entry.seconds.append(timer.blocked_autorange(min_run_time=args.seconds).median / entry.n_steps)
+        for entry in entries:
+            entry.seconds.append(entry.time(args.seconds) / entry.n_steps)
 
 
 def paired_ratio(above: Entry, below: Entry) -> float:
@@ -319,20 +331,19 @@ def paired_ratio(above: Entry, below: Entry) -> float:
     return statistics.median(a / b for a, b in zip(above.seconds, below.seconds, strict=True))
 
 
-def measure(cell: Cell, args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(cell: Cell, args: argparse.Namespace, workers: Workers) -> list[dict[str, Any]]:
     """The rows of a cell."""
     dtype = DTYPES[cell.precision]
-    gc.collect()  # the models of the cell before
     entries: list[Entry] = []
     floors: dict[hm.VAE | hm.Mixture, Entry] = {}
-    for entry in entries_of(cell, args.depth, args.against, fused_peers=args.peer_adam == "fused"):
+    for entry in entries_of(cell, args, workers):
         entries.append(entry)
         if entry.tree not in floors:  # made before the next entry asks how much memory is left
             products = gemms.alone(cell.gemms(entry.tree), cell.device, dtype)
-            floors[entry.tree] = Entry("GEMMs alone", entry.tree, products)
+            floors[entry.tree] = here("GEMMs alone", products, args, entry.tree)
     square, square_flops = machine.square_gemm(cell.device, dtype)
-    ceiling = Entry("ceiling", EXPERT, square)
-    others = [Entry("oneDNN's", EXPERT, gemm) for gemm in (machine.onednn_gemm(cell.device, dtype),) if gemm]
+    ceiling = here("ceiling", square, args)
+    others = [here("oneDNN's", gemm, args) for gemm in (machine.onednn_gemm(cell.device, dtype),) if gemm]
     interleave([*entries, *floors.values(), ceiling, *others], args)
     ceiling_rate = square_flops / min(ceiling.seconds) / 1e9
     onednn_rate = square_flops / min(others[0].seconds) / 1e9 if others else None
@@ -373,6 +384,11 @@ def measure(cell: Cell, args: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append(row)
         print(table_row(row))
     return rows
+
+
+def here(what: str, step: Step, args: argparse.Namespace, tree: hm.VAE | hm.Mixture = EXPERT) -> Entry:
+    """A row that is timed in this process: products and copies alone, with no memory to be asked for."""
+    return Entry(what, tree, functools.partial(median_time, step, threads=args.threads))
 
 
 def activation_mb(entry: Entry, cell: Cell) -> float | None:
@@ -466,13 +482,14 @@ def main(argv: list[str] | None = None) -> None:
     threads_before = torch.get_num_threads()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    workers = Workers(args.threads)
     try:
         report = {
             **machine.about(device, args.threads),
             "argv": command.given(args),
         }
         copy, copy_bytes = machine.large_copy(device)
-        bandwidth = Entry("copy", EXPERT, copy)
+        bandwidth = here("copy", copy, args)
         interleave([bandwidth], args)
         report["copy_gbytes_per_s"] = copy_bytes / min(bandwidth.seconds) / 1e9
         print(aligned(tuple(name for name, _ in COLUMNS)))
@@ -482,9 +499,13 @@ def main(argv: list[str] | None = None) -> None:
             if op == "route" and leaves == 1:
                 skip(cell, "all", "a lone leaf has no gate")
                 continue
-            rows += measure(cell, args)
+            rows += measure(cell, args, workers)
+            for worker in workers.values():
+                worker.forget()
         report |= {"load_average_after": machine.load_average(), "rows": rows}
     finally:
+        for worker in workers.values():
+            worker.close()
         torch.set_num_threads(threads_before)
     command.write(report, args.json)
     if args.plot:

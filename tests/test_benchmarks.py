@@ -1,7 +1,10 @@
 """The benchmark's promises: peers compute the library's loss, products are counted right, the report can be read."""
 
+import functools
+import itertools
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import pytest
 import streaming
 import torch
+import turns
 from gemms import Op, alone, gemms_of, total_bytes, total_flops
 from peers import PEERS, Loop, peer
 from throughput import article_tree, balanced_factors, main
@@ -186,19 +190,48 @@ def test_what_cannot_be_run_is_left_out_with_a_reason(
 
 @pytest.mark.usefixtures("small_machine")
 def test_a_compiler_that_fails_is_a_reason_not_an_error(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def broken(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        def call(*args: Any) -> None:
-            raise RuntimeError("no compiler found\nand a long story")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setenv("CXX", str(tmp_path / "missing"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # else there may be code from earlier runs
     main(["--quick", "--leaves", "2", "--against", "einsum", "compile", *TINY])
     printed = capsys.readouterr().out
-    assert "skipped: hmoevae compiled, train, 2 leaves, batch 4, fp32: no compiler found\n" in printed
-    assert "skipped: einsum compiled" in printed
+    for what in ("hmoevae compiled", "einsum compiled"):
+        reason = printed.partition(f"skipped: {what}, train, 2 leaves, batch 4, fp32: ")[2].partition("\n")[0]
+        assert "InvalidCxxCompiler" in reason
+
+
+# --- taking turns ---------------------------------------------------------------------------------------------------
+
+
+def count(start: int) -> Callable[[], object] | None:
+    """A step that counts up from `start`, none at all where that is zero."""
+    return functools.partial(next, itertools.count(start)) if start else None
+
+
+def fails() -> Callable[[], object]:
+    raise ValueError("made up")
+
+
+def test_a_worker_makes_times_and_forgets() -> None:
+    worker = turns.Worker(threads=1)
+    try:
+        device = torch.device("cpu")
+        assert worker.make(functools.partial(count, 0), 1, device) is None
+        for number in (0, 1):
+            made = worker.make(functools.partial(count, 1), 1, device)
+            assert made is not None
+            assert made[0] == number
+            assert 0 < worker.time(number, 0.001) < 1
+        with pytest.raises(turns.WorkerError, match="ValueError: made up"):
+            worker.make(fails, 1, device)
+        worker.forget()
+        with pytest.raises(turns.WorkerError, match="IndexError"):
+            worker.time(0, 0.001)
+        with pytest.raises(turns.WorkerError, match="the process ended, exit code 3"):
+            worker.make(functools.partial(os._exit, 3), 1, device)
+    finally:
+        worker.close()
 
 
 def test_quartiles_need_two_rounds(capsys: pytest.CaptureFixture[str]) -> None:
