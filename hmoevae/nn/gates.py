@@ -60,6 +60,8 @@ class GroupedConv(nn.Module):
         maps = rearrange(x, "(c h w) b -> b c h w", c=channels, h=height, w=width)
         for convolution in self.convolutions:
             maps = self.activation(convolution(maps))
+        if self.n_networks == 1:  # a view, and its gradient lies as that of the maps
+            return self.head(rearrange(maps, "b c h w -> (c h w) b"))
         return self.head(rearrange(maps, "b (g c) h w -> g (c h w) b", g=self.n_networks))
 
 

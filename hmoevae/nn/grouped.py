@@ -172,8 +172,10 @@ class _Affine(torch.autograd.Function):
         weight_gradient_by_chunks(dy, x.mT, weight_grad)
         if ctx.needs_input_grad[2]:
             weight = weight.to(dy.dtype)
-            if x.ndim == 2:
-                x_grad = weight.flatten(0, 1).t() @ dy.flatten(0, 1)
+            if x.ndim == 2:  # batch-first, as a shared input lies
+                x_grad = dy.new_empty(1, x.shape[1], x.shape[0])
+                matmul(dy.flatten(0, 1).t().unsqueeze(0), weight.flatten(0, 1), x_grad)
+                x_grad = x_grad.squeeze(0).t()
             else:
                 x_grad = ctx.block("input gradient", x.shape, x.dtype)
                 matmul(weight.mT, dy, x_grad)
