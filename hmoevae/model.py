@@ -327,7 +327,8 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             expected = f"ascending levels from 1 to the tree's depth {depth}"
             raise ArgumentError(mismatch("agreement_levels", expected, levels))
         last = levels[-1] if levels else 0
-        both = seen if other is None else torch.cat([seen, other], dim=1)  # one pass of the gates for both
+        # One pass of the gates for both; put together as they lie, batch-first.
+        both = seen if other is None else torch.cat([seen.t(), other.t()]).t()
         answers = self.gates(both, temperature) if last == depth else self.gates.split(both, own, last, temperature)
         edges = [answers] if other is None else answers.chunk(2, dim=1)
         importance = self.paths.importance(edges[0])

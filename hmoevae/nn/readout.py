@@ -87,7 +87,7 @@ class _LogProb(torch.autograd.Function):
         result = x.new_empty(groups, n_batch)
         score = block("score", (groups, n_batch, n_features), dtype)
         for w, b, inp, scores, log_probs in in_chunks(n_features * n_batch, weight, bias, h, score, result):
-            raw = torch.empty(scores.shape, dtype=dtype)
+            raw = torch.empty_like(scores) if dtype == x.dtype else scores  # in bfloat16 there is a copy anyway
             matmul(inp.mT, w.to(dtype), raw)
             raw = raw.to(x.dtype).add_(b.unsqueeze(1))
             log_probs.copy_(likelihood.log_prob_and_score(raw.mT, x, scores.mT))
