@@ -6,6 +6,7 @@ the shape of a sample. Everything probabilistic is in nats.
 
 import itertools
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -383,7 +384,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             raise DataError(mismatch(name, "at least one sample", "none"))
         if values:
             read = tensor.to(self.dtype)  # as the model will read them
-            if not torch.isfinite(torch.stack(read.aminmax())).all():  # one pass over the samples: NaN goes through
+            if not all(map(math.isfinite, torch.stack(read.aminmax()).tolist())):  # one pass: NaN goes through
                 bad = (~torch.isfinite(read)).flatten(1).any(1)
                 first = int(bad.nonzero()[0])
                 count = int(bad.sum())
