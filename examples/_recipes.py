@@ -32,6 +32,7 @@ class Training:
         seed: Fixes weights, order and draws.
         device: Where to train.
         precision: Of the networks in training.
+        compile: Whether steps run as compiled code, as of `hm.fit`.
         callbacks: As of `hm.fit`.
         progress: Show a progress bar.
         checkpoint_dir: Where checkpoints are kept while it runs; `None` for a run without.
@@ -44,6 +45,7 @@ class Training:
     seed: int = 0
     device: str = "auto"
     precision: Precision = "fp32"
+    compile: bool = False
     callbacks: Sequence[Callback] = ()
     progress: bool = True
     checkpoint_dir: Path | None = None
@@ -102,6 +104,7 @@ def train(
         seed=training.seed,
         device=training.device,
         precision=training.precision,
+        compile=training.compile,
         callbacks=training.callbacks,
         progress=training.progress,
         checkpoint_dir=training.checkpoint_dir,

@@ -39,6 +39,7 @@ def main(layout: Layout, recipes: dict[str, Recipe], description: str, *, load: 
     parser.add_argument("--batch-size", type=int, help="images a step", **own)
     parser.add_argument("--lr", type=float, help="learning rate of Adam", **own)
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="of the networks", **own)
+    parser.add_argument("--compile", action="store_true", help="run steps as compiled code; pays for long runs")
     parser.add_argument("--seed", type=int, default=0, help="fixes weights, order and draws")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
     parser.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
