@@ -236,25 +236,11 @@ def fit_step(cell: Cell, tree: hm.VAE | hm.Mixture, n_steps: int) -> Callable[[]
     return fit
 
 
-class Workers(dict[str, Worker]):
-    """One worker for each name of a row.
+def entries_of(cell: Cell, args: argparse.Namespace, workers: dict[str, Worker]) -> Iterator[Entry]:
+    """The rows of a cell, warmed up, each by the worker of its name, of which missing ones are added to `workers`.
 
-    Args:
-        threads: CPU threads of each.
+    What cannot be run here is left out, with a line that says why.
     """
-
-    def __init__(self, threads: int) -> None:
-        super().__init__()
-        self.threads = threads
-
-    def start(self, what: str) -> None:
-        """Make sure that there is one of that name."""
-        if what not in self:
-            self[what] = Worker(self.threads)
-
-
-def entries_of(cell: Cell, args: argparse.Namespace, workers: Workers) -> Iterator[Entry]:
-    """The rows of a cell, warmed up; what cannot be run here is left out, with a line that says why."""
     flat = article_tree(cell.leaves, 1)
     trees = dict.fromkeys(tree for depth in args.depth if (tree := article_tree(cell.leaves, depth)))
     for depth in args.depth:
@@ -276,7 +262,8 @@ def entries_of(cell: Cell, args: argparse.Namespace, workers: Workers) -> Iterat
             make = functools.partial(peer_step, cell, n, fused=fused, compiled=True)
             wanted.append((f"{n} compiled", flat, make))
     for what, _, _ in wanted:
-        workers.start(what)  # all side by side
+        if what not in workers:  # all begin side by side
+            workers[what] = Worker(args.threads)
     for what, tree, make in wanted:
         assert tree is not None
         n_weights = sum(gemm.n_weights for gemm in gemms.gemms_of(tree, N_FEATURES, cell.batch, "train"))
@@ -331,7 +318,7 @@ def paired_ratio(above: Entry, below: Entry) -> float:
     return statistics.median(a / b for a, b in zip(above.seconds, below.seconds, strict=True))
 
 
-def measure(cell: Cell, args: argparse.Namespace, workers: Workers) -> list[dict[str, Any]]:
+def measure(cell: Cell, args: argparse.Namespace, workers: dict[str, Worker]) -> list[dict[str, Any]]:
     """The rows of a cell."""
     dtype = DTYPES[cell.precision]
     entries: list[Entry] = []
@@ -482,7 +469,7 @@ def main(argv: list[str] | None = None) -> None:
     threads_before = torch.get_num_threads()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    workers = Workers(args.threads)
+    workers: dict[str, Worker] = {}
     try:
         report = {
             **machine.about(device, args.threads),

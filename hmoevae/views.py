@@ -189,7 +189,7 @@ def _affine(
     half = x.new_tensor([x.shape[3] / 2, x.shape[2] / 2])
     rows = rows * (half / half.unsqueeze(1)).unsqueeze(2)
     theta = torch.cat([rows, (origin / half.unsqueeze(1)).unsqueeze(1)], dim=1)
-    # affine_grid multiplies image by image, and for one of them only: all take one product of its centres of pixels.
+    # affine_grid multiplies image by image; asked once for the centres of pixels, one product gives the grids of all.
     identity = torch.eye(2, 3, device=x.device, dtype=x.dtype).unsqueeze(0)
     centres = F.affine_grid(identity, [1, 1, *x.shape[2:]], align_corners=False).squeeze(0)
     grid = torch.einsum("xkb,hwk->bhwx", theta, F.pad(centres, (0, 1), value=1.0))

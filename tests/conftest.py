@@ -1,6 +1,8 @@
 """What the tests share: random trees, models on them with data that they can model, and small fixtures."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -189,3 +191,12 @@ def rng_untouched() -> Iterator[None]:
     before = torch.get_rng_state()
     yield
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """Skips where `torch.compile` does not work, whatever is compiled: on a CPU it needs a C++ compiler."""
+    code = "import torch; torch.compile(lambda x: x.sin() + x.cos())(torch.rand(64))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"torch.compile does not work here: {done.stderr.strip().splitlines()[-1]}")

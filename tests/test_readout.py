@@ -9,7 +9,7 @@ from hmoevae.nn import grouped
 from hmoevae.nn.grouped import GroupedLinear
 from hmoevae.nn.likelihoods import likelihood_model
 from hmoevae.nn.readout import log_prob
-from hmoevae.spec import Likelihood
+from hmoevae.spec import Gaussian, Likelihood
 
 GROUPS, INP, FEATURES, BATCH = 5, 3, 4, 6
 
@@ -82,6 +82,24 @@ def test_gradients_with_respect_to_the_samples(spec: Likelihood) -> None:
     log_prob(likelihood, layer, h, x).sum().backward()
     likelihood.log_prob(layer(h), twin).sum().backward()
     torch.testing.assert_close(x.grad, twin.grad)
+
+
+def test_a_layer_whose_weights_lie_otherwise_is_read_as_they_lie() -> None:
+    """Square, so that no product would notice."""
+    torch.manual_seed(0)
+    spec = Gaussian(scale=0.5)
+    x, h = samples(spec, FEATURES, BATCH), torch.randn(GROUPS, FEATURES, BATCH, dtype=torch.float64)
+    layers = [
+        GroupedLinear(GROUPS, FEATURES, FEATURES, input_major=input_major).double() for input_major in (True, False)
+    ]
+    with torch.no_grad():
+        layers[1].weight.copy_(layers[0].weight.mT)
+        layers[1].bias.copy_(layers[0].bias)
+    one, other = (log_prob(likelihood_model(spec), layer, h, x) for layer in layers)
+    torch.testing.assert_close(one, other)
+    one.sum().backward()
+    other.sum().backward()
+    torch.testing.assert_close(layers[0].weight.grad.mT, layers[1].weight.grad)
 
 
 def test_a_second_derivative_is_refused() -> None:

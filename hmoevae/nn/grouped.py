@@ -125,24 +125,27 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def in_chunks(size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """The tensors by runs of groups, which are as long as `CHUNK` entries allow, there being `size` in a group."""
     groups = tensors[0].shape[0]
-    step = max(1, CHUNK // max(size, 1))
+    step = max(1, CHUNK // size)
     return [tensors] if step >= groups else zip(*(tensor.split(step) for tensor in tensors), strict=True)
 
 
-def weight_gradient_by_chunks(
-    left: Float[Tensor, "group row batch"],
-    right: Float[Tensor, "batch column"] | Float[Tensor, "group batch column"],
+def matmul_by_chunks(
+    left: Float[Tensor, "group row k"],
+    right: Float[Tensor, "k column"] | Float[Tensor, "group k column"],
     out: Float[Tensor, "group row column"],
 ) -> None:
-    """out[g] = left[g] right[g], where `out` may be of a higher precision than the product."""
-    if left.dtype == out.dtype:
+    """out[g] = left[g] right[g] in the precision of `right`; operands of another are cast a few groups at a time."""
+    dtype = right.dtype
+    size = max((tensor[0].numel() for tensor in (left, out) if tensor.dtype != dtype), default=0)
+    if size == 0:
         matmul(left, right, out)
         return
     own = (right,) if right.ndim == 3 else ()
-    for grad, a, *b in in_chunks(out[0].numel(), out, left, *own):
-        low = torch.empty_like(grad, dtype=a.dtype)
-        matmul(a, b[0] if b else right, low)
-        grad.copy_(low)
+    for a, result, *b in in_chunks(size, left, out, *own):
+        product = result if result.dtype == dtype else torch.empty_like(result, dtype=dtype)
+        matmul(a.to(dtype), b[0] if b else right, product)
+        if product is not result:
+            result.copy_(product)
 
 
 class _Affine(torch.autograd.Function):
@@ -152,11 +155,9 @@ class _Affine(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, bias: Tensor, x: Tensor, block: BlockSource) -> Tensor:
         dtype = compute_dtype(x)
         x = x.to(dtype)
-        groups, n_out, n_inp = weight.shape
+        groups, n_out, _ = weight.shape
         y = block("output", (groups, n_out, x.shape[-1]), dtype)
-        own = (x,) if x.ndim == 3 else ()
-        for part, result, *b in in_chunks(0 if dtype == weight.dtype else n_out * n_inp, weight, y, *own):
-            matmul(part.to(dtype), b[0] if b else x, result)
+        matmul_by_chunks(weight, x, y)
         ctx.save_for_backward(weight, x)
         ctx.block = block
         return y.add_(bias.unsqueeze(-1).to(dtype))
@@ -169,16 +170,15 @@ class _Affine(torch.autograd.Function):
         (dy,) = grad_outputs
         weight, x = ctx.saved_tensors
         weight_grad, x_grad = ctx.block("weight gradient", weight.shape, weight.dtype), None
-        weight_gradient_by_chunks(dy, x.mT, weight_grad)
+        matmul_by_chunks(dy, x.mT, weight_grad)
         if ctx.needs_input_grad[2]:
-            weight = weight.to(dy.dtype)
             if x.ndim == 2:  # batch-first, as a shared input lies
                 x_grad = dy.new_empty(1, x.shape[1], x.shape[0])
-                matmul(dy.flatten(0, 1).t().unsqueeze(0), weight.flatten(0, 1), x_grad)
+                matmul(dy.flatten(0, 1).t().unsqueeze(0), weight.flatten(0, 1).to(dy.dtype), x_grad)
                 x_grad = x_grad.squeeze(0).t()
             else:
                 x_grad = ctx.block("input gradient", x.shape, x.dtype)
-                matmul(weight.mT, dy, x_grad)
+                matmul_by_chunks(weight.mT, dy, x_grad)
         bias_grad = torch.empty(dy.shape[:2], dtype=weight_grad.dtype)
         for part, result in in_chunks(dy[0].numel(), dy, bias_grad):  # a sum in higher precision makes a copy in it
             torch.sum(part, 2, dtype=bias_grad.dtype, out=result)
@@ -227,8 +227,9 @@ class GroupedMLP(nn.Module):
         self, groups: int, in_features: int, out_features: int, spec: MLP, *, input_major: bool = False
     ) -> None:
         super().__init__()
-        layers = [GroupedLinear(groups, a, b) for a, b in pairwise((in_features, *spec.hidden))]
-        layers.append(GroupedLinear(groups, (in_features, *spec.hidden)[-1], out_features, input_major=input_major))
+        *inner, last = pairwise((in_features, *spec.hidden, out_features))
+        layers = [GroupedLinear(groups, *sizes) for sizes in inner]
+        layers.append(GroupedLinear(groups, *last, input_major=input_major))
         self.layers = nn.ModuleList(layers)  # type: ignore[assignment]  # a ModuleList cannot say what it holds
         self.activation: Activation = spec.activation
 

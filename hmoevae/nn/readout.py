@@ -28,7 +28,7 @@ from hmoevae.nn.grouped import (
     compute_dtype,
     in_chunks,
     is_written_out,
-    weight_gradient_by_chunks,
+    matmul_by_chunks,
 )
 from hmoevae.nn.likelihoods import LikelihoodModel
 from hmoevae.nn.products import matmul
@@ -40,11 +40,12 @@ def log_prob(
     h: Float[Tensor, "group inp batch"],
     x: Float[Tensor, "feature batch"],
 ) -> Float[Tensor, "group batch"]:
-    """Log p(x|z) in nats, where `layer` makes the raw outputs from `h`."""
-    if is_written_out(x) and torch.is_grad_enabled() and not x.requires_grad:
+    """Log p(x|z) in nats, where `layer` makes the raw outputs from `h`: in one function for one that is input-major."""
+    is_step = layer.input_major and torch.is_grad_enabled() and not x.requires_grad
+    if is_step and is_written_out(x):
         return _LogProb.apply(layer.weight, layer.bias, h, x, likelihood, layer.block_source())
     is_plain = not torch._C._are_functorch_transforms_active()  # which would need a rule of its own for each of them
-    if torch.compiler.is_compiling() and is_plain and torch.is_grad_enabled() and not x.requires_grad:
+    if is_step and is_plain and torch.compiler.is_compiling():
         h = h.to(compute_dtype(x))
         with torch.no_grad():
             raw = torch.bmm(h.mT, layer.weight.to(h.dtype)).to(x.dtype) + layer.bias.unsqueeze(1)
@@ -104,11 +105,8 @@ class _LogProb(torch.autograd.Function):
         weight, h, score = ctx.saved_tensors
         g = (g * ctx.score_unit).to(score.dtype).unsqueeze(1)
         weight_grad = ctx.block("weight gradient", weight.shape, weight.dtype)
-        weight_gradient_by_chunks(torch.mul(g, h, out=ctx.block("scratch", h.shape, h.dtype)), score, weight_grad)
+        matmul_by_chunks(torch.mul(g, h, out=ctx.block("scratch", h.shape, h.dtype)), score, weight_grad)
         bias_grad = torch.bmm(g, score).squeeze(1).to(weight.dtype)
         h_grad = ctx.block("input gradient", h.shape, h.dtype)
-        for w, scores, grad in in_chunks(
-            0 if score.dtype == weight.dtype else weight[0].numel(), weight, score, h_grad
-        ):
-            matmul(w.to(score.dtype), scores.mT, grad)
+        matmul_by_chunks(weight, score.mT, h_grad)
         return weight_grad, bias_grad, h_grad.mul_(g), None, None, None
