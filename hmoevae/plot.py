@@ -169,7 +169,7 @@ def sample_grid(
     if len(titles) != n_columns:
         raise ShapeError(mismatch("titles", f"{n_columns} labels, one a column of frames", len(titles)))
     labels = [str(e) for e in epochs]
-    fig, ax = _show(pictures, labels, titles, rows_apart=_small_rows(pictures), columns_apart=_branches(plan))
+    fig, ax = _show(pictures, labels, titles, columns_apart=_branches(plan))
     ax.set_ylabel("epoch", **LABEL)
     return _make_room(fig, ax)
 
@@ -280,8 +280,7 @@ def samples(model: HMoEVAE, n: int = 10, *, generator: torch.Generator | None = 
     n_leaves = model.plan.n_leaves
     z = torch.randn(n * n_leaves, model.experts.latent_dim, generator=generator)
     drawn = model.decode(z, torch.arange(n_leaves).repeat(n)).unflatten(0, (n, n_leaves))
-    pictures, branches = _pictures(drawn, "samples"), _branches(model.plan)
-    fig, ax = _show(pictures, [], _names(model.plan), rows_apart=_small_rows(pictures), columns_apart=branches)
+    fig, ax = _show(_pictures(drawn, "samples"), [], _names(model.plan), columns_apart=_branches(model.plan))
     ax.set_title("Samples of every leaf", **TITLE)
     return _make_room(fig, ax)
 
@@ -358,6 +357,7 @@ def reconstructions(model: HMoEVAE, x: ArrayLike) -> Figure:
     leaves = [names[leaf] for leaf in model.predict(x).tolist()]
     pictures = _pictures(torch.stack([x, model.reconstruct(x).to(x.dtype)]), "x")
     fig, ax = _captioned(pictures, leaves, ["original", "reconstruction"], n_columns=12)
+    ax.set_title("Samples, their reconstructions, and the leaf of each", **TITLE)
     return _make_room(fig, ax)
 
 
@@ -452,7 +452,7 @@ def contingency(
     names = [names[i] for i in order]
     ax.set_xticks(side * (np.arange(len(names)) + 0.5), names, rotation=_turn(names, side), **LABEL)
     ax.set_ylabel("label", **LABEL)
-    ax.set_xlabel("percent of the label" if in_percent else "number of samples", **LABEL)
+    ax.set_xlabel(f"cluster (cells: {'percent of the label' if in_percent else 'number of samples'})", **LABEL)
     if title is not None:
         ax.set_title(title, **TITLE)
     return _make_room(fig, ax)
@@ -589,17 +589,15 @@ def _bars(values: Float[Tensor, "row column entry"]) -> Pictures:
 
 
 def _tile(
-    pictures: Pictures, rows_apart: Sequence[int], columns_apart: Sequence[int], gap: int
+    pictures: Pictures, row_gaps: Int[np.ndarray, " row"], column_gaps: Int[np.ndarray, " column"]
 ) -> tuple[Float[np.ndarray, "tall wide rgb"], Float[np.ndarray, " row"], Float[np.ndarray, " column"]]:
-    """One image of all pictures, white before the given rows and columns; and the middle of every row and column."""
-    n_rows, n_columns, height, width, _ = pictures.shape
+    """One image of all pictures, so much white before each row and column; and the middle of every row and column."""
+    height, width = pictures.shape[2:4]
+    row, column = np.arange(len(row_gaps)), np.arange(len(column_gaps))
     tiled = rearrange(pictures, "row column height width rgb -> (row height) (column width) rgb")
-    tiled = np.insert(tiled, np.repeat(np.asarray(rows_apart, dtype=int) * height, gap), 1.0, axis=0)
-    tiled = np.insert(tiled, np.repeat(np.asarray(columns_apart, dtype=int) * width, gap), 1.0, axis=1)
-    row, column = np.arange(n_rows), np.arange(n_columns)
-    y = (row + 0.5) * height + gap * np.searchsorted(rows_apart, row, side="right")
-    x = (column + 0.5) * width + gap * np.searchsorted(columns_apart, column, side="right")
-    return tiled, y, x
+    tiled = np.insert(tiled, np.repeat(row * height, row_gaps), 1.0, axis=0)
+    tiled = np.insert(tiled, np.repeat(column * width, column_gaps), 1.0, axis=1)
+    return tiled, (row + 0.5) * height + row_gaps.cumsum(), (column + 0.5) * width + column_gaps.cumsum()
 
 
 def _show(
@@ -611,9 +609,17 @@ def _show(
     columns_apart: Sequence[int] = (),
     gap: float = GAP,
 ) -> tuple[Figure, Axes]:
-    """A figure of one tiled image with labels for its rows and columns; `_make_room` is left to the caller."""
+    """A figure of one tiled image with labels for its rows and columns; `_make_room` is left to the caller.
+
+    Rows of small pictures all stand apart: they fill their frames, and would grow together.
+    """
     zoom = _zoom(pictures)
-    tiled, y, x = _tile(pictures, rows_apart, columns_apart, max(1, round(gap / zoom)))
+    row_gaps, column_gaps = (np.zeros(n, dtype=int) for n in pictures.shape[:2])
+    if min(pictures.shape[2:4]) < 16:
+        row_gaps[1:] = max(1, round(GAP / zoom))
+    for gaps, apart in ((row_gaps, rows_apart), (column_gaps, columns_apart)):
+        gaps[list(apart)] += max(1, round(gap / zoom))
+    tiled, y, x = _tile(pictures, row_gaps, column_gaps)
     height, width = zoom * tiled.shape[0], zoom * tiled.shape[1]
     fig, ax = _canvas(width, height)
     _imshow(ax, tiled, (0.0, width, height, 0.0), zoom)
@@ -706,11 +712,6 @@ def _name(node: PlannedNode) -> str:
 
 def _names(plan: Plan) -> list[str]:
     return [_name(leaf) for leaf in plan.leaves]
-
-
-def _small_rows(pictures: Pictures) -> range:
-    """All rows of small pictures, to be set apart: they fill their frames, and would grow together; none of others."""
-    return range(1, len(pictures)) if min(pictures.shape[2:4]) < 16 else range(0)
 
 
 def _branches(plan: Plan | None) -> list[int]:

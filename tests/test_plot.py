@@ -335,17 +335,18 @@ def test_nearest_of_each_leafs_own_below_its_samples() -> None:
     figure = plot.nearest(model, x, 2, generator=torch.Generator().manual_seed(0))
     assert row_labels(figure) == ["0", "nearest", "1", "nearest", "$\\x", "nearest"]
     tiled = image(figure)[..., 0]
-    gap = (tiled.shape[0] - 6 * 6) // 2
+    assert tiled.shape == (6 * 6 + 3 + 2 * 2, 6 * 6 + 2), "one white line within a pair, two between pairs"
     z = torch.randn(2 * 5, 3, generator=torch.Generator().manual_seed(0))
     drawn = model.decode(z, torch.arange(5).repeat_interleave(2))
     leaf = model.predict(x)
     places = [(0, 0), (1, 0), (1, 1), (1, 2), (2, 0)]  # the row's child of the root, and the leaf's place below it
     for i, (row, column) in enumerate(places):
         for j in range(2):
-            top, left = row * (12 + gap), column * (12 + gap) + 6 * j
+            top, left = row * (13 + 2), column * (12 + 1) + 6 * j
             sample = drawn[2 * i + j, 0]
             np.testing.assert_array_equal(tiled[top : top + 6, left : left + 6], sample.numpy())
-            below = tiled[top + 6 : top + 12, left : left + 6]
+            assert (tiled[top + 6, left : left + 6] == 1).all(), "small pictures do not touch"
+            below = tiled[top + 7 : top + 13, left : left + 6]
             if (leaf == i).any():
                 own = x[leaf == i, 0]
                 closest = own[(own - sample).square().sum((1, 2)).argmin()]
@@ -372,9 +373,11 @@ def test_reconstructions_below_their_originals() -> None:
     assert tiled.shape[1] == 12 * 6, "twelve make a row"
     assert tiled.shape[0] > 4 * 6
     np.testing.assert_array_equal(tiled[:6, 6:12], x[1, 0].numpy())
-    np.testing.assert_array_equal(tiled[6:12, 6:12], model.reconstruct(x)[1, 0].numpy())
+    assert (tiled[6] == 1).all(), "small pictures do not touch"
+    np.testing.assert_array_equal(tiled[7:13, 6:12], model.reconstruct(x)[1, 0].numpy())
     np.testing.assert_array_equal(tiled[-6:, 6:12], model.reconstruct(x)[13, 0].numpy())
-    assert (tiled[-12:, 12:] == 1).all(), "the rest of the last row is empty"
+    assert (tiled[-13:, 12:] == 1).all(), "the rest of the last row is empty"
+    assert "the leaf of each" in figure.axes[0].get_title(loc="left")
     assert row_labels(figure) == ["original", "reconstruction"] * 2
     paths = [leaf.path.removeprefix("root/") for leaf in model.plan.leaves]
     assert words(figure) == [paths[leaf] for leaf in model.predict(x).tolist()]
@@ -386,11 +389,11 @@ def test_traversals_change_one_latent_at_a_time() -> None:
     model = model_of("mixed")
     figure = plot.traversals(model, "root/1/0", n_steps=5, dims=[2, 0])
     tiled = image(figure)[..., 0]
-    assert tiled.shape == (2 * 6, 5 * 6)
+    assert tiled.shape == (2 * 6 + 1, 5 * 6), "small pictures, a white line between their rows"
     for row, latent in enumerate(([0, 0, 1.0], [1.0, 0, 0])):
         for column, step in enumerate((-3, -1.5, 0, 1.5, 3)):
             expected = model.decode(step * torch.tensor([latent]), torch.tensor([1]))[0, 0]
-            place = tiled[6 * row : 6 * row + 6, 6 * column : 6 * column + 6]
+            place = tiled[7 * row : 7 * row + 6, 6 * column : 6 * column + 6]
             np.testing.assert_allclose(place, expected.numpy(), atol=1e-6)
     assert row_labels(figure) == ["z[2]", "z[0]"]
     assert column_labels(figure) == ["-3", "-1.5", "0", "1.5", "3"]
@@ -425,7 +428,7 @@ def test_contingency_puts_the_largest_cells_onto_the_diagonal() -> None:
     np.testing.assert_allclose(image(figure), [[0.75, 0.25, 0], [0, 1, 0], [0, 1 / 3, 2 / 3]])
     assert words(figure) == ["3", "1", "5", "1", "2"], "counts; empty cells say nothing"
     assert figure.axes[0].get_title(loc="left") == "three of a kind"
-    assert figure.axes[0].get_xlabel() == "number of samples"
+    assert figure.axes[0].get_xlabel() == "cluster (cells: number of samples)"
     kept = plot.contingency(labels, clusters, cluster_names=["a", "b", "c", "d"], keep_order=True)
     assert column_labels(kept) == ["a", "b", "c", "d"]
     np.testing.assert_allclose(image(kept)[0], [0.25, 0, 0.75, 0])
@@ -443,7 +446,7 @@ def test_contingency_of_many_clusters_is_a_staircase_in_percent() -> None:
     assert (np.diff(rows) >= 0).all()
     assert column_labels(figure)[-1] == "9/2", "an empty cluster goes last"
     assert set(words(figure)) == {"33", "50"}
-    assert figure.axes[0].get_xlabel() == "percent of the label"
+    assert figure.axes[0].get_xlabel() == "cluster (cells: percent of the label)"
 
 
 def test_contingency_refuses() -> None:
