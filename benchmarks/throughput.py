@@ -278,7 +278,8 @@ def entries_of(cell: Cell, args: argparse.Namespace, workers: dict[str, Worker])
         except WorkerError as error:
             if not what.endswith("compiled"):
                 raise
-            skip(cell, what, f"{error}".strip().partition("\n")[0])  # such as a missing or broken C++ compiler
+            lines = f"{error}".strip().splitlines()  # such as of a missing or broken C++ compiler
+            skip(cell, what, next(line for line in lines if not line.endswith("raised:")))
             continue
         if made is None:
             continue

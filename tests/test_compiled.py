@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import hmoevae as hm
+from hmoevae.errors import ArgumentError
 
 WORKER = Path(__file__).parent / "compiling.py"
 
@@ -70,6 +71,16 @@ def test_other_errors_keep_their_words(passes: dict[str, Any]) -> None:
     assert passes["later_error"] == "RuntimeError: out of memory"
 
 
+def test_pytorch_2_6_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its compiler fails in the backward pass of trees with several levels, with an assertion of its own."""
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.6.0+cpu"))
+    model = hm.HMoEVAE(hm.VAE(latent_dim=2), (4,))
+    with pytest.raises(ArgumentError, match=r"compile: expected False, or PyTorch 2\.7 or newer, got 2\.6\.0"):
+        hm.fit(model, torch.rand(8, 4), compile=True, progress=False)
+    assert model.compiled is None
+
+
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="compiled passes need PyTorch 2.7")
 def test_without_a_compiler_fit_says_so_and_is_undone() -> None:
     answer = run("broken")
     assert answer["error"].startswith(

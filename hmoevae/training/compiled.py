@@ -32,7 +32,8 @@ class CompiledPass:
         model: The model.
 
     Raises:
-        ArgumentError: At the first batch, where `torch.compile` does not work here: on a CPU it needs a C++ compiler.
+        ArgumentError: PyTorch is older than 2.7, whose compiler fails on trees of several levels. At the first batch,
+            where `torch.compile` does not work here: on a CPU it needs a C++ compiler.
 
     >>> from hmoevae import VAE, Mixture
     >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
@@ -45,6 +46,8 @@ class CompiledPass:
     """
 
     def __init__(self, model: HMoEVAE) -> None:
+        if torch.__version__ < "2.7":  # its code for the CPU has no scatter-add, only found out in the backward pass
+            raise ArgumentError(mismatch("compile", "False, or PyTorch 2.7 or newer", torch.__version__))
         self.model = model
         self.batch_size: int | None = None
         self._tensors = torch.compile(self._plain, dynamic=False)
@@ -73,7 +76,8 @@ class CompiledPass:
         except RuntimeError as error:  # of which torch._dynamo's and torch._inductor's are
             if self.batch_size is not None:  # there is code, so it is another error
                 raise
-            first = f"{type(error).__name__}: {error}".splitlines()[0]
+            lines = f"{type(error).__name__}: {error}".splitlines()
+            first = next(line for line in lines if not line.endswith("raised:"))  # a heading of older versions
             expected = "False, or a machine on which torch.compile works (on a CPU it needs a C++ compiler)"
             raise ArgumentError(mismatch("compile", expected, first)) from error
         self.batch_size = size

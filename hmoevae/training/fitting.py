@@ -135,9 +135,9 @@ def fit(
         device: Where to train; `"auto"` takes an accelerator if there is one.
         precision: `"bf16"` runs the networks under bfloat16 autocast; parameters, sums and the optimiser stay float32.
             On a CPU without bfloat16 instructions it warns and trains in `"fp32"`.
-        compile: Make code for the steps in which gates and experts learn together (`torch.compile`, which on a CPU
-            needs a C++ compiler). The first of them takes some 6 to 20 seconds, those that follow are faster
-            where there are few leaves; see the documentation on performance. Not for several processes.
+        compile: Make code for the steps in which gates and experts learn together (`torch.compile`, from PyTorch 2.7
+            on; on a CPU it needs a C++ compiler). The first of them takes some 6 to 20 seconds, those that follow are
+            faster where there are few leaves; see the documentation on performance. Not for several processes.
         callbacks: Called with an `EpochEnd` after every epoch, in every process; a callback that returns `True` ends
             training, in all of them. One that has `state_dict` and `load_state_dict` goes on where it was when training
             does; one that has `close` is closed in the end, however that comes.
