@@ -388,7 +388,7 @@ def test_bad_n_importance_is_refused_by_score():
 
 
 def test_nothing_is_said():
-    """Of a training that is long enough: after five epochs some gates still answer all samples alike, and fit says so."""
+    """After five epochs some gates still answer all samples alike, and fit says so; this training is long enough."""
     x, _ = blobs()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
