@@ -19,7 +19,8 @@ import machine
 import torch
 
 import hmoevae as hm
-from hmoevae.training import Precision, resolve_device
+from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.training import Precision, has_bfloat16, resolve_device
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 from _recipes import RECIPES
@@ -40,10 +41,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure and report."""
+    device = resolve_device(args.device)
+    if not has_bfloat16(device):
+        raise ArgumentError(mismatch("--device", "one with bfloat16 instructions", f"{device} without"))
     train, test = hm.datasets.mnist(args.data_root) if args.dataset == "mnist" else hm.datasets.digits()
     recipe = RECIPES["article"]
     report: dict[str, Any] = {
-        **machine.about(resolve_device(args.device), args.threads),
+        **machine.about(device, args.threads),
         "argv": command.given(args),
         "rows": [],
     }

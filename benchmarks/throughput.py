@@ -49,7 +49,7 @@ from turns import Step, Worker, WorkerError, median_time
 
 import hmoevae as hm
 from hmoevae.errors import CollapseWarning
-from hmoevae.training import CompiledPass
+from hmoevae.training import CompiledPass, has_bfloat16
 
 N_FEATURES = 784
 NETWORK = hm.MLP((128,), activation="sigmoid")
@@ -484,6 +484,9 @@ def main(argv: list[str] | None = None) -> None:
         rows = []
         for op, leaves, batch, precision in itertools.product(args.op, args.leaves, args.batch, args.precision):
             cell = Cell(op, leaves, batch, precision, device)
+            if precision == "bf16" and not has_bfloat16(device):
+                skip(cell, "all", "this CPU has no bfloat16 instructions; hm.fit would train in fp32")
+                continue
             if op == "route" and leaves == 1:
                 skip(cell, "all", "a lone leaf has no gate")
                 continue

@@ -17,7 +17,7 @@ from accelerate import PartialState
 import hmoevae as hm
 from hmoevae.datasets import DatasetUnavailableError, LabelledImages
 from hmoevae.errors import ArgumentError, HMoEVAEError, mismatch
-from hmoevae.training import resolve_device
+from hmoevae.training import has_bfloat16, resolve_device
 
 Splits = tuple[LabelledImages, LabelledImages]
 
@@ -60,7 +60,7 @@ def run(layout: Layout, recipe: Recipe, args: argparse.Namespace, load: Callable
 
     Of several processes that train together the main one does all but the training.
     """
-    resolve_device(args.device)
+    can_bf16 = has_bfloat16(resolve_device(args.device))
     processes = PartialState()
     if processes.is_main_process:
         make_writable(args.out)
@@ -75,6 +75,8 @@ def run(layout: Layout, recipe: Recipe, args: argparse.Namespace, load: Callable
         checkpoint_dir=args.out / "checkpoints",
         resume=to_resume(args.out / "checkpoints", wanted=args.resume),
     )
+    if not can_bf16 and "precision" not in given:  # that of a recipe is for speed
+        training = replace(training, precision="fp32")
     if args.smoke:
         training = replace(training, epochs=min(training.epochs, 2))
         images, test = (thinned(split, 1000) for split in (images, test))
@@ -105,7 +107,7 @@ def run(layout: Layout, recipe: Recipe, args: argparse.Namespace, load: Callable
         **measured,
         "seconds": round(seconds, 1),
         "device": str(model.device),
-        "precision": training.precision,
+        "precision": training.precision if can_bf16 else "fp32",
     }
     text = json.dumps(result)
     (args.out / "metrics.json").write_text(text + "\n", encoding="utf-8")

@@ -193,6 +193,12 @@ def rng_untouched() -> Iterator[None]:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training takes bfloat16 where it is asked for, on a CPU without its instructions too: slow, but the same."""
+    monkeypatch.setattr("hmoevae.training.device.has_bfloat16", lambda device: True)
+
+
 @pytest.fixture(scope="session")
 def compiler() -> None:
     """Skips where `torch.compile` does not work, whatever is compiled: on a CPU it needs a C++ compiler."""

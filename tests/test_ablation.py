@@ -44,6 +44,7 @@ def test_gates_alone_leave_the_experts_as_they_were(images: torch.Tensor) -> Non
     assert "agreement" not in history.columns
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_an_ablation_goes_on_where_another_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

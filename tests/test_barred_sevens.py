@@ -99,6 +99,7 @@ def test_scores_by_hand() -> None:
     assert score(model, sevens) == pytest.approx({"kind": 0.9, "found": 0.8, "purity": 7 / 9, "real": 0.1})
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     splits = [

@@ -136,6 +136,7 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("machine.SQUARE", {"cpu": 16})
     monkeypatch.setattr("machine.COPY_BYTES", 4096)
     monkeypatch.setattr("throughput.FIT_STEPS", 2)
+    monkeypatch.setattr("throughput.has_bfloat16", lambda device: True)
 
 
 def report_of(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
@@ -186,6 +187,15 @@ def test_what_cannot_be_run_is_left_out_with_a_reason(
     monkeypatch.setattr("machine.free_memory", lambda device: 1_000_000)
     main(["--quick", "--leaves", "2", *TINY])
     assert "skipped: einsum, train, 2 leaves, batch 4, fp32: needs about" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small_machine")
+def test_without_bfloat16_instructions_its_rows_are_left_out_with_a_reason(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("throughput.has_bfloat16", lambda device: False)
+    report = report_of(capsys, "--quick", "--leaves", "2", "--precision", "bf16", "fp32", "--against")
+    assert {row["precision"] for row in report["rows"]} == {"fp32"}
 
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="compiled passes need PyTorch 2.7")

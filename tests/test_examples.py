@@ -14,6 +14,7 @@ from _recipes import RECIPES, article_tree
 from _run import load_mnist, thinned
 
 import hmoevae as hm
+from hmoevae.training import has_bfloat16
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 HAS_MNIST = "HMOEVAE_DATA" in os.environ
@@ -65,6 +66,8 @@ def test_smoke_run_leaves_everything(script, arguments, leaves, more, tmp_path, 
     model = hm.HMoEVAE.from_pretrained(tmp_path / "out" / "model")
     assert model.plan.n_leaves == leaves
     assert "Traceback" not in done.stderr
+    assert "bfloat16" not in done.stderr, "a warning about what nobody has asked for"
+    assert result["precision"] in (("fp32", "bf16") if has_bfloat16(model.device) else ("fp32",))
 
 
 @pytest.fixture(scope="module")

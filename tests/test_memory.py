@@ -102,6 +102,7 @@ def test_passes_without_gradients_keep_their_results() -> None:
     assert torch.equal(first, kept)
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_fit_lets_go_of_it(precision: str) -> None:
     model = hm.HMoEVAE(TREE, (5,))

@@ -45,19 +45,26 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether `device` trains in bfloat16; without instructions for it, as on older CPUs, it would be slower.
+
+    >>> has_bfloat16(torch.device("cuda"))
+    True
+    """
+    if device.type != "cpu":
+        return True
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context for a forward pass; on a CPU without bfloat16 instructions, float32 and a warning."""
     wanted = precision == "bf16"
-    if wanted and device.type == "cpu" and not _cpu_has_bf16():
+    if wanted and not has_bfloat16(device):
         wanted = False
         message = (
             "precision='bf16': this CPU has no bfloat16 instructions and would be slower with it; training in fp32"
         )
         warnings.warn(message, stacklevel=3)
     return torch.autocast(device.type, torch.bfloat16, wanted)
-
-
-def _cpu_has_bf16() -> bool:
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
