@@ -150,9 +150,13 @@ def milliseconds(value: float) -> str:
 def where(report: Row) -> str:
     """The machine and the day, in words; of a report that has them in every row, those of the last."""
     made = report if "hardware" in report else report["rows"][-1]
-    hardware = made["hardware"]
-    device = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
-    return f"{device}, {made['date'][:10]}"
+    return f"{machine(made['hardware'])}, {made['date'][:10]}"
+
+
+def machine(hardware: Row) -> str:
+    """In words: many processors that differ in their instructions have one name."""
+    cpu = f"{hardware['cpu']} ({hardware['cpu_capability']}), {hardware['threads']} of {hardware['cores']} cores"
+    return hardware["gpu"] or cpu
 
 
 # --- clustering, likelihood, reliability ----------------------------------------------------------------------------
@@ -305,28 +309,32 @@ def headline() -> str:
 
 
 def steps() -> str:
-    """Training steps against the loop over experts, for the README: of every cell the newest report."""
+    """Training steps against the loop over experts: on every machine, of every cell the newest report."""
     head = ("experts, batch, precision", "hmoevae", "loop over experts", "faster")
-    pairs: dict[tuple[Any, ...], tuple[Row, Row, Row]] = {}
+    pairs: dict[str, dict[tuple[Any, ...], tuple[Row, Row, Row]]] = {}
     for report in reports("op", "speedup").values():
         loops = {_cell(row): row for row in report["rows"] if row["what"] == "loop"}
         for row in report["rows"]:
             cell = _cell(row)
-            best = pairs.get(cell)
-            is_ours = row["op"] == "train" and row["what"] == "hmoevae" and cell in loops
-            if is_ours and (best is None or report["date"] > best[2]["date"]):
-                pairs[cell] = (row, loops[cell], report)
-    rows = [
-        (
-            f"{ours['leaves']}, {ours['batch']}, {ours['precision']}",
-            f"{milliseconds(ours['ms'])} ms",
-            f"{milliseconds(loop['ms'])} ms",
-            f"{ours['speedup']:.1f} x",
-        )
-        for ours, loop, _ in (pairs[cell] for cell in sorted(pairs))
-    ]
-    machines = dict.fromkeys(where(report) for *_, report in pairs.values())
-    return f"{table(head, rows)}\n\n{'; '.join(machines)}."
+            if row["op"] != "train" or row["what"] != "hmoevae" or cell not in loops:
+                continue
+            here = pairs.setdefault(machine(report["hardware"]), {})
+            if cell not in here or report["date"] > here[cell][2]["date"]:
+                here[cell] = (row, loops[cell], report)
+    parts = []
+    for here in sorted(pairs.values(), key=len, reverse=True):
+        rows = [
+            (
+                f"{ours['leaves']}, {ours['batch']}, {ours['precision']}",
+                f"{milliseconds(ours['ms'])} ms",
+                f"{milliseconds(loop['ms'])} ms",
+                f"{ours['speedup']:.1f} x",
+            )
+            for ours, loop, _ in (here[cell] for cell in sorted(here))
+        ]
+        made = dict.fromkeys(where(report) for *_, report in here.values())
+        parts.append(f"{'; '.join(made)}:\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
 
 
 def throughput() -> str:

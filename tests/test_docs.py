@@ -165,18 +165,35 @@ def test_a_new_result_turns_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "old" not in tables.fill(before)
 
 
-# --- diffs ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_report_of_a_new_sort_turns_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hardware = {"gpu": None, "cpu": "some", "threads": 1, "cores": 2}
+    hardware = {"gpu": None, "cpu": "some", "cpu_capability": "AVX2", "threads": 1, "cores": 2}
     rows = [{"fault": "a cut", "tries": 9, "share": 0.123456, "each": [1, 2]}, {"fault": "a flip", "tries": 8}]
     report = {"date": "2026-01-02T03:04", "hardware": hardware, "rows": rows}
     (tmp_path / "new.json").write_text(json.dumps(report), encoding="utf-8")
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    assert "`new.json`: some, 1 of 2 cores, 2026-01-02" in tables.others()
+    assert "`new.json`: some (AVX2), 1 of 2 cores, 2026-01-02" in tables.others()
     assert "| a cut | 9 | 0.1235 |\n| a flip | 8 |  |" in tables.others()
     assert "`new.json`" in tables.files()
+
+
+def test_machines_are_kept_apart_and_the_newest_report_of_each_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = {"op": "train", "leaves": 10, "depth": 1, "batch": 100, "precision": "fp32"}
+    made = [("AVX512", "2026-01-02", 2.0), ("AVX512", "2026-01-01", 3.0), ("AVX2", "2026-01-03", 9.0)]
+    for capability, date, ms in made:
+        ours, loop = ({**cell, "what": what, "ms": ms, "speedup": 1.5} for what in ("hmoevae", "loop"))
+        hardware = {"gpu": None, "cpu": "some", "cpu_capability": capability, "threads": 1, "cores": 2}
+        report = {"date": date, "hardware": hardware, "rows": [ours, loop]}
+        (tmp_path / f"{ms}.json").write_text(json.dumps(report), encoding="utf-8")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    shown = tables.steps()
+    assert "2.00 ms" in shown.partition("some (AVX512), 1 of 2 cores, 2026-01-02:")[2]
+    assert "9.00 ms" in shown.partition("some (AVX2), 1 of 2 cores, 2026-01-03:")[2]
+    assert "3.00 ms" not in shown
+
+
+# --- diffs ----------------------------------------------------------------------------------------------------------
 
 
 def test_every_diff_is_shown() -> None:
