@@ -15,6 +15,7 @@ import torch
 
 import hmoevae as hm
 from hmoevae.errors import ArgumentError
+from hmoevae.training import CompiledPass
 
 WORKER = Path(__file__).parent / "compiling.py"
 
@@ -78,6 +79,15 @@ def test_pytorch_2_6_is_refused_before_training(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ArgumentError, match=r"compile: expected False, or PyTorch 2\.7 or newer, got 2\.6\.0"):
         hm.fit(model, torch.rand(8, 4), compile=True, progress=False)
     assert model.compiled is None
+
+
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="compiled passes need PyTorch 2.7")
+def test_layers_too_large_to_gain_are_warned_of(recwarn: pytest.WarningsRecorder) -> None:
+    small, large = (hm.HMoEVAE(hm.VAE(2, hm.MLP((n,)), hm.MLP((4,))), (1024,)) for n in (8, 8192))
+    CompiledPass(small)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="compile: expected layers of at most 31 MiB for a gain, got 32 MiB"):
+        CompiledPass(large)
 
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="compiled passes need PyTorch 2.7")

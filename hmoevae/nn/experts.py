@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hmoevae.nn.draws import for_batch
 from hmoevae.nn.grouped import GroupedMLP
 from hmoevae.nn.likelihoods import likelihood_model
-from hmoevae.nn.paths import permutation, take
+from hmoevae.nn.paths import joined, permutation
 from hmoevae.nn.readout import log_prob
 from hmoevae.plan import Plan
 from hmoevae.spec import VAE
@@ -157,7 +157,7 @@ class Experts(nn.Module):
     ) -> Float[Tensor, "leaf batch"]:
         """ELBO of every leaf for every sample from one draw of z each, in nats, its KL weighing `kl_weight`."""
         elbos = [group.elbo(x, drawn, kl_weight) for group, drawn in zip(self.groups, noise, strict=True)]
-        return self._in_leaf_order(elbos)
+        return joined(elbos, self.leaf_order)
 
     def log_marginal(
         self, x: Float[Tensor, "feature batch"], n_importance: int, generator: torch.Generator | None = None
@@ -170,7 +170,7 @@ class Experts(nn.Module):
             for _ in range(n_importance - 1):  # one draw at a time: memory does not grow with n_importance
                 total = torch.logaddexp(total, group.log_weight(x, posterior, group.noise(x, generator)))
             bounds.append(total)
-        return self._in_leaf_order(bounds) - math.log(n_importance)
+        return joined(bounds, self.leaf_order) - math.log(n_importance)
 
     def encode(self, x: Float[Tensor, "batch feature"], leaf: Int[Tensor, " batch"]) -> Float[Tensor, "batch latent"]:
         """Mean of q(z|x) of each sample's own leaf; shorter latents are filled up with zeros."""
@@ -220,7 +220,3 @@ class Experts(nn.Module):
             computed = compute(group, packed)[place, :, column]
             result[mine, : computed.shape[1]] = computed.to(result.dtype)
         return result
-
-    def _in_leaf_order(self, by_group: list[Float[Tensor, "_ batch"]]) -> Float[Tensor, "leaf batch"]:
-        rows = by_group[0] if len(by_group) == 1 else torch.cat(by_group)
-        return take(rows, self.leaf_order)

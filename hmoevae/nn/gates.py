@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.grouped import ACTIVATIONS, GroupedLinear, GroupedMLP
-from hmoevae.nn.paths import permutation, take
+from hmoevae.nn.paths import joined, permutation
 from hmoevae.plan import Group, Plan
 from hmoevae.spec import MLP, Conv, Mixture
 
@@ -104,7 +104,8 @@ class Gates(nn.Module):
         """
         if not self.groups:  # a lone leaf has no gate
             return x.new_zeros(0, x.shape[1])
-        return self._joined([_log_softmax(network, x, temperature) for network in self.groups])
+        rows = [_log_softmax(network, x, temperature).flatten(0, 1) for network in self.groups]
+        return joined(rows, self.edge_order)
 
     def split(
         self,
@@ -125,10 +126,7 @@ class Gates(nn.Module):
                 is_upper = torch.tensor([d < depth for d in depths], device=row.device).reshape(-1, 1, 1)
                 row = torch.where(is_upper, _log_softmax(network, upper, temperature), row)
             rows.append(row)
-        return self._joined(rows)
-
-    def _joined(self, rows: list[Tensor]) -> Float[Tensor, "edge batch"]:
-        return take(torch.cat([row.flatten(0, 1) for row in rows]), self.edge_order)
+        return joined([row.flatten(0, 1) for row in rows], self.edge_order)
 
     def last_layer(self, mixture: int) -> tuple[GroupedLinear, int]:
         """The layer that gives the logits of a mixture's gate, and the gate's place in it."""

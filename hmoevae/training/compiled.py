@@ -1,5 +1,6 @@
 """CompiledPass: the arithmetic of a model's pass as code that `torch.compile` makes for batches of one size."""
 
+import warnings
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from hmoevae.errors import ArgumentError, mismatch
 from hmoevae.model import HMoEVAE, Inputs, Output
+from hmoevae.nn.grouped import GroupedLinear
+from hmoevae.nn.memory import GLIBC_LARGEST
 from hmoevae.nn.products import faster_library
 
 
@@ -27,6 +30,9 @@ class CompiledPass:
                 model(x).loss.backward()
             optimizer.step()
         compiled.detach()
+
+    On a CPU it warns of layers whose gradient is so large that compiled code is likely to be slower: it asks the system
+    for that memory at every step, where plain steps use theirs again (`hmoevae.StepMemory`).
 
     Args:
         model: The model.
@@ -48,6 +54,12 @@ class CompiledPass:
     def __init__(self, model: HMoEVAE) -> None:
         if torch.__version__ < "2.7":  # its code for the CPU has no scatter-add, only found out in the backward pass
             raise ArgumentError(mismatch("compile", "False, or PyTorch 2.7 or newer", torch.__version__))
+        layers = (layer for layer in model.modules() if isinstance(layer, GroupedLinear))
+        largest = max(layer.weight.nbytes for layer in layers)
+        if model.device.type == "cpu" and largest > GLIBC_LARGEST:
+            expected = f"layers of at most {GLIBC_LARGEST >> 20} MiB for a gain"
+            got = f"{largest >> 20} MiB; compiled steps are likely to be slower"
+            warnings.warn(mismatch("compile", expected, got), stacklevel=3)
         self.model = model
         self.batch_size: int | None = None
         self._tensors = torch.compile(self._plain, dynamic=False)
