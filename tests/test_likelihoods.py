@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributions
 
 import hmoevae as hm
-from hmoevae.nn.likelihoods import LikelihoodModel, likelihood_model
+from hmoevae.nn.likelihoods import BernoulliModel, LikelihoodModel, likelihood_model
 from hmoevae.spec import Likelihood
 
 SPECS = {
@@ -67,10 +67,12 @@ def test_log_prob_and_its_gradient(spec: Likelihood, shape: tuple[int, ...]) -> 
 
 
 @each_likelihood
-@pytest.mark.parametrize("logit", [-6.0, -0.3, -2e-3, 0.0, 3.9e-3, 4.1e-3, 0.7, 5.0])
+@pytest.mark.parametrize("logit", [-60.0, -16.0, -0.51, -0.49, -2e-3, 0.0, 1e-4, 0.7, 5.0, 30.0])
 def test_densities_integrate_to_one(spec: Likelihood, logit: float) -> None:
     """Independent of any library; the logits straddle the series that a continuous Bernoulli uses near 1/2."""
-    low, high = (-12, 12) if isinstance(spec, hm.Gaussian) else (0, 1)
+    low, high = (0, 1)
+    if isinstance(spec, hm.Gaussian):
+        low, high = (logit - 12, logit + 12) if spec.mean == "identity" else (-12, 12)
     if isinstance(spec, hm.Bernoulli):
         grid, weights = torch.tensor([0.0, 1.0]), torch.ones(2)
     else:
@@ -81,12 +83,14 @@ def test_densities_integrate_to_one(spec: Likelihood, logit: float) -> None:
     density = likelihood_model(spec).log_prob(raw, grid.unsqueeze(0)).exp().squeeze(0)
     assert (density.double() @ weights.double()).item() == pytest.approx(1, abs=2e-4)
     mean = ((density * grid).double() @ weights.double()).item()
-    assert mean == pytest.approx(likelihood_model(spec).mean(raw)[0, 0, 0].item(), abs=5e-4)
+    assert mean == pytest.approx(likelihood_model(spec).mean(raw)[0, 0, 0].item(), rel=1e-5, abs=5e-4)
 
 
 @each_likelihood
 def test_means(spec: Likelihood) -> None:
     raw = raw_outputs()
+    if isinstance(spec, hm.ContinuousBernoulli):
+        raw = raw[1:]  # near 1/2 that of torch.distributions is a difference of large numbers
     torch.testing.assert_close(likelihood_model(spec).mean(raw), reference(spec, raw).mean)
 
 
@@ -170,12 +174,64 @@ def test_every_model_says_what_data_it_takes(spec: Likelihood) -> None:
 
 @each_likelihood
 def test_the_score_is_the_gradient_of_the_log_density(spec: Likelihood) -> None:
-    """Where it is known without autograd."""
+    """Known without autograd."""
     model = likelihood_model(spec)
     x = samples(spec, 4, 6)
     raw = torch.randn(3, 4, 6, dtype=x.dtype).requires_grad_()
     score = model.score(raw.detach(), x)
-    assert (score is None) == isinstance(spec, hm.ContinuousBernoulli)
-    if score is not None:
-        (expected,) = torch.autograd.grad(model.log_prob(raw, x).sum(), raw)
-        torch.testing.assert_close(score, expected)
+    (expected,) = torch.autograd.grad(model.log_prob(raw, x).sum(), raw)
+    torch.testing.assert_close(score, expected)
+
+
+class OnlyAutogradKnows(BernoulliModel):
+    """A model of one's own that says nothing about its gradient."""
+
+    def score(self, raw: Tensor, x: Tensor) -> None:
+        return None
+
+    log_prob_and_score = LikelihoodModel.log_prob_and_score
+
+
+@pytest.mark.parametrize("model", [*map(likelihood_model, SPECS.values()), OnlyAutogradKnows()])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_log_density_and_score_in_one(model: LikelihoodModel, dtype: torch.dtype) -> None:
+    """The score in units of `score_unit`, in the precision of the tensor that it is written to."""
+    spec = hm.Bernoulli() if isinstance(model, BernoulliModel) else hm.ContinuousBernoulli()
+    x = samples(spec, FEATURES, BATCH)
+    raw = raw_outputs()
+    expected = model.log_prob(raw, x)
+    (slope,) = torch.autograd.grad(expected.sum(), raw)
+    score = torch.empty_like(slope, dtype=dtype).mT.contiguous().mT  # as readouts lie
+    torch.testing.assert_close(model.log_prob_and_score(raw.detach().clone(), x, score), expected.detach())
+    torch.testing.assert_close(score * model.score_unit, slope.to(dtype))
+
+
+@pytest.mark.parametrize("logit", [-1e4, -60.0, -20.0, -3.0, -0.51, -0.49, -1e-3, -1e-6, 0.0, 4e-3, 0.3, 0.6, 30.0])
+def test_a_continuous_bernoulli_in_single_precision(logit: float) -> None:
+    """The density, the mean and the score as a finer one has them, however sure the decoder is."""
+    model = likelihood_model(hm.ContinuousBernoulli())
+    fine = torch.full((1, 3, 1), logit, dtype=torch.float64, requires_grad=True)
+    single = fine.detach().float().requires_grad_()
+    fine_mean = 0.5 if logit == 0 else -1 / math.expm1(-logit) - 1 / logit if logit > -700 else -1 / logit
+    assert model.mean(single)[0, 0, 0].item() == pytest.approx(fine_mean, rel=3e-6, abs=1e-6)
+    x = torch.tensor([[0.0], [0.25], [1.0]])
+    result = model.log_prob(single, x)
+    expected = model.log_prob(fine, x.double())
+    torch.testing.assert_close(result, expected.float(), rtol=1e-6, atol=2e-6)
+    result.sum().backward()
+    torch.testing.assert_close(single.grad, (x.double() - fine_mean).float().unsqueeze(0), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("logit", [-60.0, -20.0, -1e-5, 0.0, 0.4, 25.0])
+def test_draws_of_a_continuous_bernoulli_follow_its_cdf(logit: float) -> None:
+    """The share of draws below each of nine quantiles, within five standard errors."""
+    n = 40_000
+    drawn = likelihood_model(hm.ContinuousBernoulli()).sample(
+        torch.full((1, 1, n), logit), torch.Generator().manual_seed(0)
+    )
+    for share in torch.linspace(0.1, 0.9, 9).tolist():
+        sure = abs(logit)
+        below = share if logit < 0 else 1 - share
+        quantile = below if sure < 1e-4 else -math.log1p(below * math.expm1(-sure)) / sure
+        at = quantile if logit < 0 else 1 - quantile
+        assert (drawn <= at).double().mean().item() == pytest.approx(share, abs=2.5 / math.sqrt(n))

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, distributions
+from torch import Tensor
 
 from hmoevae import spec
 
@@ -48,6 +48,10 @@ class LikelihoodModel(ABC):
 
         Outside autograd, for `raw` of float32 or more, which may be overwritten; `score` may be of less precision.
         """
+        known = self.score(raw, x)
+        if known is not None:
+            score.copy_(known)
+            return self.log_prob(raw, x)
         with torch.enable_grad():
             raw = raw.detach().requires_grad_()
             result = self.log_prob(raw, x)
@@ -144,26 +148,50 @@ class BernoulliModel(LikelihoodModel):
 
 
 class ContinuousBernoulliModel(LikelihoodModel):
-    """ContinuousBernoulli(sigmoid(raw))."""
+    """ContinuousBernoulli(sigmoid(raw)) (Loaiza-Ganem & Cunningham 2019), all in terms of raw = l.
+
+    On [0, 1] the density is exp(l x) over its integral A(l) = (exp(l) - 1) / l, and its mean the derivative of log A.
+    `torch.distributions` bounds the probability away from 0 and 1, in float32 at |l| = 16, beyond which its density and
+    its mean are wrong and its gradient is zero.
+    """
+
+    NEAR = 0.5
+    """For |l| below it series, in even powers of l / 2: the formulas would be differences of nearly equal numbers."""
 
     support = "values in [0, 1]"
 
     def contains(self, x: Tensor) -> bool:
         return in_unit_interval(x)
 
-    def _distribution(self, raw: Raw) -> distributions.ContinuousBernoulli:
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-        return distributions.ContinuousBernoulli(logits=raw, validate_args=False)
-
     def mean(self, raw: Raw) -> Raw:
-        return self._distribution(raw).mean
+        raw, is_near, half, size = self._split(raw)
+        square = half.square()
+        near = 0.5 + half * (1 / 6 - square * (1 / 90 - square * (1 / 945 - square / 9450)))
+        below = size.reciprocal() - torch.expm1(size).reciprocal()  # for -|l|, whose mirror image is that for |l|
+        return torch.where(is_near, near, torch.where(raw > 0, 1 - below, below))
 
     def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
-        return self._distribution(raw).log_prob(x).sum(1)
+        raw, is_near, half, size = self._split(raw)
+        square = half.square()
+        series = square * (1 / 6 - square * (1 / 180 - square * (1 / 2835 - square / 37800)))  # log(A) - l / 2
+        far = raw * (x - (raw > 0).to(raw.dtype)) - torch.log(-torch.expm1(-size) / size)
+        return torch.where(is_near, raw * (x - 0.5) - series, far).sum(1)
+
+    def score(self, raw: Raw, x: Sample) -> Raw:
+        return x - self.mean(raw)
 
     def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Raw:
-        distribution = self._distribution(raw)
-        return distribution.icdf(torch.rand(raw.shape, generator=generator, device=raw.device))
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        u = torch.rand(raw.shape, generator=generator, device=raw.device, dtype=raw.dtype)
+        size = raw.abs().clamp_min(torch.finfo(raw.dtype).tiny ** 0.5)
+        below = -torch.log1p(u * torch.expm1(-size)) / size  # the inverse of the cumulative distribution for -|l|
+        return torch.where(raw > 0, 1 - below, below)
+
+    def _split(self, raw: Raw) -> tuple[Raw, Tensor, Raw, Raw]:
+        """l, where it is near zero, l / 2 for the series and |l| for the formulas, each harmless where not used."""
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        is_near = raw.abs() < self.NEAR
+        return raw, is_near, torch.where(is_near, raw / 2, 0.0), torch.where(is_near, 1.0, raw.abs())
 
 
 def likelihood_model(likelihood: spec.Likelihood) -> LikelihoodModel:
