@@ -4,7 +4,6 @@ Axes of the public, batch-first interface: `batch`, then `leaf`, `edge` or `node
 the shape of a sample. Everything probabilistic is in nats.
 """
 
-import itertools
 import json
 import math
 import os
@@ -35,7 +34,7 @@ from hmoevae.nn.experts import Experts
 from hmoevae.nn.gates import Gates
 from hmoevae.nn.objectives import OBJECTIVES, ObjectiveName, agreement, balance
 from hmoevae.nn.paths import Paths
-from hmoevae.plan import PlannedNode, compile_tree
+from hmoevae.plan import PlannedNode, are_ascending, compile_tree
 from hmoevae.spec import VAE, Mixture, Tree, tree_from_json
 
 ArrayLike = Tensor | np.ndarray
@@ -179,6 +178,10 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             raise ArgumentError(mismatch("objective", expected, repr(objective)))
         self.gates = Gates(self.plan, self.input_shape)
         self.experts = Experts(self.plan, torch.Size(self.input_shape).numel())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which leave compiled code behind: it would go on computing with this model."""
+        return {name: value for name, value in vars(self).items() if name != "compiled"}
 
     @property
     def tree(self) -> Tree:
@@ -324,7 +327,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         """The gates' answers and their own terms; gates below the last of `levels` see `own`."""
         depth = self.plan.depth
         levels = range(1, depth + 1) if levels is None else levels
-        if not all(a < b for a, b in itertools.pairwise((0, *levels, depth + 1))):
+        if not are_ascending(levels) or max(levels, default=0) > depth:
             expected = f"ascending levels from 1 to the tree's depth {depth}"
             raise ArgumentError(mismatch("agreement_levels", expected, levels))
         last = levels[-1] if levels else 0
@@ -373,7 +376,8 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         if isinstance(x, np.ndarray) and not np.issubdtype(x.dtype, np.floating):
             raise ArgumentTypeError(mismatch(name, "floating point values (such as pixels / 255)", x.dtype))
         if isinstance(x, np.ndarray):  # torch shares memory only with arrays of this kind; others are copied
-            x = torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
+            dtype = x.dtype.newbyteorder("=") if x.dtype.itemsize <= 8 else np.dtype(np.float64)  # from longdouble
+            x = torch.from_numpy(np.require(x, dtype, ["C", "W"]))
         tensor: Tensor = x
         if tensor.shape[1:] != self.input_shape or tensor.ndim == 0:
             expected = f"({', '.join(['batch', *map(str, self.input_shape)])})"

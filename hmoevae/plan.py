@@ -4,8 +4,10 @@ Axes used throughout the package: `leaf` counts the leaves and `mixture` the mix
 the (mixture, child) pairs, the edges of one mixture side by side and the mixtures in their order.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Generic, TypeVar
 
 from hmoevae.errors import ArgumentError, mismatch
@@ -126,9 +128,25 @@ class Plan:
         """
         if level is None:
             return self.leaves
-        if not 0 <= level <= self.depth:
+        if not (is_integer(level) and 0 <= level <= self.depth):
             raise ArgumentError(mismatch("level", f"an integer from 0 to the tree's depth {self.depth}", level))
         return tuple(n for n in self.nodes if n.depth == level or (n.depth < level and isinstance(n.spec, VAE)))
+
+
+def is_integer(value: object) -> bool:
+    """Whether it can count levels: an integer of any type, but no truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def are_ascending(levels: object) -> bool:
+    """Whether they can be levels of a tree, the root's own left out: ascending integers from 1 on, any number of them.
+
+    >>> are_ascending((1, 3)), are_ascending(range(0)), are_ascending((1, 1)), are_ascending(1)
+    (True, True, False, False)
+    """
+    if not isinstance(levels, Sequence) or not all(map(is_integer, levels)):
+        return False
+    return all(a < b for a, b in itertools.pairwise((0, *levels)))
 
 
 def compile_tree(tree: Tree) -> Plan:

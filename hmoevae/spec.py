@@ -287,7 +287,7 @@ class Node:
             ArgumentError: There is no node at `path`; the message says how far the path leads.
         """
         found: Any = self
-        first, *steps = path.split("/")
+        first, *steps = path.split("/") if isinstance(path, str) else (path,)
         if first != "root":
             raise ArgumentError(mismatch("path", "a path that starts with 'root', such as 'root/0'", repr(path)))
         for depth, step in enumerate(steps):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import sys
 import warnings
 from collections.abc import Iterator
@@ -136,6 +137,38 @@ def counting() -> Iterator[list[int]]:
         torch.compile = compile_it
 
 
+def copied() -> dict[str, Any]:
+    """What a copy does that is made while the model runs by compiled code."""
+    model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2, SMALL, SMALL), 2, gate=SMALL), (1, 4, 4))
+    CompiledPass(model).attach()
+    model(X[:BATCH])
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(0.5)
+        expected = twin(X[:BATCH], generator=torch.Generator().manual_seed(0)).loss
+    out = twin(X[:BATCH], generator=torch.Generator().manual_seed(0))
+    out.loss.backward()
+    return {
+        "compiled": twin.compiled,
+        "own loss": torch.allclose(out.loss, expected),
+        "own gradients": sum(p.grad is not None for p in twin.parameters()),
+        "gradients here": sum(p.grad is not None for p in model.parameters()),
+    }
+
+
+def sizes() -> list[list[int]]:
+    """The shapes of what a model compiled as it is gives for batches of several sizes."""
+    model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4))
+    code = torch.compile(model, backend="eager")
+    found = []
+    for n in (8, 8, BATCH, 1):
+        out = code(torch.rand(n, 1, 4, 4))
+        out.loss.backward()
+        found.append(list(out.leaf_elbo.shape))
+    return found
+
+
 def bad_levels() -> str:
     """What a user is told of an argument that the pass itself checks."""
     model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4))
@@ -187,6 +220,7 @@ def passes() -> dict[str, Any]:
     """Everything that needs compiled code."""
     found: dict[str, Any] = {name: compare(case) for name, case in CASES.items()}
     found |= {"draws": draws(), "compiled_calls": compiled_calls()}
+    found |= {"copied": copied(), "sizes": sizes()}
     found |= {"bad_levels": bad_levels(), "later_error": later_error()}
     return found | {"fit": {name: fit_both_ways(how) for name, how in FITS.items()}}
 

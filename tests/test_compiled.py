@@ -67,6 +67,15 @@ def test_fit_trains_to_the_same_losses_and_lets_go(passes: dict[str, Any], how: 
     assert fit["left"] is None
 
 
+def test_a_copy_of_a_model_with_compiled_code_is_its_own(passes: dict[str, Any]) -> None:
+    """It runs without the code, its gradients are its own, and it can be pickled."""
+    assert passes["copied"] == {"compiled": None, "own loss": True, "own gradients": 12, "gradients here": 0}
+
+
+def test_torch_compile_of_a_model_takes_batches_of_any_size(passes: dict[str, Any]) -> None:
+    assert passes["sizes"] == [[8, 4], [8, 4], [5, 4], [1, 4]]
+
+
 def test_other_errors_keep_their_words(passes: dict[str, Any]) -> None:
     assert passes["bad_levels"] == "agreement_levels: expected ascending levels from 1 to the tree's depth 2, got [3]"
     assert passes["later_error"] == "RuntimeError: out of memory"

@@ -1,6 +1,7 @@
 """StepMemory: what is given out, when it is given out again, and that training with it is training without it."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -88,6 +89,44 @@ def test_gradients_add_up_within_a_step() -> None:
     memory.next_step()
     for a, b in zip(gradients(), expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("zeroed", [True, False], ids=["zeroed", "added up"])
+def test_gradients_that_outlive_a_step_are_added_to(zeroed: bool) -> None:
+    """`zero_grad(set_to_none=False)` keeps the tensors of the step before, and adding up keeps their values as well."""
+    torch.manual_seed(0)
+    model = hm.HMoEVAE(TREE, (5,))
+    memory = hm.StepMemory()
+    batches = torch.rand(3, 4, 5)
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        for x in batches:
+            if zeroed:
+                model.zero_grad(set_to_none=False)
+            memory.next_step()
+            model(x, generator=torch.Generator().manual_seed(1)).loss.backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    expected = gradients()
+    memory.attach(model)
+    for a, b in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_copy_leaves_the_memory_behind() -> None:
+    model = hm.HMoEVAE(TREE, (5,))
+    memory = hm.StepMemory()
+    memory.attach(model)
+    size = len(pickle.dumps(model))
+    model(torch.rand(400, 5)).loss.backward()
+    model.zero_grad()
+    assert len(pickle.dumps(model)) == size
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        layers = [layer for layer in twin.modules() if isinstance(layer, GroupedLinear)]
+        assert layers
+        assert all(layer.memory is None for layer in layers)
+    assert all(layer.memory is memory for layer in model.modules() if isinstance(layer, GroupedLinear))
 
 
 def test_passes_without_gradients_keep_their_results() -> None:

@@ -524,8 +524,14 @@ def test_forward_and_scores_take_other_floating_point_data() -> None:
 
 @pytest.mark.parametrize(
     "view",
-    [lambda a: a[::-1], lambda a: a[:, ::2][:, :1], lambda a: a.astype(">f4"), lambda a: np.asfortranarray(a)],
-    ids=["reversed", "strided", "big-endian", "fortran"],
+    [
+        lambda a: a[::-1],
+        lambda a: a[:, ::2][:, :1],
+        lambda a: a.astype(">f4"),
+        lambda a: np.asfortranarray(a),
+        lambda a: a.astype(np.longdouble),
+    ],
+    ids=["reversed", "strided", "big-endian", "fortran", "longdouble"],
 )
 def test_any_numpy_layout_will_do(view: Callable[[np.ndarray], np.ndarray]) -> None:
     x = view(np.random.default_rng(0).random((6, 2), dtype=np.float32))

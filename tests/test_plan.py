@@ -157,7 +157,8 @@ def test_levels_by_hand() -> None:
     assert plan.level(3) == plan.level(None) == plan.leaves
 
 
-@pytest.mark.parametrize("level", [-1, 4])
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("level", [-1, 4, 1.5, "1", True])
 def test_unknown_level(level: int) -> None:
     with pytest.raises(ArgumentError) as caught:
         compile_tree(TREE).level(level)

@@ -347,8 +347,10 @@ def test_counts(tree: Tree) -> None:
         ("root/1/3/0", "a node of the tree (root/1 has children 0 to 2)"),
         ("root/0/0", "a node of the tree (root/0 has no children)"),
         ("root/1/2/0", "a node of the tree (root/1/2 has no children)"),
+        (1, "a path that starts with 'root', such as 'root/0'"),
     ],
 )
+@pytest.mark.usefixtures("as_users_call")
 def test_unknown_path_says_how_far_it_leads(path: str, expected: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         TREE.at(path)

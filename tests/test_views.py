@@ -207,7 +207,7 @@ def test_gates_below_the_last_level_see_the_sample(name, x):
 
 
 @pytest.mark.usefixtures("as_users_call")
-@pytest.mark.parametrize("levels", [(0, 1), (2, 1), (1, 1), (3,)])
+@pytest.mark.parametrize("levels", [(0, 1), (2, 1), (1, 1), (3,), (1.5,), 1, "1"])
 def test_levels_that_the_tree_does_not_have(levels, x):
     model = hm.HMoEVAE(DEEP["unlike"], SHAPE)
     with pytest.raises(ArgumentError, match=r"agreement_levels: expected ascending levels from 1 to .* depth 2, got"):

@@ -6,7 +6,7 @@ Axes: `leaf` counts all leaves in the plan's order, `group` the leaves of one gr
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -83,9 +83,11 @@ class ExpertGroup(nn.Module):
         self, x: Float[Tensor, "feature batch"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "group latent batch"]:
         """Standard normal noise for a draw of z from every expert for every sample."""
+        # `torch.compile` refuses `generator=None` where the size of a batch is left open.
+        how: dict[str, Any] = {} if generator is None else {"generator": generator}
 
         def draw(n: int) -> Tensor:
-            return torch.randn(self.n_experts, self.latent_dim, n, generator=generator, device=x.device, dtype=x.dtype)
+            return torch.randn(self.n_experts, self.latent_dim, n, device=x.device, dtype=x.dtype, **how)
 
         return for_batch(draw, x.shape[-1], generator)
 

@@ -96,9 +96,18 @@ class GroupedLinear(nn.Module):
     def block_source(self) -> BlockSource:
         """Where this pass gets the memory for the tensors of a role, such as the gradient of its weights."""
         memory = self.memory if torch.is_grad_enabled() else None
-        if memory is None:
-            return lambda role, shape, dtype: torch.empty(shape, dtype=dtype)  # noqa: ARG005
-        return lambda role, shape, dtype: memory.empty((self, role), shape, dtype)
+
+        def block(role: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            # A gradient of an earlier step may lie in the block that this one is to be added to.
+            if memory is None or (role == "weight gradient" and self.weight.grad is not None):
+                return torch.empty(shape, dtype=dtype)
+            return memory.empty((self, role), shape, dtype)
+
+        return block
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which leave the memory of the steps behind."""
+        return {name: value for name, value in vars(self).items() if name != "memory"}
 
     def extra_repr(self) -> str:
         """The sizes, for `repr`."""

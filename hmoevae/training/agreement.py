@@ -1,6 +1,5 @@
 """Agreement as `fit` takes it, and what the gates are shown of a batch."""
 
-import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.plan import are_ascending
 from hmoevae.views import Compose, Neighbour, View, ViewLike, as_view
 
 
@@ -50,12 +50,8 @@ class Agreement:
             raise ArgumentError(mismatch("Agreement.alone", "a number from 0 to 1", repr(self.alone)))
         if not 0 <= self.weight < math.inf:
             raise ArgumentError(mismatch("Agreement.weight", "a finite number >= 0", repr(self.weight)))
-        if self.levels is not None and not (self.levels and _ascending(self.levels)):
+        if self.levels is not None and not (self.levels and are_ascending(self.levels)):
             raise ArgumentError(mismatch("Agreement.levels", "None or ascending integers > 0", repr(self.levels)))
-
-
-def _ascending(levels: tuple[int, ...]) -> bool:
-    return all(isinstance(level, int) for level in levels) and all(a < b for a, b in itertools.pairwise((0, *levels)))
 
 
 class GateViews:
