@@ -45,8 +45,9 @@ SIDE, LARGE = 56.0, 80.0
 """The longer side of a picture, among many or few; rounded to a whole multiple of what it is in its own pixels."""
 GAP = 4.0
 """Between the children of the root."""
-TRUNK, HALF = 112.0, 8.0
-"""Width of all edges of a tree's root together, and half the height of a node's frame."""
+TRUNK, HALF, PAD = SIDE, 8.0, 3.0
+"""Width of all edges of a tree's root together, lest one be wider than the picture that it leads to; half the height of
+a node's frame, and what is around it."""
 BLUE, ORANGE, PALE, GREY = "#0072b2", "#d55e00", "#9ecae1", "#555555"
 """Colours that colour-blind readers can tell apart (Okabe & Ito 2008)."""
 LABEL: Mapping[str, Any] = MappingProxyType({"fontsize": 7, "color": GREY, "parse_math": False})
@@ -219,20 +220,16 @@ def tree(
     zoom = _zoom(pictures)
     tall, wide = zoom * pictures.shape[1], zoom * pictures.shape[2]
 
-    parents = [leaf.path.rpartition("/")[0] for leaf in plan.leaves]
-    steps = [wide + GAP * (1 if a == b else 5) for a, b in itertools.pairwise(parents)]
-    left = np.cumsum([0.0, *steps])
-    x = {n.path: (left[n.leaves.start] + left[n.leaves.stop - 1] + wide) / 2 for n in plan.nodes}
-    edges = [(plan.mixtures[m], plan.nodes[c]) for m, c in zip(plan.edge_mixture, plan.edge_child, strict=True)]
-    # A level is as high as its widest fan asks for, lest its edges run flat.
-    fans = [max(abs(x[b.path] - x[a.path]) for a, b in edges if a.depth == depth) for depth in range(plan.depth)]
-    y = np.cumsum([0.0, *(round(SIDE + fan / 5) for fan in fans)])
     below = {n.path: float(share[n.leaves.start : n.leaves.stop].sum() / share.sum()) for n in plan.nodes}
+    labels = {n.path: f"{_name(n)}: {100 * below[n.path]:.1f}%" if n.depth else _name(n) for n in plan.mixtures}
+    frames = {path: max(TRUNK * below[path], _text_width(label)) + 2 * PAD for path, label in labels.items()}
+    left = _without_overlaps(plan, wide, tall, frames)
+    x, y = {n.path: _middle(n, left, wide) for n in plan.nodes}, _tops(plan, left, wide)
 
     turn = _turn(_names(plan), wide + GAP)
     fig, ax = _canvas(left[-1] + wide, y[-1] + tall)
     start = {n.path: x[n.path] - TRUNK * below[n.path] / 2 for n in plan.mixtures}
-    for parent, child in edges:
+    for parent, child in _edges(plan):
         width = TRUNK * below[child.path]
         x0, y0, x1, y1 = start[parent.path] + width / 2, y[parent.depth], x[child.path], y[child.depth]
         start[parent.path] += width
@@ -241,21 +238,62 @@ def tree(
         curve = Curve(points, [Curve.MOVETO, Curve.LINETO, *[Curve.CURVE4] * 3, Curve.LINETO])
         lw = max(0.5, width * 72 / DPI)
         seam = [withStroke(linewidth=lw + 1, foreground="white")]  # tells apart edges that lie close together
-        ax.add_patch(PathPatch(curve, fill=False, ec=PALE, lw=lw, capstyle="butt", path_effects=seam, gid=child.path))
+        how = {"ec": PALE, "lw": lw, "capstyle": "butt", "path_effects": seam, "clip_on": False}
+        ax.add_patch(PathPatch(curve, fill=False, gid=child.path, **how))
     for node in plan.nodes:
-        middle, top, percent = x[node.path], y[node.depth], f"{100 * below[node.path]:.1f}%"
+        middle, top = x[node.path], y[node.depth]
         if isinstance(node.spec, VAE):
             at = left[node.leaves.start]
             _imshow(ax, pictures[node.leaves.start], (at, at + wide, top + tall, top), zoom)
-            label = f"{_name(node)}\n{percent}"
+            label = f"{_name(node)}\n{100 * below[node.path]:.1f}%"
             ax.text(middle, top + tall + 4, label, ha="center", va="top", rotation=turn, **LABEL)
         else:
-            label = f"{_name(node)}: {percent}" if node.depth else _name(node)
-            width = max(TRUNK * below[node.path], _text_width(label))
+            width = frames[node.path] - 2 * PAD
             corner = (middle - width / 2, top - HALF)
-            ax.add_patch(FancyBboxPatch(corner, width, 2 * HALF, "round,pad=3", fc="white", ec=PALE, clip_on=False))
-            ax.text(middle, top, label, ha="center", va="center", **LABEL)
+            box = f"round,pad={PAD}"
+            ax.add_patch(FancyBboxPatch(corner, width, 2 * HALF, box, fc="white", ec=PALE, clip_on=False))
+            ax.text(middle, top, labels[node.path], ha="center", va="center", **LABEL)
     return _make_room(fig, ax)
+
+
+def _edges(plan: Plan) -> list[tuple[PlannedNode, PlannedNode]]:
+    """Every edge as the mixture that it leaves and the node that it leads to."""
+    return [(plan.mixtures[m], plan.nodes[c]) for m, c in zip(plan.edge_mixture, plan.edge_child, strict=True)]
+
+
+def _middle(node: PlannedNode, left: np.ndarray, wide: float) -> float:
+    """Where a node is across, from the left sides of the leaves."""
+    return float(left[node.leaves.start] + left[node.leaves.stop - 1] + wide) / 2
+
+
+def _tops(plan: Plan, left: np.ndarray, wide: float) -> np.ndarray:
+    """How far down every depth is: a level is as high as its widest fan asks for, lest its edges run flat."""
+    fans = [0.0] * plan.depth
+    for a, b in _edges(plan):
+        fans[a.depth] = max(fans[a.depth], abs(_middle(b, left, wide) - _middle(a, left, wide)))
+    return np.cumsum([0.0, *(round(SIDE + fan / 5) for fan in fans)])
+
+
+def _without_overlaps(plan: Plan, wide: float, tall: float, frames: Mapping[str, float]) -> np.ndarray:
+    """The left sides of all leaves, as far apart as pictures and the mixtures' `frames` (widths) ask for."""
+    parents = [leaf.path.rpartition("/")[0] for leaf in plan.leaves]
+    steps = [wide + GAP * (1 if a == b else 5) for a, b in itertools.pairwise(parents)]
+    left = np.cumsum([0.0, *steps])
+    y = _tops(plan, left, wide)
+
+    def are_beside(a: PlannedNode, b: PlannedNode) -> bool:
+        upper, lower = (a, b) if a.depth <= b.depth else (b, a)
+        reach = HALF + PAD if upper.path in frames else tall + 5 * HALF  # a picture and what is written below it
+        return bool(y[lower.depth] - HALF - PAD < y[upper.depth] + reach)
+
+    framed = [node for node in plan.mixtures if node.depth]
+    pairs = [(a, b) for a in plan.nodes for b in framed] + [(a, b) for a in framed for b in plan.leaves]
+    # From the left each pair once, for all that moves is to the right of it.
+    for a, b in sorted(pairs, key=lambda pair: pair[1].leaves.start):
+        if a.leaves.stop <= b.leaves.start and are_beside(a, b):
+            needed = (frames.get(a.path, wide) + frames.get(b.path, wide)) / 2 + GAP
+            left[b.leaves.start :] += max(0.0, needed - (_middle(b, left, wide) - _middle(a, left, wide)))
+    return left
 
 
 def samples(model: HMoEVAE, n: int = 10, *, generator: torch.Generator | None = None) -> Figure:

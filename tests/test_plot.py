@@ -1,5 +1,6 @@
 """The pictures: what they show, how large, with which words; and what they refuse."""
 
+import functools
 import itertools
 import math
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import PathPatch
+from matplotlib.patches import FancyBboxPatch, PathPatch
 
 import hmoevae as hm
 from hmoevae import plot
@@ -288,6 +289,41 @@ def test_tree_edges_are_as_wide_as_they_are_used() -> None:
     assert widths(plot.tree(model, usage=1000 * usage)) == pytest.approx(by_path), "only fractions count"
     unused = widths(plot.tree(model, usage=torch.tensor([1.0, 0, 0, 0, 0])))
     assert unused["root/2"] == 0.5, "an edge that is never used is still seen"
+
+
+LONG = hm.Mixture.of(VAE, 2, name="animals with feathers")
+CHAIN = functools.reduce(lambda below, _: hm.Mixture((VAE, below)), range(7), LONG)
+
+
+@pytest.mark.parametrize(
+    ("tree", "shape"),
+    [
+        (hm.Mixture((LONG, LONG, LONG)), (13,)),
+        (hm.Mixture((VAE, LONG, VAE)), (1, 28, 28)),
+        (CHAIN, (1, 28, 28)),
+    ],
+    ids=["names", "beside a leaf", "chain"],
+)
+def test_tree_keeps_frames_and_pictures_apart(tree: hm.Mixture, shape: tuple[int, ...]) -> None:
+    figure = plot.tree(hm.HMoEVAE(tree, shape))
+    ax = figure.axes[0]
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [patch.get_window_extent(renderer) for patch in ax.patches if isinstance(patch, FancyBboxPatch)]
+    words = [text.get_window_extent(renderer) for text in ax.texts if text.get_va() == "center"]
+    pictures = [image.get_window_extent(renderer) for image in ax.images]
+    assert len(boxes) == len(words) == sum(isinstance(node, hm.Mixture) for _, node in tree.walk())
+    for box, word in zip(boxes, words, strict=True):
+        assert box.x0 < word.x0
+        assert word.x1 < box.x1
+    for one, other in itertools.combinations([*boxes, *pictures], 2):
+        assert not one.overlaps(other)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (13,)])
+def test_an_edge_is_no_wider_than_the_picture_that_it_leads_to(shape: tuple[int, ...]) -> None:
+    figure = plot.tree(model_of("flat", shape), usage=torch.tensor([1.0, *[0.0] * 9]))
+    picture = figure.axes[0].images[0].get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert widths(figure)["root/0"] * plot.DPI / 72 <= 1.1 * picture.width
 
 
 def test_tree_shows_given_or_drawn_images() -> None:
