@@ -14,6 +14,7 @@ from hmoevae import training
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
+from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.objectives import ObjectiveName
 from hmoevae.nn.paths import take
 from hmoevae.spec import MLP, VAE, Balance, Gaussian, Likelihood, Mixture, Tree
@@ -155,8 +156,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             if goes_on:
                 model = self.model_
             else:
-                with torch.random.fork_rng(devices=()):
-                    torch.default_generator.manual_seed(seed)
+                with borrowed_random_state(seed):
                     model = HMoEVAE(tree, shape, objective=self.objective).to(dtype)
             history = training.fit(
                 model,

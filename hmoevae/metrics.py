@@ -4,6 +4,9 @@ Axes: `n` counts samples, `node` the nodes of a level. Every score is a fraction
 calibration error, where 0 is.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -21,8 +24,11 @@ except ImportError as missing:
         mismatch("hmoevae.metrics", "scikit-learn, as in pip install 'hmoevae[examples]'", missing)
     ) from None
 
+Labels = ArrayLike | Sequence[Any]
+"""Labels or clusters, one a sample, of any type that can be told apart."""
 
-def accuracy(labels: ArrayLike, clusters: ArrayLike) -> float:
+
+def accuracy(labels: Labels, clusters: Labels) -> float:
     """Share of samples in the cluster that stands for their label, under the best one-to-one match.
 
     The match is found by the Hungarian algorithm (Xie et al. 2016, equation 10); clusters beyond the number of labels
@@ -38,7 +44,7 @@ def accuracy(labels: ArrayLike, clusters: ArrayLike) -> float:
     return float(_matched(labels, clusters).mean())
 
 
-def purity(labels: ArrayLike, clusters: ArrayLike) -> float:
+def purity(labels: Labels, clusters: Labels) -> float:
     """Share of samples whose label is the most frequent one in their cluster (Manning et al. 2008, section 16.3).
 
     It never falls when clusters are split, so compare it only between equal numbers of clusters.
@@ -54,7 +60,7 @@ def purity(labels: ArrayLike, clusters: ArrayLike) -> float:
     return float(table.max(0).sum() / table.sum())
 
 
-def clustering_scores(labels: ArrayLike, clusters: ArrayLike) -> dict[str, float]:
+def clustering_scores(labels: Labels, clusters: Labels) -> dict[str, float]:
     """Accuracy, normalised mutual information, adjusted Rand index and leaf purity in one go.
 
     Args:
@@ -73,7 +79,7 @@ def clustering_scores(labels: ArrayLike, clusters: ArrayLike) -> dict[str, float
     }
 
 
-def dendrogram_purity(labels: ArrayLike, leaves: ArrayLike, tree: Tree) -> float:
+def dendrogram_purity(labels: Labels, leaves: Labels, tree: Tree) -> float:
     """Mean, over all pairs of samples with one label, of that label's share in the smallest subtree with both.
 
     (1/Z) sum_k sum_{i<j: y_i = y_j = k} n_k(s_ij) / n(s_ij), where s_ij is the smallest subtree with samples i and j,
@@ -142,7 +148,7 @@ def usage_entropy(probabilities: ArrayLike) -> float:
     return float(abs((used * np.log(used)).sum()) / np.log(len(usage)))
 
 
-def calibration_error(labels: ArrayLike, probabilities: ArrayLike, *, n_bins: int = 15) -> float:
+def calibration_error(labels: Labels, probabilities: ArrayLike, *, n_bins: int = 15) -> float:
     """Expected calibration error: how far the gates' confidence is from the share of samples that they get right.
 
     sum_m n_m/n abs(accuracy_m - confidence_m), where bin m holds the n_m samples whose largest probability lies in
@@ -172,7 +178,7 @@ def calibration_error(labels: ArrayLike, probabilities: ArrayLike, *, n_bins: in
     return float(np.abs(gaps).sum() / len(p))
 
 
-def report(model: HMoEVAE, x: ArrayLike, labels: ArrayLike, *, batch_size: int = BATCH_SIZE) -> dict[str, float]:
+def report(model: HMoEVAE, x: ArrayLike, labels: Labels, *, batch_size: int = BATCH_SIZE) -> dict[str, float]:
     """Every score of this module for the gates of a model, at the leaves and at each level between them and the root.
 
     Args:
@@ -204,11 +210,11 @@ def report(model: HMoEVAE, x: ArrayLike, labels: ArrayLike, *, batch_size: int =
     return scores
 
 
-def _numpy(values: ArrayLike) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+def _numpy(values: Labels) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def _vectors(labels: ArrayLike, clusters: ArrayLike, name: str = "clusters") -> tuple[np.ndarray, np.ndarray]:
+def _vectors(labels: Labels, clusters: Labels, name: str = "clusters") -> tuple[np.ndarray, np.ndarray]:
     y, c = _numpy(labels), _numpy(clusters)
     if y.ndim != 1 or y.shape != c.shape or len(y) == 0:
         raise ShapeError(mismatch(name, f"one a label, {y.shape}", c.shape))
@@ -228,12 +234,12 @@ def _probabilities(probabilities: ArrayLike) -> np.ndarray:
     return p
 
 
-def _contingency(labels: ArrayLike, clusters: ArrayLike) -> np.ndarray:
+def _contingency(labels: Labels, clusters: Labels) -> np.ndarray:
     """Counts `(label, cluster)`, both in ascending order."""
     return np.asarray(contingency_matrix(*_vectors(labels, clusters)))
 
 
-def _matched(labels: ArrayLike, clusters: ArrayLike) -> np.ndarray:
+def _matched(labels: Labels, clusters: Labels) -> np.ndarray:
     """Whether each sample's cluster stands for its label under the best one-to-one match."""
     rows, columns = linear_sum_assignment(_contingency(labels, clusters), maximize=True)
     _, y = np.unique(_numpy(labels), return_inverse=True)

@@ -30,6 +30,7 @@ from hmoevae.errors import (
     ShapeError,
     mismatch,
 )
+from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.experts import Experts
 from hmoevae.nn.gates import Gates
 from hmoevae.nn.objectives import OBJECTIVES, ObjectiveName, agreement, balance
@@ -750,7 +751,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             got = f"{error}" if own else f"one that cannot be built ({f'{error}'.splitlines()[0]})"
             raise CheckpointError(mismatch(str(config_file), "the description of a model", got)) from None
         storage.check_weights(weights_file, saved.state, outline.state_dict())
-        with torch.random.fork_rng(devices=()):  # the weights drawn here are not kept
+        with borrowed_random_state():  # the weights drawn here are not kept
             model = cls(tree, shape, objective=objective)
         model.to(next(iter(saved.state.values())).dtype).load_state_dict(saved.state)
         return model.eval()

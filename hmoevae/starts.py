@@ -3,7 +3,7 @@
 Axes: `n` counts samples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -73,7 +73,7 @@ def first_leaves(plan: Plan, samples: Tensor, start: Start | str, seed: int) -> 
         MissingExtraError: The clustering's library is not installed.
     """
     if isinstance(start, Tensor | np.ndarray):
-        return _checked(torch.as_tensor(start).cpu(), len(samples), plan.n_leaves)
+        return _checked(start, len(samples), plan.n_leaves)
     leaf = torch.zeros(len(samples), dtype=torch.long)
     clustering = _BY_NAME.get(start) if isinstance(start, str) else start
     if clustering is None:
@@ -82,6 +82,7 @@ def first_leaves(plan: Plan, samples: Tensor, start: Start | str, seed: int) -> 
     if not callable(clustering):
         expected = "a name, an array of leaf indices or a callable"
         raise ArgumentTypeError(mismatch("init", expected, type(start).__name__))
+    seed %= 1 << 32  # as scikit-learn takes them
     _split(plan, plan.nodes[0], torch.arange(len(samples)), samples.flatten(1).cpu(), clustering, seed, leaf)
     return leaf
 
@@ -104,18 +105,21 @@ def _split(
         clusters = torch.arange(len(members)) % n_children
     else:
         features = principal_components(samples[members], N_COMPONENTS)
-        clusters = _checked(torch.as_tensor(clustering(features, n_children, seed)), len(members), n_children)
+        clusters = _checked(clustering(features, n_children, seed), len(members), n_children)
     for i in range(n_children):
         _split(plan, plan.node(f"{node.path}/{i}"), members[clusters == i], samples, clustering, seed, leaf)
 
 
-def _checked(labels: Tensor, n: int, n_labels: int) -> Int[Tensor, " n"]:
-    """The labels as indices."""
-    if labels.shape != (n,):
-        raise ShapeError(mismatch("init", f"one label a sample, ({n},)", tuple(labels.shape)))
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ArgumentTypeError(mismatch("init", "integer labels", labels.dtype))
+def _checked(given: Tensor | np.ndarray | Sequence[int], n: int, n_labels: int) -> Int[Tensor, " n"]:
+    """The labels as indices, on the CPU."""
+    array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+    if array.shape != (n,):
+        raise ShapeError(mismatch("init", f"one label a sample, ({n},)", array.shape))
+    if not np.issubdtype(array.dtype, np.integer):
+        dtype = given.dtype if isinstance(given, Tensor) else array.dtype
+        raise ArgumentTypeError(mismatch("init", "integer labels", dtype))
+    labels = torch.from_numpy(array.astype(np.int64))  # of any width, byte order and stride
     low, high = (int(end) for end in labels.aminmax())
     if low < 0 or high >= n_labels:
         raise ArgumentError(mismatch("init", f"labels from 0 to {n_labels - 1}", f"{low} to {high}"))
-    return labels.long()
+    return labels

@@ -237,7 +237,8 @@ class Neighbour(View):
             MissingExtraError: scikit-learn is not installed.
         """
         if samples is None:
-            raise ArgumentTypeError(mismatch("data", "a tensor or array, for Neighbour", "another source of samples"))
+            expected = "a tensor or array in memory, for Neighbour"
+            raise ArgumentTypeError(mismatch("data", expected, "another source of samples"))
         if len(samples) <= self.k:
             raise DataError(mismatch("samples", f"more than {self.k} for Neighbour({self.k})", len(samples)))
         try:

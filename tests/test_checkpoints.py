@@ -555,6 +555,13 @@ def test_epochs_stay_where_they_say_what_is_done_when(tmp_path, options):
         run(tmp_path, epochs=7, **options)
 
 
+@pytest.mark.parametrize("number", [np.bool_(True), np.int64(3), np.uint8(3), np.float32(0.5), np.float64(0.5)])
+def test_numbers_of_numpy_are_numbers(number):
+    again = unpack(*pack({"best": number}, "callback"))["best"]
+    assert again == number
+    assert isinstance(again, bool | int | float)
+
+
 @pytest.mark.usefixtures("as_users_call")
 def test_a_state_that_only_a_pickle_could_hold_is_refused(tmp_path):
     class Strange(torch.optim.SGD):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +206,16 @@ def test_same_random_state_same_result_and_global_state_untouched():
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
     assert torch.equal(weights(first), weights(again))
     assert not torch.equal(weights(first), weights(other))
+
+
+def test_threads_that_fit_side_by_side_do_as_one_alone():
+    x, _ = blobs(30)
+    state = torch.get_rng_state()
+    alone = small(max_iter=1, random_state=0).fit(x).loss_
+    with ThreadPoolExecutor(4) as pool:
+        losses = list(pool.map(lambda _: small(max_iter=1, random_state=0).fit(x).loss_, range(16)))
+    assert losses == [alone] * 16
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_n_init_keeps_the_smallest_objective_and_never_reads_labels(monkeypatch):

@@ -167,6 +167,12 @@ def test_a_cluster_without_a_label_is_always_wrong():
     assert metrics.calibration_error(labels, p) == pytest.approx(1 / 3)
 
 
+def test_lists_are_read():
+    assert metrics.accuracy([0, 1, 1], [1, 0, 0]) == metrics.purity([0, 1, 1], (1, 0, 0)) == 1
+    with pytest.raises(ShapeError, match=r"clusters: expected one a label, \(3,\), got \(2,\)"):
+        metrics.accuracy([0, 1, 1], [1, 0])
+
+
 def test_half_precision_is_read():
     p = torch.tensor([[0.7, 0.3], [0.3, 0.7]], dtype=torch.bfloat16)
     assert metrics.usage_entropy(p) == pytest.approx(1)

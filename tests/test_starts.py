@@ -121,7 +121,25 @@ def test_bad_starts(model, blobs, init, error, message):
         fit(model, blobs[0], init=init)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, ">i4", "reversed", torch.uint8, "list"])
+def test_labels_of_any_integer_type_and_layout(kind, blobs):
+    labels = np.arange(80) % 4
+    given = {
+        "reversed": labels[::-1].copy()[::-1],
+        "list": lambda features, n, seed: (np.arange(len(features)) % n).tolist(),
+    }.get(str(kind))
+    if given is None:
+        given = torch.tensor(labels, dtype=kind) if isinstance(kind, torch.dtype) else labels.astype(kind)
+    plan = compile_tree(hm.Mixture.of(hm.VAE(2), 4))
+    assert first_leaves(plan, blobs[0], given, 0).tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("seed", [None, -1, 1 << 40])
+def test_any_seed_will_do_for_a_clustering(model, blobs, seed):
+    assert len(fit(model, blobs[0], init="kmeans", seed=seed)) > 0
+
+
 def test_a_start_needs_data_in_memory(model, blobs):
     loader = DataLoader(TensorDataset(blobs[0]))
-    with pytest.raises(ArgumentTypeError, match=r"data: expected a tensor or array, for a start"):
+    with pytest.raises(ArgumentTypeError, match=r"data: expected a tensor or array in memory, for a start"):
         fit(model, loader, init="kmeans")

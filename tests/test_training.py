@@ -301,6 +301,55 @@ def test_non_finite_gate_is_named(model, x):
         quiet_fit(model, x, epochs=1)
 
 
+@pytest.mark.parametrize("answer", [True, np.True_, np.mean([1.0]) > 0, torch.tensor(1.0) > 0], ids=repr)
+def test_a_callback_ends_training_by_any_true(model, x, answer):
+    assert len(quiet_fit(model, x, epochs=3, callbacks=[lambda _: answer])) == 1
+
+
+@pytest.mark.parametrize("answer", [None, False, np.False_, torch.tensor(False), 1, "go on", torch.ones(2)], ids=repr)
+def test_nothing_else_that_a_callback_returns_ends_training(model, x, answer):
+    assert len(quiet_fit(model, x, epochs=3, callbacks=[lambda _: answer])) == 3
+
+
+def test_training_where_gradients_are_off_switches_them_on(model, x):
+    torch.manual_seed(0)
+    twin = hm.HMoEVAE(TREE, (N_FEATURES,))
+    twin.load_state_dict(model.state_dict())
+    quiet_fit(model, x, epochs=2)
+    with torch.no_grad():
+        quiet_fit(twin, x, epochs=2)
+    assert torch.equal(weights(twin), weights(model))
+
+
+def test_numpy_seeds_are_seeds(model, x):
+    twin = hm.HMoEVAE(TREE, (N_FEATURES,))
+    twin.load_state_dict(model.state_dict())
+    quiet_fit(model, x, epochs=1, seed=3)
+    quiet_fit(twin, x, epochs=1, seed=np.int64(3))
+    assert torch.equal(weights(twin), weights(model))
+
+
+class Halved(TensorDataset):
+    """A data set of tensors that changes what it gives."""
+
+    def __getitem__(self, index):
+        return (self.tensors[0][index] / 2,)
+
+
+def test_a_data_set_of_tensors_with_a_getitem_of_its_own_is_asked(model, x):
+    twin = hm.HMoEVAE(TREE, (N_FEATURES,))
+    twin.load_state_dict(model.state_dict())
+    quiet_fit(model, x / 2, epochs=1)
+    quiet_fit(twin, Halved(x), epochs=1)
+    torch.testing.assert_close(weights(twin), weights(model))
+
+
+@pytest.mark.usefixtures("rng_untouched")
+@pytest.mark.parametrize("source", [Items, Stream, TensorDataset])
+def test_validation_leaves_the_global_random_state_alone(model, x, source):
+    quiet_fit(model, x, epochs=2, validation_data=source(x[:7]))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -317,6 +366,13 @@ def test_non_finite_gate_is_named(model, x):
         ({"batch_size": 2.5}, ArgumentError, r"batch_size: expected an integer > 0, got 2.5"),
         ({"lr": -1.0}, ArgumentError, r"lr: expected a finite number > 0, got -1.0"),
         ({"lr": math.nan}, ArgumentError, r"lr: expected a finite number > 0, got nan"),
+        ({"lr": "1e-3"}, ArgumentError, r"lr: expected a finite number > 0, got '1e-3'"),
+        ({"seed": 1.0}, ArgumentError, r"seed: expected an integer or None, got 1.0"),
+        ({"optimizer": "adam"}, ArgumentTypeError, r"optimizer: expected None or a callable .*got str"),
+        ({"callbacks": print}, ArgumentTypeError, r"callbacks: expected a sequence of callables, got builtin_func"),
+        ({"callbacks": [3]}, ArgumentTypeError, r"callbacks: expected a sequence of callables, got 3 in it"),
+        ({"init": np.full(50, "a")}, ArgumentTypeError, r"init: expected integer labels, got <U1"),
+        ({"init": np.full(50, 0.5)}, ArgumentTypeError, r"init: expected integer labels, got float64"),
         ({"precision": "fp8"}, ArgumentError, r"precision: expected 'fp32' or 'bf16', got 'fp8'"),
         ({"device": "gpu"}, ArgumentError, r"device: expected 'auto', 'cpu' or .*got 'gpu'"),
         ({"device": "cuda:99"}, ArgumentError, r"device: expected 'auto', 'cpu' or .*got 'cuda:99'"),

@@ -124,7 +124,7 @@ def test_neighbour_asks_for_what_it_needs(x, monkeypatch):
         Neighbour().prepare(x)(x)
     with pytest.raises(DataError, match=r"samples: expected more than 5 for Neighbour\(5\), got 4"):
         Neighbour().prepare(x[:4])
-    with pytest.raises(ArgumentTypeError, match=r"data: expected a tensor or array, for Neighbour"):
+    with pytest.raises(ArgumentTypeError, match=r"data: expected a tensor or array in memory, for Neighbour"):
         Neighbour().prepare(None)
     with pytest.raises(ArgumentError, match=r"Neighbour.k: expected an integer > 0, got 0"):
         Neighbour(0)
@@ -304,6 +304,25 @@ def test_the_root_of_a_deeper_tree_learns_as_the_flat_ones(x):
     assert roots[0].std(0).max() > 1e-3
 
 
+class InPlace(View):
+    """Writes its answer into what it is given."""
+
+    def __call__(self, x, *, index=None, generator=None):
+        return x.mul_(0.5)
+
+
+@pytest.mark.parametrize("agreement", [None, hm.Agreement(partner=None, alone=0.0)])
+def test_a_view_that_works_in_place_leaves_the_samples_to_the_experts(x, agreement):
+    losses = []
+    for view in (lambda x: x * 0.5, lambda x: x.mul_(0.5), InPlace()):
+        torch.manual_seed(0)
+        model = hm.HMoEVAE(TREE, SHAPE)
+        before = x.clone()
+        losses.append(fit(model, x, epochs=2, view=view, agreement=agreement)["loss"])
+        assert torch.equal(x, before)
+    assert losses[0] == losses[1] == losses[2]
+
+
 def test_same_seed_same_views_and_global_state_untouched(x, rng_untouched):
     def trained(seed):
         with torch.random.fork_rng():
@@ -366,7 +385,7 @@ def test_bad_arguments_of_fit(model, x, change, error, message):
 
 def test_bad_combinations(model, x):
     loader = DataLoader(TensorDataset(x))
-    with pytest.raises(ArgumentTypeError, match=r"data: expected a tensor or array, for Neighbour"):
+    with pytest.raises(ArgumentTypeError, match=r"data: expected a tensor or array in memory, for Neighbour"):
         fit(model, loader, agreement=AGREEMENT)
     fit(model, loader, view=RandomAffine(), agreement=hm.Agreement(partner=None))
     with pytest.raises(ArgumentError, match=r"agreement: expected None for a tree without a gate"):

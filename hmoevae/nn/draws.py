@@ -4,12 +4,35 @@ Axes: `batch` counts samples and is last. Every process holds a generator in the
 and takes its own columns, so that what a sample is given does not depend on how many processes there are.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
+
+_ONE_THREAD = threading.Lock()
+
+
+@contextmanager
+def borrowed_random_state(seed: int | None = None) -> Iterator[None]:
+    """Inside, the CPU's global generator, started from `seed` if one is given; after it, as if nobody had drawn.
+
+    Initial weights are drawn from that generator, which all threads share: they come in here one at a time.
+
+    >>> before = torch.get_rng_state()
+    >>> with borrowed_random_state(seed=0):
+    ...     torch.rand(1)
+    tensor([0.4963])
+    >>> torch.equal(torch.get_rng_state(), before)
+    True
+    """
+    with _ONE_THREAD, torch.random.fork_rng(devices=()):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        yield
 
 
 @dataclass(frozen=True, slots=True)

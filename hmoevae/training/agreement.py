@@ -75,6 +75,7 @@ class GateViews:
         self, x: Tensor, index: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor | None, Tensor | None]:
         """The view of samples that are at places `index` of the data set, and the other one."""
-        view = None if self.view is None else self.view(x, index=index, generator=generator)
-        other = None if self.other is None else self.other(x, index=index, generator=generator)
+        # Copies, for a view that works in place: the experts model the samples themselves.
+        view = None if self.view is None else self.view(x.clone(), index=index, generator=generator)
+        other = None if self.other is None else self.other(x.clone(), index=index, generator=generator)
         return view, other

@@ -59,7 +59,7 @@ def batches_of(
 ) -> Batches:
     """Make `data` a source of checked batches of `batch_size` a process, shuffled by `order`."""
     batch_size = batch_size * processes.count  # of all of them: they go through the data in one order
-    if isinstance(data, TensorDataset):
+    if type(data) is TensorDataset:  # another class may have a __getitem__ of its own
         data = data.tensors[0]
     if isinstance(data, np.memmap) and data.ndim > 0:  # may be larger than memory
         for start in range(0, len(data), BATCH_SIZE):
@@ -82,17 +82,18 @@ def batches_of(
             lambda: _split(samples, everything, batch_size, order, processes),
         )
 
+    own_order = order or torch.Generator()  # without one a loader draws from the global generator
     if isinstance(data, DataLoader):
         processes.check_divided(data, name)
         loader = data
     elif isinstance(data, IterableDataset):
-        loader = DataLoader(data, batch_size=batch_size, generator=order)
+        loader = DataLoader(data, batch_size=batch_size, generator=own_order)
     elif isinstance(data, Dataset):
         items: Dataset[Any] = data
         n_items: Any = items  # which has a length, as samplers ask for
         sampler = SequentialSampler(n_items) if order is None else RandomSampler(n_items, generator=order)
         chosen = _OwnItems(BatchSampler(sampler, batch_size, drop_last=False), processes)
-        loader = DataLoader(items, batch_sampler=chosen, generator=order)
+        loader = DataLoader(items, batch_sampler=chosen, generator=own_order)
     else:
         expected = "a tensor, a numpy array, a torch Dataset or a DataLoader"
         raise ArgumentTypeError(mismatch(name, expected, type(data).__name__))

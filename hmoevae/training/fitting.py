@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -177,12 +178,22 @@ def fit(
     for name, number in counts.items():
         if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
             raise ArgumentError(mismatch(name, "an integer > 0", repr(number)))
-    if not 0 < lr < math.inf:
+    if not isinstance(lr, Real) or not 0 < lr < math.inf:
         raise ArgumentError(mismatch("lr", "a finite number > 0", repr(lr)))
     if lr_schedule not in get_args(Schedule):
         raise ArgumentError(mismatch("lr_schedule", "'constant' or 'cosine'", repr(lr_schedule)))
     if precision not in get_args(Precision):
         raise ArgumentError(mismatch("precision", "'fp32' or 'bf16'", repr(precision)))
+    if seed is not None and (not isinstance(seed, int | np.integer) or isinstance(seed, bool)):
+        raise ArgumentError(mismatch("seed", "an integer or None", repr(seed)))
+    if optimizer is not None and not callable(optimizer):
+        expected = "None or a callable that makes one from the parameters"
+        raise ArgumentTypeError(mismatch("optimizer", expected, type(optimizer).__name__))
+    if not isinstance(callbacks, Sequence):
+        raise ArgumentTypeError(mismatch("callbacks", "a sequence of callables", type(callbacks).__name__))
+    for callback in callbacks:
+        if not callable(callback):
+            raise ArgumentTypeError(mismatch("callbacks", "a sequence of callables", f"{callback!r} in it"))
     if not isinstance(compile, bool):
         raise ArgumentTypeError(mismatch("compile", "True or False", repr(compile)))
     if agreement is not None and not model.plan.mixtures:
@@ -262,6 +273,7 @@ def fit(
             with (
                 closing(_bar(total, done=run.steps, show=shown)) as bar,
                 processes.ending_together(),
+                torch.enable_grad(),
                 ExitStack() as ends,
             ):
                 for callback in callbacks:
@@ -277,7 +289,7 @@ def fit(
                         }
                     history.rows.append({"epoch": epoch, "seconds": time.perf_counter() - started, **row})
                     end = EpochEnd(model, history, epoch, epochs, processes.is_main)
-                    stops = [callback(end) is True for callback in callbacks]
+                    stops = [_is_true(callback(end)) for callback in callbacks]
                     stopped = processes.any(any(stops))
                     if checkpoints.due(epoch, last=stopped or epoch == epochs):
                         run.check_weights()  # callbacks may have changed them
@@ -307,8 +319,16 @@ def fit(
 
 def _seed(given: int | None, checkpoint: Checkpoint | None) -> int:
     if given is not None:
-        return given
+        return int(given)
     return torch.Generator().seed() if checkpoint is None else int(checkpoint.state["seed"])
+
+
+def _is_true(answer: object) -> bool:
+    """Whether a callback has said `True`, as Python, numpy or PyTorch say it."""
+    is_truth_value = isinstance(answer, bool | np.bool_)
+    if isinstance(answer, Tensor):
+        is_truth_value = answer.dtype == torch.bool and answer.ndim == 0
+    return is_truth_value and bool(answer)
 
 
 def _is_random(init: Start) -> bool:
@@ -320,7 +340,8 @@ def _start(model: HMoEVAE, init: Start, samples: Tensor | None, seed: int) -> In
     if _is_random(init):
         return None
     if samples is None:
-        raise ArgumentTypeError(mismatch("data", "a tensor or array, for a start", "another source of samples"))
+        expected = "a tensor or array in memory, for a start"
+        raise ArgumentTypeError(mismatch("data", expected, "another source of samples"))
     return first_leaves(model.plan, samples, init, seed)
 
 

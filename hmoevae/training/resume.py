@@ -135,7 +135,7 @@ def described_model(model: HMoEVAE) -> dict[str, str]:
 
 def described_data(model: HMoEVAE, data: Data | None, batches: Batches | None) -> str | None:
     """A data set in words: what it is made of, its length, and where there is one the digest of some samples."""
-    if isinstance(data, TensorDataset):
+    if type(data) is TensorDataset:
         data = data.tensors[0]
     if isinstance(data, Tensor | np.ndarray):
         rows = data[:: max(1, len(data) // DIGESTED_ROWS)]

@@ -47,6 +47,8 @@ def pack(state: object, name: str) -> tuple[Any, dict[str, Tensor]]:
         match value:
             case None | bool() | int() | str():
                 return value
+            case np.generic() if value.dtype.kind in "biuf" and value.itemsize <= 8:
+                return packed(value.item(), place)
             case float():
                 return float(value) if math.isfinite(value) else {"float": repr(float(value))}
             case Tensor() if value.layout is torch.strided and value.dtype != torch.complex128:  # as safetensors
