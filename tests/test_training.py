@@ -321,6 +321,7 @@ def test_training_where_gradients_are_off_switches_them_on(model, x):
     assert torch.equal(weights(twin), weights(model))
 
 
+@pytest.mark.usefixtures("as_users_call")
 def test_numpy_seeds_are_seeds(model, x):
     twin = hm.HMoEVAE(TREE, (N_FEATURES,))
     twin.load_state_dict(model.state_dict())
@@ -339,15 +340,16 @@ class Halved(TensorDataset):
 def test_a_data_set_of_tensors_with_a_getitem_of_its_own_is_asked(model, x):
     twin = hm.HMoEVAE(TREE, (N_FEATURES,))
     twin.load_state_dict(model.state_dict())
-    quiet_fit(model, x / 2, epochs=1)
+    quiet_fit(model, Items(x / 2), epochs=1)
     quiet_fit(twin, Halved(x), epochs=1)
     torch.testing.assert_close(weights(twin), weights(model))
 
 
-@pytest.mark.usefixtures("rng_untouched")
 @pytest.mark.parametrize("source", [Items, Stream, TensorDataset])
 def test_validation_leaves_the_global_random_state_alone(model, x, source):
+    before = torch.get_rng_state()
     quiet_fit(model, x, epochs=2, validation_data=source(x[:7]))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

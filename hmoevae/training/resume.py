@@ -157,7 +157,7 @@ def described(value: object) -> str:
     """
     match value:
         case Tensor() | np.ndarray():
-            return f"{type(value).__name__}{tuple(value.shape)} with {_digest(torch.as_tensor(value))}"
+            return f"{type(value).__name__}{tuple(value.shape)} with {_digest(value)}"
         case list() | tuple():
             return f"({', '.join(map(described, value))})"
         case functools.partial():
@@ -173,6 +173,8 @@ def described(value: object) -> str:
             return getattr(value, "__qualname__", None) or re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
-def _digest(tensor: Tensor) -> str:
-    raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+def _digest(values: Tensor | np.ndarray) -> str:
+    if isinstance(values, Tensor):  # by its bytes, for numpy knows no bfloat16
+        values = values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    raw = values.tobytes()
     return f"sha256 {hashlib.sha256(raw).hexdigest()[:12]}"
