@@ -136,7 +136,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.quick:
         args.epochs = 2
-    command.require_positive(parser, args, "seeds", "epochs")
+    command.check(parser, args, "seeds", "epochs")
     return args
 
 

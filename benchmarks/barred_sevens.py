@@ -1,13 +1,13 @@
 """Does the second level tell a 7 with a bar through its stem from one without, though nobody says which is which?
 
-    python benchmarks/barred_sevens.py --seeds 5 --json barred.json --plot barred.png
+    python benchmarks/barred_sevens.py --json barred.json --plot barred.png
 
 A stroke is drawn through a random half of the sevens of both splits of MNIST, and a tree of ten kinds with two styles
 each is trained on all the digits so changed, by the recipe for styles of `examples/_recipes.py`. Labels say which
 images are sevens, to draw on and to score; training has none. Of the test sevens:
 
     kind      share that goes to the child of the root which takes most of them; what follows is among these.
-    found     share of the drawn strokes in the one leaf below it that takes most of them.
+    found     share of these drawn strokes in the one leaf below it that takes most of them.
     purity    share of sevens whose leaf holds more of their own sort, stroke drawn or not, than of the other.
     real      share of the unchanged sevens that this leaf takes. Some real ones have a bar of their own: drawn or not,
               they go with the barred ones, and count as errors of purity.
@@ -140,13 +140,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     training = RECIPES["styles"].training
     parser = command.parser(__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of the training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="which, of the training")
     parser.add_argument("--epochs", type=int, default=training.epochs, help="passes over the training images")
     parser.add_argument("--thin", type=int, default=1, help="use every so manieth image only, for a look")
     parser.add_argument("--json", type=Path, help="write the report to this file too, anew after every seed")
     parser.add_argument("--plot", type=Path, help="draw the first seed's sevens, in the format of the file's ending")
     args = parser.parse_args(argv)
-    command.require_positive(parser, args, "epochs", "thin")
+    command.check(parser, args, "epochs", "thin")
     return args
 
 
@@ -186,15 +186,15 @@ def run(args: argparse.Namespace) -> None:
         scores = score(model, sevens) | {"accuracy_level1": hm.metrics.accuracy(test.y, model.predict(test.x, level=1))}
         report["rows"].append({"seed": seed, **scores, "epochs": len(history), "seconds": seconds})
         print(f"{seed:4}", *(f"{100 * scores[name]:7.1f}" for name in SCORES), f"{seconds:7.0f}", flush=True)
-        if args.plot and seed == args.seeds[0]:
-            from barred_sevens_figure import save_figure  # matplotlib only where a picture is asked for
-
-            save_figure(model, sevens, barred_leaf(model, sevens), args.plot)
         names = [name for name in report["rows"][0] if name not in ("seed", "epochs")]
         columns = {name: [run[name] for run in report["rows"]] for name in names}
         report["mean"] = {name: statistics.fmean(values) for name, values in columns.items()}
         report["sd"] = {name: statistics.stdev(v) if len(v) > 1 else None for name, v in columns.items()}
         command.write(report, args.json)
+        if args.plot and seed == args.seeds[0]:
+            from barred_sevens_figure import save_figure  # matplotlib only where a picture is asked for
+
+            save_figure(model, sevens, barred_leaf(model, sevens), args.plot)
     print("mean", *(f"{100 * report['mean'][name]:7.1f}" for name in SCORES))
     print(json.dumps(report))
 

@@ -209,7 +209,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name, value in (DEFAULTS | (QUICK if args.quick else {})).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    command.require_positive(parser, args, "seeds", "epochs")
+    command.check(parser, args, "seeds", "epochs")
     return args
 
 

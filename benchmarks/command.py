@@ -36,11 +36,27 @@ def write(report: dict[str, Any], file: Path | None) -> None:
         file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def require_positive(made: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
-    """End the program where an option that is given, or `--threads`, is not above zero."""
+def check(made: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
+    """End the program, before hours of work, where an option cannot be used.
+
+    The options `names` and `--threads` have to be above zero where they are given, all of them where they are lists;
+    `--json` and `--plot` have to lie in a folder that exists, and a picture to be of a known format.
+    """
     for name in ("threads", *names):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            made.error(f"--{name.replace('_', '-')}: expected an integer > 0, got {getattr(args, name)}")
+        given = getattr(args, name, None)
+        for number in given if isinstance(given, list) else [given]:
+            if number is not None and number < 1:
+                made.error(f"--{name.replace('_', '-')}: expected an integer > 0, got {number}")
+    for name in ("json", "plot"):
+        file: Path | None = getattr(args, name, None)
+        if file is not None and not file.parent.is_dir():
+            made.error(f"--{name}: expected a file in a folder that exists, got {file}")
+    if getattr(args, "plot", None) is not None:
+        from matplotlib.figure import Figure  # only where a picture is asked for
+
+        formats = Figure().canvas.get_supported_filetypes()
+        if args.plot.suffix.removeprefix(".") not in formats:
+            made.error(f"--plot: expected a file that ends in one of {', '.join(sorted(formats))}, got {args.plot}")
 
 
 @contextmanager

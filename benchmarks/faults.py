@@ -324,6 +324,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the damage")
     parser.add_argument("--json", type=Path, help="report that the rows are added to")
     args = parser.parse_args(argv)
+    command.check(parser, args, "tries", "repeats")
     torch.set_num_threads(1)
     tell(rows(args.tries, args.repeats, args.seed), args.json, argv)
 

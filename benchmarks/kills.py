@@ -23,6 +23,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import command
 import torch
 from faults import Row, tell
 from safetensors.torch import load_file, save_file
@@ -300,6 +301,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of moments and places")
     parser.add_argument("--json", type=Path, help="report that the rows are added to")
     args = parser.parse_args(argv)
+    command.check(parser, args)
     torch.set_num_threads(1)
     tell(rows(args), args.json, argv)
 

@@ -116,9 +116,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of the networks in training")
     parser.add_argument("--json", type=Path, help="write the report to this file too, anew after every seed")
     args = parser.parse_args(argv)
-    command.require_positive(
-        parser, args, "epochs", "seeds", "leaves", "latent_dim", "batch_size", "importance", "held_out"
-    )
+    command.check(parser, args, "epochs", "seeds", "leaves", "latent_dim", "batch_size", "importance", "held_out")
     return args
 
 

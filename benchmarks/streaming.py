@@ -36,6 +36,7 @@ from torch.utils.data import IterableDataset
 
 import hmoevae as hm
 from hmoevae.errors import CollapseWarning
+from hmoevae.training import resolve_device
 
 CHUNK = 10_000
 """Samples written at a time."""
@@ -103,39 +104,43 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the report to this file too")
     parser.add_argument("--quick", action="store_true", help="10,000 samples")
     args = parser.parse_args(argv)
-    args.samples = args.samples or (10_000 if args.quick else 100_000)
+    if args.samples is None:
+        args.samples = 10_000 if args.quick else 100_000
+    command.check(parser, args, "samples", "leaves", "batch", "rounds")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark and print its report."""
     args = parse(argv)
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
+    with command.at_work("streaming.py", args.threads):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure and report."""
+    resolve_device(args.device)
     taken: dict[str, list[tuple[float, float]]] = {}
-    try:
-        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            file = Path(folder) / "x.npy"
-            write(file, args.samples)
-            in_memory = torch.from_numpy(np.load(file))
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        file = Path(folder) / "x.npy"
+        write(file, args.samples)
+        in_memory = torch.from_numpy(np.load(file))
 
-            def cold() -> np.ndarray:
-                drop_from_cache(file)
-                return np.load(file, mmap_mode="r")
+        def cold() -> np.ndarray:
+            drop_from_cache(file)
+            return np.load(file, mmap_mode="r")
 
-            sources: dict[str, Callable[[], hm.training.Data]] = {
-                "memory": lambda: in_memory,
-                "file": lambda: np.load(file, mmap_mode="r"),
-                "cold": cold,
-                "stream": lambda: Rows(file),
-            }
-            if not hasattr(os, "posix_fadvise"):
-                del sources["cold"]
-            for _ in range(args.rounds):
-                for name, data in sources.items():
-                    taken.setdefault(name, []).append(seconds_of(data, args.leaves, args.batch, args.device))
-    finally:
-        torch.set_num_threads(threads_before)
+        sources: dict[str, Callable[[], hm.training.Data]] = {
+            "memory": lambda: in_memory,
+            "file": lambda: np.load(file, mmap_mode="r"),
+            "cold": cold,
+            "stream": lambda: Rows(file),
+        }
+        if not hasattr(os, "posix_fadvise"):
+            del sources["cold"]
+        for _ in range(args.rounds):
+            for name, data in sources.items():
+                taken.setdefault(name, []).append(seconds_of(data, args.leaves, args.batch, args.device))
     rows = []
     print(f"{'data':8}{'s an epoch':>12}{'x memory':>10}{'x CPU':>8}")
     for name, times in taken.items():

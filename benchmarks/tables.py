@@ -225,7 +225,14 @@ def ablation() -> str:
 
 def barred() -> str:
     """Strokes through sevens, found by the second level."""
-    head = ("seeds", "epochs", "strokes found", "purity", "in the sevens' kind", "real sevens in that leaf")
+    head = (
+        "seeds",
+        "epochs",
+        "strokes found, of those in the kind",
+        "purity",
+        "in the sevens' kind",
+        "real sevens in that leaf",
+    )
     parts = []
     for name, report in reports("kind", "found", "purity").items():
         rows = report["rows"]

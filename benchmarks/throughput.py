@@ -49,7 +49,7 @@ from turns import Step, Worker, WorkerError, median_time
 
 import hmoevae as hm
 from hmoevae.errors import CollapseWarning
-from hmoevae.training import CompiledPass, has_bfloat16
+from hmoevae.training import CompiledPass, has_bfloat16, resolve_device
 
 N_FEATURES = 784
 NETWORK = hm.MLP((128,), activation="sigmoid")
@@ -453,11 +453,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="draw it, in the format that the file's ending names")
     parser.add_argument("--quick", action="store_true", help="10 leaves, batch 100, fp32, against loop and einsum")
     args = parser.parse_args(argv)
-    if args.rounds < 2:
-        parser.error("--rounds: expected at least 2, for quartiles")
     for name, value in (DEFAULTS | (QUICK if args.quick else {})).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    command.check(parser, args, "leaves", "depth", "batch")
+    if args.rounds < 2:
+        parser.error("--rounds: expected at least 2, for quartiles")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     return args
@@ -466,9 +467,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark and print its report."""
     args = parse(argv)
-    device = torch.device(args.device)
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
+    with command.at_work("throughput.py", args.threads):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure and report."""
+    device = resolve_device(args.device)
     torch.manual_seed(0)
     workers: dict[str, Worker] = {}
     try:
@@ -497,13 +502,12 @@ def main(argv: list[str] | None = None) -> None:
     finally:
         for worker in workers.values():
             worker.close()
-        torch.set_num_threads(threads_before)
     command.write(report, args.json)
+    print(json.dumps(report))
     if args.plot:
         from figure import save_figure  # matplotlib only where a picture is asked for
 
         save_figure(report, args.plot)
-    print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
     parser.add_argument("--json", type=Path, help="write the report to this file too")
     args = parser.parse_args(argv)
-    command.require_positive(parser, args, "epochs", "seeds")
+    command.check(parser, args, "epochs", "seeds")
     with command.at_work("unequal.py", args.threads):
         run(args)
 

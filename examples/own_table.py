@@ -38,13 +38,18 @@ def read(csv: Path, label: str | None) -> tuple[pd.DataFrame, pd.Series | None]:
         raise KeyError(f"--label: expected one of {', '.join(table.columns)}, got {label}")
     numbers = table.drop(columns=[] if label is None else [label]).select_dtypes("number")
     complete = numbers.dropna().index
+    if not numbers.shape[1] or not len(complete):
+        raise KeyError(
+            f"--csv: expected rows without gaps in columns of numbers, separated by commas, got none in {csv}"
+        )
     print(f"{csv}: {len(complete)} of {len(table)} rows without gaps, {numbers.shape[1]} numeric columns")
     return numbers.loc[complete], None if label is None else table.loc[complete, label]
 
 
 def standardised(train: pd.DataFrame, table: pd.DataFrame) -> Tensor:
     """Columns of mean 0 and variance 1 in `train`, as `Gaussian(scale=...)` is in the units of the data."""
-    return torch.tensor(((table - train.mean()) / train.std()).to_numpy(), dtype=torch.float32)
+    scale = train.std().replace(0, 1)  # a column that is the same everywhere stays at 0
+    return torch.tensor(((table - train.mean()) / scale).to_numpy(), dtype=torch.float32)
 
 
 def main() -> None:
@@ -63,8 +68,8 @@ def main() -> None:
     try:
         table, labels = read(args.csv, args.label)
         run(table, labels, args.out, epochs=2 if args.smoke else 100)
-    except (HMoEVAEError, OSError, KeyError) as error:
-        sys.exit(f"{parser.prog}: {error.args[0]}")
+    except (HMoEVAEError, OSError, KeyError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        sys.exit(f"{parser.prog}: {error.args[0] if isinstance(error, KeyError) else error}")
 
 
 def run(table: pd.DataFrame, labels: pd.Series | None, out: Path, epochs: int) -> None:

@@ -189,6 +189,32 @@ def test_what_cannot_be_run_is_left_out_with_a_reason(
     assert "skipped: einsum, train, 2 leaves, batch 4, fp32: needs about" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--leaves", "10", "0"], "--leaves: expected an integer > 0, got 0"),
+        (["--depth", "-1"], "--depth: expected an integer > 0, got -1"),
+        (["--batch", "0"], "--batch: expected an integer > 0, got 0"),
+        (["--threads", "0"], "--threads: expected an integer > 0, got 0"),
+        (["--rounds", "1"], "--rounds: expected at least 2, for quartiles"),
+        (["--json", "missing/x.json"], "--json: expected a file in a folder that exists, got missing/x.json"),
+        (["--plot", "x.xyz"], "--plot: expected a file that ends in one of "),
+    ],
+)
+def test_bad_options_end_before_the_work(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_here_ends_in_one_line() -> None:
+    with pytest.raises(
+        SystemExit, match=r"throughput.py: device: expected 'auto', 'cpu' or an accelerator that is here"
+    ):
+        main(["--device", "cuda", "--quick"])
+
+
 @pytest.mark.usefixtures("small_machine")
 def test_without_bfloat16_instructions_its_rows_are_left_out_with_a_reason(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -148,6 +148,34 @@ def test_a_table_of_ones_own(tmp_path):
     done = run("own_table.py", *arguments, "--label", "colour")
     assert done.returncode == 1
     assert "--label: expected one of x, y, text, z, kind, got colour" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "No such file or directory"),
+        ("", "No columns to parse from file"),
+        (
+            "a;b\n1;2\n3;4\n",
+            "--csv: expected rows without gaps in columns of numbers, separated by commas, got none in ",
+        ),
+    ],
+    ids=["missing", "empty", "semicolons"],
+)
+def test_a_table_that_cannot_be_read_ends_in_one_line(text, says, tmp_path):
+    if text is not None:
+        (tmp_path / "mine.csv").write_text(text, encoding="utf-8")
+    done = run("own_table.py", "--smoke", "--csv", tmp_path / "mine.csv", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_column_that_is_the_same_everywhere_does_no_harm(tmp_path):
+    rows = [f"{i % 7},{(i * i) % 5},1" for i in range(40)]
+    (tmp_path / "mine.csv").write_text("\n".join(["x,y,one", *rows]), encoding="utf-8")
+    done = run("own_table.py", "--smoke", "--csv", tmp_path / "mine.csv", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
 
 
