@@ -1,4 +1,4 @@
-"""Draws: random numbers for one process's part of a batch that several processes share.
+"""Draws: random numbers for one process's part of a batch that several processes share; the global generator, lent.
 
 Axes: `batch` counts samples and is last. Every process holds a generator in the same state, draws for the batch of all
 and takes its own columns, so that what a sample is given does not depend on how many processes there are.
