@@ -134,7 +134,11 @@ class Plan:
 
 
 def is_integer(value: object) -> bool:
-    """Whether it can count levels: an integer of any type, but no truth value."""
+    """Whether it can count levels: an integer of any type, but no truth value.
+
+    >>> is_integer(1), is_integer(1.0), is_integer(True)
+    (True, False, False)
+    """
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
