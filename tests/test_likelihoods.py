@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributions
 
 import hmoevae as hm
-from hmoevae.nn.likelihoods import BernoulliModel, LikelihoodModel, likelihood_model
+from hmoevae.nn.likelihoods import BernoulliModel, GaussianModel, LikelihoodModel, likelihood_model
 from hmoevae.spec import Likelihood
 
 SPECS = {
@@ -192,7 +192,15 @@ class OnlyAutogradKnows(BernoulliModel):
     log_prob_and_score = LikelihoodModel.log_prob_and_score
 
 
-@pytest.mark.parametrize("model", [*map(likelihood_model, SPECS.values()), OnlyAutogradKnows()])
+class InItsOwnUnit(GaussianModel):
+    """A score in another unit, which the default way has to know of."""
+
+    log_prob_and_score = LikelihoodModel.log_prob_and_score
+
+
+@pytest.mark.parametrize(
+    "model", [*map(likelihood_model, SPECS.values()), OnlyAutogradKnows(), InItsOwnUnit(0.5, sigmoid=True)]
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_log_density_and_score_in_one(model: LikelihoodModel, dtype: torch.dtype) -> None:
     """The score in units of `score_unit`, in the precision of the tensor that it is written to."""

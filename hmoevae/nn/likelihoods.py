@@ -48,15 +48,17 @@ class LikelihoodModel(ABC):
 
         Outside autograd, for `raw` of float32 or more, which may be overwritten; `score` may be of less precision.
         """
-        known = self.score(raw, x)
-        if known is not None:
-            score.copy_(known)
-            return self.log_prob(raw, x)
-        with torch.enable_grad():
-            raw = raw.detach().requires_grad_()
+        slope = self.score(raw, x)
+        if slope is None:
+            with torch.enable_grad():
+                raw = raw.detach().requires_grad_()
+                result = self.log_prob(raw, x)
+                (slope,) = torch.autograd.grad(result.sum(), raw)
+            result = result.detach()
+        else:
             result = self.log_prob(raw, x)
-            score.copy_(torch.autograd.grad(result.sum(), raw)[0])
-        return result.detach()
+        torch.div(slope, self.score_unit, out=score)
+        return result
 
     @abstractmethod
     def mean(self, raw: Raw) -> Raw:
