@@ -67,7 +67,7 @@ def test_log_prob_and_its_gradient(spec: Likelihood, shape: tuple[int, ...]) -> 
 
 
 @each_likelihood
-@pytest.mark.parametrize("logit", [-60.0, -16.0, -0.51, -0.49, -2e-3, 0.0, 1e-4, 0.7, 5.0, 30.0])
+@pytest.mark.parametrize("logit", [-60.0, -16.0, -6.0, -0.51, -0.49, -0.3, -2e-3, 0.0, 3.9e-3, 4.1e-3, 0.7, 5.0, 30.0])
 def test_densities_integrate_to_one(spec: Likelihood, logit: float) -> None:
     """Independent of any library; the logits straddle the series that a continuous Bernoulli uses near 1/2."""
     low, high = (0, 1)
@@ -83,14 +83,12 @@ def test_densities_integrate_to_one(spec: Likelihood, logit: float) -> None:
     density = likelihood_model(spec).log_prob(raw, grid.unsqueeze(0)).exp().squeeze(0)
     assert (density.double() @ weights.double()).item() == pytest.approx(1, abs=2e-4)
     mean = ((density * grid).double() @ weights.double()).item()
-    assert mean == pytest.approx(likelihood_model(spec).mean(raw)[0, 0, 0].item(), rel=1e-5, abs=5e-4)
+    assert mean == pytest.approx(likelihood_model(spec).mean(raw)[0, 0, 0].item(), abs=5e-4)
 
 
 @each_likelihood
 def test_means(spec: Likelihood) -> None:
     raw = raw_outputs()
-    if isinstance(spec, hm.ContinuousBernoulli):
-        raw = raw[1:]  # near 1/2 that of torch.distributions is a difference of large numbers
     torch.testing.assert_close(likelihood_model(spec).mean(raw), reference(spec, raw).mean)
 
 
