@@ -136,14 +136,15 @@ def balance(importance: Float[Tensor, " edge"], log_prior: Float[Tensor, " edge"
     """
     # Below the floor squares and quotients leave the dtype's range; divided by infinity, value and gradient are zero.
     floor = torch.finfo(importance.dtype).tiny ** 0.5
+    mixture = paths.edge_mixture
     total = paths.sum_children(importance)
-    apart = importance - paths.to_children(total / paths.n_children)
+    apart = importance - (total / paths.n_children).index_select(0, mixture)
     terms = []
     # Products and sums, not `@`, which autocast would compute in bfloat16.
     if "variance" in paths.balance_kinds:
         terms.append((paths.weight_variance * apart.square()).sum())
     if paths.balance_kinds & {"cv2", "kl"}:
-        divisor = paths.to_children(torch.where(total > floor, total, torch.inf))
+        divisor = torch.where(total > floor, total, torch.inf).index_select(0, mixture)
         usage = importance / divisor
         terms.append((paths.weight_cv2 * (apart / divisor).square()).sum())
         terms.append((paths.weight_kl * usage * (usage.clamp_min(floor).log() - log_prior)).sum())

@@ -136,13 +136,7 @@ class Paths(nn.Module):
 
     def sum_children(self, per_edge: Float[Tensor, " edge"]) -> Float[Tensor, " mixture"]:
         """Sum over the children of every mixture."""
-        if self.plan.depth == 1:  # a lone mixture
-            return per_edge.sum(0, keepdim=True)
         return torch.zeros_like(self.n_children).index_add(0, self.edge_mixture, per_edge)
-
-    def to_children(self, per_mixture: Float[Tensor, " mixture"]) -> Float[Tensor, " edge"] | Float[Tensor, " mixture"]:
-        """Of every mixture for each of its children; what a lone one has is left to broadcasting."""
-        return per_mixture if self.plan.depth == 1 else per_mixture.index_select(0, self.edge_mixture)
 
     def edge_log_prior(self) -> Float[Tensor, " edge"]:
         """Log pi of every child among its siblings: uniform, by their leaves, or the softmax of learned logits."""
