@@ -18,7 +18,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hmoevae.errors import ArgumentError, DataError, MissingExtraError, ShapeError, mismatch
+from hmoevae.errors import ArgumentError, DataError, MissingExtraError, ShapeError, is_integer, mismatch
 from hmoevae.history import History
 from hmoevae.model import ArrayLike, HMoEVAE
 from hmoevae.plan import Plan, PlannedNode
@@ -45,9 +45,8 @@ SIDE, LARGE = 56.0, 80.0
 """The longer side of a picture, among many or few; rounded to a whole multiple of what it is in its own pixels."""
 GAP = 4.0
 """Between the children of the root."""
-TRUNK, HALF, PAD = SIDE, 8.0, 3.0
-"""Width of all edges of a tree's root together, lest one be wider than the picture that it leads to; half the height of
-a node's frame, and what is around it."""
+HALF, PAD = 8.0, 3.0
+"""Half the height of a node's frame, and what is around it."""
 BLUE, ORANGE, PALE, GREY = "#0072b2", "#d55e00", "#9ecae1", "#555555"
 """Colours that colour-blind readers can tell apart (Okabe & Ito 2008)."""
 LABEL: Mapping[str, Any] = MappingProxyType({"fontsize": 7, "color": GREY, "parse_math": False})
@@ -221,16 +220,17 @@ def tree(
     tall, wide = zoom * pictures.shape[1], zoom * pictures.shape[2]
 
     below = {n.path: float(share[n.leaves.start : n.leaves.stop].sum() / share.sum()) for n in plan.nodes}
+    trunk = min(SIDE, wide)  # all edges of the root together, lest one be wider than the picture that it leads to
     labels = {n.path: f"{_name(n)}: {100 * below[n.path]:.1f}%" if n.depth else _name(n) for n in plan.mixtures}
-    frames = {path: max(TRUNK * below[path], _text_width(label)) + 2 * PAD for path, label in labels.items()}
+    frames = {path: max(trunk * below[path], _text_width(label)) + 2 * PAD for path, label in labels.items()}
     left = _without_overlaps(plan, wide, tall, frames)
     x, y = {n.path: _middle(n, left, wide) for n in plan.nodes}, _tops(plan, left, wide)
 
     turn = _turn(_names(plan), wide + GAP)
     fig, ax = _canvas(left[-1] + wide, y[-1] + tall)
-    start = {n.path: x[n.path] - TRUNK * below[n.path] / 2 for n in plan.mixtures}
+    start = {n.path: x[n.path] - trunk * below[n.path] / 2 for n in plan.mixtures}
     for parent, child in _edges(plan):
-        width = TRUNK * below[child.path]
+        width = trunk * below[child.path]
         x0, y0, x1, y1 = start[parent.path] + width / 2, y[parent.depth], x[child.path], y[child.depth]
         start[parent.path] += width
         y2, y3, y4 = y0 + HALF, (y0 + y1) / 2, y1 - HALF
@@ -238,8 +238,8 @@ def tree(
         curve = Curve(points, [Curve.MOVETO, Curve.LINETO, *[Curve.CURVE4] * 3, Curve.LINETO])
         lw = max(0.5, width * 72 / DPI)
         seam = [withStroke(linewidth=lw + 1, foreground="white")]  # tells apart edges that lie close together
-        how = {"ec": PALE, "lw": lw, "capstyle": "butt", "path_effects": seam, "clip_on": False}
-        ax.add_patch(PathPatch(curve, fill=False, gid=child.path, **how))
+        edge = PathPatch(curve, fill=False, ec=PALE, lw=lw, capstyle="butt", path_effects=seam, gid=child.path)
+        ax.add_patch(edge)
     for node in plan.nodes:
         middle, top = x[node.path], y[node.depth]
         if isinstance(node.spec, VAE):
@@ -313,7 +313,7 @@ def samples(model: HMoEVAE, n: int = 10, *, generator: torch.Generator | None = 
     >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
     ['0', '1', '2']
     """
-    if not isinstance(n, int) or n < 1:
+    if not is_integer(n, least=1):
         raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
     n_leaves = model.plan.n_leaves
     z = torch.randn(n * n_leaves, model.experts.latent_dim, generator=generator)
@@ -346,7 +346,7 @@ def nearest(model: HMoEVAE, x: ArrayLike, n: int = 5, *, generator: torch.Genera
     >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
     ['0', 'nearest', '1', 'nearest', '2', 'nearest']
     """
-    if not isinstance(n, int) or n < 1:
+    if not is_integer(n, least=1):
         raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
     x = model.check_input(x).cpu()
     plan, leaf = model.plan, model.predict(x).cpu()
@@ -526,7 +526,7 @@ def misrouted(
     >>> [text.get_text().split() for text in figure.axes[0].texts]
     [['4', '→', '9', 'in', '2']]
     """
-    if not isinstance(n, int) or n < 1:
+    if not is_integer(n, least=1):
         raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
     values, y, cluster, names = _labelled(labels, clusters, cluster_names)
     if len(x) != len(y):
