@@ -1,5 +1,7 @@
 """The errors of the package: each names the argument, what was expected and what came."""
 
+import numpy as np
+
 
 class HMoEVAEError(Exception):
     """Base class of every error that this package raises on purpose."""
@@ -55,6 +57,17 @@ class CheckpointWarning(UserWarning):
 
 class ConstantGateWarning(CollapseWarning):
     """A gate that gives all samples the same answer; names the mixture."""
+
+
+def is_integer(value: object, least: int | None = None) -> bool:
+    """Whether an argument is an integer, Python's or numpy's but no truth value, and no less than `least`.
+
+    >>> is_integer(1), is_integer(1.0), is_integer(True), is_integer(0, least=1)
+    (True, False, False, False)
+    """
+    return (
+        isinstance(value, int | np.integer) and not isinstance(value, bool) and (least is None or bool(value >= least))
+    )
 
 
 def mismatch(argument: str, expected: str, got: object) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hmoevae import training
-from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, is_integer, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
@@ -251,7 +251,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         With an integer `random_state` every call draws the same.
         """
         check_is_fitted(self)
-        if not _is_count(n_samples):
+        if not is_integer(n_samples, least=1):
             raise ArgumentError(mismatch("n_samples", "an integer > 0", repr(n_samples)))
         random = check_random_state(self.random_state)
         weights = self.weights_.astype(np.float64)
@@ -295,12 +295,8 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         return checked
 
     def _check_count(self, name: str) -> None:
-        if not _is_count(getattr(self, name)):
+        if not is_integer(getattr(self, name), least=1):
             raise ArgumentError(mismatch(name, "an integer > 0", repr(getattr(self, name))))
-
-
-def _is_count(n: object) -> bool:
-    return isinstance(n, int | np.integer) and not isinstance(n, bool) and bool(n > 0)
 
 
 def _seed(random: np.random.RandomState) -> int:

@@ -6,12 +6,11 @@ model's dtype and on its device, and unlike the model's own methods these module
 
 import copy
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.errors import ArgumentError, is_integer, mismatch
 from hmoevae.model import HMoEVAE
 
 
@@ -50,7 +49,7 @@ def decoder(model: HMoEVAE, leaf: int) -> "Decoder":
     >>> decoder(model, 0)(torch.zeros(5, 2)).shape
     torch.Size([5, 4])
     """
-    if not isinstance(leaf, int | np.integer) or isinstance(leaf, bool) or not 0 <= leaf < model.plan.n_leaves:
+    if not is_integer(leaf, least=0) or leaf >= model.plan.n_leaves:
         raise ArgumentError(mismatch("leaf", f"an integer from 0 to {model.plan.n_leaves - 1}", repr(leaf)))
     return Decoder(model, int(leaf)).requires_grad_(False).eval()
 

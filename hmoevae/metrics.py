@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hmoevae.errors import ArgumentError, DataError, MissingExtraError, ShapeError, mismatch
+from hmoevae.errors import ArgumentError, DataError, MissingExtraError, ShapeError, is_integer, mismatch
 from hmoevae.model import BATCH_SIZE, ArrayLike, HMoEVAE
 from hmoevae.plan import compile_tree
 from hmoevae.spec import Tree
@@ -168,7 +168,7 @@ def calibration_error(labels: Labels, probabilities: ArrayLike, *, n_bins: int =
     >>> calibration_error(np.array([0, 0, 1, 1]), np.array([[0.75, 0.25], [0.75, 0.25], [0.75, 0.25], [0.25, 0.75]]))
     0.0
     """
-    if not isinstance(n_bins, int | np.integer) or isinstance(n_bins, bool) or n_bins < 1:
+    if not is_integer(n_bins, least=1):
         raise ArgumentError(mismatch("n_bins", "an integer > 0", repr(n_bins)))
     p = _probabilities(probabilities)
     right = _matched(*_vectors(labels, p.argmax(1), "probabilities"))

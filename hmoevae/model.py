@@ -28,6 +28,7 @@ from hmoevae.errors import (
     DataError,
     HMoEVAEError,
     ShapeError,
+    is_integer,
     mismatch,
 )
 from hmoevae.nn.draws import borrowed_random_state
@@ -166,7 +167,8 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         super().__init__()
         if not isinstance(tree, VAE | Mixture):
             raise ArgumentTypeError(mismatch("tree", "a VAE or a Mixture", type(tree).__name__))
-        if not isinstance(input_shape, tuple | list) or not input_shape or not all(_is_size(n) for n in input_shape):
+        is_shape = isinstance(input_shape, tuple | list) and all(is_integer(n, least=1) for n in input_shape)
+        if not is_shape or not input_shape:
             raise ArgumentError(mismatch("input_shape", "a tuple of integers > 0", repr(input_shape)))
         if objective not in OBJECTIVES:
             raise ArgumentError(mismatch("objective", f"one of {', '.join(map(repr, OBJECTIVES))}", repr(objective)))
@@ -535,7 +537,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         Returns:
             `(n, *input_shape)`, on the model's device.
         """
-        if not _is_size(n):
+        if not is_integer(n, least=1):
             raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
         where = generator.device if generator is not None else torch.device("cpu")
         leaves = self._node(node).leaves
@@ -568,7 +570,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             batch_size: Samples evaluated at a time.
             generator: Source of the draws of z, on the model's device.
         """
-        if not _is_size(n_importance):
+        if not is_integer(n_importance, least=1):
             raise ArgumentError(mismatch("n_importance", "an integer > 0", repr(n_importance)))
         log_prior = self.paths.leaf_log_prior().unsqueeze(1)
 
@@ -769,7 +771,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
 
     def _in_batches(self, compute: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -> Tensor:
         """Run `compute` on pieces of `x` on the model's device without gradients; the result is where `x` is."""
-        if not _is_size(batch_size):
+        if not is_integer(batch_size, least=1):
             raise ArgumentError(mismatch("batch_size", "an integer > 0", repr(batch_size)))
         with torch.no_grad():
             return torch.cat([compute(p.to(self.device, self.dtype)).to(x.device) for p in x.split(int(batch_size))])
@@ -789,7 +791,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
 
     def _decode(self, z: Tensor, leaf: Tensor, batch_size: int, **how: Any) -> Float[Tensor, "batch feature"]:
         z, leaf = z.to(self.device, self.dtype), leaf.to(self.device)
-        if not _is_size(batch_size):
+        if not is_integer(batch_size, least=1):
             raise ArgumentError(mismatch("batch_size", "an integer > 0", repr(batch_size)))
         with torch.no_grad():
             pieces = zip(z.split(int(batch_size)), leaf.split(int(batch_size)), strict=True)
@@ -800,7 +802,3 @@ def _total(terms: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
     """The sum of the terms, of which there is at least one."""
     first, *others = terms.values()
     return sum(others, first)
-
-
-def _is_size(n: object) -> bool:
-    return isinstance(n, int | np.integer) and not isinstance(n, bool) and bool(n > 0)

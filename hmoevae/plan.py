@@ -7,10 +7,9 @@ the (mixture, child) pairs, the edges of one mixture side by side and the mixtur
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Generic, TypeVar
 
-from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.errors import ArgumentError, is_integer, mismatch
 from hmoevae.spec import VAE, Balance, Mixture, Tree
 
 S = TypeVar("S", VAE, Mixture)
@@ -128,18 +127,9 @@ class Plan:
         """
         if level is None:
             return self.leaves
-        if not (is_integer(level) and 0 <= level <= self.depth):
+        if not is_integer(level, least=0) or level > self.depth:
             raise ArgumentError(mismatch("level", f"an integer from 0 to the tree's depth {self.depth}", level))
         return tuple(n for n in self.nodes if n.depth == level or (n.depth < level and isinstance(n.spec, VAE)))
-
-
-def is_integer(value: object) -> bool:
-    """Whether it can count levels: an integer of any type, but no truth value.
-
-    >>> is_integer(1), is_integer(1.0), is_integer(True)
-    (True, False, False)
-    """
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def are_ascending(levels: object) -> bool:

@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, ShapeError, mismatch
+from hmoevae.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DataError,
+    MissingExtraError,
+    ShapeError,
+    is_integer,
+    mismatch,
+)
 from hmoevae.features import principal_components
 from hmoevae.nn.draws import for_batch
 
@@ -224,7 +232,7 @@ class Neighbour(View):
             expected = "None or a callable from samples to features"
             raise ArgumentTypeError(mismatch("Neighbour.features", expected, type(self.features).__name__))
         for name, count in (("k", self.k), ("n_components", self.n_components)):
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            if not is_integer(count, least=1):
                 raise ArgumentError(mismatch(f"Neighbour.{name}", "an integer > 0", repr(count)))
 
     def prepare(self, samples: Float[Tensor, "n *sample"] | None) -> "View":

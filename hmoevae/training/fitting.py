@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, NonFiniteError, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, NonFiniteError, is_integer, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Draws
@@ -176,7 +176,7 @@ def fit(
     counts = {"epochs": epochs, "batch_size": batch_size, "init_epochs": init_epochs}
     counts |= {"checkpoint_every": checkpoint_every, "checkpoint_keep": checkpoint_keep}
     for name, number in counts.items():
-        if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
+        if not is_integer(number, least=1):
             raise ArgumentError(mismatch(name, "an integer > 0", repr(number)))
     if not isinstance(lr, Real) or not 0 < lr < math.inf:
         raise ArgumentError(mismatch("lr", "a finite number > 0", repr(lr)))
@@ -184,7 +184,7 @@ def fit(
         raise ArgumentError(mismatch("lr_schedule", "'constant' or 'cosine'", repr(lr_schedule)))
     if precision not in get_args(Precision):
         raise ArgumentError(mismatch("precision", "'fp32' or 'bf16'", repr(precision)))
-    if seed is not None and (not isinstance(seed, int | np.integer) or isinstance(seed, bool)):
+    if seed is not None and not is_integer(seed):
         raise ArgumentError(mismatch("seed", "an integer or None", repr(seed)))
     if optimizer is not None and not callable(optimizer):
         expected = "None or a callable that makes one from the parameters"

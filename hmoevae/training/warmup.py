@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.errors import ArgumentError, is_integer, mismatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Warmup:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not isinstance(self.epochs, int) or isinstance(self.epochs, bool) or self.epochs < 1:
+        if not is_integer(self.epochs, least=1):
             raise ArgumentError(mismatch("Warmup.epochs", "an integer > 0", repr(self.epochs)))
         if not 0 <= self.kl < math.inf:
             raise ArgumentError(mismatch("Warmup.kl", "a finite number >= 0", repr(self.kl)))
