@@ -62,8 +62,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/choose_tree"), help="folder for the results")
     parser.add_argument("--smoke", action="store_true", help="two epochs, one seed, to see that everything works")
     args = parser.parse_args()
-    if args.epochs < 1 or args.seeds < 1:
-        parser.error("--epochs, --seeds: expected integers > 0")
+    for name in ("epochs", "seeds"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name}: expected an integer > 0, got {getattr(args, name)}")
     epochs, seeds = (2, 1) if args.smoke else (args.epochs, args.seeds)
     args.out.mkdir(parents=True, exist_ok=True)
 

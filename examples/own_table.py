@@ -15,7 +15,7 @@ from sklearn.datasets import load_wine
 from torch import Tensor
 
 import hmoevae as hm
-from hmoevae.errors import HMoEVAEError
+from hmoevae.errors import ArgumentError, HMoEVAEError, mismatch
 
 
 def make_tree() -> hm.Mixture:
@@ -35,13 +35,12 @@ def read(csv: Path, label: str | None) -> tuple[pd.DataFrame, pd.Series | None]:
     """The numeric columns of a table, and the label of every row if one is named; rows with gaps are left out."""
     table = pd.read_csv(csv)
     if label is not None and label not in table:
-        raise KeyError(f"--label: expected one of {', '.join(table.columns)}, got {label}")
+        raise ArgumentError(mismatch("--label", f"one of {', '.join(table.columns)}", label))
     numbers = table.drop(columns=[] if label is None else [label]).select_dtypes("number")
     complete = numbers.dropna().index
     if not numbers.shape[1] or not len(complete):
-        raise KeyError(
-            f"--csv: expected rows without gaps in columns of numbers, separated by commas, got none in {csv}"
-        )
+        expected = "rows without gaps in columns of numbers, separated by commas"
+        raise ArgumentError(mismatch("--csv", expected, f"none in {csv}"))
     print(f"{csv}: {len(complete)} of {len(table)} rows without gaps, {numbers.shape[1]} numeric columns")
     return numbers.loc[complete], None if label is None else table.loc[complete, label]
 
@@ -68,8 +67,8 @@ def main() -> None:
     try:
         table, labels = read(args.csv, args.label)
         run(table, labels, args.out, epochs=2 if args.smoke else 100)
-    except (HMoEVAEError, OSError, KeyError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        sys.exit(f"{parser.prog}: {error.args[0] if isinstance(error, KeyError) else error}")
+    except (HMoEVAEError, OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        sys.exit(f"{parser.prog}: {error}")
 
 
 def run(table: pd.DataFrame, labels: pd.Series | None, out: Path, epochs: int) -> None:

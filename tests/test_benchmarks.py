@@ -220,8 +220,11 @@ def test_without_bfloat16_instructions_its_rows_are_left_out_with_a_reason(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("throughput.has_bfloat16", lambda device: False)
-    report = report_of(capsys, "--quick", "--leaves", "2", "--precision", "bf16", "fp32", "--against")
-    assert {row["precision"] for row in report["rows"]} == {"fp32"}
+    main(["--quick", "--leaves", "2", "--precision", "bf16", "fp32", "--against", *TINY])
+    *said, last = capsys.readouterr().out.splitlines()
+    reason = "this CPU has no bfloat16 instructions; hm.fit would train in fp32"
+    assert f"    skipped: all, train, 2 leaves, batch 4, bf16: {reason}" in said
+    assert {row["precision"] for row in json.loads(last)["rows"]} == {"fp32"}
 
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="compiled passes need PyTorch 2.7")
