@@ -1,6 +1,6 @@
 """The errors of the package: each names the argument, what was expected and what came."""
 
-import numpy as np
+from numbers import Integral
 
 
 class HMoEVAEError(Exception):
@@ -65,9 +65,9 @@ def is_integer(value: object, least: int | None = None) -> bool:
     >>> is_integer(1), is_integer(1.0), is_integer(True), is_integer(0, least=1)
     (True, False, False, False)
     """
-    return (
-        isinstance(value, int | np.integer) and not isinstance(value, bool) and (least is None or bool(value >= least))
-    )
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        return False
+    return least is None or int(value) >= least
 
 
 def mismatch(argument: str, expected: str, got: object) -> str:
