@@ -1,6 +1,7 @@
 """The errors of the package: each names the argument, what was expected and what came."""
 
-from numbers import Integral
+import math
+from numbers import Integral, Real
 
 
 class HMoEVAEError(Exception):
@@ -68,6 +69,29 @@ def is_integer(value: object, least: int | None = None) -> bool:
     if not isinstance(value, Integral) or isinstance(value, bool):
         return False
     return least is None or int(value) >= least
+
+
+def is_number(value: object, *, positive: bool = False) -> bool:
+    """Whether an argument is a finite number >= 0, or > 0, Python's or numpy's but no truth value.
+
+    >>> is_number(0), is_number(0.5, positive=True), is_number(0, positive=True), is_number(-1), is_number("1")
+    (True, True, False, False, False)
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    return 0 < value < math.inf or (value == 0 and not positive)
+
+
+def check_number(argument: str, value: object, *, positive: bool = False) -> None:
+    """Make sure of what `is_number` says.
+
+    Raises:
+        ArgumentError: It is not so.
+
+    >>> check_number("lr", 0.1, positive=True)
+    """
+    if not is_number(value, positive=positive):
+        raise ArgumentError(mismatch(argument, f"a finite number {'>' if positive else '>='} 0", repr(value)))
 
 
 def mismatch(argument: str, expected: str, got: object) -> str:

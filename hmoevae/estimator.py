@@ -154,7 +154,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
         def train(seed: int) -> tuple[HMoEVAE, History]:
             if goes_on:
-                model = self.model_
+                model = self.model_.to(dtype)  # of the new data
             else:
                 with borrowed_random_state(seed):
                     model = HMoEVAE(tree, shape, objective=self.objective).to(dtype)

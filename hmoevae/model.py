@@ -28,6 +28,7 @@ from hmoevae.errors import (
     DataError,
     HMoEVAEError,
     ShapeError,
+    check_number,
     is_integer,
     mismatch,
 )
@@ -233,15 +234,18 @@ class HMoEVAE(nn.Module, ModelHubMixin):
                 `hmoevae.nn.objectives.agreement`). Gates below the last of them see the sample itself and learn from
                 the objective. `None` means all levels.
             kl_weight: Factor in front of KL(q(z|x) || p(z)) in `leaf_elbo`, which only at 1 is a bound.
-            gate_temperature: What the gates' logits are divided by.
+            gate_temperature: What the gates' logits are divided by, > 0.
             generator: Source of the draws of z, on the model's device; torch's global one if `None`.
             validate: Check the values too, not only the shape. Switch it off for data already checked.
 
         Raises:
             ShapeError: `x` does not have the shape of a batch of samples, or a view not the shape of `x`.
             DataError: `x` is empty, not finite, or outside the support of a leaf's likelihood; a view is not finite.
-            ArgumentError: The tree has no such levels.
+            ArgumentError: The tree has no such levels, or a weight or the temperature is no finite number in its range.
         """
+        check_number("agreement_weight", agreement_weight)
+        check_number("kl_weight", kl_weight)
+        check_number("gate_temperature", gate_temperature, positive=True)
         x = self.check_input(x, values=validate)
         flat = self._features_first(x)
         seen = flat if view is None else self._view(view, "view", x, validate=validate)
@@ -311,8 +315,9 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         Raises:
             ShapeError: A view does not have the shape of a batch of samples.
             DataError: A view is empty or not finite.
-            ArgumentError: The tree has no such levels.
+            ArgumentError: The tree has no such levels, or the weight is no finite number >= 0.
         """
+        check_number("agreement_weight", agreement_weight)
         view = self.check_input(view, name="view", values=False)
         seen = self._view(view, "view", view, validate=validate)
         other = self._view(other_view, "other_view", view, validate=validate)

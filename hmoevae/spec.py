@@ -8,8 +8,6 @@ tree and `hmoevae.HMoEVAE` runs it.
 import dataclasses
 import functools
 import itertools
-import math
-import numbers
 import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, dataclass_transform
@@ -18,7 +16,7 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 from pydantic_core import PydanticCustomError
 
-from hmoevae.errors import ArgumentError, SpecError, mismatch
+from hmoevae.errors import ArgumentError, SpecError, is_number, mismatch
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -41,10 +39,9 @@ def _positive_int(value: Any) -> int:
 
 
 def _finite_float(value: Any, *, positive: bool) -> float:
-    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
-    if not (0 < number < math.inf or (number == 0 and not positive)):
+    if not is_number(value, positive=positive):
         raise PydanticCustomError("expected", "a finite number > 0" if positive else "a finite number >= 0")
-    return number
+    return float(value)
 
 
 PositiveInt = Annotated[int, BeforeValidator(_positive_int)]

@@ -165,12 +165,27 @@ def test_validation_is_measured_without_warmup(blobs: Tensor) -> None:
     assert history["val_elbo"][0] == pytest.approx(history["val_elbo"][1], rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gate_temperature": 0}, r"gate_temperature: expected a finite number > 0, got 0"),
+        ({"gate_temperature": "1"}, r"gate_temperature: expected a finite number > 0, got '1'"),
+        ({"kl_weight": math.nan}, r"kl_weight: expected a finite number >= 0, got nan"),
+        ({"agreement_weight": -1.0}, r"agreement_weight: expected a finite number >= 0, got -1.0"),
+    ],
+)
+def test_bad_weights_of_a_pass_are_refused(options: dict[str, float], message: str, blobs: Tensor) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        model_of()(blobs, **options)
+
+
 @pytest.mark.usefixtures("as_users_call")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"epochs": 0}, r"Warmup.epochs: expected an integer > 0, got 0"),
         ({"epochs": 2, "kl": -1.0}, r"Warmup.kl: expected a finite number >= 0, got -1.0"),
+        ({"epochs": 2, "kl": "0"}, r"Warmup.kl: expected a finite number >= 0, got '0'"),
         ({"epochs": 2, "temperature": 0.0}, r"Warmup.temperature: expected a finite number > 0, got 0.0"),
     ],
 )

@@ -253,6 +253,14 @@ def test_warm_start_goes_on():
         mixture.fit(x[:, :2])
 
 
+def test_a_warm_start_takes_the_precision_of_the_new_data():
+    x, _ = blobs()
+    mixture = small(max_iter=1, random_state=0, warm_start=True).fit(x.astype(np.float32))
+    assert mixture.model_.dtype == torch.float32
+    assert mixture.fit(x.astype(np.float64)).model_.dtype == torch.float64
+    assert mixture.sample(2)[0].dtype == np.float64
+
+
 def test_ctrl_c_keeps_what_there_is(monkeypatch):
     x, _ = blobs()
     steps = []

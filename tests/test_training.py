@@ -321,6 +321,14 @@ def test_training_where_gradients_are_off_switches_them_on(model, x):
     assert torch.equal(weights(twin), weights(model))
 
 
+def test_training_in_inference_mode_is_refused(model, x):
+    with (
+        torch.inference_mode(),
+        pytest.raises(ArgumentError, match=r"fit: expected a call outside torch.inference_mode, got one inside"),
+    ):
+        fit(model, x, epochs=1)
+
+
 @pytest.mark.usefixtures("as_users_call")
 def test_numpy_seeds_are_seeds(model, x):
     twin = hm.HMoEVAE(TREE, (N_FEATURES,))

@@ -392,5 +392,9 @@ def test_bad_combinations(model, x):
         fit(hm.HMoEVAE(hm.VAE(2), SHAPE), x, agreement=AGREEMENT)
     with pytest.raises(ArgumentError, match=r"Agreement.alone: expected a number from 0 to 1, got 2.0"):
         hm.Agreement(alone=2.0)
+    with pytest.raises(ArgumentError, match=r"Agreement.alone: expected a number from 0 to 1, got '0.5'"):
+        hm.Agreement(alone="0.5")
     with pytest.raises(ArgumentError, match=r"Agreement.weight: expected a finite number >= 0, got nan"):
         hm.Agreement(weight=math.nan)
+    with pytest.raises(ArgumentError, match=r"agreement_weight: expected a finite number >= 0, got -1"):
+        model.agree(x, x, agreement_weight=-1)

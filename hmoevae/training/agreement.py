@@ -1,12 +1,11 @@
 """Agreement as `fit` takes it, and what the gates are shown of a batch."""
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.errors import ArgumentError, check_number, is_number, mismatch
 from hmoevae.plan import are_ascending
 from hmoevae.views import Compose, Neighbour, View, ViewLike, as_view
 
@@ -46,10 +45,9 @@ class Agreement:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not 0 <= self.alone <= 1:
+        if not is_number(self.alone) or self.alone > 1:
             raise ArgumentError(mismatch("Agreement.alone", "a number from 0 to 1", repr(self.alone)))
-        if not 0 <= self.weight < math.inf:
-            raise ArgumentError(mismatch("Agreement.weight", "a finite number >= 0", repr(self.weight)))
+        check_number("Agreement.weight", self.weight)
         if self.levels is not None and not (self.levels and are_ascending(self.levels)):
             raise ArgumentError(mismatch("Agreement.levels", "None or ascending integers > 0", repr(self.levels)))
 

@@ -1,13 +1,11 @@
 """fit: trains a model on tensors, arrays, data sets or loaders, and records what happens."""
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, NonFiniteError, is_integer, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, NonFiniteError, check_number, is_integer, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Draws
@@ -171,6 +169,8 @@ def fit(
     >>> len(history), [c for c in history.columns if c.startswith("usage")]
     (2, ['usage/root/0', 'usage/root/1', 'usage/root/2'])
     """
+    if torch.is_inference_mode_enabled():  # whose tensors no gradient can go through
+        raise ArgumentError(mismatch("fit", "a call outside torch.inference_mode", "one inside"))
     if not isinstance(model, HMoEVAE):
         raise ArgumentTypeError(mismatch("model", "an HMoEVAE", type(model).__name__))
     counts = {"epochs": epochs, "batch_size": batch_size, "init_epochs": init_epochs}
@@ -178,8 +178,7 @@ def fit(
     for name, number in counts.items():
         if not is_integer(number, least=1):
             raise ArgumentError(mismatch(name, "an integer > 0", repr(number)))
-    if not isinstance(lr, Real) or not 0 < lr < math.inf:
-        raise ArgumentError(mismatch("lr", "a finite number > 0", repr(lr)))
+    check_number("lr", lr, positive=True)
     if lr_schedule not in get_args(Schedule):
         raise ArgumentError(mismatch("lr_schedule", "'constant' or 'cosine'", repr(lr_schedule)))
     if precision not in get_args(Precision):

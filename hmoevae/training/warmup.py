@@ -1,9 +1,8 @@
 """Warm-up: schedules of the KL's weight and of the gates' temperature as `fit` takes them."""
 
-import math
 from dataclasses import dataclass
 
-from hmoevae.errors import ArgumentError, is_integer, mismatch
+from hmoevae.errors import ArgumentError, check_number, is_integer, mismatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +36,8 @@ class Warmup:
         """Check the ranges."""
         if not is_integer(self.epochs, least=1):
             raise ArgumentError(mismatch("Warmup.epochs", "an integer > 0", repr(self.epochs)))
-        if not 0 <= self.kl < math.inf:
-            raise ArgumentError(mismatch("Warmup.kl", "a finite number >= 0", repr(self.kl)))
-        if not 0 < self.temperature < math.inf:
-            raise ArgumentError(mismatch("Warmup.temperature", "a finite number > 0", repr(self.temperature)))
+        check_number("Warmup.kl", self.kl)
+        check_number("Warmup.temperature", self.temperature, positive=True)
 
     def at(self, epoch: int) -> tuple[float, float]:
         """Weight of the KL and temperature of the gates when the experts have learnt for so many epochs."""
