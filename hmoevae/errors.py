@@ -79,7 +79,8 @@ def is_number(value: object, *, positive: bool = False) -> bool:
     """
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
-    return 0 < value < math.inf or (value == 0 and not positive)
+    number = float(value)
+    return 0 < number < math.inf or (number == 0 and not positive)
 
 
 def check_number(argument: str, value: object, *, positive: bool = False) -> None:

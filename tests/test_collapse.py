@@ -165,6 +165,7 @@ def test_validation_is_measured_without_warmup(blobs: Tensor) -> None:
     assert history["val_elbo"][0] == pytest.approx(history["val_elbo"][1], rel=1e-6)
 
 
+@pytest.mark.usefixtures("as_users_call")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -326,7 +326,7 @@ def test_training_in_inference_mode_is_refused(model, x):
         torch.inference_mode(),
         pytest.raises(ArgumentError, match=r"fit: expected a call outside torch.inference_mode, got one inside"),
     ):
-        fit(model, x, epochs=1)
+        hm.fit(model, x, epochs=1)
 
 
 @pytest.mark.usefixtures("as_users_call")

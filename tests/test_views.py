@@ -383,6 +383,7 @@ def test_bad_arguments_of_fit(model, x, change, error, message):
         fit(model, x, **change)
 
 
+@pytest.mark.usefixtures("as_users_call")
 def test_bad_combinations(model, x):
     loader = DataLoader(TensorDataset(x))
     with pytest.raises(ArgumentTypeError, match=r"data: expected a tensor or array in memory, for Neighbour"):
