@@ -16,7 +16,6 @@ from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.objectives import ObjectiveName
-from hmoevae.nn.paths import take
 from hmoevae.spec import MLP, VAE, Balance, Gaussian, Likelihood, Mixture, Tree
 
 try:
@@ -271,9 +270,9 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             posterior = group.posterior(x.t())
             # All samples share their noise, so that a sample's score depends on itself alone.
             noises = (group.noise(x[:1].t(), generator).expand_as(posterior.mean) for _ in range(self.n_importance))
-            draws = [group.log_weight(x.t(), posterior, noise) for noise in noises]
+            draws = [group.draw(x.t(), posterior, noise).log_weight() for noise in noises]
             bounds.append(torch.stack(draws).logsumexp(0) - math.log(self.n_importance))
-        by_leaf = take(torch.cat(bounds), self.model_.experts.leaf_order)
+        by_leaf = self.model_.experts.by_leaf(bounds)
         return (by_leaf + self.model_.paths.leaf_log_prior().unsqueeze(1)).logsumexp(0)
 
     # --- scikit-learn's conventions ---------------------------------------------------------------------------------

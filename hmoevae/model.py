@@ -35,7 +35,7 @@ from hmoevae.errors import (
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.experts import Experts
 from hmoevae.nn.gates import Gates
-from hmoevae.nn.objectives import OBJECTIVES, ObjectiveName, agreement, balance
+from hmoevae.nn.objectives import BY_WEIGHT, OBJECTIVES, ObjectiveName, agreement, balance
 from hmoevae.nn.paths import Paths
 from hmoevae.plan import PlannedNode, are_ascending, compile_tree
 from hmoevae.spec import VAE, Mixture, Tree, tree_from_json
@@ -76,7 +76,8 @@ class Output(Routing):
         terms: The objective's parts by name, with a second view `"agreement"`, and `"balance"`.
         leaf_log_prob: log q(leaf | sample), the product of the gates on the path.
         edge_log_prob: log g(child | sample) on every edge.
-        leaf_elbo: ELBO of every sample under every leaf, from one draw of z each.
+        leaf_elbo: ELBO of every sample under every leaf, from one draw of z each: log p(x|z) less the KL, which with
+            the objective `"marginal"` is that of the draw, log q(z|x) - log p(z).
 
     >>> out = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))(torch.rand(5, 4))
     >>> isinstance(out, Output), list(out.terms), out.leaf_elbo.shape
@@ -283,7 +284,9 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         """
         flat, seen, other, noise = inputs
         routing = self._routing(seen, other, flat, agreement_weight, agreement_levels, gate_temperature)
-        leaf_elbo = self.experts.elbo(flat, noise, kl_weight)
+        draws = self.experts.draw(flat, noise)
+        by_weight = self.objective in BY_WEIGHT
+        leaf_elbo = self.experts.by_leaf([d.log_weight(kl_weight) if by_weight else d.elbo(kl_weight) for d in draws])
         terms = OBJECTIVES[self.objective](leaf_elbo, routing.leaf_log_prob.t(), self.paths.leaf_log_prior())
         terms |= routing.terms
         return Output(
@@ -600,11 +603,13 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         def evaluate(chunk: Tensor) -> Tensor:
             flat = self._features_first(chunk)
             leaf_log_prob = self.paths.leaf_log_prob(self.gates(flat))
-            leaf_elbo = self.experts.elbo(flat, self.experts.noise(flat, generator))
+            draws = self.experts.draw(flat, self.experts.noise(flat, generator))
+            leaf_elbo = self.experts.by_leaf([draw.elbo() for draw in draws])
+            leaf_log_weight = self.experts.by_leaf([draw.log_weight() for draw in draws])
             log_prior = self.paths.leaf_log_prior()
             terms: dict[str, Tensor] = {}
-            for objective in OBJECTIVES.values():
-                terms |= objective(leaf_elbo, leaf_log_prob, log_prior)
+            for name, objective in OBJECTIVES.items():
+                terms |= objective(leaf_log_weight if name in BY_WEIGHT else leaf_elbo, leaf_log_prob, log_prior)
             names[:] = terms
             return len(chunk) * torch.stack(list(terms.values())).unsqueeze(0)
 

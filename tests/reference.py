@@ -178,7 +178,8 @@ class Reference:
 
         def visit(node: Tree, path: str, reach: Tensor, log_prior: Tensor, inherited: hm.Balance) -> None:
             if isinstance(node, hm.VAE):
-                elbos.append(self.elbo(path, x, noise[path]))
+                estimate = self.log_weight if self.model.objective == "marginal" else self.elbo
+                elbos.append(estimate(path, x, noise[path]))
                 log_probs.append(reach)
                 log_priors.append(log_prior)
                 return

@@ -38,16 +38,48 @@ class Posterior(NamedTuple):
         """A draw of z from standard normal noise, differentiable in mean and variance (Kingma & Welling 2014, 2.4)."""
         return torch.addcmul(self.mean, self.variance.sqrt(), noise)
 
-    def sample_with_log_ratio(
-        self, noise: Float[Tensor, "group latent batch"]
-    ) -> tuple[Float[Tensor, "group latent batch"], Float[Tensor, "group batch"]]:
-        """A draw of z and its log p(z) - log q(z|x), in nats."""
-        z = self.sample(noise)
-        return z, 0.5 * (noise.square() + self.variance.log() - z.square()).sum(1)
-
     def kl(self) -> Float[Tensor, "group batch"]:
         """KL(q(z|x) || N(0, I)) in nats (Kingma & Welling 2014, appendix B)."""
         return 0.5 * torch.addcmul(self.variance - self.variance.log() - 1, self.mean, self.mean).sum(1)
+
+    def kl_at(
+        self, z: Float[Tensor, "group latent batch"], noise: Float[Tensor, "group latent batch"]
+    ) -> Float[Tensor, "group batch"]:
+        """Log q(z|x) - log p(z) in nats at the draw of z from `noise`; its mean over draws is the KL."""
+        return 0.5 * (z.square() - noise.square() - self.variance.log()).sum(1)
+
+
+class Draw(NamedTuple):
+    """One draw of z from every expert of a group for every sample, and what it says of the samples.
+
+    Attributes:
+        posterior: q(z|x), which z is from.
+        noise: The standard normal numbers that made it.
+        z: The draw.
+        log_prob: log p(x|z) in nats.
+
+    >>> noise = torch.zeros(1, 2, 3)
+    >>> draw = Draw(Posterior(torch.zeros(1, 2, 3), torch.ones(1, 2, 3)), noise, noise, log_prob=torch.ones(1, 3))
+    >>> draw.elbo(), draw.log_weight()
+    (tensor([[1., 1., 1.]]), tensor([[1., 1., 1.]]))
+    """
+
+    posterior: Posterior
+    noise: Float[Tensor, "group latent batch"]
+    z: Float[Tensor, "group latent batch"]
+    log_prob: Float[Tensor, "group batch"]
+
+    def elbo(self, kl_weight: float = 1.0) -> Float[Tensor, "group batch"]:
+        """The ELBO with its KL in closed form (Kingma & Welling 2014, equation 7), which varies less with the draw."""
+        return self.log_prob - _weighed(self.posterior.kl(), kl_weight)
+
+    def log_weight(self, kl_weight: float = 1.0) -> Float[Tensor, "group batch"]:
+        """Log p(x, z) - log q(z|x): its mean is the ELBO too (equation 6), and that of its exponential p(x)."""
+        return self.log_prob - _weighed(self.posterior.kl_at(self.z, self.noise), kl_weight)
+
+
+def _weighed(kl: Float[Tensor, "group batch"], weight: float) -> Float[Tensor, "group batch"]:
+    return kl if weight == 1 else weight * kl
 
 
 class ExpertGroup(nn.Module):
@@ -60,7 +92,7 @@ class ExpertGroup(nn.Module):
 
     >>> group = ExpertGroup(VAE(latent_dim=2), groups=3, n_features=4)
     >>> x = torch.rand(4, 5)
-    >>> group.elbo(x, group.noise(x)).shape
+    >>> group.draw(x, group.posterior(x), group.noise(x)).elbo().shape
     torch.Size([3, 5])
     """
 
@@ -91,21 +123,13 @@ class ExpertGroup(nn.Module):
 
         return for_batch(draw, x.shape[-1], generator)
 
-    def elbo(
-        self, x: Float[Tensor, "feature batch"], noise: Float[Tensor, "group latent batch"], kl_weight: float = 1.0
-    ) -> Float[Tensor, "group batch"]:
-        """ELBO(x) of every expert from one draw of z, in nats; of another weight of the KL it is no bound."""
-        posterior = self.posterior(x)
-        hidden = self.decoder.hidden(posterior.sample(noise))
-        kl = posterior.kl() if kl_weight == 1 else kl_weight * posterior.kl()
-        return log_prob(self.likelihood, self.decoder.layers[-1], hidden, x) - kl
-
-    def log_weight(
+    def draw(
         self, x: Float[Tensor, "feature batch"], posterior: Posterior, noise: Float[Tensor, "group latent batch"]
-    ) -> Float[Tensor, "group batch"]:
-        """Log p(x, z) - log q(z|x) of every expert at one draw of z, in nats (Burda et al. 2016, equation 8)."""
-        z, log_ratio = posterior.sample_with_log_ratio(noise)
-        return self.likelihood.log_prob(self.decoder(z), x) + log_ratio
+    ) -> Draw:
+        """A draw of z from the posterior of `x`, and log p(x|z)."""
+        z = posterior.sample(noise)
+        hidden = self.decoder.hidden(z)
+        return Draw(posterior, noise, z, log_prob(self.likelihood, self.decoder.layers[-1], hidden, x))
 
 
 class Experts(nn.Module):
@@ -119,7 +143,7 @@ class Experts(nn.Module):
     >>> from hmoevae.spec import Mixture
     >>> experts = Experts(compile_tree(Mixture(children=(VAE(2), VAE(3), VAE(2)))), n_features=4)
     >>> x = torch.rand(4, 5)
-    >>> len(experts.groups), experts.elbo(x, experts.noise(x)).shape
+    >>> len(experts.groups), experts.by_leaf([draw.elbo() for draw in experts.draw(x, experts.noise(x))]).shape
     (2, torch.Size([3, 5]))
     """
 
@@ -151,15 +175,14 @@ class Experts(nn.Module):
         """Standard normal noise for a draw of z from every leaf for every sample, group by group."""
         return [group.noise(x, generator) for group in self.groups]
 
-    def elbo(
-        self,
-        x: Float[Tensor, "feature batch"],
-        noise: list[Float[Tensor, "_ _ batch"]],
-        kl_weight: float = 1.0,
-    ) -> Float[Tensor, "leaf batch"]:
-        """ELBO of every leaf for every sample from one draw of z each, in nats, its KL weighing `kl_weight`."""
-        elbos = [group.elbo(x, drawn, kl_weight) for group, drawn in zip(self.groups, noise, strict=True)]
-        return joined(elbos, self.leaf_order)
+    def draw(self, x: Float[Tensor, "feature batch"], noise: list[Float[Tensor, "_ _ batch"]]) -> list[Draw]:
+        """A draw of z from every leaf for every sample, group by group."""
+        pairs = zip(self.groups, noise, strict=True)
+        return [group.draw(x, group.posterior(x), drawn) for group, drawn in pairs]
+
+    def by_leaf(self, by_group: list[Float[Tensor, "_ batch"]]) -> Float[Tensor, "leaf batch"]:
+        """What is given for the experts of each group, in the order of the leaves."""
+        return joined(by_group, self.leaf_order)
 
     def log_marginal(
         self, x: Float[Tensor, "feature batch"], n_importance: int, generator: torch.Generator | None = None
@@ -168,11 +191,12 @@ class Experts(nn.Module):
         bounds = []
         for group in self.groups:
             posterior = group.posterior(x)
-            total = group.log_weight(x, posterior, group.noise(x, generator))
+            total = group.draw(x, posterior, group.noise(x, generator)).log_weight()
             for _ in range(n_importance - 1):  # one draw at a time: memory does not grow with n_importance
-                total = torch.logaddexp(total, group.log_weight(x, posterior, group.noise(x, generator)))
+                drawn = group.draw(x, posterior, group.noise(x, generator))
+                total = torch.logaddexp(total, drawn.log_weight())
             bounds.append(total)
-        return joined(bounds, self.leaf_order) - math.log(n_importance)
+        return self.by_leaf(bounds) - math.log(n_importance)
 
     def encode(self, x: Float[Tensor, "batch feature"], leaf: Int[Tensor, " batch"]) -> Float[Tensor, "batch latent"]:
         """Mean of q(z|x) of each sample's own leaf; shorter latents are filled up with zeros."""

@@ -3,10 +3,14 @@
 Axes: `leaf`, `edge` and `mixture` as in `hmoevae.plan`; `batch` is last. Everything is in nats, means over the batch.
 With q(l|x) the gates' leaf probabilities and pi the prior::
 
-    expected   mean_x  sum_l q(l|x) (-ELBO_l(x))                            Jacobs et al. 1991, equation 1
+    expected   mean_x  sum_l q(l|x) (-ELBO_l(x))                            Jacobs et al. 1991, equation 1.2
     elbo       mean_x -sum_l q(l|x) (ELBO_l(x) + log pi_l - log q(l|x))     the gate is the recognition model of l
     marginal   mean_x -logsumexp_l (log pi_l + ELBO_l(x))                   EM (Jordan & Jacobs 1994), and the gate is
                                                                             fitted to the responsibilities
+
+ELBOs are estimated from one draw of z. In those of `marginal` the KL is that of the draw, log q(z|x) - log p(z), so
+that exp ELBO_l(x) is p_l(x) in the mean, and the negative of the term, in the mean, no more than log p(x). With the KL
+in closed form, which varies less, it would exceed that wherever several leaves could have made a sample.
 """
 
 import itertools
@@ -50,7 +54,7 @@ def elbo(leaf_elbo: LeafBatch, leaf_log_prob: LeafBatch, log_prior: Float[Tensor
 
 
 def marginal(leaf_elbo: LeafBatch, leaf_log_prob: LeafBatch, log_prior: Float[Tensor, " leaf"]) -> dict[str, Scalar]:
-    """The bound with the leaf summed out, and the cross-entropy that fits the gates to its responsibilities.
+    """The negative of a lower bound with the leaf summed out, and what fits the gates to its responsibilities.
 
     >>> even = torch.tensor([[0.5], [0.5]]).log()
     >>> marginal(torch.tensor([[-1.0], [-1.0]]), even, even[:, 0])
@@ -70,6 +74,8 @@ OBJECTIVES: dict[ObjectiveName, Callable[[LeafBatch, LeafBatch, Float[Tensor, " 
     "marginal": marginal,
 }
 assert set(OBJECTIVES) == set(get_args(ObjectiveName))
+BY_WEIGHT: frozenset[ObjectiveName] = frozenset({"marginal"})
+"""Those that ask for log p(x, z) - log q(z|x) as the estimate of the ELBO, being no mean of ELBOs."""
 
 
 def agreement(node_log_prob: tuple[NodeBatch, NodeBatch], paths: Paths, levels: Sequence[int]) -> Scalar:
