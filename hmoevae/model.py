@@ -795,8 +795,9 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         return self._in_batches(route, self.check_input(x), batch_size)
 
     def _best_leaf(self, x: Tensor, node: PlannedNode) -> Int[Tensor, " batch"]:
-        leaf_log_prob = self.paths.leaf_log_prob(self.gates(self._features_first(x)))
-        # Below a node the ranking of its leaves does not depend on the way to the node.
+        edge_log_prob = self.gates(self._features_first(x))
+        edge_log_prob[list(node.edges)] = 0.0  # the way to the node, in which small differences would be rounded off
+        leaf_log_prob = self.paths.leaf_log_prob(edge_log_prob)
         return node.leaves.start + leaf_log_prob[node.leaves.start : node.leaves.stop].argmax(0)
 
     def _decode(self, z: Tensor, leaf: Tensor, batch_size: int, **how: Any) -> Float[Tensor, "batch feature"]:

@@ -44,8 +44,16 @@ def _finite_float(value: Any, *, positive: bool) -> float:
     return float(value)
 
 
+def _scale(value: Any) -> float:
+    number = _finite_float(value, positive=True)
+    if not 1e-15 <= number <= 1e15:  # so that its square and the inverse of it are numbers in single precision
+        raise PydanticCustomError("expected", "a number from 1e-15 to 1e15")
+    return number
+
+
 PositiveInt = Annotated[int, BeforeValidator(_positive_int)]
 PositiveFloat = Annotated[float, BeforeValidator(functools.partial(_finite_float, positive=True))]
+Scale = Annotated[float, BeforeValidator(_scale)]
 NonNegativeFloat = Annotated[float, BeforeValidator(functools.partial(_finite_float, positive=False))]
 
 # pydantic's words for the errors that users meet, put into the package's one form (`errors.mismatch`).
@@ -176,7 +184,7 @@ class Gaussian:
     """p(x|z) = N(mean(z), scale^2), independent over the features.
 
     Args:
-        scale: The standard deviation, in the units of the data.
+        scale: The standard deviation, in the units of the data, from 1e-15 to 1e15.
         mean: `"sigmoid"` keeps the mean in (0, 1) and asks for data in [0, 1]; `"identity"` leaves both free.
 
     >>> print(Gaussian(scale=0.1, mean="identity"))
@@ -184,7 +192,7 @@ class Gaussian:
     """
 
     kind: Literal["gaussian"] = Field(default="gaussian", kw_only=True, repr=False)
-    scale: PositiveFloat = 0.5
+    scale: Scale = 0.5
     mean: Literal["sigmoid", "identity"] = "sigmoid"
 
     def __str__(self) -> str:

@@ -250,6 +250,28 @@ def test_revival_in_a_tree_of_unequal_nodes(blobs: Tensor) -> None:
     assert all(torch.equal(a, b) for a, b in zip(alone, model.experts.groups[1].parameters(), strict=True))
 
 
+def test_a_dead_child_is_not_its_own_donor(blobs: Tensor) -> None:
+    """One with several leaves may be dead with more samples than a sibling of one leaf has that is alive."""
+    inner = hm.Mixture(children=(hm.Mixture.of(LEAF, 100, gate=LAYER), LEAF), gate=LAYER)
+    model = model_of(hm.Mixture(children=(inner, LEAF), gate=LAYER))
+    big = [0.0095] * 100  # dead together, below a hundredth of what is due
+    n = model.plan.n_leaves
+    usage = [share / n for share in (*big, 0.5, n - 0.5 - sum(big))]
+    layer, place = model.gates.last_layer(1)
+    before = layer.bias[place, 1].item()
+    assert revived(model, usage) == ["root/0/0"]
+    assert layer.bias[place].tolist() == [pytest.approx(before - math.log(2))] * 2  # the living one gives half
+
+
+def test_a_leaf_like_no_other_keeps_its_weights_while_it_lives() -> None:
+    other = hm.VAE(latent_dim=3, encoder=hm.MLP((4,)), decoder=hm.MLP((4,)))
+    inner = hm.Mixture(children=(other, LEAF, LEAF), gate=LAYER)
+    model = model_of(hm.Mixture(children=(inner, LEAF), gate=LAYER))
+    before = [p.clone() for p in model.experts.groups[0].parameters()]
+    assert revived(model, [0.0074, 0.0, 0.0, 0.9926]) == ["root/0"]
+    assert all(torch.equal(a, b) for a, b in zip(before, model.experts.groups[0].parameters(), strict=True))
+
+
 def test_revival_copies_the_prior_and_the_optimisers_state(blobs: Tensor) -> None:
     model = model_of(hm.Mixture.of(LEAF, 3, gate=LAYER, prior="learned"))
     optimizer = torch.optim.Adam(model.parameters())

@@ -315,6 +315,35 @@ def test_score_is_exact_where_the_encoder_is() -> None:
     assert terms["marginal"] == pytest.approx(-log_density(x).mean().item(), rel=1e-9)
 
 
+@pytest.mark.parametrize("objective", ["expected", "elbo", "marginal"])
+def test_a_variance_beyond_all_bounds_spoils_no_other_leaf(objective: str) -> None:
+    model = build(hm.Mixture.of(SMALL, 3, gate=GATE), SHAPE, objective=objective, seed=0).float()
+    with torch.no_grad():
+        model.experts.groups[0].encoder.layers[-1].bias[0] = 200.0  # the first leaf: means and log-variances
+        model.gates.groups[0].layers[-1].bias[0, 0] = -1e4
+    x = data_for(model.tree, SHAPE, 5).float()
+    out = model(x)
+    out.loss.backward()
+    assert torch.isfinite(out.leaf_elbo).all()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+    assert torch.isfinite(model.score_samples(x)).all()
+
+
+def test_the_way_to_a_node_does_not_round_off_the_choice_below_it() -> None:
+    inner = hm.Mixture.of(SMALL, 2, gate=GATE)
+    model = build(hm.Mixture.of(inner, 2, gate=GATE), SHAPE, seed=0).float()
+    x = data_for(model.tree, SHAPE, 20).float()
+    with torch.no_grad():
+        for gate in model.gates.groups:
+            gate.layers[-1].weight.zero_()
+            gate.layers[-1].bias.zero_()
+        outer, place = model.gates.last_layer(0)
+        outer.bias[place] = torch.tensor([2e4, 0.0])
+        below, place = model.gates.last_layer(2)
+        below.bias[place] = torch.tensor([0.0, 1e-3])
+    assert torch.equal(model.encode(x, node="root/1"), model.encode(x, node="root/1/1"))
+
+
 def test_bounds_are_ordered_and_close_in_on_log_p() -> None:
     """E[-elbo] <= E[IW_1] <= E[IW_4] <= ... <= log p(x), for an encoder that knows nothing of the decoder."""
     model, log_density = linear_gaussian(latent=2, seed=4)

@@ -22,6 +22,8 @@ from hmoevae.spec import VAE
 
 MIN_VARIANCE = 1e-5
 """Floor of the posterior's variance, var = MIN_VARIANCE + exp(raw)."""
+MAX_LOG_VARIANCE = 30.0
+"""Of raw, which grows without bound far from all data: an infinite variance would spoil other leaves' scores, too."""
 
 
 class Posterior(NamedTuple):
@@ -109,7 +111,7 @@ class ExpertGroup(nn.Module):
         raw = self.encoder(x)
         # Under autocast the network answers in bfloat16; exp and the sums of the KL need float32.
         mean, log_variance = raw.to(x.dtype).chunk(2, dim=1)
-        return Posterior(mean, MIN_VARIANCE + log_variance.exp())
+        return Posterior(mean, MIN_VARIANCE + log_variance.clamp_max(MAX_LOG_VARIANCE).exp())
 
     def noise(
         self, x: Float[Tensor, "feature batch"], generator: torch.Generator | None = None

@@ -91,7 +91,7 @@ class GaussianModel(LikelihoodModel):
         return torch.sigmoid(raw) if self.sigmoid else raw
 
     def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
-        mean = self.mean(raw).to(torch.promote_types(raw.dtype, torch.float32))
+        mean = self.mean(raw.to(torch.promote_types(raw.dtype, torch.float32)))
         # mse_loss makes the squared difference in one pass over the widest tensor of a training step.
         squared = F.mse_loss(mean, x.expand_as(mean), reduction="none").sum(1)
         return self._log_density(squared, raw.shape[1])
@@ -168,14 +168,16 @@ class ContinuousBernoulliModel(LikelihoodModel):
     def mean(self, raw: Raw) -> Raw:
         raw, is_near, half, size = self._split(raw)
         square = half.square()
-        near = 0.5 + half * (1 / 6 - square * (1 / 90 - square * (1 / 945 - square / 9450)))
-        below = size.reciprocal() - torch.expm1(size).reciprocal()  # for -|l|, whose mirror image is that for |l|
+        near = 0.5 + half * (1 / 6 - square * (1 / 90 - square * (1 / 945 - square * (1 / 9450 - square / 93555))))
+        # For -|l|, whose mirror image is that for |l|; its exponential does not overflow, nor does its gradient.
+        below = size.reciprocal() + torch.exp(-size) / torch.expm1(-size)
         return torch.where(is_near, near, torch.where(raw > 0, 1 - below, below))
 
     def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
         raw, is_near, half, size = self._split(raw)
         square = half.square()
-        series = square * (1 / 6 - square * (1 / 180 - square * (1 / 2835 - square / 37800)))  # log(A) - l / 2
+        fourth = 1 / 37800 - square / 467775
+        series = square * (1 / 6 - square * (1 / 180 - square * (1 / 2835 - square * fourth)))  # log(A) - l / 2
         far = raw * (x - (raw > 0).to(raw.dtype)) - torch.log(-torch.expm1(-size) / size)
         return torch.where(is_near, raw * (x - 0.5) - series, far).sum(1)
 

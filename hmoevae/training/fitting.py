@@ -114,7 +114,7 @@ def fit(
         batch_size: Samples a step, in each process; a DataLoader brings its own.
         lr: Learning rate of Adam; an `optimizer` brings its own, and then it is only told from that of a checkpoint.
         lr_schedule: `"cosine"` lets the learning rate fall to zero along half a cosine, over all epochs or, with
-            `agreement`, over those in which the experts learn too.
+            `agreement`, over those in which gates and experts learn together.
         optimizer: Builds another optimiser from the parameters, such as `functools.partial(torch.optim.SGD, lr=0.1)`.
         view: A random change of the samples for the gates to look at, while the experts model the samples themselves:
             a view of `hmoevae.views`, or any callable from samples to samples.

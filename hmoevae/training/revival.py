@@ -46,7 +46,7 @@ def revive(
         for place, child in enumerate(children):
             if not is_dead(child, shares[place], plan):
                 continue
-            donor = max(range(len(children)), key=shares.__getitem__)
+            donor = max((i for i in range(len(children)) if i != place), key=shares.__getitem__)
             _split_samples(model, copies, i, (edges[donor], donor), (edges[place], place))
             for leaf in child.leaves:
                 _copy_expert(model, copies, _donor_of(plan, leaf, children[donor], usage), leaf)
@@ -76,9 +76,9 @@ def _split_samples(
 
 
 def _donor_of(plan: Plan, leaf: int, sibling: PlannedNode, usage: Float[Tensor, " leaf"]) -> int | None:
-    """The leaf whose weights a dead one takes; `None` where no living one is equal to it."""
+    """The leaf whose weights one of a dead child takes; `None` where no other living one is equal to it."""
     equal = next(group.members for group in plan.expert_groups if leaf in group.members)
-    living = [i for i in equal if not is_dead(plan.leaves[i], usage[i].item(), plan)]
+    living = [i for i in equal if i != leaf and not is_dead(plan.leaves[i], usage[i].item(), plan)]
     return max(living, key=lambda i: (i in sibling.leaves, usage[i].item()), default=None)
 
 
