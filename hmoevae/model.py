@@ -438,8 +438,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         """
         if level is None:
             return self.route(x, batch_size=batch_size).exp()
-        nodes = {id(node): i for i, node in enumerate(self.plan.nodes)}
-        columns = [nodes[id(node)] for node in self.plan.level(level)]
+        columns = [node.index for node in self.plan.level(level)]
         return self._route(x, self.paths.node_log_prob, batch_size)[:, columns].exp()
 
     def predict(self, x: ArrayLike, *, level: int | None = None, batch_size: int = BATCH_SIZE) -> Int[Tensor, " batch"]:
@@ -614,7 +613,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             return len(chunk) * torch.stack(list(terms.values())).unsqueeze(0)
 
         x = self.check_input(x)
-        sums = self._in_batches(evaluate, x, batch_size).sum(0, dtype=torch.float64)
+        sums = self._in_batches(evaluate, x, batch_size).cpu().sum(0, dtype=torch.float64)  # not all devices have it
         return dict(zip(names, (sums / len(x)).tolist(), strict=True))
 
     # --- saving -----------------------------------------------------------------------------------------------------

@@ -40,16 +40,22 @@ class PlannedNode:
         spec: The node itself.
         edges: The edges from the root to this node; empty at the root.
         leaves: The leaves at or below this node, as a range of leaf indices.
+        index: Its place among the plan's nodes.
+        child_edges: The edges to its children; empty at a leaf.
 
     >>> root, leaf, *_ = compile_tree(Mixture.of(VAE(), 3)).nodes
-    >>> leaf == PlannedNode("root/0", VAE(), edges=(0,), leaves=range(0, 1)), root.depth, leaf.depth
-    (True, 0, 1)
+    >>> leaf == PlannedNode("root/0", VAE(), edges=(0,), leaves=range(0, 1), index=1, child_edges=range(0))
+    True
+    >>> root.child_edges, root.depth, leaf.depth
+    (range(0, 3), 0, 1)
     """
 
     path: str
     spec: Tree
     edges: tuple[int, ...]
     leaves: range
+    index: int
+    child_edges: range
 
     @property
     def depth(self) -> int:
@@ -158,6 +164,7 @@ def compile_tree(tree: Tree) -> Plan:
     position = {path: i for i, (path, _) in enumerate(walked)}
     edges: dict[str, tuple[int, ...]] = {"root": ()}
     balance: dict[str, Balance] = {}
+    child_edges: dict[str, range] = {}
     edge_mixture: list[int] = []
     edge_child: list[int] = []
     n_mixtures = 0
@@ -166,18 +173,19 @@ def compile_tree(tree: Tree) -> Plan:
             continue
         inherited = balance.get(path.rpartition("/")[0], Balance())
         balance[path] = node.balance if node.balance is not None else inherited
-        for i in range(len(node.children)):
+        child_edges[path] = range(len(edge_child), len(edge_child) + len(node.children))
+        for i, edge in enumerate(child_edges[path]):
             child = f"{path}/{i}"
-            edges[child] = (*edges[path], len(edge_child))
+            edges[child] = (*edges[path], edge)
             edge_child.append(position[child])
             edge_mixture.append(n_mixtures)
         n_mixtures += 1
 
     nodes: list[PlannedNode] = []
     n_leaves = 0
-    for path, node in walked:
-        below = node.n_leaves
-        nodes.append(PlannedNode(path, node, edges[path], range(n_leaves, n_leaves + below)))
+    for index, (path, node) in enumerate(walked):
+        leaves_below = range(n_leaves, n_leaves + node.n_leaves)
+        nodes.append(PlannedNode(path, node, edges[path], leaves_below, index, child_edges.get(path, range(0))))
         n_leaves += isinstance(node, VAE)
     leaves = tuple(n for n in nodes if isinstance(n.spec, VAE))
     mixtures = tuple(n for n in nodes if isinstance(n.spec, Mixture))

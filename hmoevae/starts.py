@@ -106,8 +106,9 @@ def _split(
     else:
         features = principal_components(samples[members], N_COMPONENTS)
         clusters = _checked(clustering(features, n_children, seed), len(members), n_children)
-    for i in range(n_children):
-        _split(plan, plan.node(f"{node.path}/{i}"), members[clusters == i], samples, clustering, seed, leaf)
+    for i, edge in enumerate(node.child_edges):
+        child = plan.nodes[plan.edge_child[edge]]
+        _split(plan, child, members[clusters == i], samples, clustering, seed, leaf)
 
 
 def _checked(given: Tensor | np.ndarray | Sequence[int], n: int, n_labels: int) -> Int[Tensor, " n"]:

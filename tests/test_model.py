@@ -107,15 +107,32 @@ def test_routed_encoding_and_decoding_are_the_references(case: Case, seed: int) 
             assert (z[b, latent:] == 0).all()
             torch.testing.assert_close(seen[b].flatten(), slow.observation(path, mean).mean[0])
 
-    leaf = torch.randint(len(slow.leaves), (7,), generator=seeded(seed))
-    z = torch.randn(7, widest, generator=seeded(seed + 1), dtype=torch.float64)
+    check_decoding(slow, torch.randint(len(slow.leaves), (7,), generator=seeded(seed)), seed)
+
+
+def check_decoding(slow: Reference, leaf: Tensor, seed: int) -> None:
+    model, widest = slow.model, slow.model.experts.latent_dim
+    z = torch.randn(len(leaf), widest, generator=seeded(seed + 1), dtype=torch.float64)
     images = model.decode(z, leaf)
-    assert images.shape == (7, *x.shape[1:])
+    assert images.shape == (len(leaf), *model.input_shape)
     with torch.no_grad():
         for row, i in enumerate(leaf.tolist()):
             path, spec = slow.leaves[i]
             expected = slow.observation(path, z[row : row + 1, : spec.latent_dim]).mean[0]
             torch.testing.assert_close(images[row].flatten(), expected)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [{0: 30}, {11: 30}, {0: 29, 7: 1}, {1: 1, 4: 40, 5: 3, 10: 1}, {3: 50, 12: 50, 13: 1}],
+    ids=str,
+)
+def test_uneven_routing_is_the_references(counts: dict[int, int]) -> None:
+    """Of two groups of experts; busy ones are run as several, idle ones not at all."""
+    other = hm.VAE(latent_dim=3, encoder=hm.MLP((4,)), decoder=hm.MLP((4,)))
+    tree = hm.Mixture(children=(hm.Mixture.of(SMALL, 12, gate=GATE), other, other), gate=GATE)
+    leaf = torch.tensor([leaf for leaf, n in counts.items() for _ in range(n)])
+    check_decoding(Reference(build(tree, SHAPE, seed=0)), leaf[torch.randperm(len(leaf), generator=seeded(1))], seed=2)
 
 
 @given(case=cases(objectives=("elbo",)), n_importance=st.integers(1, 4), seed=st.integers(0, 1000))

@@ -55,6 +55,19 @@ def test_same_in_double_precision(spec: Likelihood) -> None:
 
 @pytest.mark.usefixtures("chunk")
 @each_likelihood
+def test_same_without_gradients(spec: Likelihood) -> None:
+    """Where the outputs of a few experts at a time are all that is ever made."""
+    torch.manual_seed(0)
+    layer = GroupedLinear(GROUPS, INP, FEATURES, input_major=True).double()
+    x, h = samples(spec, FEATURES, BATCH), torch.randn(GROUPS, INP, BATCH, dtype=torch.float64)
+    with torch.no_grad():
+        result = log_prob(likelihood_model(spec), layer, h, x)
+        raw = torch.einsum("gio,gib->gob", layer.weight, h) + layer.bias.unsqueeze(-1)
+    torch.testing.assert_close(result, likelihood_model(spec).log_prob(raw, x))
+
+
+@pytest.mark.usefixtures("chunk")
+@each_likelihood
 def test_same_in_single_precision(spec: Likelihood) -> None:
     fused, plain = both_ways(spec, torch.float32)
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)

@@ -6,11 +6,13 @@ Axes: `leaf` counts all leaves in the plan's order, `group` the leaves of one gr
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from hmoevae.nn.draws import for_batch
 from hmoevae.nn.grouped import GroupedMLP
@@ -24,6 +26,9 @@ MIN_VARIANCE = 1e-5
 """Floor of the posterior's variance, var = MIN_VARIANCE + exp(raw)."""
 MAX_LOG_VARIANCE = 30.0
 """Of raw, which grows without bound far from all data: an infinite variance would spoil other leaves' scores, too."""
+
+SPARE = 4
+"""How many times its samples a group may run with what fills up its experts' rows, before the rows are made even."""
 
 
 class Posterior(NamedTuple):
@@ -203,10 +208,10 @@ class Experts(nn.Module):
     def encode(self, x: Float[Tensor, "batch feature"], leaf: Int[Tensor, " batch"]) -> Float[Tensor, "batch latent"]:
         """Mean of q(z|x) of each sample's own leaf; shorter latents are filled up with zeros."""
 
-        def means(group: ExpertGroup, packed: Tensor) -> Tensor:
-            return group.posterior(packed).mean
+        def means(group: ExpertGroup, raw: Tensor) -> Tensor:
+            return raw[:, : group.latent_dim]
 
-        return self._routed(means, x, leaf, self.latent_dim)
+        return self._routed("encoder", means, x, leaf, self.latent_dim)
 
     def decode(
         self,
@@ -218,20 +223,20 @@ class Experts(nn.Module):
     ) -> Float[Tensor, "batch feature"]:
         """Mean of p(x|z) of each sample's own leaf, or a draw from it (`observe`)."""
 
-        def images(group: ExpertGroup, packed: Tensor) -> Tensor:
-            raw = group.decoder(packed[:, : group.latent_dim])
+        def images(group: ExpertGroup, raw: Tensor) -> Tensor:
             return group.likelihood.sample(raw, generator) if observe else group.likelihood.mean(raw)
 
-        return self._routed(images, z, leaf, self.n_features)
+        return self._routed("decoder", images, z, leaf, self.n_features)
 
     def _routed(
         self,
-        compute: Callable[[ExpertGroup, Tensor], Tensor],
+        network: Literal["encoder", "decoder"],
+        read: Callable[[ExpertGroup, Tensor], Tensor],
         values: Float[Tensor, "batch inp"],
         leaf: Int[Tensor, " batch"],
         out_features: int,
     ) -> Float[Tensor, "batch out"]:
-        """Compute each sample with its own leaf only: pack the samples of a leaf side by side, run, unpack."""
+        """Run a network of each sample's own leaf: pack the samples of a leaf side by side, run, read, unpack."""
         counts = leaf.bincount(minlength=len(self.group_of_leaf))
         order = leaf.argsort(stable=True)
         starts = counts.cumsum(0) - counts
@@ -242,9 +247,19 @@ class Experts(nn.Module):
             mine = (self.group_of_leaf[leaf] == i).nonzero().squeeze(1)
             if len(mine) == 0:
                 continue
-            place, column = self.place_of_leaf[leaf[mine]], slot[mine]
-            packed = values.new_zeros(len(members), values.shape[1], int(column.max()) + 1)
-            packed[place, :, column] = values[mine]
-            computed = compute(group, packed)[place, :, column]
+            row, column = self.place_of_leaf[leaf[mine]], slot[mine]
+            layers: GroupedMLP = getattr(group, network)
+            n_rows, width = len(members), int(column.max()) + 1
+            run: Callable[[Tensor], Tensor] = layers
+            if n_rows * width > SPARE * len(mine):  # uneven: busy leaves run as several, idle ones not at all
+                width = math.ceil(len(mine) / len(row.unique()))
+                pieces = torch.stack([row, column // width])
+                (experts, _), row = pieces.unique(dim=1, return_inverse=True)
+                column, n_rows = column % width, len(experts)
+                run = partial(functional_call, layers, {name: p[experts] for name, p in layers.named_parameters()})
+            n_inputs = group.latent_dim if network == "decoder" else values.shape[1]
+            packed = values.new_zeros(n_rows, n_inputs, width)
+            packed[row, :, column] = values[mine, :n_inputs]
+            computed = read(group, run(packed))[row, :, column]
             result[mine, : computed.shape[1]] = computed.to(result.dtype)
         return result

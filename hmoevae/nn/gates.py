@@ -88,10 +88,8 @@ class Gates(nn.Module):
         super().__init__()
         self.members = [group.members for group in plan.gate_groups]
         self.groups = nn.ModuleList(_gate_network(plan, group, input_shape) for group in plan.gate_groups)
-        edges_of: dict[int, list[int]] = {}
-        for edge, mixture in enumerate(plan.edge_mixture):
-            edges_of.setdefault(mixture, []).append(edge)
-        order = [edge for group in plan.gate_groups for mixture in group.members for edge in edges_of[mixture]]
+        mixtures = [plan.mixtures[i] for group in plan.gate_groups for i in group.members]
+        order = [edge for mixture in mixtures for edge in mixture.child_edges]
         self.register_buffer("edge_order", permutation(order), persistent=False)
         self.depths = [[plan.mixtures[i].depth for i in group.members] for group in plan.gate_groups]
 

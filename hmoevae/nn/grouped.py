@@ -88,7 +88,7 @@ class GroupedLinear(nn.Module):
     ) -> Float[Tensor, "group out batch"]:
         """Map an input that all groups share (2-D: one GEMM for the lot) or one input a group (3-D: a batched GEMM)."""
         if is_written_out(x):
-            return _Affine.apply(self.matrices, self.bias, x, self.block_source())
+            return affine(self.matrices, self.bias, x, self.block_source())
         pattern = "goi,ib->gob" if x.ndim == 2 else "goi,gib->gob"
         product = torch.einsum(pattern, self.matrices, x)
         return product + self.bias.unsqueeze(-1).to(product.dtype)  # lest autocast's bfloat16 grow back to float32
@@ -123,6 +123,16 @@ def is_written_out(x: Tensor) -> bool:
     return (
         x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
     )
+
+
+def affine(
+    weight: Float[Tensor, "group out inp"],
+    bias: Float[Tensor, "group out"],
+    x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"],
+    block: BlockSource,
+) -> Float[Tensor, "group out batch"]:
+    """weight[g] x[g] + bias[g] by the function with its gradient written out, where `is_written_out`."""
+    return _Affine.apply(weight, bias, x, block)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -105,13 +105,13 @@ def agreement(node_log_prob: tuple[NodeBatch, NodeBatch], paths: Paths, levels: 
     """
     total = node_log_prob[0].new_zeros(())
     for upper, lower in itertools.pairwise((0, *levels)):
-        mixtures, nodes, owner = paths.between(upper, lower)
-        reach = [by_node.index_select(0, mixtures) for by_node in node_log_prob]
+        tables = paths.between(upper, lower)
+        reach = [by_node.index_select(0, tables.mixtures) for by_node in node_log_prob]
         onward = [
-            by_node.index_select(0, nodes) - above.index_select(0, owner)
+            by_node.index_select(0, tables.below) - above.index_select(0, tables.owner)
             for by_node, above in zip(node_log_prob, reach, strict=True)
         ]
-        apart = -logsumexp_by(onward[0] + onward[1], owner, len(mixtures))
+        apart = -logsumexp_by(onward[0] + onward[1], tables.owner, len(tables.mixtures))
         total = total + ((reach[0] + reach[1]).detach().exp() * apart).sum(0).mean()
     return total
 

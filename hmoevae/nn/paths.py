@@ -46,6 +46,44 @@ class PathSums(nn.Module):
         return sum(steps[1:], steps[0])
 
 
+class Between(nn.Module):
+    """Which nodes of one level lie below which mixtures of another.
+
+    Attributes:
+        mixtures: The mixtures of the upper level, among all nodes.
+        below: The nodes below them at the lower level, among all nodes.
+        owner: Which of the mixtures each of those is below.
+
+    Args:
+        plan: The compiled tree.
+        upper: The upper level.
+        lower: The lower one.
+
+    >>> from hmoevae.plan import compile_tree
+    >>> from hmoevae.spec import Mixture
+    >>> between = Between(compile_tree(Mixture(children=(VAE(), Mixture.of(VAE(), 2)))), upper=1, lower=2)
+    >>> between.mixtures, between.below, between.owner
+    (tensor([2]), tensor([3, 4]), tensor([0, 0]))
+    """
+
+    mixtures: Int[Tensor, " mixture"]
+    below: Int[Tensor, " below"]
+    owner: Int[Tensor, " below"]
+
+    def __init__(self, plan: Plan, upper: int, lower: int) -> None:
+        super().__init__()
+        mixtures = [node for node in plan.level(upper) if not isinstance(node.spec, VAE)]
+        above = {leaf: i for i, mixture in enumerate(mixtures) for leaf in mixture.leaves}
+        below = [node for node in plan.level(lower) if node.leaves.start in above]
+        tables = {
+            "mixtures": [node.index for node in mixtures],
+            "below": [node.index for node in below],
+            "owner": [above[node.leaves.start] for node in below],
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, torch.tensor(table), persistent=False)
+
+
 class Paths(nn.Module):
     """Index tables of a plan, moved between devices with the model but not saved with it: they follow from the tree.
 
@@ -59,6 +97,7 @@ class Paths(nn.Module):
     tensor([0.5000, 0.2500, 0.2500])
     """
 
+    steps_down: Sequence[Between]
     edge_mixture: Int[Tensor, " edge"]
     n_children: Float[Tensor, " mixture"]
     weight_variance: Float[Tensor, " edge"]
@@ -91,6 +130,9 @@ class Paths(nn.Module):
         weights = torch.where(by_leaves, weights, 1.0)
         self._table("fixed_edge", (weights / self.sum_children(weights)[self.edge_mixture]).log())
         self._table("fixed_leaf", self._along_paths(self.fixed_edge))
+        # What agreement asks for in every step.
+        steps_down = nn.ModuleList(Between(plan, level, level + 1) for level in range(plan.depth))
+        self.steps_down = steps_down  # type: ignore[assignment]  # a ModuleList cannot say what it holds
 
     def _table(self, name: str, values: Tensor) -> None:
         self.register_buffer(name, values, persistent=False)
@@ -118,21 +160,11 @@ class Paths(nn.Module):
         own = self.child_log_prob(edge_log_prob).exp().sum(1)
         return own if self.importance_of_all is None else self.importance_of_all(own)
 
-    def between(
-        self, upper: int, lower: int
-    ) -> tuple[Int[Tensor, " mixture"], Int[Tensor, " below"], Int[Tensor, " below"]]:
-        """The mixtures of a level, the nodes below them at a lower one, and which of the mixtures is above each."""
-        position = {node.path: i for i, node in enumerate(self.plan.nodes)}
-        mixtures = [node for node in self.plan.level(upper) if not isinstance(node.spec, VAE)]
-        above = {leaf: i for i, mixture in enumerate(mixtures) for leaf in mixture.leaves}
-        below = [node for node in self.plan.level(lower) if node.leaves.start in above]
-        tables = (
-            [position[node.path] for node in mixtures],
-            [position[node.path] for node in below],
-            [above[node.leaves.start] for node in below],
-        )
-        mixture_rows, rows, owner = (torch.tensor(table, device=self.edge_mixture.device) for table in tables)
-        return mixture_rows, rows, owner
+    def between(self, upper: int, lower: int) -> "Between":
+        """The tables between two levels."""
+        if lower == upper + 1:
+            return self.steps_down[upper]
+        return Between(self.plan, upper, lower).to(self.edge_mixture.device)
 
     def sum_children(self, per_edge: Float[Tensor, " edge"]) -> Float[Tensor, " mixture"]:
         """Sum over the children of every mixture."""

@@ -11,6 +11,8 @@ g scales columns, so it is applied to the narrow h instead of the wide score, wh
 chunk of experts at a time, and is all that is kept. It lies as (group, batch, feature), so the samples come, and W as
 (group, inp, feature): so all three products find their operands, and give their results as they are wanted.
 
+Without gradients nothing wide is kept at all, nor made for more than a chunk of experts.
+
 Code that `torch.compile` makes does the same with PyTorch's own operations, for all experts at a time: it works a wide
 tensor out in one pass as it is.
 """
@@ -25,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from hmoevae.nn.grouped import (
     BlockSource,
     GroupedLinear,
+    affine,
     compute_dtype,
     in_chunks,
     is_written_out,
@@ -41,6 +44,11 @@ def log_prob(
     x: Float[Tensor, "feature batch"],
 ) -> Float[Tensor, "group batch"]:
     """Log p(x|z) in nats, where `layer` makes the raw outputs from `h`: in one function for one that is input-major."""
+    if is_written_out(x) and not torch.is_grad_enabled():
+        result = x.new_empty(h.shape[0], h.shape[-1])
+        for w, b, inp, log_probs in in_chunks(x.numel(), layer.matrices, layer.bias, h, result):
+            log_probs.copy_(likelihood.log_prob(affine(w, b, inp, layer.block_source()), x))
+        return result
     is_step = layer.input_major and torch.is_grad_enabled() and not x.requires_grad
     if is_step and is_written_out(x):
         return _LogProb.apply(layer.weight, layer.bias, h, x, likelihood, layer.block_source())

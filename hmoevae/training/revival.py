@@ -40,7 +40,7 @@ def revive(
     for i, mixture in enumerate(plan.mixtures):
         if is_dead(mixture, _share(mixture, usage), plan):
             continue  # its parent has just seen to it
-        edges = [edge for edge, owner in enumerate(plan.edge_mixture) if owner == i]
+        edges = mixture.child_edges
         children = [plan.nodes[plan.edge_child[edge]] for edge in edges]
         shares = [_share(child, usage) for child in children]
         for place, child in enumerate(children):

@@ -40,11 +40,10 @@ def information(plan: Plan, sums: Sequence[float]) -> dict[str, float]:
     """
     arrived, p_log_g = sums[: plan.n_edges], sums[plan.n_edges :]
     result = {}
-    for i, mixture in enumerate(plan.mixtures):
-        edges = [edge for edge, owner in enumerate(plan.edge_mixture) if owner == i]
-        total = sum(arrived[edge] for edge in edges)
+    for mixture in plan.mixtures:
+        total = sum(arrived[edge] for edge in mixture.child_edges)
         nats = 0.0
-        for edge in edges:
+        for edge in mixture.child_edges:
             if arrived[edge] > 0:
                 nats += (p_log_g[edge] - arrived[edge] * math.log(arrived[edge] / total)) / total
         result[mixture.path] = max(nats, 0.0)  # rounding may go below
