@@ -105,7 +105,10 @@ def _serve(connection: Connection, threads: int) -> None:
                 answer = median_time(steps[number], seconds, threads)
             else:
                 steps.clear()
+                torch.compiler.reset()  # it makes code for so many variants of a function only
                 gc.collect()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
                 answer = None
         except Exception as error:  # whatever it is, it is told
             connection.send((None, f"{type(error).__name__}: {error.__cause__ or error}"))

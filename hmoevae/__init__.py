@@ -63,6 +63,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """What there is for users, loaded or not."""
+    return sorted([*__all__, "__version__"])
+
+
 def __getattr__(name: str) -> Any:
     """Load what not every user needs on first use, as in `hmoevae.plot`."""
     if name in ("datasets", "export", "metrics", "plot"):

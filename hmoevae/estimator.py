@@ -1,7 +1,6 @@
 """VAEMixture: the model with scikit-learn's face, for tables and for everything that works on estimators."""
 
 import copy
-import math
 import warnings
 from typing import Any
 
@@ -13,10 +12,11 @@ from torch import Tensor
 from hmoevae import training
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, is_integer, mismatch
 from hmoevae.history import History
-from hmoevae.model import HMoEVAE
+from hmoevae.model import BATCH_SIZE, HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.objectives import ObjectiveName
 from hmoevae.spec import MLP, VAE, Balance, Gaussian, Likelihood, Mixture, Tree
+from hmoevae.starts import StartName
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
@@ -29,8 +29,6 @@ except ImportError as missing:
 
 FLOATS = (np.float64, np.float32)
 """The types that samples are read as; others are converted to the first."""
-SCORE_BATCH_SIZE = 1024
-"""Samples scored at a time."""
 
 
 class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -53,6 +51,8 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         max_iter: Passes over the data.
         batch_size: Samples a step.
         lr: Learning rate of Adam.
+        init: What the first epoch of a fit teaches gates and experts: the clusters of `"kmeans"`, level by level down a
+            tree, as `GaussianMixture` begins, or of `"umap"` (extra `umap`); `"random"` leaves it out.
         n_init: Number of trainings from fresh weights, of which the one with the smallest `loss_` is kept.
         n_importance: Draws of z from every leaf behind each value of `score_samples`.
         warm_start: Let `fit` go on from the weights of the fit before, with a fresh optimiser and `n_init` not read.
@@ -94,6 +94,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         max_iter: int = 100,
         batch_size: int = 64,
         lr: float = 3e-3,
+        init: StartName = "kmeans",
         n_init: int = 1,
         n_importance: int = 64,
         warm_start: bool = False,
@@ -111,6 +112,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         self.max_iter = max_iter
         self.batch_size = batch_size
         self.lr = lr
+        self.init: StartName = init
         self.n_init = n_init
         self.n_importance = n_importance
         self.warm_start = warm_start
@@ -163,6 +165,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
                 epochs=self.max_iter,
                 batch_size=self.batch_size,
                 lr=self.lr,
+                init="random" if goes_on or tree.n_leaves == 1 else self.init,
                 seed=seed,
                 device=where,
                 progress=self.verbose > 0,
@@ -234,7 +237,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         X = self._check(X, reset=False)
         self._check_count("n_importance")
         with torch.no_grad():
-            pieces = self.model_.check_input(X, name="X").split(SCORE_BATCH_SIZE)
+            pieces = self.model_.check_input(X, name="X").split(BATCH_SIZE)
             scores = torch.cat([self._log_density(piece.to(self.model_.device, self.model_.dtype)) for piece in pieces])
         return scores.cpu().numpy().astype(X.dtype, copy=False)
 
@@ -265,14 +268,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
     def _log_density(self, x: Float[Tensor, "batch feature"]) -> Float[Tensor, " batch"]:
         generator = torch.Generator(x.device).manual_seed(0)
-        bounds = []
-        for group in self.model_.experts.groups:
-            posterior = group.posterior(x.t())
-            # All samples share their noise, so that a sample's score depends on itself alone.
-            noises = (group.noise(x[:1].t(), generator).expand_as(posterior.mean) for _ in range(self.n_importance))
-            draws = [group.draw(x.t(), posterior, noise).log_weight() for noise in noises]
-            bounds.append(torch.stack(draws).logsumexp(0) - math.log(self.n_importance))
-        by_leaf = self.model_.experts.by_leaf(bounds)
+        by_leaf = self.model_.experts.log_marginal(x.t(), self.n_importance, generator, shared_noise=True)
         return (by_leaf + self.model_.paths.leaf_log_prior().unsqueeze(1)).logsumexp(0)
 
     # --- scikit-learn's conventions ---------------------------------------------------------------------------------

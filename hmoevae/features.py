@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hmoevae.errors import ShapeError, mismatch
+from hmoevae.errors import MissingExtraError, ShapeError, mismatch
 
 N_DIRECTIONS = 8
 BLUR_SD, STEP = 1.5, 3
@@ -60,8 +60,16 @@ def _oriented_gradients(images: Tensor) -> Tensor:
 
 
 def principal_components(samples: Float[Tensor, "n *sample"], n_components: int) -> Float[np.ndarray, "n component"]:
-    """The leading principal components of `samples`, by scikit-learn, always with the same outcome."""
-    from sklearn.decomposition import PCA
+    """The leading principal components of `samples`, by scikit-learn, always with the same outcome.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.decomposition import PCA
+    except ImportError as error:
+        expected = "scikit-learn, as in pip install 'hmoevae[sklearn]'"
+        raise MissingExtraError(mismatch("principal components of the data", expected, f"{error}")) from None
 
     flat = samples.flatten(1).float().cpu().numpy()
     return PCA(min(n_components, *flat.shape), svd_solver="randomized", random_state=0).fit_transform(flat)

@@ -33,7 +33,7 @@ def kmeans(features: Float[np.ndarray, "n feature"], n_clusters: int, seed: int)
         from sklearn.cluster import KMeans
     except ImportError as error:
         raise MissingExtraError(
-            mismatch("init='kmeans'", "scikit-learn, as in pip install 'hmoevae[examples]'", f"{error}")
+            mismatch("init='kmeans'", "scikit-learn, as in pip install 'hmoevae[sklearn]'", f"{error}")
         ) from None
     n_init: Any = 10  # scikit-learn's annotation knows of "auto" only
     return KMeans(n_clusters, n_init=n_init, random_state=seed).fit_predict(features)

@@ -48,6 +48,9 @@ def replacing_files_of(folder: Path) -> Iterator[Path]:
         # The config last: a crash in between leaves a pair whose digests differ, which loading refuses.
         for source in sorted(beside.iterdir(), key=lambda path: (path.name == CONFIG_NAME, path.name)):
             source.replace(folder / source.name)
+    except (OSError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or f"{error}"
+        raise ArgumentError(mismatch(str(folder), "a folder that can be written", reason)) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """What `test_compiled.py` runs in a process of its own; the last line is what it found, as JSON."""
 
 import copy
+import functools
 import json
 import pickle
 import sys
@@ -169,6 +170,27 @@ def sizes() -> list[list[int]]:
     return found
 
 
+def models_compiled() -> int:
+    """Of how many models a compiler makes code that makes one variant of a function, the first."""
+    made: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        made.append(graph)
+        return graph
+
+    compile_it = torch.compile
+    torch.compile = functools.partial(compile_it, backend=backend)
+    try:
+        with torch._dynamo.config.patch(recompile_limit=1):
+            for n in (2, 3, 4):
+                model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2, SMALL, SMALL), n, gate=SMALL), (1, 4, 4))
+                CompiledPass(model).attach()
+                model(X[:BATCH])
+    finally:
+        torch.compile = compile_it
+    return len(made)
+
+
 def bad_levels() -> str:
     """What a user is told of an argument that the pass itself checks."""
     model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4))
@@ -220,7 +242,7 @@ def passes() -> dict[str, Any]:
     """Everything that needs compiled code."""
     found: dict[str, Any] = {name: compare(case) for name, case in CASES.items()}
     found |= {"draws": draws(), "compiled_calls": compiled_calls()}
-    found |= {"copied": copied(), "sizes": sizes()}
+    found |= {"copied": copied(), "sizes": sizes(), "models_compiled": models_compiled()}
     found |= {"bad_levels": bad_levels(), "later_error": later_error()}
     return found | {"fit": {name: fit_both_ways(how) for name, how in FITS.items()}}
 

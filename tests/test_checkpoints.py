@@ -464,8 +464,13 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path):
     content["state"]["dict"][0][1] = {"dict": [["run", 3]]}
     path.write_text(json.dumps(content))
     signed(path.parent)
+    model = new_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(CheckpointError, match="epoch-000001: expected the state of this run, got TypeError"):
-        run(tmp_path)
+        fit(model, X, checkpoint_dir=tmp_path, callbacks=[hm.SampleRecorder(4)])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training
+    assert all(getattr(layer, "memory", None) is None for layer in model.modules())
 
 
 # --- other arguments --------------------------------------------------------------------------------------------------

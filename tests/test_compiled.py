@@ -76,6 +76,11 @@ def test_torch_compile_of_a_model_takes_batches_of_any_size(passes: dict[str, An
     assert passes["sizes"] == [[8, 4], [8, 4], [5, 4], [1, 4]]
 
 
+def test_every_model_has_code_of_its_own(passes: dict[str, Any]) -> None:
+    """The compiler makes only so many variants of a function, by default eight, and then none, without a word."""
+    assert passes["models_compiled"] == 3
+
+
 def test_other_errors_keep_their_words(passes: dict[str, Any]) -> None:
     assert passes["bad_levels"] == "agreement_levels: expected ascending levels from 1 to the tree's depth 2, got [3]"
     assert passes["later_error"] == "RuntimeError: out of memory"

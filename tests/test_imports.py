@@ -119,6 +119,7 @@ def test_every_public_name_is_there() -> None:
     assert len(set(hm.__all__)) == len(hm.__all__)
     for name in hm.__all__:
         assert getattr(hm, name) is not None
+    assert set(dir(hm)) == {*hm.__all__, "__version__"}
     with pytest.raises(AttributeError, match="module 'hmoevae' has no attribute 'nonsense'"):
         _ = hm.nonsense
 

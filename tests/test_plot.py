@@ -16,7 +16,7 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 
 import hmoevae as hm
 from hmoevae import plot
-from hmoevae.errors import ArgumentError, DataError, MissingExtraError, ShapeError
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, ShapeError
 
 VAE = hm.VAE(2, hm.MLP((4,)), hm.MLP((4,)))
 TREES = {
@@ -30,6 +30,7 @@ TREES = {
 SHAPES = ((1, 6, 6), (5, 4), (3, 4, 6), (7,), (200,), (2, 3, 4))
 # Rows and columns of pixels that pictures of these shapes are made of; the last three are drawn as bars.
 PIXELS = ((6, 6), (5, 4), (4, 6), (56, 56), (56, 56), (56, 56))
+ONE_NAME = hm.Mixture((hm.Mixture.of(hm.VAE(2, name="style"), 2, name="digit"), hm.VAE(2, name="0"), VAE))
 
 
 def model_of(name: str, shape: tuple[int, ...] = (1, 6, 6)) -> hm.HMoEVAE:
@@ -59,6 +60,13 @@ def rendered(figure: Figure) -> np.ndarray:
 def image(figure: Figure) -> np.ndarray:
     (only,) = figure.axes[0].images
     return np.asarray(only.get_array())
+
+
+def runs(is_white: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where every run of true begins, and how long it is."""
+    steps = np.diff(is_white.astype(int), prepend=0, append=0)
+    (starts,), (stops,) = (steps == 1).nonzero(), (steps == -1).nonzero()
+    return starts, stops - starts
 
 
 def words(figure: Figure) -> list[str]:
@@ -152,18 +160,48 @@ def test_usage_stacks_to_one(name: str, epochs: int) -> None:
         np.testing.assert_allclose(below.values, above.baseline, atol=1e-12)
     np.testing.assert_allclose(areas[-1].values, 1)
     np.testing.assert_array_equal(areas[0].edges, np.arange(epochs + 1) + 0.5)
-    used = [leaf for leaf, area in zip(leaves, areas, strict=True) if area.values[-1] - area.baseline[-1] > 0.02]
-    assert [word.strip() for word in words(figure)] == used
+    share = {leaf: area.values[-1] - area.baseline[-1] for leaf, area in zip(leaves, areas, strict=True)}
+    named = [word.strip() for word in words(figure)]
+    assert {leaf for leaf in leaves if share[leaf] > 0.03} <= set(named)
+    assert min(share[leaf] for leaf in named) > 0.005
     assert len({tuple(area.get_facecolor()) for area in figure.axes[0].patches}) >= min(len(leaves), 3)
     rendered(figure)
 
 
 def test_histories_without_what_is_asked_for() -> None:
     for picture in (plot.losses, plot.usage):
-        with pytest.raises(ArgumentError, match="none yet"):
+        with pytest.raises(ArgumentError, match="history: expected at least one epoch, got none"):
             picture(hm.History())
     with pytest.raises(ArgumentError, match="history: expected columns 'usage/<path of a leaf>', got epoch, loss"):
         plot.usage(hm.History([{"epoch": 1.0, "loss": 2.0}]))
+
+
+def test_a_term_that_is_always_zero_has_no_panel() -> None:
+    history = hm.fit(hm.HMoEVAE(VAE, (4,)), torch.rand(8, 4), epochs=2, progress=False)
+    assert "balance" in history.columns
+    titles = [ax.get_title(loc="left") for ax in plot.losses(history).axes]
+    assert titles == ["loss (the sum of the terms below)", "expected"]
+
+
+def test_usage_calls_leaves_by_their_names() -> None:
+    plan = hm.HMoEVAE(ONE_NAME, (4,)).plan
+    history = hm.History([{"epoch": 1} | {f"usage/{leaf.path}": 0.25 for leaf in plan.leaves}])
+    assert [word.strip() for word in words(plot.usage(history))] == ["0/0", "0/1", "1", "2"]
+    named = [word.strip() for word in words(plot.usage(history, plan=plan))]
+    assert named == ["style (0/0)", "style (0/1)", "0", "2"]
+    with pytest.raises(ArgumentError, match="plan: expected one with the leaves root/0/0, root/0/1, root/1, root/2"):
+        plot.usage(history, plan=model_of("flat").plan)
+
+
+def test_usage_names_the_largest_leaves_where_there_is_room() -> None:
+    share = torch.rand(100, generator=torch.Generator().manual_seed(0)).softmax(0).tolist()
+    figure = plot.usage(hm.History([{"epoch": 1} | {f"usage/root/{i}": value for i, value in enumerate(share)}]))
+    rendered(figure)
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) > 10
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    assert f" {max(range(100), key=share.__getitem__)}" in words(figure)
 
 
 @pytest.mark.parametrize(("shape", "pixels"), list(zip(SHAPES, PIXELS, strict=True)))
@@ -172,13 +210,16 @@ def test_sample_grid_tiles_rows_and_columns(shape: tuple[int, ...], pixels: tupl
     figure = plot.sample_grid(frames, [1, 2, 5, 20], ["a", "b", "c"])
     tiled = image(figure)
     height, width = pixels
-    step = height + (1 if min(pixels) < 16 else 0)  # small pictures fill their frames: a white line between their rows
-    assert tiled.shape == (4 * step - (step - height), 3 * width, 3)
+    gap = 4 if pixels == (56, 56) else 1
+    down, right = height + gap, width + gap
+    assert tiled.shape == (4 * down - gap, 3 * right - gap, 3)
     for row in range(1, 4):
-        assert (tiled[row * step - (step - height) : row * step] == 1).all()
+        assert (tiled[row * down - gap : row * down] == 1).all()
+    for column in range(1, 3):
+        assert (tiled[:, column * right - gap : column * right] == 1).all()
     if pixels != (56, 56):
         picture = frames[2, 1].expand(3, height, width) if len(shape) == 3 else frames[2, 1].expand(3, *shape)
-        place = tiled[2 * step : 2 * step + height, width : 2 * width]
+        place = tiled[2 * down : 2 * down + height, right : right + width]
         np.testing.assert_array_equal(place, picture.permute(1, 2, 0).numpy())
     assert row_labels(figure) == ["1", "2", "5", "20"]
     assert column_labels(figure) == ["a", "b", "c"]
@@ -190,21 +231,25 @@ def test_sample_grid_sets_the_branches_apart() -> None:
     figure = plot.sample_grid(torch.zeros(2, 30, 28, 28), [1, 2], plan=plan)
     tiled = image(figure)
     white = (tiled == 1).all((0, 2))
-    assert white.sum() == 9 * plot.GAP // 2, "nine gaps, in pixels that are drawn two wide"
-    assert white.nonzero()[0][0] == 3 * 28
+    starts, widths = runs(white)
+    assert len(starts) == 29, "a gap between all columns"
+    assert widths.tolist() == [2, 2, 6] * 9 + [2, 2], "in pixels that are drawn two wide"
+    assert starts[0] == 28
     assert column_labels(figure)[:4] == ["0/0", "0/1", "0/2", "1/0"]
     flat = plot.sample_grid(torch.zeros(2, 10, 28, 28), [1, 2], plan=model_of("flat").plan)
-    assert image(flat).shape == (56, 280, 3)
+    assert image(flat).shape == (2 * 30 - 2, 10 * 30 - 2, 3)
 
 
 def test_pixels_are_crisp() -> None:
     frames = torch.rand(20, 10, 28, 28, generator=torch.Generator().manual_seed(0))
-    pixels = rendered(plot.sample_grid(frames, range(20)))
-    expected = (255 * frames).permute(0, 2, 1, 3).reshape(20 * 28, 280).repeat_interleave(2, 0).repeat_interleave(2, 1)
-    right = pixels.shape[1] - np.argmax((pixels[::-1, ::-1] != 255).mean((0, 2)) > 0.5)
-    bottom = pixels.shape[0] - np.argmax((pixels[::-1, right - 20 : right] != 255).mean((1, 2)) > 0.5)
-    found = pixels[bottom - 20 * 56 : bottom, right - 560 : right]
-    np.testing.assert_allclose(found[..., 0], expected.numpy(), atol=1.01)
+    figure = plot.sample_grid(frames, range(20))
+    expected = (255 * image(figure)).repeat(2, 0).repeat(2, 1)
+    pixels = rendered(figure)
+    is_inside = (pixels != 255).any(2)
+    right = pixels.shape[1] - np.argmax(is_inside.mean(0)[::-1] > 0.5)
+    bottom = pixels.shape[0] - np.argmax(is_inside[:, right - 20 : right].mean(1)[::-1] > 0.5)
+    found = pixels[bottom - len(expected) : bottom, right - expected.shape[1] : right]
+    np.testing.assert_allclose(found, expected, atol=1.01)
 
 
 def test_bars_are_as_high_as_the_values() -> None:
@@ -214,6 +259,55 @@ def test_bars_are_as_high_as_the_values() -> None:
     assert ink.sum(0)[9:-1:10].tolist() == [0, 0, 0, 0], "and a white one between two"
     assert ink[:25, 24].all(), "positive values grow upwards from zero"
     assert ink[25:, 34].all(), "negative ones downwards"
+
+
+def test_bars_stand_on_a_line_of_zero() -> None:
+    inside = image(plot.sample_grid(torch.tensor([[[0.0, 0.0, 1.0, -1.0]]]), [1]))[3:-3, 3:-3]
+    (line,) = ((inside[:, 0] < 0.9).all(-1)).nonzero()
+    assert line.tolist() == [24], "nothing but a line where the values are 0"
+    assert (inside[24, :25] == inside[24, 0]).all()
+    for values in (torch.zeros(1, 1, 5), -torch.ones(1, 1, 5), torch.ones(1, 1, 5)):
+        assert (image(plot.sample_grid(values, [1]))[3:-3, 12] != 1).any(), "between two bars too"
+    assert (image(plot.sample_grid(torch.zeros(1, 1, 5), [1]))[..., 0] < 0.5).sum() == 0
+
+
+@pytest.mark.parametrize("shape", [(2, 50), (1, 4, 64), (3, 2, 500), (50, 2)])
+def test_labels_of_low_and_narrow_pictures_do_not_overlap(shape: tuple[int, ...]) -> None:
+    model = model_of("flat", shape)
+    x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+    figures = (
+        plot.sample_grid(torch.rand(4, 10, *shape), range(4), plan=model.plan),
+        plot.nearest(model, x, 2),
+        plot.reconstructions(model, x),
+        plot.traversals(model, "root/3"),
+    )
+    for figure in figures:
+        rendered(figure)
+        ax = figure.axes[0]
+        for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
+            boxes = [label.get_window_extent() for label in labels if label.get_text()]
+            for one, other in itertools.pairwise(boxes):
+                assert not one.overlaps(other)
+
+
+def test_names_of_leaves_fit() -> None:
+    frames = torch.rand(1, 4, 28, 28)
+    names = ["bag", "a long name of one leaf", "10/10/10", "convolutional"]
+    figure = plot.sample_grid(frames, [1], names)
+    assert column_labels(figure) == ["bag", "a long\nname of\none leaf", "10/10/10", "convolutional"]
+    assert [label.get_rotation() for label in figure.axes[0].get_xticklabels()] == [0, 0, 0, 90]
+    many = plot.sample_grid(frames.repeat(1, 4, 1, 1), [1], [*names, *["10/10/10"] * 12])
+    assert set(column_labels(many)[4:]) == {"10/\n10/10"}
+    turned = plot.sample_grid(frames, [1], ["reconstruction", "interpolation", "convolutional", "bag"])
+    assert {label.get_rotation() for label in turned.axes[0].get_xticklabels()} == {90}, "most are long"
+
+
+def test_a_name_that_several_nodes_carry_comes_with_the_path() -> None:
+    model = hm.HMoEVAE(ONE_NAME, (1, 28, 28))
+    assert column_labels(plot.samples(model, 2)) == ["style\n(0/0)", "style\n(0/1)", "0", "2"]
+    assert "digit: 50.0%" not in words(plot.tree(model))
+    assert words(plot.tree(model))[1].startswith("digit: ")
+    assert plot.traversals(model, "root/0/1").axes[0].get_title(loc="left").startswith("Leaf style (0/1):")
 
 
 def test_values_outside_the_unit_interval_are_stretched() -> None:
@@ -339,6 +433,66 @@ def test_tree_shows_given_or_drawn_images() -> None:
     assert not np.array_equal(first, mean)
 
 
+def test_pictures_and_usage_may_be_arrays() -> None:
+    model = model_of("flat")
+    images = np.random.default_rng(0).random((10, 1, 6, 6))
+    images.flags.writeable = False
+    usage = np.full(10, 0.1)
+    usage.flags.writeable = False
+    shown = plot.tree(model, images=images, usage=usage).axes[0].images
+    np.testing.assert_array_equal(np.asarray(shown[3].get_array())[..., 1], images[3, 0].astype(np.float32))
+    tiled = image(plot.sample_grid(images[::-1].reshape(2, 5, 1, 6, 6), [1, 2]))
+    np.testing.assert_array_equal(tiled[:6, :6, 0], images[9, 0].astype(np.float32))
+    x = images.astype(np.float64)
+    x.flags.writeable = False
+    labels = np.array([0] * 6 + [1] * 4)
+    assert len(words(plot.misrouted(x, labels, np.zeros(10, dtype=int)))) == 4
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        plot.tree,
+        plot.samples,
+        lambda model: plot.nearest(model, torch.rand(2, 4)),
+        lambda model: plot.reconstructions(model, torch.rand(2, 4)),
+        lambda model: plot.traversals(model, "root/0"),
+    ],
+)
+def test_what_is_no_model_is_refused(as_users_call: None, draw: Callable[[object], Figure]) -> None:
+    estimator = hm.VAEMixture()
+    estimator.model_ = model_of("flat")
+    with pytest.raises(ArgumentTypeError, match="model: expected an HMoEVAE, such as the estimator's model_, got VAEM"):
+        draw(estimator)
+    with pytest.raises(ArgumentTypeError, match="model: expected an HMoEVAE, got Mixture"):
+        draw(TREES["flat"])
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plot.losses([{"epoch": 1}]), "history: expected a History, such as fit returns, got list"),
+        (lambda: plot.usage(model_of("flat")), "history: expected a History, such as fit returns, got HMoEVAE"),
+        (lambda: plot.usage(history_of("flat"), plan=model_of("flat")), "plan: expected a Plan, .*, got HMoEVAE"),
+        (lambda: plot.sample_grid(torch.zeros(1, 1, 4), [1], plan=VAE), "plan: expected a Plan, .*, got VAE"),
+        (lambda: plot.sample_grid(torch.zeros(1, 1, 4), 1), "epochs: expected a sequence, got int"),
+        (lambda: plot.sample_grid(torch.zeros(1, 1, 4), [1], 1), "titles: expected a sequence, got int"),
+        (lambda: plot.sample_grid({}, [1]), "frames: expected a torch.Tensor or numpy array of numbers, got dict"),
+        (
+            lambda: plot.contingency(np.zeros(2), np.zeros(2, int), cluster_names=5),
+            "cluster_names: expected a seq.*int",
+        ),
+    ],
+)
+def test_what_is_of_another_type_is_refused(as_users_call: None, draw: Callable[[], Figure], message: str) -> None:
+    with pytest.raises(ArgumentTypeError, match=message):
+        draw()
+
+
+def test_a_compiled_model_is_a_model(as_users_call: None) -> None:
+    assert column_labels(plot.samples(torch.compile(model_of("mixed")), 2))[0] == "0"
+
+
 def test_tree_refuses() -> None:
     model = model_of("flat")
     with pytest.raises(ShapeError, match=r"usage: expected \(10,\), one number a leaf, got \(9,\)"):
@@ -356,7 +510,7 @@ def test_samples_are_those_of_the_leaves() -> None:
     z = torch.randn(4 * 5, 3, generator=torch.Generator().manual_seed(0))
     expected = model.decode(z, torch.arange(5).repeat(4)).reshape(4, 5, 6, 6)
     tiled = image(figure)[..., 0]
-    assert tiled.shape[0] == 4 * 6 + 3, "small pictures, a white line between their rows"
+    assert tiled.shape[0] == 4 * 6 + 3, "a white line between all rows"
     assert (tiled[6::7] == 1).all()
     np.testing.assert_array_equal(tiled[7:13, :6], expected[1, 0].numpy())
     np.testing.assert_array_equal(tiled[21:, -6:], expected[3, 4].numpy())
@@ -371,14 +525,17 @@ def test_nearest_of_each_leafs_own_below_its_samples() -> None:
     figure = plot.nearest(model, x, 2, generator=torch.Generator().manual_seed(0))
     assert row_labels(figure) == ["0", "nearest", "1", "nearest", "$\\x", "nearest"]
     tiled = image(figure)[..., 0]
-    assert tiled.shape == (6 * 6 + 3 + 2 * 2, 6 * 6 + 2), "one white line within a pair, two between pairs"
+    gap = (len(tiled) - 6 * 6 - 3) // 2
+    assert tiled.shape == (6 * 6 + 3 + 2 * gap, 6 * 6 + 3 + 2 * 2), "a white line within a pair, two between leaves"
+    high = figure.axes[0].images[0].get_extent()[2] / len(tiled)
+    assert gap * high > 2 * plot.LINE, "pairs are as far apart as the names of leaves need"
     z = torch.randn(2 * 5, 3, generator=torch.Generator().manual_seed(0))
     drawn = model.decode(z, torch.arange(5).repeat_interleave(2))
     leaf = model.predict(x)
     places = [(0, 0), (1, 0), (1, 1), (1, 2), (2, 0)]  # the row's child of the root, and the leaf's place below it
     for i, (row, column) in enumerate(places):
         for j in range(2):
-            top, left = row * (13 + 2), column * (12 + 1) + 6 * j
+            top, left = row * (13 + gap), column * (13 + 2) + 7 * j
             sample = drawn[2 * i + j, 0]
             np.testing.assert_array_equal(tiled[top : top + 6, left : left + 6], sample.numpy())
             assert (tiled[top + 6, left : left + 6] == 1).all(), "small pictures do not touch"
@@ -389,11 +546,21 @@ def test_nearest_of_each_leafs_own_below_its_samples() -> None:
                 np.testing.assert_array_equal(below, closest.numpy())
             else:
                 assert (below == 1).all()
-    assert (leaf.bincount(minlength=5) == 0).any(), "a leaf without samples is among them"
+    empty = (leaf.bincount(minlength=5) == 0).sum()
+    assert empty > 0, "a leaf without samples is among them"
+    assert len(figure.axes[0].patches) == words(figure).count("no sample") == empty
+    assert [word for word in words(figure) if word != "no sample"] == ["1/0", "1/1/0", "1/1/1"]
     with pytest.raises(ArgumentError, match="n: expected an integer > 0, got 0"):
         plot.nearest(model, x, 0)
     with pytest.raises(ShapeError, match="x: expected"):
         plot.nearest(model, torch.zeros(2, 36))
+
+
+def test_nearest_leaves_room_for_what_it_writes() -> None:
+    tree = hm.Mixture((hm.VAE(2, name="convolutional"), hm.Mixture.of(VAE, 2)))
+    figures = [plot.nearest(hm.HMoEVAE(t, (1, 28, 28)), torch.rand(5, 1, 28, 28), 1) for t in (tree, TREES["mixed"])]
+    heights = [figure.axes[0].images[0].get_extent()[2] / len(row_labels(figure)) for figure in figures]
+    assert heights[0] <= heights[1], "a name beside a row takes no room below it"
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -406,13 +573,14 @@ def test_reconstructions_below_their_originals() -> None:
     x = torch.rand(14, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     figure = plot.reconstructions(model, x)
     tiled = image(figure)[..., 0]
-    assert tiled.shape[1] == 12 * 6, "twelve make a row"
+    assert tiled.shape[1] == 12 * 6 + 11, "twelve make a row, with a white line between all"
     assert tiled.shape[0] > 4 * 6
-    np.testing.assert_array_equal(tiled[:6, 6:12], x[1, 0].numpy())
-    assert (tiled[6] == 1).all(), "small pictures do not touch"
-    np.testing.assert_array_equal(tiled[7:13, 6:12], model.reconstruct(x)[1, 0].numpy())
-    np.testing.assert_array_equal(tiled[-6:, 6:12], model.reconstruct(x)[13, 0].numpy())
-    assert (tiled[-13:, 12:] == 1).all(), "the rest of the last row is empty"
+    np.testing.assert_array_equal(tiled[:6, 7:13], x[1, 0].numpy())
+    assert (tiled[6] == 1).all()
+    assert (tiled[:, 6] == 1).all()
+    np.testing.assert_array_equal(tiled[7:13, 7:13], model.reconstruct(x)[1, 0].numpy())
+    np.testing.assert_array_equal(tiled[-6:, 7:13], model.reconstruct(x)[13, 0].numpy())
+    assert (tiled[-13:, 13:] == 1).all(), "the rest of the last row is empty"
     assert "the leaf of each" in figure.axes[0].get_title(loc="left")
     assert row_labels(figure) == ["original", "reconstruction"] * 2
     paths = [leaf.path.removeprefix("root/") for leaf in model.plan.leaves]
@@ -425,16 +593,24 @@ def test_traversals_change_one_latent_at_a_time() -> None:
     model = model_of("mixed")
     figure = plot.traversals(model, "root/1/0", n_steps=5, dims=[2, 0])
     tiled = image(figure)[..., 0]
-    assert tiled.shape == (2 * 6 + 1, 5 * 6), "small pictures, a white line between their rows"
+    assert tiled.shape == (2 * 6 + 1, 5 * 6 + 4), "a white line between all pictures"
     for row, latent in enumerate(([0, 0, 1.0], [1.0, 0, 0])):
         for column, step in enumerate((-3, -1.5, 0, 1.5, 3)):
             expected = model.decode(step * torch.tensor([latent]), torch.tensor([1]))[0, 0]
-            place = tiled[7 * row : 7 * row + 6, 6 * column : 6 * column + 6]
+            place = tiled[7 * row : 7 * row + 6, 7 * column : 7 * column + 6]
             np.testing.assert_allclose(place, expected.numpy(), atol=1e-6)
     assert row_labels(figure) == ["z[2]", "z[0]"]
     assert column_labels(figure) == ["-3", "-1.5", "0", "1.5", "3"]
     assert figure.axes[0].get_title(loc="left").startswith("Leaf 1/0:")
     assert len(row_labels(plot.traversals(model, "root/0"))) == 2, "a leaf has its own latent size"
+
+
+def test_numpys_integers_are_integers(as_users_call: None) -> None:
+    model = model_of("mixed")
+    figure = plot.traversals(model, "root/0", n_steps=np.int64(3), dims=np.array([1, 0]))
+    assert column_labels(figure) == ["-3", "0", "3"]
+    assert row_labels(figure) == ["z[1]", "z[0]"]
+    assert len(row_labels(plot.samples(model, np.int64(3)))) == 3
 
 
 @pytest.mark.parametrize(
@@ -443,11 +619,13 @@ def test_traversals_change_one_latent_at_a_time() -> None:
         (lambda m: plot.traversals(m, "root/1"), r"expected the path of a leaf, got 'root/1', a mixture .*'root/1/0'"),
         (lambda m: plot.traversals(m, "root/9"), "path: expected a node of the tree"),
         (lambda m: plot.traversals(m, "root/0", n_steps=1), "n_steps: expected an integer > 1, got 1"),
-        (lambda m: plot.traversals(m, "root/0", dims=[2]), r"dims: expected integers from 0 to 1, got \[2\]"),
+        (lambda m: plot.traversals(m, "root/0", n_steps=True), "n_steps: expected an integer > 1, got True"),
+        (lambda m: plot.traversals(m, "root/0", dims=[2]), r"sequence of integers from 0 to 1, got \[2\]"),
         (lambda m: plot.traversals(m, "root/0", dims=[]), "dims: expected"),
+        (lambda m: plot.traversals(m, "root/0", dims=1), "dims: expected a sequence of integers from 0 to 1, got 1"),
     ],
 )
-def test_traversals_refuse(call: Callable[[hm.HMoEVAE], Figure], message: str) -> None:
+def test_traversals_refuse(as_users_call: None, call: Callable[[hm.HMoEVAE], Figure], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         call(model_of("mixed"))
 
@@ -485,6 +663,22 @@ def test_contingency_of_many_clusters_is_a_staircase_in_percent() -> None:
     assert figure.axes[0].get_xlabel() == "cluster (cells: percent of the label)"
 
 
+def test_contingency_of_few_clusters_with_large_numbers() -> None:
+    figure = plot.contingency(np.array([0, 1, 1]), np.array([0, 10**9, 10**9]))
+    assert column_labels(figure) == ["0", "1000000000"]
+    assert words(plot.misrouted(torch.rand(3, 4), np.array([0, 1, 1]), np.array([10**9] * 3))) == [
+        "0 → 1\nin 1000000000"
+    ]
+    named = plot.contingency(np.array([0, 1]), np.array([0, 2]), cluster_names=range(4), keep_order=True)
+    assert column_labels(named) == ["0", "1", "2", "3"]
+
+
+def test_contingency_puts_empty_clusters_last() -> None:
+    labels, clusters = np.repeat([0, 1, 2], 4), np.array([5] * 3 + [2] + [5] * 8)
+    figure = plot.contingency(labels, clusters, cluster_names="abcdef")
+    assert column_labels(figure)[2:] == ["a", "b", "d", "e"]
+
+
 def test_contingency_refuses() -> None:
     with pytest.raises(ShapeError, match=r"labels, clusters: expected \(n,\) and \(n,\), got \(2,\) and \(3,\)"):
         plot.contingency(np.zeros(2), np.zeros(3, dtype=int))
@@ -512,7 +706,8 @@ def test_misrouted_samples_with_label_and_cluster() -> None:
     figure = plot.misrouted(x, labels, clusters, cluster_names=["a", "b", "c"])
     assert figure.axes[0].get_title(loc="left").startswith("2 of 9 samples are in a cluster that mostly holds another")
     assert words(figure) == ["4 → 9\nin a", "9 → 4\nin b"]
-    np.testing.assert_array_equal(image(figure)[..., 0], torch.cat([x[7, 0], x[8, 0]], dim=1).numpy())
+    between = torch.ones(6, 1)
+    np.testing.assert_array_equal(image(figure)[..., 0], torch.cat([x[7, 0], between, x[8, 0]], dim=1).numpy())
     one = plot.misrouted(x.numpy(), labels, clusters, n=1)
     assert words(one) == ["4 → 9\nin 0"]
     assert one.axes[0].get_title(loc="left").endswith("another label; 1 of them")
@@ -524,9 +719,9 @@ def test_misrouted_rows_and_none_at_all() -> None:
     clusters = torch.zeros(100, dtype=torch.long)
     figure = plot.misrouted(x, labels, clusters)
     tiled = image(figure)[..., 0]
-    assert tiled.shape[1] == 20 * 6
+    assert tiled.shape[1] == 20 * 7 - 1
     assert len(words(figure)) == 49
-    assert (tiled[-6:, 9 * 6 :] == 1).all(), "the rest of the last row is empty"
+    assert (tiled[-6:, 9 * 7 :] == 1).all(), "the rest of the last row is empty"
     none = plot.misrouted(x, labels, labels)
     assert none.axes[0].get_title(loc="left").startswith("0 of 100 samples")
     rendered(none)

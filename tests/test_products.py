@@ -56,8 +56,10 @@ def test_any_operand_may_lie_transposed(shared: bool, strided_left: bool, stride
 @needs_onednn
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 def test_what_the_user_has_set_is_left_alone(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "prefers_onednn", lambda: True)
-    monkeypatch.setattr(products, "by_onednn", lambda *_: pytest.fail("against the user's will"))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(products.Path, "exists", lambda _: True)
+    monkeypatch.setattr(products.Path, "read_text", lambda _: "vendor_id\t: AuthenticAMD\n")
+    monkeypatch.setattr(products, "prefers_onednn", products.prefers_onednn.__wrapped__)  # with a trial each time
     monkeypatch.setattr(products, "LARGE", 1)
     SETTING.fp32_precision = precision
     try:

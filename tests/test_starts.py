@@ -80,6 +80,13 @@ def test_too_few_samples_for_a_mixture_still_start_somewhere(blobs):
     assert leaf[0] == 3
 
 
+def test_without_scikit_learn_a_start_names_the_extra(model, blobs, monkeypatch):
+    x, _ = blobs
+    monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
+    with pytest.raises(MissingExtraError, match=r"expected scikit-learn, as in pip install 'hmoevae\[sklearn\]'"):
+        fit(model, x, init="kmeans")
+
+
 def test_gates_and_experts_learn_the_start(model, blobs):
     x, group = blobs
     history = fit(model, x, init=group)

@@ -377,8 +377,16 @@ def test_validation_leaves_the_global_random_state_alone(model, x, source):
         ({"lr": -1.0}, ArgumentError, r"lr: expected a finite number > 0, got -1.0"),
         ({"lr": math.nan}, ArgumentError, r"lr: expected a finite number > 0, got nan"),
         ({"lr": "1e-3"}, ArgumentError, r"lr: expected a finite number > 0, got '1e-3'"),
-        ({"seed": 1.0}, ArgumentError, r"seed: expected an integer or None, got 1.0"),
+        ({"seed": 1.0}, ArgumentError, r"seed: expected None or an integer of at most 64 bits, got 1.0"),
+        ({"seed": 1 << 64}, ArgumentError, r"seed: expected None or an integer of at most 64 bits, got 1844"),
         ({"optimizer": "adam"}, ArgumentTypeError, r"optimizer: expected None or a callable .*got str"),
+        ({"optimizer": lambda p: None}, ArgumentTypeError, r"optimizer: .*returns a torch Optimizer, got NoneType"),
+        ({"optimizer": torch.optim.LBFGS}, ArgumentError, r"optimizer: expected one that steps without a closure"),
+        ({"callbacks": [hm.SampleRecorder]}, ArgumentTypeError, r"callbacks: expected SampleRecorder\(...\), got the"),
+        ({"warmup": 3}, ArgumentTypeError, r"warmup: expected None or Warmup\(...\), got 3"),
+        ({"agreement": 0.5}, ArgumentTypeError, r"agreement: expected None or Agreement\(...\), got 0.5"),
+        ({"revive": "no"}, ArgumentTypeError, r"revive: expected True or False, got 'no'"),
+        ({"checkpoint_dir": 3}, ArgumentTypeError, r"checkpoint_dir: expected None or a path, got 3"),
         ({"callbacks": print}, ArgumentTypeError, r"callbacks: expected a sequence of callables, got builtin_func"),
         ({"callbacks": [3]}, ArgumentTypeError, r"callbacks: expected a sequence of callables, got 3 in it"),
         ({"init": np.full(50, "a")}, ArgumentTypeError, r"init: expected integer labels, got <U1"),
@@ -395,6 +403,13 @@ def test_bad_input_is_refused_before_training(model, x, change, error, message):
     with pytest.raises(error, match=message):
         hm.fit(**{"model": model, "data": x, "progress": False, "epochs": 1, "device": "cpu"} | change)
     assert torch.equal(weights(model), before)
+    if change.get("model") is None:
+        assert not model.training
+
+
+def test_a_model_without_anything_to_train_is_refused(model, x):
+    with pytest.raises(ArgumentError, match=r"model: expected a parameter that asks for a gradient, got none"):
+        quiet_fit(model.requires_grad_(False), x, epochs=1)
 
 
 def test_progress_bar_shows_terms(model, x, capsys):

@@ -192,16 +192,25 @@ class Experts(nn.Module):
         return joined(by_group, self.leaf_order)
 
     def log_marginal(
-        self, x: Float[Tensor, "feature batch"], n_importance: int, generator: torch.Generator | None = None
+        self,
+        x: Float[Tensor, "feature batch"],
+        n_importance: int,
+        generator: torch.Generator | None = None,
+        *,
+        shared_noise: bool = False,
     ) -> Float[Tensor, "leaf batch"]:
-        """Importance-weighted bound on log p_l(x) of every leaf, in nats (Burda et al. 2016, equation 8)."""
+        """Importance-weighted bound on log p_l(x) of every leaf, in nats (Burda et al. 2016, equation 8).
+
+        With `shared_noise` all samples have the same, so that what a sample gets depends on itself alone.
+        """
+        drawn_for = x[:, :1] if shared_noise else x
         bounds = []
         for group in self.groups:
             posterior = group.posterior(x)
-            total = group.draw(x, posterior, group.noise(x, generator)).log_weight()
-            for _ in range(n_importance - 1):  # one draw at a time: memory does not grow with n_importance
-                drawn = group.draw(x, posterior, group.noise(x, generator))
-                total = torch.logaddexp(total, drawn.log_weight())
+            total = x.new_full((group.n_experts, x.shape[1]), -torch.inf)
+            for _ in range(n_importance):  # one draw at a time: memory does not grow with n_importance
+                noise = group.noise(drawn_for, generator).expand_as(posterior.mean)
+                total = torch.logaddexp(total, group.draw(x, posterior, noise).log_weight())
             bounds.append(total)
         return self.by_leaf(bounds) - math.log(n_importance)
 

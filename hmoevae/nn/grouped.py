@@ -89,8 +89,10 @@ class GroupedLinear(nn.Module):
         """Map an input that all groups share (2-D: one GEMM for the lot) or one input a group (3-D: a batched GEMM)."""
         if is_written_out(x):
             return affine(self.matrices, self.bias, x, self.block_source())
-        pattern = "goi,ib->gob" if x.ndim == 2 else "goi,gib->gob"
-        product = torch.einsum(pattern, self.matrices, x)
+        if self.input_major and x.ndim == 3:  # so its gradient lies as the weight does
+            product = torch.bmm(x.mT, self.weight).mT
+        else:
+            product = torch.einsum("goi,ib->gob" if x.ndim == 2 else "goi,gib->gob", self.matrices, x)
         return product + self.bias.unsqueeze(-1).to(product.dtype)  # lest autocast's bfloat16 grow back to float32
 
     def block_source(self) -> BlockSource:
@@ -100,7 +102,7 @@ class GroupedLinear(nn.Module):
         def block(role: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             # A gradient of an earlier step may lie in the block that this one is to be added to.
             if memory is None or (role == "weight gradient" and self.weight.grad is not None):
-                return torch.empty(shape, dtype=dtype)
+                return torch.empty(shape, dtype=dtype, device="cpu")
             return memory.empty((self, role), shape, dtype)
 
         return block
@@ -198,7 +200,7 @@ class _Affine(torch.autograd.Function):
             else:
                 x_grad = ctx.block("input gradient", x.shape, x.dtype)
                 matmul_by_chunks(weight.mT, dy, x_grad)
-        bias_grad = torch.empty(dy.shape[:2], dtype=weight_grad.dtype)
+        bias_grad = dy.new_empty(dy.shape[:2], dtype=weight_grad.dtype)
         for part, result in in_chunks(dy[0].numel(), dy, bias_grad):  # a sum in higher precision makes a copy in it
             torch.sum(part, 2, dtype=bias_grad.dtype, out=result)
         return weight_grad, bias_grad, x_grad, None

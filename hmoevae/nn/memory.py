@@ -56,7 +56,7 @@ class StepMemory:
         self._taken: set[Hashable] = set()
         # glibc keeps blocks instead of returning them to the system if they are smaller than the largest that it has
         # seen freed; this shows it one, whose pages are never touched.
-        torch.empty(GLIBC_LARGEST, dtype=torch.uint8)
+        torch.empty(GLIBC_LARGEST, dtype=torch.uint8, device="cpu")
 
     def attach(self, module: nn.Module) -> None:
         """Let all layers of `module` that can do so take their large tensors from here."""
@@ -78,10 +78,10 @@ class StepMemory:
     def empty(self, name: Hashable, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor: the block of that name, or a fresh one if it is small or this step has had it."""
         if name in self._taken or math.prod(shape) * dtype.itemsize < SMALL:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         self._taken.add(name)
         block = self._blocks.get(name)
         if block is None or block.shape != shape or block.dtype != dtype:
-            block = self._blocks[name] = torch.empty(shape, dtype=dtype)
+            block = self._blocks[name] = torch.empty(shape, dtype=dtype, device="cpu")
         # A tensor of its own on the same memory: autograd would copy one that somebody else holds, and refuses views.
         return block.new_empty(0).set_(block.untyped_storage(), 0, shape, block.stride())

@@ -70,11 +70,12 @@ def faster_library() -> Iterator[None]:
 
 @contextmanager
 def _onednn() -> Iterator[None]:
+    before = ONEDNN_MATMUL.fp32_precision
     ONEDNN_MATMUL.fp32_precision = "bf16"
     try:
         yield
     finally:
-        ONEDNN_MATMUL.fp32_precision = "none"
+        ONEDNN_MATMUL.fp32_precision = before
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import warnings
 from contextlib import AbstractContextManager
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -62,7 +63,10 @@ class CompiledPass:
             warnings.warn(mismatch("compile", expected, got), stacklevel=3)
         self.model = model
         self.batch_size: int | None = None
-        self._tensors = torch.compile(self._plain, dynamic=False)
+        plain = CompiledPass._plain
+        # With a code object of its own: the compiler makes no more than eight variants of one, all models together.
+        own = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, None, plain.__closure__)
+        self._tensors = torch.compile(MethodType(own, self), dynamic=False)
 
     def attach(self) -> None:
         """Let the model's passes run here."""
@@ -85,6 +89,8 @@ class CompiledPass:
             return self.model.compute(inputs, kl_weight=kl_weight, gate_temperature=gate_temperature, **settings)
         try:
             out = Output(*self._tensors(*inputs, settings))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # of which torch._dynamo's and torch._inductor's are
             if self.batch_size is not None:  # there is code, so it is another error
                 raise

@@ -38,19 +38,19 @@ def resolve_device(device: str | torch.device) -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArgumentError(
-            mismatch("device", "'auto', 'cpu' or an accelerator that is here", f"{device!r}: {reason}")
-        ) from None
+        raise ArgumentError(mismatch("device", "'auto', 'cpu' or an accelerator that is here", repr(device))) from error
     return resolved
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether `device` trains in bfloat16; without instructions for it, as on older CPUs, it would be slower.
+    """Whether `device` trains in bfloat16; without instructions for it, as on older CPUs and GPUs, it would be slower.
 
-    >>> has_bfloat16(torch.device("cuda"))
+    >>> has_bfloat16(torch.device("mps"))
     True
     """
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return True
     if platform.machine().lower() in ("x86_64", "amd64"):
@@ -63,8 +63,9 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     wanted = precision == "bf16"
     if wanted and not has_bfloat16(device):
         wanted = False
+        what = "CPU" if device.type == "cpu" else "GPU"
         message = (
-            "precision='bf16': this CPU has no bfloat16 instructions and would be slower with it; training in fp32"
+            f"precision='bf16': this {what} has no bfloat16 instructions and would be slower with it; training in fp32"
         )
         warnings.warn(message, stacklevel=3)
     return torch.autocast(device.type, torch.bfloat16, wanted)

@@ -183,8 +183,8 @@ def fit(
         raise ArgumentError(mismatch("lr_schedule", "'constant' or 'cosine'", repr(lr_schedule)))
     if precision not in get_args(Precision):
         raise ArgumentError(mismatch("precision", "'fp32' or 'bf16'", repr(precision)))
-    if seed is not None and not is_integer(seed):
-        raise ArgumentError(mismatch("seed", "an integer or None", repr(seed)))
+    if seed is not None and not (is_integer(seed) and -(1 << 63) <= seed < 1 << 64):
+        raise ArgumentError(mismatch("seed", "None or an integer of at most 64 bits", repr(seed)))
     if optimizer is not None and not callable(optimizer):
         expected = "None or a callable that makes one from the parameters"
         raise ArgumentTypeError(mismatch("optimizer", expected, type(optimizer).__name__))
@@ -193,8 +193,18 @@ def fit(
     for callback in callbacks:
         if not callable(callback):
             raise ArgumentTypeError(mismatch("callbacks", "a sequence of callables", f"{callback!r} in it"))
-    if not isinstance(compile, bool):
-        raise ArgumentTypeError(mismatch("compile", "True or False", repr(compile)))
+        if isinstance(callback, type):
+            raise ArgumentTypeError(mismatch("callbacks", f"{callback.__name__}(...)", "the class itself"))
+    for name, flag in {"compile": compile, "revive": revive}.items():
+        if not isinstance(flag, bool):
+            raise ArgumentTypeError(mismatch(name, "True or False", repr(flag)))
+    for name, record, kind in (("agreement", agreement, Agreement), ("warmup", warmup, Warmup)):
+        if record is not None and not isinstance(record, kind):
+            raise ArgumentTypeError(mismatch(name, f"None or {kind.__name__}(...)", repr(record)))
+    if checkpoint_dir is not None and not isinstance(checkpoint_dir, str | os.PathLike):
+        raise ArgumentTypeError(mismatch("checkpoint_dir", "None or a path", repr(checkpoint_dir)))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ArgumentError(mismatch("model", "a parameter that asks for a gradient", "none"))
     if agreement is not None and not model.plan.mixtures:
         raise ArgumentError(mismatch("agreement", "None for a tree without a gate", agreement))
     epochs, batch_size, init_epochs = int(epochs), int(batch_size), 0 if _is_random(init) else int(init_epochs)
@@ -235,6 +245,8 @@ def fit(
             # With these, the number of epochs says what is done in each of them.
             "epochs": epochs if lr_schedule != "constant" or agreement is not None or revive else None,
         }
+        # The main process has the last word on the seed; of their data the processes see parts.
+        processes.check_equal(**{k: v for k, v in arguments.items() if k not in ("seed", "data", "validation_data")})
         if checkpoint is not None:
             checkpoint.require(arguments)
             if checkpoint.epoch > epochs:
@@ -246,28 +258,29 @@ def fit(
         else:
             start = checkpoint.state["start"]
 
-        if checkpoint is not None:
-            model.load_state_dict(checkpoint.weights)
-        model.to(where).train()
-        processes.share_weights(model)
-        noise = Draws(where)
-        noise.manual_seed(seed)
-        make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=lr, fused=True))
         total = epochs * len(source) if source.length is not None else None
-        solver = make(model.parameters())
-        cosine = None
-        if lr_schedule == "cosine":
-            cosine = torch.optim.lr_scheduler.CosineAnnealingLR(solver, course.falling_epochs * len(source))
-        compiled = CompiledPass(model) if compile else None
-        run = Run(model, solver, cosine, views, start, noise, autocast(where, precision), processes, compiled)
         history = History()
-        state = TrainingState(run, history, order, (data, validation_data), callbacks)
-        stopped = False
-        if checkpoint is not None:
-            state.restore(checkpoint)
-            stopped = bool(checkpoint.state["stopped"])
-        started = time.perf_counter() - (history.rows[-1]["seconds"] if len(history) else 0.0)
+        model.to(where).train()
+        afterwards = ExitStack()
+        afterwards.callback(model.eval)
         try:
+            solver = _optimizer(model, optimizer, lr)
+            cosine = None
+            if lr_schedule == "cosine":
+                cosine = torch.optim.lr_scheduler.CosineAnnealingLR(solver, course.falling_epochs * len(source))
+            noise = Draws(where)
+            noise.manual_seed(seed)
+            compiled = CompiledPass(model) if compile else None
+            run = Run(model, solver, cosine, views, start, noise, autocast(where, precision), processes, compiled)
+            afterwards.callback(run.close)
+            state = TrainingState(run, history, order, (data, validation_data), callbacks)
+            stopped = False
+            if checkpoint is not None:
+                state.restore(checkpoint)
+                stopped = bool(checkpoint.state["stopped"])
+            processes.share_weights(model)
+            run.keep_weights()
+            started = time.perf_counter() - (history.rows[-1]["seconds"] if len(history) else 0.0)
             shown = progress and processes.is_main
             with (
                 closing(_bar(total, done=run.steps, show=shown)) as bar,
@@ -309,11 +322,22 @@ def fit(
                 raise
             raise NonFiniteError(f"{error}; the last checkpoint is {checkpoints.last}") from None
         finally:
-            run.close()
-            model.eval()
+            afterwards.close()
         if len(history) and processes.is_main:
             warn_of_collapse(model.plan, history.rows[-1])
         return history
+
+
+def _optimizer(model: HMoEVAE, given: Callable[[Iterable[nn.Parameter]], Optimizer] | None, lr: float) -> Optimizer:
+    """The optimiser of the model's parameters, those of a caller's own kind made sure of."""
+    if given is None:
+        return torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    made = given(model.parameters())
+    if not isinstance(made, Optimizer):
+        raise ArgumentTypeError(mismatch("optimizer", "a callable that returns a torch Optimizer", type(made).__name__))
+    if isinstance(made, torch.optim.LBFGS):
+        raise ArgumentError(mismatch("optimizer", "one that steps without a closure", "LBFGS"))
+    return made
 
 
 def _seed(given: int | None, checkpoint: Checkpoint | None) -> int:

@@ -52,10 +52,14 @@ class Run:
         self.processes = processes
         self.steps = 0
         self.sum_dtype = torch.float32 if noise.device.type == "mps" else torch.float64  # MPS has no float64
-        self.good = copy.deepcopy(model.state_dict())
+        self.keep_weights()
         self.memory = StepMemory()
         self.memory.attach(model)
         self.compiled = compiled
+
+    def keep_weights(self) -> None:
+        """Call the weights that the model has now good: what to go back to when later ones are not."""
+        self.good = copy.deepcopy(self.model.state_dict())
 
     def close(self) -> None:
         """Let go of the memory that the steps shared, the last gradients among it, and of compiled code."""
@@ -74,13 +78,12 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, with the weights that the model has now."""
+        """Go on from what `state_dict` gave."""
         self.steps = state["steps"]
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
         self.noise.set_state(state["noise"])
-        self.good = copy.deepcopy(self.model.state_dict())
 
     def revive(self, row: dict[str, float]) -> list[str]:
         """Revive the children that an epoch left without samples; returns their paths."""
@@ -97,7 +100,9 @@ class Run:
         if self.compiled is not None and lesson.phase == "joint":  # a start makes a loss of its own from the output
             self.compiled.attach()
         for x, index, share in self.processes.rounds(batches, self.model.input_shape):
-            out = self.step(x.to(self.noise.device, self.model.dtype, non_blocking=True), index, share, lesson)
+            fast = x.device.type == "cpu"  # the other way, nobody would wait until the copy is there
+            x = x.to(self.noise.device, self.model.dtype, non_blocking=fast)
+            out = self.step(x, index, share, lesson)
             n_samples, n_own = n_samples + share.total, n_own + share.n
             with torch.no_grad():
                 names = ["loss", *out.terms]
@@ -115,7 +120,7 @@ class Run:
         if sums is None:
             raise DataError(mismatch("data", "at least one sample", "none"))
         self.check_weights()
-        self.good = copy.deepcopy(self.model.state_dict())
+        self.keep_weights()
         plan = self.model.plan
         names += [f"usage/{leaf.path}" for leaf in plan.leaves]
         values = (self.processes.sum(sums) / n_samples).tolist()

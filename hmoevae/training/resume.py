@@ -67,16 +67,17 @@ class TrainingState:
         _set_random_states(state["random"], self.run.noise.device)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint, whose weights the model has been given.
+        """Go on from a checkpoint, weights and all.
 
         Raises:
-            CheckpointError: It is not one of such a run.
+            CheckpointError: It is not one of such a run; the weights are as they were.
         """
         try:
             self.load_state_dict(checkpoint.state["training"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, LookupError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise CheckpointError(mismatch(str(checkpoint.path), "the state of this run", reason)) from error
+        self.run.model.load_state_dict(checkpoint.weights)
 
 
 def _generators(loaders: Sequence[Data | None]) -> list[torch.Generator]:
