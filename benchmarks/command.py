@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hmoevae import History
 from hmoevae.errors import HMoEVAEError
 
 
@@ -28,6 +29,17 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """The options of a run for its report, without the places of files."""
     return {name: value for name, value in vars(args).items() if name not in ("json", "plot", "data_root", "folder")}
+
+
+def whole(history: History) -> History:
+    """The history of a training that came to its end; `fit` ends quietly on Ctrl-C, and half a run is no result.
+
+    Raises:
+        KeyboardInterrupt: It was ended by Ctrl-C.
+    """
+    if history.interrupted:
+        raise KeyboardInterrupt
+    return history
 
 
 def write(report: dict[str, Any], file: Path | None) -> None:

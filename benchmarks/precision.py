@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
                 progress=False,
             )
             model, history = recipe.run("flat", train.x, training)
+            command.whole(history)
             terms = model.evaluate(test.x, generator=torch.Generator(model.device).manual_seed(0))
             losses[precision] = terms["expected"]
             seconds = history["seconds"][-1] / len(history)

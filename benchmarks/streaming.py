@@ -4,11 +4,11 @@
     python benchmarks/streaming.py --threads 2         100,000 samples: 314 MB, more than `fit` copies at a time
 
 An epoch of `hm.fit` with the article's flat tree (`VAE` experts 784-128-10-128-784) on random samples of 784 features.
-The rows take turns, an epoch each, so that a noisy machine slows all of them down alike:
+The rows take turns, an epoch each, so that a noisy machine slows all of them down alike. One epoch before them is not
+counted.
 
     memory    a tensor in memory.
-    file      the same numbers in a .npy file, memory-mapped, which the system has in its page cache.
-    cold      the same with the page cache dropped before the epoch, as for a file larger than memory (Linux only).
+    file      the same numbers in a .npy file, memory-mapped; just written, so the system has it in its page cache.
     stream    an IterableDataset that reads the mapped file sample by sample.
 
 `x memory` is the epoch's time over that of `memory`, median of the rounds; `x CPU` the same of the processor's time,
@@ -18,7 +18,6 @@ before it starts. The last line is the whole report as one JSON object.
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -65,15 +64,6 @@ def write(file: Path, samples: int) -> None:
     mapped.flush()
 
 
-def drop_from_cache(file: Path) -> None:
-    """Have the system forget the pages of a file that nobody maps."""
-    handle = os.open(file, os.O_RDONLY)
-    try:
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(handle)
-
-
 def seconds_of(data: Callable[[], hm.training.Data], leaves: int, batch: int, device: str) -> tuple[float, float]:
     """Wall and processor time of one epoch of a fresh model on `data`, all that `fit` does included."""
     torch.manual_seed(0)
@@ -84,7 +74,8 @@ def seconds_of(data: Callable[[], hm.training.Data], leaves: int, batch: int, de
     start, cpu_start = time.perf_counter(), time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # there is nothing to find in noise
-        hm.fit(model, source, epochs=1, batch_size=batch, device=device, progress=False)
+        history = hm.fit(model, source, epochs=1, batch_size=batch, device=device, progress=False)
+    command.whole(history)
     return time.perf_counter() - start, time.process_time() - cpu_start
 
 
@@ -125,19 +116,12 @@ def run(args: argparse.Namespace) -> None:
         file = Path(folder) / "x.npy"
         write(file, args.samples)
         in_memory = torch.from_numpy(np.load(file))
-
-        def cold() -> np.ndarray:
-            drop_from_cache(file)
-            return np.load(file, mmap_mode="r")
-
         sources: dict[str, Callable[[], hm.training.Data]] = {
             "memory": lambda: in_memory,
             "file": lambda: np.load(file, mmap_mode="r"),
-            "cold": cold,
             "stream": lambda: Rows(file),
         }
-        if not hasattr(os, "posix_fadvise"):
-            del sources["cold"]
+        seconds_of(sources["memory"], args.leaves, args.batch, args.device)  # the first epoch of a process takes longer
         for _ in range(args.rounds):
             for name, data in sources.items():
                 taken.setdefault(name, []).append(seconds_of(data, args.leaves, args.batch, args.device))

@@ -1,12 +1,11 @@
 """The documentation's tables of results: from the raw results in `results/` and from `published.py`, never typed.
 
-    python benchmarks/tables.py               write the tables of README.md anew
+    python benchmarks/tables.py               write the tables of README.md and docs/ anew
     python benchmarks/tables.py --check       say whether they are up to date
 
 A page asks for a table with the comment `<!-- table: NAME -->`, where NAME is one of `TABLES`; what follows up to
-`<!-- end -->` is replaced. README.md holds its tables, the site gets them when it is built. A new file in `results/`
-turns up by itself: a `.jsonl` has a run of an example in every line (its metrics.json), a `.json` is the report of a
-benchmark, told apart by the fields of its rows.
+`<!-- end -->` is replaced. A new file in `results/` turns up by itself: a `.jsonl` has a run of an example in every
+line (its metrics.json), a `.json` is the report of a benchmark, told apart by the fields of its rows.
 """
 
 import argparse
@@ -22,11 +21,17 @@ from typing import Any
 from published import PUBLISHED
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
-MARK = re.compile(r"<!-- table: ([\w-]+) -->\n(?:.*?<!-- end -->)?", re.DOTALL)
+ROOT = Path(__file__).parent.parent
+MARK = re.compile(r"<!-- table: ([\w-]+) -->\n(?:(?:(?!<!-- table).)*?<!-- end -->)?", re.DOTALL)
 LAYOUTS = {1: "flat", 2: "two levels"}
 
 Row = dict[str, Any]
+
+
+def pages() -> list[Path]:
+    """README.md and the pages of docs/ that ask for a table."""
+    found = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [page for page in found if MARK.search(page.read_text(encoding="utf-8"))]
 
 
 def fill(page: str) -> str:
@@ -35,7 +40,12 @@ def fill(page: str) -> str:
     Raises:
         KeyError: There is no table of a name that the page asks for.
     """
-    return MARK.sub(lambda mark: f"<!-- table: {mark[1]} -->\n\n{TABLES[mark[1]]()}\n\n<!-- end -->", page)
+
+    def filled(mark: re.Match[str]) -> str:
+        new_line = "" if mark[0].endswith("-->") else "\n"  # the first time, it is the marker's own that was matched
+        return f"<!-- table: {mark[1]} -->\n\n{TABLES[mark[1]]()}\n\n<!-- end -->{new_line}"
+
+    return MARK.sub(filled, page)
 
 
 # --- the raw results ------------------------------------------------------------------------------------------------
@@ -378,12 +388,14 @@ def precision() -> str:
 
 
 def streaming() -> str:
-    """Epochs from memory, from a file and from a stream."""
+    """Epochs from memory, from a file and from a stream; the row `cold` of older reports is left out, as it was not."""
     head = ("data", "seconds an epoch, median", "CPU seconds against memory")
     parts = []
     for name, report in reports("data", "x_cpu").items():
         rows = [
-            (row["data"], f"{statistics.median(row['seconds']):.2f}", f"{row['x_cpu']:.3f} x") for row in report["rows"]
+            (row["data"], f"{statistics.median(row['seconds']):.2f}", f"{row['x_cpu']:.3f} x")
+            for row in report["rows"]
+            if row["data"] != "cold"
         ]
         parts.append(f"`{name}`: {where(report)}\n\n{table(head, rows)}")
     return "\n\n".join(parts)
@@ -450,7 +462,8 @@ def files() -> str:
             rows.append((f"`{file.name}`", "a run of an example" if n == 1 else f"{n} runs of an example", ""))
         elif file.suffix == ".json":
             report = json.loads(file.read_text(encoding="utf-8"))
-            rows.append((f"`{file.name}`", f"{len(report['rows'])} rows", where(report)))
+            n = len(report["rows"])
+            rows.append((f"`{file.name}`", "1 row" if n == 1 else f"{n} rows", where(report)))
     return table(("file in `benchmarks/results`", "what is in it", "where and when"), rows)
 
 
@@ -477,17 +490,20 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the README's tables, or check them."""
+    """Write the tables into their pages, or check them."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a table is out of date")
     args = parser.parse_args(argv)
-    before = README.read_text(encoding="utf-8")
-    after = fill(before)
-    if args.check and after != before:
-        sys.exit("README.md: its tables are not those of benchmarks/results; run python benchmarks/tables.py")
-    if not args.check:
-        README.write_text(after, encoding="utf-8")
+    for page in pages():
+        before = page.read_text(encoding="utf-8")
+        after = fill(before)
+        if after == before:
+            continue
+        if args.check:
+            name = page.relative_to(ROOT)
+            sys.exit(f"{name}: its tables are not those of benchmarks/results; run python benchmarks/tables.py")
+        page.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,14 @@ from hmoevae.training import has_bfloat16, resolve_device
 Splits = tuple[LabelledImages, LabelledImages]
 
 
-def main(layout: Layout, recipes: dict[str, Recipe], description: str, *, load: Callable[[str | None], Splits]) -> None:
+def main(
+    layout: Layout,
+    recipes: dict[str, Recipe],
+    description: str,
+    *,
+    load: Callable[[str | None], Splits],
+    has_data_root: bool = True,
+) -> None:
     """Parse the command line and run; an error that a user can mend ends with one line, not with a traceback.
 
     Args:
@@ -30,6 +37,7 @@ def main(layout: Layout, recipes: dict[str, Recipe], description: str, *, load: 
         recipes: To choose from, the default one first.
         description: For `--help`.
         load: Reads the data, from a folder where one is given.
+        has_data_root: Whether there is an option to give one.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--recipe", choices=list(recipes), default=next(iter(recipes)), help="tree and training")
@@ -42,7 +50,9 @@ def main(layout: Layout, recipes: dict[str, Recipe], description: str, *, load: 
     parser.add_argument("--compile", action="store_true", help="run steps as compiled code; pays for long runs")
     parser.add_argument("--seed", type=int, default=0, help="fixes weights, order and draws")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
-    parser.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
+    if has_data_root:
+        parser.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
+    parser.set_defaults(data_root=None)
     parser.add_argument(
         "--out", type=Path, default=Path("runs") / Path(sys.argv[0]).stem, help="folder for the results"
     )

@@ -44,7 +44,10 @@ def train(tree: hm.VAE | hm.Mixture, x: Tensor, *, epochs: int, seed: int) -> hm
     model = hm.HMoEVAE(tree, input_shape=tuple(x.shape[1:]), objective="elbo")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # too many leaves is one of the answers that we look for
-        hm.fit(model, x, epochs=epochs, batch_size=64, lr=3e-3, lr_schedule="cosine", seed=seed, progress=False)
+        how = {"epochs": epochs, "batch_size": 64, "lr": 3e-3, "lr_schedule": "cosine", "seed": seed}
+        history = hm.fit(model, x, progress=False, **how)
+    if history.interrupted:  # fit ends quietly on Ctrl-C; half a training is not to be compared
+        raise KeyboardInterrupt
     return model
 
 

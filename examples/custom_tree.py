@@ -26,7 +26,7 @@ tree = hm.Mixture(
 
 
 def load(_: str | None) -> _run.Splits:
-    """The digits come with scikit-learn, so there is no folder to name."""
+    """The digits, which come with scikit-learn."""
     return hm.datasets.digits()
 
 
@@ -37,4 +37,5 @@ def run(_: Layout, x: Tensor, training: Training) -> Trained:
 
 if __name__ == "__main__":
     own = {"own": Recipe(lambda _: tree, run, Training())}
-    _run.main("flat", own, "A tree of your own on scikit-learn's digits, without labels.", load=load)
+    about = "A tree of your own on scikit-learn's digits, without labels."
+    _run.main("flat", own, about, load=load, has_data_root=False)

@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/own_loop"), help="folder for the model")
     parser.add_argument("--smoke", action="store_true", help="two epochs, to see that everything works")
     args = parser.parse_args()
+    if args.epochs < 1:
+        parser.error(f"--epochs: expected an integer > 0, got {args.epochs}")
 
     data, test = hm.datasets.digits()
     rows = torch.cat([(data.y == digit).nonzero()[:N_LABELLED, 0] for digit in range(10)])

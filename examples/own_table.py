@@ -41,6 +41,8 @@ def read(csv: Path, label: str | None) -> tuple[pd.DataFrame, pd.Series | None]:
     if not numbers.shape[1] or not len(complete):
         expected = "rows without gaps in columns of numbers, separated by commas"
         raise ArgumentError(mismatch("--csv", expected, f"none in {csv}"))
+    if len(complete) < 3:  # one is held out, and a single one has no spread
+        raise ArgumentError(mismatch("--csv", "at least 3 rows without gaps", f"{len(complete)} in {csv}"))
     print(f"{csv}: {len(complete)} of {len(table)} rows without gaps, {numbers.shape[1]} numeric columns")
     return numbers.loc[complete], None if label is None else table.loc[complete, label]
 

@@ -5,11 +5,13 @@ python examples/share_model.py --push-to you/digits-mixture    and to the Huggin
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 
 import hmoevae as hm
+from hmoevae.errors import HMoEVAEError
 
 
 def train(epochs: int) -> tuple[hm.HMoEVAE, hm.CardInfo]:
@@ -19,7 +21,9 @@ def train(epochs: int) -> tuple[hm.HMoEVAE, hm.CardInfo]:
     leaf = hm.VAE(latent_dim=5, encoder=layer, decoder=layer, likelihood=hm.Gaussian(scale=0.2))
     torch.manual_seed(0)
     model = hm.HMoEVAE(hm.Mixture.of(leaf, 10, gate=layer), input_shape=(1, 8, 8))
-    hm.fit(model, train.x, epochs=epochs, batch_size=64, lr=3e-3)
+    history = hm.fit(model, train.x, epochs=epochs, batch_size=64, lr=3e-3)
+    if history.interrupted:  # fit ends quietly on Ctrl-C; half a training is not to be shared
+        raise KeyboardInterrupt
     info = hm.CardInfo(
         "scikit-learn's digits",
         description="1,438 digits of 8 x 8 pixels, grey levels in [0, 1]; the other 359 to test.",
@@ -44,7 +48,14 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="two epochs, to see that everything works")
     args = parser.parse_args()
     model, info = train(epochs=2 if args.smoke else 60)
-    save(model, info, args.out / "model", args.push_to)
+    try:
+        save(model, info, args.out / "model", args.push_to)
+    except HMoEVAEError as error:
+        sys.exit(f"{parser.prog}: {error}")
+    except Exception as error:  # the Hub's client has many, those of its HTTP library among them
+        if args.push_to is None:
+            raise
+        sys.exit(f"{parser.prog}: --push-to: {f'{error}'.splitlines()[0]}; the model is in {args.out / 'model'}")
 
     loaded = hm.HMoEVAE.from_pretrained(args.out / "model")
     _, test = hm.datasets.digits()

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import likelihood
+import precision
 import pytest
 import streaming
 import torch
 import turns
+import unequal
 from gemms import Op, alone, gemms_of, total_bytes, total_flops
 from peers import PEERS, Loop, peer
 from throughput import article_tree, balanced_factors, main
@@ -287,7 +290,42 @@ def test_streaming_reports_every_source(capsys: pytest.CaptureFixture[str], tmp_
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report == json.loads((tmp_path / "r").read_text())
     rows = {row["data"]: row for row in report["rows"]}
-    assert {"memory", "file", "stream"} <= rows.keys()
+    assert list(rows) == ["memory", "file", "stream"]
     assert rows["memory"]["x_memory"] == 1
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows.values())
     assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+@pytest.mark.parametrize(
+    ("main", "argv"),
+    [
+        (unequal.main, ["--epochs", "1", "--seeds", "1"]),
+        (precision.main, ["--dataset", "digits", "--epochs", "1", "--seeds", "1"]),
+        (likelihood.main, ["--dataset", "mnist5k", "--epochs", "1", "--importance", "1", "--precision", "fp32"]),
+        (streaming.main, ["--samples", "4", "--rounds", "1"]),
+    ],
+    ids=["unequal", "precision", "likelihood", "streaming"],
+)
+def test_half_a_run_is_no_result(
+    main: Callable[[list[str]], None], argv: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ctrl-C in a training, of several in the very first."""
+    interrupted = iter([hm.History(interrupted=True)])
+    monkeypatch.setattr(hm, "fit", lambda *_, **__: next(interrupted))
+    monkeypatch.setattr("precision.has_bfloat16", lambda device: True)
+    images = hm.datasets.LabelledImages("noise", torch.rand(40, 1, 8, 8), torch.arange(40) % 10)
+    monkeypatch.setattr(hm.datasets, "mnist", lambda *_: (images, images))
+    file = tmp_path / "report.json"
+    with pytest.raises(KeyboardInterrupt):
+        main([*argv, "--device", "cpu", "--threads", "1", "--json", str(file)])
+    assert not file.exists()
+
+
+def test_streaming_does_not_count_its_first_epoch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = itertools.count()
+    monkeypatch.setattr(streaming, "seconds_of", lambda *_: (float(next(times)), 1.0))
+    streaming.main(["--samples", "4", "--rounds", "2"])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["seconds"] for row in report["rows"]] == [[1, 4], [2, 5], [3, 6]]

@@ -127,6 +127,21 @@ def test_python_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.M
         exec(compile(block, name_of(page), "exec"), names)
 
 
+def test_early_stopping_stops_when_the_loss_has_not_fallen() -> None:
+    """The callback of the page on checkpoints, without the training below it."""
+    (recipe,) = (block for block in blocks(DOCS / "checkpoints.md", "python") if "def patient" in block)
+    names = {"hm": hm}
+    exec(recipe.partition("\n\n\n")[0], names)
+    model = hm.HMoEVAE(hm.VAE(), (4,), objective="elbo")
+
+    def stops(*losses: float) -> bool:
+        history = hm.History([{"epoch": i, "val_elbo": loss} for i, loss in enumerate(losses, 1)])
+        return names["patient"](hm.training.EpochEnd(model, history, len(losses), 500), patience=2)
+
+    assert [stops(3.0), stops(3.0, 4.0), stops(3.0, 4.0, 2.0), stops(3.0, 2.0, 2.5)] == [False] * 4
+    assert [stops(3.0, 3.0, 3.0), stops(3.0, 2.0, 2.5, 2.1)] == [True] * 2
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "pycon")], ids=name_of)
 def test_sessions_on_a_page_give_what_they_say(page: Path) -> None:
     session = doctest.DocTestParser().get_doctest("\n".join(blocks(page, "pycon")), {}, name_of(page), str(page), 0)
@@ -138,10 +153,25 @@ def test_sessions_on_a_page_give_what_they_say(page: Path) -> None:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_readmes_tables_are_up_to_date() -> None:
-    text = tables.README.read_text(encoding="utf-8")
-    assert tables.MARK.search(text)
-    assert tables.fill(text) == text, "run python benchmarks/tables.py"
+def test_tables_are_up_to_date() -> None:
+    assert {name_of(page) for page in tables.pages()} >= {"README.md", "docs/results.md", "docs/balance.md"}
+    tables.main(["--check"])  # or ends with the page that is not
+
+
+def test_a_page_out_of_date_is_named_and_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    page = tmp_path / "docs" / "more" / "page.md"
+    page.parent.mkdir(parents=True)
+    (tmp_path / "README.md").write_text("nothing asked for", encoding="utf-8")
+    page.write_text("before\n<!-- table: published -->\nbetween\n<!-- table: published -->\nold\n<!-- end -->\nbehind")
+    with pytest.raises(SystemExit, match=r"page\.md: its tables are not those"):
+        tables.main(["--check"])
+    tables.main([])
+    tables.main(["--check"])
+    text = page.read_text(encoding="utf-8")
+    assert text.count(tables.TABLES["published"]()) == 2
+    assert text.count("<!-- end -->\nbe") == 2  # each marker keeps its line
+    assert [word in text for word in ("before", "between", "old", "behind")] == [True, True, False, True]
 
 
 def test_tables_asked_for_exist_and_have_rows() -> None:

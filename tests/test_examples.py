@@ -8,7 +8,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import choose_tree
 import pytest
+import share_model
 import torch
 from _recipes import RECIPES, article_tree
 from _run import load_mnist, thinned
@@ -136,6 +138,43 @@ def test_tutorials_smoke_run(script, files, says, tmp_path):
     hm.HMoEVAE.from_pretrained(tmp_path / "out" / "model")
 
 
+@pytest.mark.parametrize(
+    "train",
+    [
+        lambda: choose_tree.train(choose_tree.LEAF, torch.rand(4, 1, 8, 8), epochs=1, seed=0),
+        lambda: share_model.train(1),
+    ],
+    ids=["choose_tree", "share_model"],
+)
+def test_half_a_training_is_neither_scored_nor_shared(train, monkeypatch):
+    """Ctrl-C, on which fit ends quietly."""
+    monkeypatch.setattr(hm, "fit", lambda *_, **__: hm.History(interrupted=True))
+    with pytest.raises(KeyboardInterrupt):
+        train()
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "says"),
+    [
+        ("own_loop.py", ["--epochs", "-1"], "--epochs: expected an integer > 0, got -1"),
+        ("custom_tree.py", ["--data-root", "/nowhere"], "unrecognized arguments: --data-root /nowhere"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(script, arguments, says, tmp_path):
+    done = run(script, *arguments, "--smoke", "--out", tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_hub_that_cannot_be_reached_ends_in_one_line(tmp_path, offline):
+    done = run("share_model.py", "--smoke", "--push-to", "you/x", "--out", tmp_path / "out", **offline)
+    assert done.returncode == 1
+    assert "share_model.py: --push-to: " in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    hm.HMoEVAE.from_pretrained(tmp_path / "out" / "model")
+
+
 def test_a_table_of_ones_own(tmp_path):
     """Columns that are no numbers and rows with gaps are left out; a label that is no column ends with one line."""
     rows = [f"{i % 7},{(i * i) % 5},word,{'' if i == 3 else i % 3},{'ab'[i % 2]}" for i in range(40)]
@@ -160,8 +199,9 @@ def test_a_table_of_ones_own(tmp_path):
             "a;b\n1;2\n3;4\n",
             "--csv: expected rows without gaps in columns of numbers, separated by commas, got none in ",
         ),
+        ("a,b\n1,2\n3,4\n5,\n", "--csv: expected at least 3 rows without gaps, got 2 in "),
     ],
-    ids=["missing", "empty", "semicolons"],
+    ids=["missing", "empty", "semicolons", "short"],
 )
 def test_a_table_that_cannot_be_read_ends_in_one_line(text, says, tmp_path):
     if text is not None:
