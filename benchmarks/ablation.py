@@ -104,8 +104,7 @@ def measure(name: str, images: LabelledImages, test: LabelledImages, training: T
     start = time.perf_counter()
     model, history = run_row(name, images.x, training)
     seconds = time.perf_counter() - start
-    if history.interrupted:  # fit ends quietly; half a run is no result
-        raise KeyboardInterrupt
+    command.whole(history)
     terms = model.evaluate(test.x, generator=torch.Generator(model.device).manual_seed(0))
     scores = hm.metrics.report(model, test.x, test.y)
     return {"seed": training.seed, **scores, "elbo": -terms["elbo"], "seconds": seconds}

@@ -103,8 +103,7 @@ def run_tree(
     start = time.perf_counter()
     model, history = RECIPES[recipe].run(layout, train.x, training)
     seconds = time.perf_counter() - start
-    if history.interrupted:  # fit ends quietly; half a run is no result
-        raise KeyboardInterrupt
+    command.whole(history)
     terms = model.evaluate(test.x, generator=torch.Generator(model.device).manual_seed(0))
     return hm.metrics.report(model, test.x, test.y) | {
         "expected_loss": terms["expected"],

@@ -273,7 +273,7 @@ def leak(what: str, times: int) -> Row:
     process.join()
     warm = times // 4
     growth = (held[-1] - held[warm]) / (times - 1 - warm)
-    sees = f"{growth / 1024:+.1f} KiB a time from the {warm + 1}th on, {held[-1] / 2**20:.0f} MiB held at the end"
+    sees = f"{growth / 1024:+.1f} KiB a time from number {warm + 1} on, {held[-1] / 2**20:.0f} MiB held at the end"
     details = {"resident_mib": [round(held[i] / 2**20, 2) for i in range(0, times, max(1, times // 20))]}
     return Row(f"{times} {what}", times, times if growth < LEAK_PER_REPEAT else 0, sees, details)
 

@@ -196,7 +196,7 @@ def draw(model: hm.HMoEVAE, test: LabelledImages, history: hm.History, recorder:
     }
     if len(history):
         figures["losses"] = hm.plot.losses(history)
-        figures["usage"] = hm.plot.usage(history)
+        figures["usage"] = hm.plot.usage(history, plan=model.plan)
         figures["samples_by_epoch"] = hm.plot.sample_grid(recorder.frames, recorder.epochs, plan=model.plan)
     if model.plan.depth > 1:
         figures["nearest"] = hm.plot.nearest(model, test.x, generator=torch.Generator().manual_seed(0))

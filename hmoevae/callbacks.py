@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hmoevae.errors import ArgumentError, is_integer, mismatch
 from hmoevae.training import EpochEnd
 
 
@@ -13,12 +14,15 @@ class SampleRecorder:
     """Keeps, as training goes, what every leaf makes of one shared z: the material of `hmoevae.plot.sample_grid`.
 
     Args:
-        n_frames: About how many epochs to keep, evenly spread, the first and the last among them. Epochs that left the
-            experts as they were, such as those of gates alone, are left out.
+        n_frames: About how many epochs to keep, two or more, evenly spread, the first and the last among them. Epochs
+            that left the experts as they were, such as those of gates alone, are left out.
         seed: Fixes z, a draw from the prior.
 
     Attributes:
         epochs: The epochs kept.
+
+    Raises:
+        ArgumentError: `n_frames` is not an integer > 1.
 
     >>> import hmoevae as hm
     >>> model, recorder = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2), 3), (4,)), SampleRecorder(n_frames=2)
@@ -32,7 +36,9 @@ class SampleRecorder:
     """
 
     def __init__(self, n_frames: int = 20, *, seed: int = 0) -> None:
-        self.n_frames = n_frames
+        if not is_integer(n_frames, least=2):
+            raise ArgumentError(mismatch("n_frames", "an integer > 1", repr(n_frames)))
+        self.n_frames = int(n_frames)
         self.seed = seed
         self.epochs: list[int] = []
         self._frames: list[Tensor] = []
@@ -61,5 +67,11 @@ class SampleRecorder:
 
     @property
     def frames(self) -> Float[Tensor, "epoch leaf *sample"]:
-        """The samples kept, one row an epoch."""
+        """The samples kept, one row an epoch.
+
+        Raises:
+            ArgumentError: There are none yet.
+        """
+        if not self._frames:
+            raise ArgumentError(mismatch("SampleRecorder", "a finished epoch of fit", "none"))
         return torch.stack(self._frames)

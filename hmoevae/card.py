@@ -70,7 +70,7 @@ class CardInfo:
 
     Raises:
         ArgumentError: The name is empty, or a metric is not finite.
-        ArgumentTypeError: A metric is not a number.
+        ArgumentTypeError: The metrics are not a mapping, or one of them is not a number.
 
     >>> CardInfo("MNIST", split="test", metrics={"accuracy": 0.98})
     CardInfo(dataset='MNIST', description=None, dataset_id=None, split='test', metrics={'accuracy': 0.98})
@@ -85,6 +85,9 @@ class CardInfo:
     def __post_init__(self) -> None:
         if not self.dataset:
             raise ArgumentError(mismatch("dataset", "the name of the data", repr(self.dataset)))
+        if not isinstance(self.metrics, Mapping):
+            expected = "a mapping from names to numbers"
+            raise ArgumentTypeError(mismatch("metrics", expected, type(self.metrics).__name__))
         for name, value in self.metrics.items():
             try:
                 finite = math.isfinite(value)
@@ -108,7 +111,12 @@ def model_card(
 
     Returns:
         The card; its metadata hold the metrics as the Hub's evaluation results.
+
+    Raises:
+        ArgumentTypeError: `info` is something else.
     """
+    if info is not None and not isinstance(info, CardInfo):
+        raise ArgumentTypeError(mismatch("info", "a CardInfo or None", type(info).__name__))
     binary = any(isinstance(node, VAE) and isinstance(node.likelihood, Bernoulli) for _, node in tree.walk())
     samples = f"torch.rand({', '.join(map(str, (8, *input_shape)))}){'.round()' if binary else ''}"
     return ModelCard.from_template(

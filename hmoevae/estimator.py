@@ -51,8 +51,8 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         max_iter: Passes over the data.
         batch_size: Samples a step.
         lr: Learning rate of Adam.
-        init: What the first epoch of a fit teaches gates and experts: the clusters of `"kmeans"`, level by level down a
-            tree, as `GaussianMixture` begins, or of `"umap"` (extra `umap`); `"random"` leaves it out.
+        init: What the first tenth of a fit's epochs teaches gates and experts: the clusters of `"kmeans"`, level by
+            level down a tree, as `GaussianMixture` begins, or of `"umap"` (extra `umap`); `"random"` leaves it out.
         n_init: Number of trainings from fresh weights, of which the one with the smallest `loss_` is kept.
         n_importance: Draws of z from every leaf behind each value of `score_samples`.
         warm_start: Let `fit` go on from the weights of the fit before, with a fresh optimiser and `n_init` not read.
@@ -166,6 +166,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
                 batch_size=self.batch_size,
                 lr=self.lr,
                 init="random" if goes_on or tree.n_leaves == 1 else self.init,
+                init_epochs=max(1, self.max_iter // 10),
                 seed=seed,
                 device=where,
                 progress=self.verbose > 0,

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hmoevae.errors import ArgumentError, is_integer, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, is_integer, mismatch
 from hmoevae.model import HMoEVAE
 
 
-def routing(model: HMoEVAE, *, level: int | None = None) -> "Routing":
+def routing(model: HMoEVAE, *, level: int | None = None) -> "RoutingModule":
     """The gates alone: x -> the probability of every node of a level, as `HMoEVAE.predict_proba`.
 
     Args:
@@ -23,6 +23,7 @@ def routing(model: HMoEVAE, *, level: int | None = None) -> "Routing":
 
     Raises:
         ArgumentError: The tree has no such level.
+        ArgumentTypeError: `model` is not an `HMoEVAE`.
 
     >>> from hmoevae import VAE, Mixture
     >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
@@ -31,10 +32,11 @@ def routing(model: HMoEVAE, *, level: int | None = None) -> "Routing":
     >>> program.module()(torch.rand(7, 4)).shape
     torch.Size([7, 3])
     """
-    return Routing(model, level).requires_grad_(False).eval()
+    _check_model(model)
+    return RoutingModule(model, level).requires_grad_(False).eval()
 
 
-def decoder(model: HMoEVAE, leaf: int) -> "Decoder":
+def decoder(model: HMoEVAE, leaf: int) -> "DecoderModule":
     """One leaf's decoder: z -> the mean of p(x|z), as `HMoEVAE.decode`.
 
     Args:
@@ -43,23 +45,30 @@ def decoder(model: HMoEVAE, leaf: int) -> "Decoder":
 
     Raises:
         ArgumentError: The tree has no such leaf.
+        ArgumentTypeError: `model` is not an `HMoEVAE`.
 
     >>> from hmoevae import VAE, Mixture
     >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
     >>> decoder(model, 0)(torch.zeros(5, 2)).shape
     torch.Size([5, 4])
     """
+    _check_model(model)
     if not is_integer(leaf, least=0) or leaf >= model.plan.n_leaves:
         raise ArgumentError(mismatch("leaf", f"an integer from 0 to {model.plan.n_leaves - 1}", repr(leaf)))
-    return Decoder(model, int(leaf)).requires_grad_(False).eval()
+    return DecoderModule(model, int(leaf)).requires_grad_(False).eval()
 
 
-class Routing(nn.Module):
+def _check_model(model: object) -> None:
+    if not isinstance(model, HMoEVAE):
+        raise ArgumentTypeError(mismatch("model", "an HMoEVAE", type(model).__name__))
+
+
+class RoutingModule(nn.Module):
     """What `routing` returns.
 
     >>> from hmoevae import VAE, Mixture
     >>> gates = routing(HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)))
-    >>> isinstance(gates, Routing), gates(torch.rand(5, 4)).shape
+    >>> isinstance(gates, RoutingModule), gates(torch.rand(5, 4)).shape
     (True, torch.Size([5, 3]))
     """
 
@@ -79,12 +88,12 @@ class Routing(nn.Module):
         return node_log_prob.index_select(0, self.columns).exp().t()
 
 
-class Decoder(nn.Module):
+class DecoderModule(nn.Module):
     """What `decoder` returns.
 
     >>> from hmoevae import VAE, Mixture
     >>> leaf = decoder(HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)), 0)
-    >>> isinstance(leaf, Decoder), leaf.latent_dim
+    >>> isinstance(leaf, DecoderModule), leaf.latent_dim
     (True, 2)
     """
 

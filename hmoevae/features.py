@@ -66,10 +66,12 @@ def principal_components(samples: Float[Tensor, "n *sample"], n_components: int)
         MissingExtraError: scikit-learn is not installed.
     """
     try:
+        from sklearn import config_context
         from sklearn.decomposition import PCA
     except ImportError as error:
         expected = "scikit-learn, as in pip install 'hmoevae[sklearn]'"
         raise MissingExtraError(mismatch("principal components of the data", expected, f"{error}")) from None
 
     flat = samples.flatten(1).float().cpu().numpy()
-    return PCA(min(n_components, *flat.shape), svd_solver="randomized", random_state=0).fit_transform(flat)
+    with config_context(array_api_dispatch=False):  # whatever the caller has chosen for arrays of other libraries
+        return PCA(min(n_components, *flat.shape), svd_solver="randomized", random_state=0).fit_transform(flat)

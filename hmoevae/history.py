@@ -41,8 +41,10 @@ class History:
 
     def __getitem__(self, column: str) -> list[float]:
         """One column, a value for every epoch; NaN where an epoch has none."""
+        if not self.rows:
+            raise ArgumentError(mismatch("column", "a history of one epoch or more", f"{column!r} of none"))
         if column not in self.columns:
-            raise ArgumentError(mismatch("column", f"one of {', '.join(self.columns) or 'none yet'}", repr(column)))
+            raise ArgumentError(mismatch("column", f"one of {', '.join(self.columns)}", repr(column)))
         return [float(row.get(column, math.nan)) for row in self.rows]
 
     def __len__(self) -> int:
@@ -50,7 +52,7 @@ class History:
         return len(self.rows)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the rows as CSV with a header line.
+        """Write the rows as CSV with a header line, which without an epoch has the columns of every history.
 
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +62,7 @@ class History:
         1,3.5
         """
         text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer = csv.DictWriter(text, self.columns or ("epoch", "seconds", "loss"), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         storage.write_text(path, text.getvalue())

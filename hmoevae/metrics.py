@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from hmoevae.errors import ArgumentError, DataError, MissingExtraError, ShapeError, is_integer, mismatch
+from hmoevae.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DataError,
+    MissingExtraError,
+    ShapeError,
+    is_integer,
+    mismatch,
+)
 from hmoevae.model import BATCH_SIZE, ArrayLike, HMoEVAE
 from hmoevae.plan import compile_tree
 from hmoevae.spec import Tree
@@ -94,6 +102,7 @@ def dendrogram_purity(labels: Labels, leaves: Labels, tree: Tree) -> float:
     Raises:
         ShapeError: `labels` and `leaves` are not equally long vectors.
         ArgumentError: `leaves` are not indices of the tree's leaves.
+        ArgumentTypeError: `tree` is not a tree.
         DataError: No two samples have one label.
 
     >>> from hmoevae import VAE, Mixture
@@ -103,6 +112,8 @@ def dendrogram_purity(labels: Labels, leaves: Labels, tree: Tree) -> float:
     >>> dendrogram_purity(np.array([1, 0, 0, 1]), np.array([0, 1, 2, 2]), tree)  # 2/3 at root/1, 2/4 at the root
     0.5833333333333333
     """
+    if not isinstance(tree, Tree):
+        raise ArgumentTypeError(mismatch("tree", "a VAE or a Mixture, such as model.tree", type(tree).__name__))
     plan = compile_tree(tree)
     y, leaf = _vectors(labels, leaves, "leaves")
     if not np.issubdtype(leaf.dtype, np.integer) or leaf.min() < 0 or leaf.max() >= plan.n_leaves:
@@ -191,12 +202,21 @@ def report(model: HMoEVAE, x: ArrayLike, labels: Labels, *, batch_size: int = BA
         `accuracy`, `nmi`, `ari`, `leaf_purity`, `usage_entropy` and `calibration_error` of the leaves,
         `dendrogram_purity` of the tree, and all but the last again for each level, as in `accuracy_level1`.
 
+    Raises:
+        ArgumentTypeError: `model` is not an `HMoEVAE`.
+        ShapeError: The samples are not the model's, or there is not one label for each.
+
     >>> from hmoevae import VAE, Mixture
     >>> model = HMoEVAE(Mixture.of(Mixture.of(VAE(), 2), 2), input_shape=(4,))
     >>> scores = report(model, torch.rand(20, 4), torch.arange(20) % 2)
     >>> sorted(name for name in scores if not name.endswith("_level1"))
     ['accuracy', 'ari', 'calibration_error', 'dendrogram_purity', 'leaf_purity', 'nmi', 'usage_entropy']
     """
+    if not isinstance(model, HMoEVAE):
+        raise ArgumentTypeError(mismatch("model", "an HMoEVAE, such as an estimator's model_", type(model).__name__))
+    x, labels = model.check_input(x, values=False), _numpy(labels)
+    if labels.shape != (len(x),):
+        raise ShapeError(mismatch("labels", f"one a sample, ({len(x)},)", labels.shape))
     scores: dict[str, float] = {}
     for level in (None, *range(1, model.plan.depth)):
         p = model.predict_proba(x, level=level, batch_size=batch_size)
@@ -216,14 +236,18 @@ def _numpy(values: Labels) -> np.ndarray:
 
 def _vectors(labels: Labels, clusters: Labels, name: str = "clusters") -> tuple[np.ndarray, np.ndarray]:
     y, c = _numpy(labels), _numpy(clusters)
-    if y.ndim != 1 or y.shape != c.shape or len(y) == 0:
+    if y.ndim != 1:
+        raise ShapeError(mismatch("labels", "(n,)", y.shape))
+    if len(y) == 0:
+        raise DataError(mismatch("labels", "at least one", "none"))
+    if y.shape != c.shape:
         raise ShapeError(mismatch(name, f"one a label, {y.shape}", c.shape))
     return y, c
 
 
 def _probabilities(probabilities: ArrayLike) -> np.ndarray:
     if isinstance(probabilities, torch.Tensor):
-        probabilities = probabilities.double()  # numpy knows no bfloat16
+        probabilities = probabilities.cpu().double()  # numpy knows no bfloat16, Apple's GPUs no double precision
     p = _numpy(probabilities).astype(np.float64)
     if p.ndim != 2 or p.size == 0:
         raise ShapeError(mismatch("probabilities", "(n, node)", p.shape))

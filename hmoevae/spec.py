@@ -9,8 +9,8 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, dataclass_transform
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, dataclass_transform, get_args
 
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
@@ -66,8 +66,7 @@ _WORDS = {
     "too_short": "at least {min_length} items",
     "dataclass_type": "a record of type {class_name}",
     "dataclass_exact_type": "a record of type {class_name}",
-    "model_attributes_type": "a node or record of the tree",
-    "tuple_type": "a tuple",
+    "tuple_type": "a tuple such as (128, 64)",
     "string_type": "a string or None",
     "union_tag_invalid": "kind to be one of {expected_tags}",
     "union_tag_not_found": "a record with a known kind",
@@ -79,7 +78,20 @@ _WORDS = {
 _TAGS = frozenset({"vae", "mixture", "mlp", "conv", "gaussian", "bernoulli", "continuous_bernoulli"})
 
 
-def _spec_error(root: str, error: pydantic.ValidationError) -> SpecError:
+def _fields(record: type) -> list[str]:
+    """The fields that may be given by position: all but the `kind` of records that are told apart by it."""
+    return [field.name for field in dataclasses.fields(record) if not field.kw_only]
+
+
+def _choices(field: str | int) -> str:
+    """The constructors of what may stand in a field, or as a child."""
+    unions: dict[str | int, Any] = {"likelihood": get_args(Likelihood)[0], "gate": get_args(GateNetwork)[0]}
+    records = get_args(unions.get(field, Tree))
+    *others, last = (f"{record.__name__}({'...' if _fields(record) else ''})" for record in records)
+    return f"{', '.join(others)} or {last}"
+
+
+def _spec_error(root: str, error: pydantic.ValidationError, fields: Sequence[str] = ()) -> SpecError:
     """Word the first of pydantic's complaints as `root.children[1].latent_dim: expected ..., got ...`."""
     first = error.errors(include_url=False)[0]
     path = root
@@ -91,6 +103,15 @@ def _spec_error(root: str, error: pydantic.ValidationError) -> SpecError:
     words = _WORDS.get(first["type"], first["msg"].removeprefix("Input should be "))
     context = first.get("ctx", {})
     expected = words.format(**context)
+    place = first["loc"][-1] if first["loc"] else root
+    if first["type"] == "model_attributes_type" or (
+        first["type"] == "union_tag_invalid" and not isinstance(first["input"], dict)
+    ):
+        expected = _choices(place)
+    elif first["type"] == "unexpected_keyword_argument" and fields and len(first["loc"]) == 1:
+        expected = f"no such field (there are {', '.join(fields)})"
+    elif first["type"] == "tuple_type" and place == "children":
+        expected = "a tuple of nodes"
     got = f"{first['input']!r:.200}"
     if first["type"].startswith("missing"):
         got = "nothing"
@@ -105,16 +126,16 @@ def _record(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, validated dataclass whose constructor raises `SpecError`."""
     made = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
     construct = made.__init__
-    positional = [field.name for field in dataclasses.fields(made) if not field.kw_only]
+    positional = _fields(made)
 
     @functools.wraps(construct)
     def __init__(self: T, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         if len(args) > len(positional):
-            raise SpecError(mismatch(cls.__name__, f"at most {len(positional)} positional arguments", len(args)))
+            raise SpecError(mismatch(cls.__name__, f"at most the arguments ({', '.join(positional)})", len(args)))
         try:  # by name, so that an error can say which field it is
             construct(self, **dict(zip(positional, args, strict=False)), **kwargs)  # type: ignore[arg-type]
         except pydantic.ValidationError as error:
-            raise _spec_error(cls.__name__, error) from None
+            raise _spec_error(cls.__name__, error, positional) from None
 
     made.__init__ = __init__  # type: ignore[method-assign]
     return made  # type: ignore[return-value]
@@ -372,8 +393,6 @@ class VAE(Node):
     likelihood: Likelihood = Gaussian()
     name: str | None = None
 
-    __str__ = Node.__str__
-
     @property
     def children(self) -> "tuple[VAE | Mixture, ...]":  # type: ignore[override]  # a constant in place of a field
         """A leaf has no children."""
@@ -419,8 +438,6 @@ class Mixture(Node):
     balance: Balance | None = None
     prior: Literal["uniform", "leaves", "learned"] = "uniform"
     name: str | None = None
-
-    __str__ = Node.__str__
 
     @pydantic.field_validator("children")
     @classmethod

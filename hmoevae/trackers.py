@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from hmoevae.errors import ArgumentError, MissingExtraError, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, MissingExtraError, is_integer, mismatch
 from hmoevae.training import EpochEnd
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Tracking:
 
     Raises:
         ArgumentError: There is no such tracker, or it takes no images.
+        ArgumentTypeError: `tracker` is neither a name nor a tracker, `run` no string, or `folder` no path.
         MissingExtraError: Its library is not installed, or matplotlib for the pictures is not.
 
     >>> import hmoevae as hm, tempfile
@@ -54,7 +55,16 @@ class Tracking:
         folder: str | os.PathLike[str] = "runs",
         images_every: int | None = 10,
     ) -> None:
-        if images_every is not None and (isinstance(images_every, bool) or images_every < 1):
+        from accelerate.tracking import GeneralTracker  # not at the top: see resolve_device
+
+        if not isinstance(tracker, str | GeneralTracker):
+            expected = "a name or a GeneralTracker of accelerate"
+            raise ArgumentTypeError(mismatch("tracker", expected, type(tracker).__name__))
+        if not isinstance(run, str):
+            raise ArgumentTypeError(mismatch("run", "a string", type(run).__name__))
+        if not isinstance(folder, str | os.PathLike):
+            raise ArgumentTypeError(mismatch("folder", "a path", type(folder).__name__))
+        if images_every is not None and not is_integer(images_every, least=1):
             raise ArgumentError(mismatch("images_every", "an integer > 0 or None", repr(images_every)))
         kind: Any = _class_of(tracker) if isinstance(tracker, str) else type(tracker)
         if images_every is not None:

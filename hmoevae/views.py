@@ -7,6 +7,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,8 +96,9 @@ def as_view(view: ViewLike) -> View:
     """
     if isinstance(view, View):
         return view
-    if not callable(view):
-        raise ArgumentTypeError(mismatch("view", "a View or a callable from samples to samples", type(view).__name__))
+    if not callable(view) or isinstance(view, type):  # a class would make an object of the samples
+        got = f"the class {view.__name__}" if isinstance(view, type) else type(view).__name__
+        raise ArgumentTypeError(mismatch("view", "a View or a callable from samples to samples", got))
     return _Plain(view)
 
 
@@ -121,9 +124,15 @@ class Compose(View):
     def __call__(
         self, x: Tensor, *, index: Index | None = None, generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch *sample"]:
-        """The changes one after the other."""
+        """The changes one after the other.
+
+        Raises:
+            ArgumentTypeError: One of the views does not return a tensor.
+        """
         for view in self.views:
             x = as_view(view)(x, index=index, generator=generator)
+            if not isinstance(x, Tensor):
+                raise ArgumentTypeError(mismatch("view", "a tensor from the callable", type(x).__name__))
         return x
 
 
@@ -135,28 +144,30 @@ class RandomAffine(View):
     device of the batch. Pixels from outside are zero, those in between bilinear.
 
     Args:
-        degrees: Angles are drawn from [-degrees, degrees].
+        degrees: Angles are drawn from [-degrees, degrees], or between two.
         translate: Largest shifts along width and height, as fractions of them.
         scale: Range of the factor of size.
-        shear: Angles of the horizontal shear are drawn from [-shear, shear], in degrees.
+        shear: Angles of the horizontal shear are drawn from [-shear, shear], or between two, in degrees.
 
     >>> RandomAffine()(torch.rand(5, 1, 28, 28)).shape
     torch.Size([5, 1, 28, 28])
     """
 
-    degrees: float = 15.0
+    degrees: float | tuple[float, float] = 15.0
     translate: tuple[float, float] = (0.15, 0.15)
     scale: tuple[float, float] = (0.85, 1.15)
-    shear: float = 11.0
+    shear: float | tuple[float, float] = 11.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name, angle, largest in (("degrees", self.degrees, 180), ("shear", self.shear, 89)):
-            if not 0 <= angle <= largest:
-                raise ArgumentError(mismatch(f"RandomAffine.{name}", f"an angle from 0 to {largest}", repr(angle)))
-        if len(self.translate) != 2 or not all(0 <= share <= 1 for share in self.translate):
+            ends = _between(angle)
+            if not _is_pair(ends) or not -largest <= ends[0] <= ends[1] <= largest:
+                expected = f"an angle from 0 to {largest}, or two rising ones"
+                raise ArgumentError(mismatch(f"RandomAffine.{name}", expected, repr(angle)))
+        if not _is_pair(self.translate) or not all(0 <= share <= 1 for share in self.translate):
             raise ArgumentError(mismatch("RandomAffine.translate", "two numbers from 0 to 1", repr(self.translate)))
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
+        if not _is_pair(self.scale) or not 0 < self.scale[0] <= self.scale[1] < math.inf:
             raise ArgumentError(mismatch("RandomAffine.scale", "two rising numbers > 0", repr(self.scale)))
 
     def __call__(
@@ -169,16 +180,28 @@ class RandomAffine(View):
         """Every image changed by a draw of its own."""
         if x.ndim != 4:
             raise ShapeError(mismatch("x", "images, (batch, channels, height, width)", tuple(x.shape)))
+        if not x.is_floating_point():
+            raise ArgumentTypeError(mismatch("x", "floating point values (such as pixels / 255)", x.dtype))
         *_, height, width = x.shape
 
         def draw(n: int) -> Tensor:
             return torch.rand(5, n, generator=generator, device=x.device, dtype=x.dtype)
 
         draws = for_batch(draw, len(x), generator)
-        angle, shear = (2 * draws[:2] - 1) * x.new_tensor([[self.degrees], [self.shear]]).deg2rad()
+        lowest, highest = x.new_tensor([_between(self.degrees), _between(self.shear)]).deg2rad().t().unsqueeze(2)
+        angle, shear = (lowest + highest) / 2 + (2 * draws[:2] - 1) * (highest - lowest) / 2
         shift = (2 * draws[2:4] - 1) * x.new_tensor(self.translate).unsqueeze(1) * x.new_tensor([[width], [height]])
         low, high = self.scale
         return _affine(x, angle, shift, low + (high - low) * draws[4], shear)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(number, Real) for number in value)
+
+
+def _between(angle: Any) -> Any:
+    """The two angles that are meant, by one number its negative and itself."""
+    return (-angle, angle) if isinstance(angle, Real) else angle
 
 
 def _affine(

@@ -100,6 +100,15 @@ def test_information_that_makes_no_sense() -> None:
         hm.CardInfo("MNIST", metrics={"nmi": "high"})
     with pytest.raises(ArgumentError, match=r"metrics\['nmi'\]: expected a finite number, got nan"):
         hm.CardInfo("MNIST", metrics={"nmi": float("nan")})
+    with pytest.raises(ArgumentTypeError, match=r"metrics: expected a mapping from names to numbers, got list"):
+        hm.CardInfo("MNIST", metrics=[1])
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_information_is_a_card_info(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"info: expected a CardInfo or None, got dict"):
+        make().save_pretrained(tmp_path / "model", info={"dataset": "MNIST"})
+    assert not (tmp_path / "model" / "config.json").exists()
 
 
 # --- the snippet ----------------------------------------------------------------------------------------------------

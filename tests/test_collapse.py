@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import hmoevae as hm
-from hmoevae.errors import ArgumentError, ConstantGateWarning, DeadLeafWarning, NonFiniteError
+from hmoevae.errors import ArgumentError, ArgumentTypeError, ConstantGateWarning, DeadLeafWarning, NonFiniteError
 from hmoevae.plan import compile_tree
 from hmoevae.training.revival import revive
 from hmoevae.training.usage import gate_sums, information
@@ -363,3 +363,15 @@ def test_restarts_refuse_what_cannot_be_compared(blobs: Tensor) -> None:
         hm.best_of(train, blobs)
     with pytest.raises(ArgumentError, match=r"seeds: expected at least one, got none"):
         hm.best_of(train, blobs, seeds=[])
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_restarts_name_what_they_cannot_use(blobs: Tensor) -> None:
+    model = model_of()
+    for returned, got in ((model, "HMoEVAE"), (None, "NoneType"), ((hm.History(), model), "tuple")):
+        with pytest.raises(ArgumentTypeError) as caught:
+            hm.best_of(lambda seed, returned=returned: returned, blobs)
+        expected = "a function that returns a model and its history"
+        assert str(caught.value) == f"train: expected {expected}, got {got} from it"
+    with pytest.raises(ArgumentTypeError, match=r"seeds: expected seeds, such as range\(4\), got 4"):
+        hm.best_of(lambda seed: (model, hm.History()), blobs, seeds=4)

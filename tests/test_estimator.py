@@ -71,11 +71,14 @@ print("ran", len(checks))
 """
 
 
+# PyTorch 2.6 leaves a temporary folder to the interpreter's end, which says so; few epochs on noise teach gates little.
+QUIET = ("-W", "ignore:Implicitly cleaning up", "-W", "ignore:information")
+
+
 def test_the_check_that_wants_a_process_of_its_own():
     """scipy reads SCIPY_ARRAY_API when it is imported; without it `check_array_api_input` is skipped."""
     run = subprocess.run(
-        # PyTorch 2.6 leaves a temporary folder to the interpreter's end, which says so.
-        [sys.executable, "-W", "error", "-W", "ignore:Implicitly cleaning up", "-c", ARRAY_API_CHECK],
+        [sys.executable, "-W", "error", *QUIET, "-c", ARRAY_API_CHECK],
         env=os.environ | {"SCIPY_ARRAY_API": "1"},
         cwd=Path(hm.__file__).parent.parent,
         capture_output=True,
@@ -251,6 +254,19 @@ def test_warm_start_goes_on():
             clone(mixture).fit(x).set_params(**other).fit(x)
     with pytest.raises(ArgumentError, match="warm_start: expected the tree"):
         mixture.fit(x[:, :2])
+
+
+def test_the_first_epoch_learns_the_clusters_of_k_means_unless_told_otherwise():
+    """From fresh weights, gates leave one of these five groups to another's expert with some seeds."""
+    x, y = make_blobs(400, n_features=4, centers=5, random_state=3)
+    x = StandardScaler().fit_transform(x)
+    mixture = hm.VAEMixture(5, max_iter=30, random_state=3, device="cpu").fit(x)
+    assert adjusted_rand_score(y, mixture.predict(x)) > 0.95
+    assert "start_gate" in mixture.history_.columns
+    assert "start_gate" not in mixture.set_params(init="random").fit(x).history_.columns
+    assert "start_gate" not in small(n_components=1, max_iter=1).fit(x).history_.columns
+    with pytest.raises(ArgumentError, match="init: expected one of 'random', 'kmeans', 'umap'"):
+        mixture.set_params(init="k-means++").fit(x)
 
 
 def test_a_warm_start_takes_the_precision_of_the_new_data():

@@ -11,7 +11,7 @@ from test_contract import SORTS
 from torch import Tensor, nn
 
 import hmoevae as hm
-from hmoevae.errors import ArgumentError
+from hmoevae.errors import ArgumentError, ArgumentTypeError
 
 BATCHES = (1, 2, 17)
 """Sizes to run; programs are exported with another."""
@@ -91,3 +91,7 @@ def test_bad_arguments(model):
             hm.export.decoder(model, leaf)
     with pytest.raises(ArgumentError, match="level: expected an integer from 0 to the tree's depth"):
         hm.export.routing(model, level=model.plan.depth + 1)
+    for given in (model.tree, hm.VAEMixture(2)):
+        for export in (hm.export.routing, lambda wrong: hm.export.decoder(wrong, 0)):
+            with pytest.raises(ArgumentTypeError, match=f"model: expected an HMoEVAE, got {type(given).__name__}"):
+                export(given)

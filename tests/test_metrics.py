@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import hmoevae as hm
 from hmoevae import metrics
-from hmoevae.errors import ArgumentError, DataError, ShapeError
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError
 from hmoevae.plan import compile_tree
 
 
@@ -47,6 +47,17 @@ def test_scores_do_not_depend_on_names():
 def test_lengths_must_agree(clusters):
     with pytest.raises(ShapeError, match=r"clusters: expected one a label, \(4,\), got"):
         metrics.accuracy(np.zeros(4, int), clusters)
+
+
+def test_there_has_to_be_a_label():
+    for labels, error, message in (
+        ([], DataError, r"labels: expected at least one, got none"),
+        (np.eye(3), ShapeError, r"labels: expected \(n,\), got \(3, 3\)"),
+    ):
+        with pytest.raises(error, match=message):
+            metrics.accuracy(labels, labels)
+        with pytest.raises(error, match=message):
+            metrics.clustering_scores(labels, labels)
 
 
 # --- dendrogram purity ----------------------------------------------------------------------------------------------
@@ -107,6 +118,12 @@ def test_dendrogram_purity_counts_large_sets_exactly():
 def test_dendrogram_purity_refuses(labels, leaves, error, message):
     with pytest.raises(error, match=message):
         metrics.dendrogram_purity(np.array(labels), np.array(leaves), hm.Mixture.of(hm.VAE(), 2))
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_dendrogram_purity_takes_the_tree_and_not_the_model():
+    with pytest.raises(ArgumentTypeError, match=r"tree: expected a VAE or a Mixture, .* model.tree, got HMoEVAE"):
+        metrics.dendrogram_purity([0, 0], [0, 0], build(hm.VAE(), (3,)))
 
 
 # --- usage and calibration ------------------------------------------------------------------------------------------
@@ -224,3 +241,27 @@ def test_a_report_holds_every_score_at_every_level(case: Case):
 def test_a_lone_expert_has_a_report_too():
     report = metrics.report(build(hm.VAE(), (3,)), torch.rand(6, 3), torch.arange(6) % 2)
     assert (report["usage_entropy"], report["dendrogram_purity"], report["nmi"]) == (1, pytest.approx(0.5), 0)
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_a_report_names_what_cannot_be_used():
+    x = torch.rand(6, 3)
+    model = build(hm.Mixture.of(hm.VAE(), 2), (3,))
+    for other, came in ((hm.VAEMixture(2), "VAEMixture"), (model.tree, "Mixture"), (x, "Tensor")):
+        with pytest.raises(ArgumentTypeError, match=f"model: expected an HMoEVAE, .* estimator's model_, got {came}"):
+            metrics.report(other, x, torch.zeros(6))
+    for labels, shape in ((torch.zeros(5), r"\(5,\)"), (torch.zeros(6, 1), r"\(6, 1\)"), ([], r"\(0,\)")):
+        with pytest.raises(ShapeError, match=rf"labels: expected one a sample, \(6,\), got {shape}"):
+            metrics.report(model, x, labels)
+    with pytest.raises(ShapeError, match=r"x: expected \(batch, 3\), got \(6, 2\)"):
+        metrics.report(model, x[:, :2], torch.zeros(6))
+
+
+def test_probabilities_leave_their_device_before_they_become_double(monkeypatch):
+    """There is no double precision on Apple's GPUs."""
+    here = []
+    cpu, double = torch.Tensor.cpu, torch.Tensor.double
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: (here.append("cpu"), cpu(tensor))[1])
+    monkeypatch.setattr(torch.Tensor, "double", lambda tensor: (here.append("double"), double(tensor))[1])
+    metrics.usage_entropy(torch.tensor([[0.7, 0.3]]))
+    assert here[:2] == ["cpu", "double"]

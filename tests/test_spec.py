@@ -81,7 +81,10 @@ COUNT = "an integer > 0"
 POSITIVE = "a finite number > 0"
 ACTIVATIONS = "'relu', 'sigmoid', 'tanh', 'gelu', 'silu' or 'elu'"
 LIKELIHOODS = "kind to be one of 'gaussian', 'bernoulli', 'continuous_bernoulli'"
-RECORD = "a node or record of the tree"
+LIKELIHOOD = "Gaussian(...), Bernoulli() or ContinuousBernoulli()"
+NETWORK = "MLP(...) or Conv(...)"
+NODE = "VAE(...) or Mixture(...)"
+WIDTHS = "a tuple such as (128, 64)"
 
 BAD_FIELDS = [
     # sizes
@@ -94,8 +97,10 @@ BAD_FIELDS = [
     (lambda: hm.MLP((0,)), f"MLP.hidden[0]: expected {COUNT}, got 0"),
     (lambda: hm.MLP((3, -1)), f"MLP.hidden[1]: expected {COUNT}, got -1"),
     (lambda: hm.MLP((3, None)), f"MLP.hidden[1]: expected {COUNT}, got None"),
-    (lambda: hm.MLP(128), "MLP.hidden: expected a tuple, got 128"),
-    (lambda: hm.MLP("128"), "MLP.hidden: expected a tuple, got '128'"),
+    (lambda: hm.MLP(128), f"MLP.hidden: expected {WIDTHS}, got 128"),
+    (lambda: hm.MLP(128, 64), f"MLP.hidden: expected {WIDTHS}, got 128"),
+    (lambda: hm.MLP("128"), f"MLP.hidden: expected {WIDTHS}, got '128'"),
+    (lambda: hm.Conv(16), f"Conv.channels: expected {WIDTHS}, got 16"),
     (lambda: hm.Conv(channels=()), "Conv.channels: expected at least 1 items, got 0"),
     (lambda: hm.Conv(channels=(3, 0)), f"Conv.channels[1]: expected {COUNT}, got 0"),
     (lambda: hm.Conv(kernel_size=0), f"Conv.kernel_size: expected {COUNT}, got 0"),
@@ -126,32 +131,44 @@ BAD_FIELDS = [
     (lambda: hm.VAE(encoder=5), "VAE.encoder: expected a record of type MLP, got 5"),
     (lambda: hm.VAE(decoder=(128,)), "VAE.decoder: expected a record of type MLP, got (128,)"),
     (lambda: hm.VAE(encoder=hm.Conv()), f"VAE.encoder: expected a record of type MLP, got {hm.Conv()!r}"),
-    (lambda: hm.VAE(likelihood="bernoulli"), f"VAE.likelihood: expected {RECORD}, got 'bernoulli'"),
-    (lambda: hm.VAE(likelihood=hm.MLP()), f"VAE.likelihood: expected {LIKELIHOODS}, got {hm.MLP()!r}"),
+    (lambda: hm.VAE(likelihood="bernoulli"), f"VAE.likelihood: expected {LIKELIHOOD}, got 'bernoulli'"),
+    (lambda: hm.VAE(likelihood=hm.Bernoulli), f"VAE.likelihood: expected {LIKELIHOOD}, got {hm.Bernoulli!r}"),
+    (lambda: hm.VAE(likelihood=hm.MLP()), f"VAE.likelihood: expected {LIKELIHOOD}, got {hm.MLP()!r}"),
     (lambda: hm.VAE(name=3), "VAE.name: expected a string or None, got 3"),
-    (lambda: hm.Mixture.of(LEAF, 2, gate=5), f"Mixture.gate: expected {RECORD}, got 5"),
+    (lambda: hm.Mixture.of(LEAF, 2, gate=5), f"Mixture.gate: expected {NETWORK}, got 5"),
+    (lambda: hm.Mixture.of(LEAF, 2, gate=LEAF), f"Mixture.gate: expected {NETWORK}, got {LEAF!r}"),
     (lambda: hm.Mixture.of(LEAF, 2, balance="kl"), "Mixture.balance: expected a record of type Balance, got 'kl'"),
     (lambda: hm.Mixture.of(LEAF, 2, name=2.5), "Mixture.name: expected a string or None, got 2.5"),
     # children
     (lambda: hm.Mixture(), "Mixture.children: expected a value, got nothing"),
     (lambda: hm.Mixture(()), "Mixture.children: expected at least 2 items, got 0"),
     (lambda: hm.Mixture((LEAF,)), "Mixture.children: expected at least 2 items, got 1"),
-    (lambda: hm.Mixture(7), "Mixture.children: expected a tuple, got 7"),
-    (lambda: hm.Mixture((LEAF, 7)), f"Mixture.children[1]: expected {RECORD}, got 7"),
-    (
-        lambda: hm.Mixture((LEAF, hm.MLP())),
-        f"Mixture.children[1]: expected kind to be one of 'vae', 'mixture', got {hm.MLP()!r}",
-    ),
-    (lambda: hm.Mixture.of(7, 3), f"Mixture.children[0]: expected {RECORD}, got 7"),
+    (lambda: hm.Mixture(7), "Mixture.children: expected a tuple of nodes, got 7"),
+    (lambda: hm.Mixture((LEAF, 7)), f"Mixture.children[1]: expected {NODE}, got 7"),
+    (lambda: hm.Mixture((LEAF, hm.MLP())), f"Mixture.children[1]: expected {NODE}, got {hm.MLP()!r}"),
+    (lambda: hm.Mixture.of(7, 3), f"Mixture.children[0]: expected {NODE}, got 7"),
+    (lambda: hm.Mixture.of(hm.VAE, 3), f"Mixture.children[0]: expected {NODE}, got {hm.VAE!r}"),
     (lambda: hm.Mixture.of(LEAF, 1), "Mixture.of.n: expected an integer > 1, got 1"),
     (lambda: hm.Mixture.of(LEAF, -2), "Mixture.of.n: expected an integer > 1, got -2"),
     (lambda: hm.Mixture.of(LEAF, 2.5), "Mixture.of.n: expected an integer > 1, got 2.5"),
     (lambda: hm.Mixture.of(LEAF, True), "Mixture.of.n: expected an integer > 1, got True"),
     (lambda: hm.Mixture.of(LEAF, "3"), "Mixture.of.n: expected an integer > 1, got '3'"),
     # fields
-    (lambda: hm.VAE(latent=3), "VAE.latent: expected no such field, got 3"),
-    (lambda: hm.Mixture.of(LEAF, 2, gates=3), "Mixture.gates: expected no such field, got 3"),
-    (lambda: hm.MLP((3,), "relu", 0.5), "MLP: expected at most 2 positional arguments, got 3"),
+    (
+        lambda: hm.VAE(latents=3),
+        "VAE.latents: expected no such field (there are latent_dim, encoder, decoder, likelihood, name), got 3",
+    ),
+    (
+        lambda: hm.Mixture.of(LEAF, 2, gates=3),
+        "Mixture.gates: expected no such field (there are children, gate, balance, prior, name), got 3",
+    ),
+    (lambda: hm.VAE(encoder={"widths": 3}), "VAE.encoder.widths: expected no such field, got 3"),
+    (lambda: hm.Bernoulli(p=0.5), "Bernoulli.p: expected no such field, got 0.5"),
+    (
+        lambda: hm.MLP(128, 64, 32),
+        "MLP: expected at most the arguments (hidden, activation), got 3",
+    ),
+    (lambda: hm.Bernoulli(0.5), "Bernoulli: expected at most the arguments (), got 1"),
     (lambda: hm.VAE(kind="mixture"), "VAE.kind: expected 'vae', got 'mixture'"),
 ]
 

@@ -8,7 +8,7 @@ from accelerate.tracking import GeneralTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hmoevae as hm
-from hmoevae.errors import ArgumentError, MissingExtraError
+from hmoevae.errors import ArgumentError, ArgumentTypeError, MissingExtraError
 
 TREE = hm.Mixture(children=(hm.VAE(2, hm.MLP((4,)), hm.MLP((4,))), hm.Mixture.of(hm.VAE(2), 2)))
 SHAPE = (1, 4, 4)
@@ -124,8 +124,15 @@ def test_tracking_changes_nothing(tmp_path, rng_untouched):
         ({"tracker": "abacus"}, ArgumentError, r"tracker: expected one of 'aim', .*, got 'abacus'"),
         ({"tracker": "wandb"}, MissingExtraError, r"tracker: expected wandb to be installed, got no such module"),
         ({"images_every": 0}, ArgumentError, r"images_every: expected an integer > 0 or None, got 0"),
+        ({"images_every": 2.5}, ArgumentError, r"images_every: expected an integer > 0 or None, got 2.5"),
+        ({"images_every": "a"}, ArgumentError, r"images_every: expected an integer > 0 or None, got 'a'"),
+        ({"tracker": None}, ArgumentTypeError, r"tracker: expected a name or a GeneralTracker .*, got NoneType"),
+        ({"tracker": Notebook}, ArgumentTypeError, r"tracker: expected a name or a GeneralTracker .*, got type"),
+        ({"run": None}, ArgumentTypeError, r"run: expected a string, got NoneType"),
+        ({"folder": 3}, ArgumentTypeError, r"folder: expected a path, got int"),
     ],
 )
+@pytest.mark.usefixtures("as_users_call")
 def test_bad_arguments_are_refused(arguments, error, message, monkeypatch):
     monkeypatch.setattr(accelerate.tracking, "_available_trackers", ["tensorboard"])
     with pytest.raises(error, match=message):

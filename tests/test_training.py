@@ -403,8 +403,15 @@ def test_bad_input_is_refused_before_training(model, x, change, error, message):
     with pytest.raises(error, match=message):
         hm.fit(**{"model": model, "data": x, "progress": False, "epochs": 1, "device": "cpu"} | change)
     assert torch.equal(weights(model), before)
-    if change.get("model") is None:
-        assert not model.training
+
+
+def test_an_optimiser_that_cannot_be_made_leaves_no_trace(model, x):
+    def fail(parameters):
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left on device"):
+        quiet_fit(model, x, epochs=1, optimizer=fail)
+    assert not model.training
 
 
 def test_a_model_without_anything_to_train_is_refused(model, x):

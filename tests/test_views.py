@@ -79,21 +79,46 @@ def test_shifts_reach_as_far_as_said():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"degrees": -1.0}, r"RandomAffine.degrees: expected an angle from 0 to 180, got -1.0"),
-        ({"shear": 90.0}, r"RandomAffine.shear: expected an angle from 0 to 89, got 90.0"),
+        ({"degrees": -1.0}, r"RandomAffine.degrees: expected an angle from 0 to 180, or two rising ones, got -1.0"),
+        ({"shear": 90.0}, r"RandomAffine.shear: expected an angle from 0 to 89, or two rising ones, got 90.0"),
         ({"translate": (0.1, 2.0)}, r"RandomAffine.translate: expected two numbers from 0 to 1"),
         ({"scale": (0.0, 1.0)}, r"RandomAffine.scale: expected two rising numbers > 0"),
         ({"scale": (1.2, 1.0)}, r"RandomAffine.scale: expected two rising numbers > 0"),
+        ({"degrees": (5, -5)}, r"RandomAffine.degrees: expected an angle .*, or two rising ones, got \(5, -5\)"),
+        ({"degrees": (-5, 5, 7)}, r"RandomAffine.degrees: expected an angle .*, or two rising ones, got \(-5, 5, 7\)"),
+        ({"degrees": (-200, 5)}, r"RandomAffine.degrees: expected an angle .*, or two rising ones, got \(-200, 5\)"),
+        ({"shear": "3"}, r"RandomAffine.shear: expected an angle from 0 to 89, or two rising ones, got '3'"),
+        ({"shear": math.nan}, r"RandomAffine.shear: expected an angle from 0 to 89, or two rising ones, got nan"),
+        ({"translate": 0.1}, r"RandomAffine.translate: expected two numbers from 0 to 1, got 0.1"),
+        ({"translate": None}, r"RandomAffine.translate: expected two numbers from 0 to 1, got None"),
+        ({"translate": ("0.1", "0.1")}, r"RandomAffine.translate: expected two numbers from 0 to 1"),
+        ({"scale": 0.9}, r"RandomAffine.scale: expected two rising numbers > 0, got 0.9"),
+        ({"scale": (0.9, None)}, r"RandomAffine.scale: expected two rising numbers > 0, got \(0.9, None\)"),
     ],
 )
+@pytest.mark.usefixtures("as_users_call")
 def test_bad_ranges_are_refused(arguments, message):
     with pytest.raises(ArgumentError, match=message):
         RandomAffine(**arguments)
 
 
+def test_angles_lie_between_two_as_torchvisions_do():
+    arrow = torch.zeros(300, 1, 41, 41)
+    arrow[..., 20, 20:] = 1
+    around = {"translate": (0.0, 0.0), "scale": (1.0, 1.0)}
+    turned = RandomAffine(degrees=(10.0, 40.0), shear=0.0, **around)(arrow, generator=seeded())
+    rows, columns = torch.meshgrid(torch.arange(41.0) - 20, torch.arange(41.0) - 20, indexing="ij")
+    angle = torch.atan2((turned * rows).sum((1, 2, 3)), (turned * columns).sum((1, 2, 3))).rad2deg()
+    assert (angle.min().item(), angle.max().item()) == (pytest.approx(10, abs=1), pytest.approx(40, abs=1))
+    plain, pair = RandomAffine(20.0, shear=7.0), RandomAffine((-20.0, 20.0), shear=(-7.0, 7.0))
+    assert torch.equal(plain(arrow, generator=seeded()), pair(arrow, generator=seeded()))
+
+
 def test_affine_views_are_for_images():
     with pytest.raises(ShapeError, match=r"x: expected images, .*got \(5, 7\)"):
         RandomAffine()(torch.rand(5, 7))
+    with pytest.raises(ArgumentTypeError, match=r"x: expected floating point values .*, got torch.uint8"):
+        RandomAffine()(torch.zeros(5, 1, 7, 7, dtype=torch.uint8))
 
 
 # --- Neighbour ------------------------------------------------------------------------------------------------------
@@ -144,6 +169,8 @@ def test_views_compose_in_order(x):
 def test_what_cannot_be_called_is_no_view():
     with pytest.raises(ArgumentTypeError, match=r"view: expected a View or a callable .*got int"):
         as_view(3)
+    with pytest.raises(ArgumentTypeError, match=r"view: expected a View or a callable .*got the class RandomAffine"):
+        as_view(RandomAffine)
 
 
 # --- the model ------------------------------------------------------------------------------------------------------
@@ -381,6 +408,26 @@ def test_learning_rate_falls_along_half_a_cosine(model, x, agreement, constant):
 def test_bad_arguments_of_fit(model, x, change, error, message):
     with pytest.raises(error, match=message):
         fit(model, x, **change)
+
+
+class Forgetful(View):
+    """Has no `return`."""
+
+    def __call__(self, x, *, index=None, generator=None):
+        x * 0.5
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize(
+    ("view", "got"),
+    [(lambda samples: None, "NoneType"), (lambda samples: samples.numpy(), "ndarray"), (Forgetful(), "NoneType")],
+)
+def test_a_view_that_returns_no_tensor_is_refused(model, x, view, got):
+    options = [{"view": view}, {"view": Compose([view, RandomAffine()])}]
+    options += [{"agreement": hm.Agreement(partner=view)}, {"agreement": AGREEMENT, "view": view}]
+    for given in options:
+        with pytest.raises(ArgumentTypeError, match=f"view: expected a tensor from the callable, got {got}"):
+            fit(model, x, **given)
 
 
 @pytest.mark.usefixtures("as_users_call")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hmoevae.errors import ArgumentError, check_number, is_number, mismatch
 from hmoevae.plan import are_ascending
-from hmoevae.views import Compose, Neighbour, View, ViewLike, as_view
+from hmoevae.views import Compose, Neighbour, View, ViewLike
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +58,8 @@ class GateViews:
     def __init__(self, view: ViewLike | None, agreement: Agreement | None, samples: Tensor | None) -> None:
         self.weight = 1.0 if agreement is None else agreement.weight
         self.levels = None if agreement is None else agreement.levels
-        seen = None if view is None else as_view(view)
-        partner = None if agreement is None or agreement.partner is None else as_view(agreement.partner)
+        seen = None if view is None else Compose([view])  # which says if an answer of it is no tensor
+        partner = None if agreement is None else agreement.partner
         if agreement is not None and seen is None and partner is None:
             raise ArgumentError(mismatch("view", "a view, for agreement of a sample with itself", view))
         other = None

@@ -1,7 +1,8 @@
 """Batches of samples from tensors, arrays, mapped files, data sets and loaders."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from torch.utils.data import (
     Sampler,
     SequentialSampler,
     TensorDataset,
+    default_collate,
 )
 
-from hmoevae.errors import ArgumentTypeError, mismatch
+from hmoevae.errors import ArgumentTypeError, DataError, ShapeError, mismatch
 from hmoevae.model import BATCH_SIZE, ArrayLike, HMoEVAE
 from hmoevae.training.processes import Batch, Processes
 
@@ -87,16 +89,19 @@ def batches_of(
         processes.check_divided(data, name)
         loader = data
     elif isinstance(data, IterableDataset):
-        loader = DataLoader(data, batch_size=batch_size, generator=own_order)
+        loader = DataLoader(data, batch_size=batch_size, generator=own_order, collate_fn=partial(_stack, name))
     elif isinstance(data, Dataset):
-        items: Dataset[Any] = data
-        n_items: Any = items  # which has a length, as samplers ask for
-        sampler = SequentialSampler(n_items) if order is None else RandomSampler(n_items, generator=order)
+        if not isinstance(data, Sized):
+            expected = "a torch Dataset with __len__, or an IterableDataset"
+            raise ArgumentTypeError(mismatch(name, expected, type(data).__name__))
+        if len(data) == 0:
+            raise DataError(mismatch(name, "at least one sample", "none"))
+        sampler = SequentialSampler(data) if order is None else RandomSampler(data, generator=order)
         chosen = _OwnItems(BatchSampler(sampler, batch_size, drop_last=False), processes)
-        loader = DataLoader(items, batch_sampler=chosen, generator=own_order)
+        loader = DataLoader(data, batch_sampler=chosen, generator=own_order, collate_fn=partial(_stack, name))
     else:
         expected = "a tensor, a numpy array, a torch Dataset or a DataLoader"
-        raise ArgumentTypeError(mismatch(name, expected, type(data).__name__))
+        raise ArgumentTypeError(mismatch(name, expected, _what_came(data)))
     whole = isinstance(data, IterableDataset)  # a stream can only be read from end to end, so each process does
 
     def from_loader() -> Iterator[Batch]:
@@ -111,6 +116,29 @@ def batches_of(
     except TypeError:
         length = None
     return Batches(length, None, from_loader)
+
+
+def _what_came(data: object) -> str:
+    """The type of an object, and which part of it holds the samples, if one is known to do so."""
+    kind = type(data).__name__
+    if isinstance(getattr(data, "x", None), Tensor):  # LabelledImages
+        return f"a {kind}, whose .x is one"
+    if hasattr(data, "to_numpy"):  # a data frame
+        return f"a {kind}, whose .to_numpy() is one"
+    return kind
+
+
+def _stack(name: str, items: list[Any]) -> Any:
+    """The samples of items, which stand first in those that are pairs, as one batch."""
+    samples = [item[0] if isinstance(item, tuple | list) else item for item in items]
+    try:
+        return default_collate(samples)
+    except TypeError:
+        expected = "items that are tensors or begin with one (by a transform such as torchvision's ToTensor())"
+        raise ArgumentTypeError(mismatch(name, expected, type(samples[0]).__name__)) from None
+    except RuntimeError:
+        shapes = dict.fromkeys(str(tuple(np.shape(sample))) for sample in samples)
+        raise ShapeError(mismatch(name, "items of one shape", " and ".join(list(shapes)[:2]))) from None
 
 
 class _OwnItems(Sampler[list[int]]):

@@ -130,7 +130,8 @@ def fit(
         validation_data: Held-out samples, seen without a view; their terms are recorded after every epoch and change
             nothing.
         seed: Fixes the order of the data and the draws of z: the same seed gives the same result on a CPU with the same
-            number of threads. `None` takes a fresh one.
+            number of threads. `None` takes a fresh one. The weights are drawn when the model is made, by torch's global
+            generator: call `torch.manual_seed` before that.
         device: Where to train; `"auto"` takes an accelerator if there is one.
         precision: `"bf16"` runs the networks under bfloat16 autocast; parameters, sums and the optimiser stay float32.
             On a CPU without bfloat16 instructions it warns and trains in `"fp32"`.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from hmoevae.errors import ArgumentError, NonFiniteError, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, NonFiniteError, mismatch
 from hmoevae.history import History
 from hmoevae.model import BATCH_SIZE, HMoEVAE
 from hmoevae.training.batches import Data, batches_of
@@ -51,6 +51,7 @@ def best_of(
 
     Raises:
         ArgumentError: There are no seeds.
+        ArgumentTypeError: `train` does not return a model and its history, or `seeds` is a single number.
         NonFiniteError: The objective of a trained model is NaN or infinite.
 
     >>> import torch
@@ -64,11 +65,18 @@ def best_of(
     >>> best.losses[best.seed] == min(best.losses.values()), len(best.losses)
     (True, 3)
     """
+    if not isinstance(seeds, Iterable):
+        raise ArgumentTypeError(mismatch("seeds", "seeds, such as range(4)", repr(seeds)))
     best: tuple[HMoEVAE, History, int] | None = None
     losses: dict[int, float] = {}
     interrupted = False
     for seed in seeds:
-        model, history = train(seed)
+        match trained := train(seed):
+            case HMoEVAE() as model, History() as history:
+                pass
+            case _:
+                expected = "a function that returns a model and its history"
+                raise ArgumentTypeError(mismatch("train", expected, f"{type(trained).__name__} from it"))
         processes = Processes.here(model.device)
         batches = batches_of(model, validation_data, "validation_data", BATCH_SIZE, None, processes)
         loss = evaluate(model, batches, 0, processes)[model.objective]
