@@ -145,10 +145,13 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             raise DataError(mismatch("X", expected, f"n_samples = {len(X)}"))
         shape = (X.shape[1],)
         goes_on = self.warm_start and hasattr(self, "model_")
-        same = goes_on and (self.model_.tree, self.model_.input_shape) == (tree, shape)
-        if goes_on and not (same and self.model_.objective == self.objective):
-            expected = "the tree, the number of features and the objective of the fit before"
-            raise ArgumentError(mismatch("warm_start", expected, "others"))
+        if goes_on:
+            now = {"tree": tree, "number of features": shape, "objective": self.objective}
+            before = (self.model_.tree, self.model_.input_shape, self.model_.objective)
+            others = [name for (name, value), was in zip(now.items(), before, strict=True) if value != was]
+            if others:
+                expected = "the tree, the number of features and the objective of the fit before"
+                raise ArgumentError(mismatch("warm_start", expected, f"another {' and another '.join(others)}"))
         where = training.resolve_device(self.device)
         dtype = torch.float64 if X.dtype == np.float64 and where.type == "cpu" else torch.float32
         random = check_random_state(self.random_state)
@@ -159,6 +162,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             else:
                 with borrowed_random_state(seed):
                     model = HMoEVAE(tree, shape, objective=self.objective).to(dtype)
+            model.check_input(X, name="X")
             history = training.fit(
                 model,
                 X,
@@ -238,7 +242,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         X = self._check(X, reset=False)
         self._check_count("n_importance")
         with torch.no_grad():
-            pieces = self.model_.check_input(X, name="X").split(BATCH_SIZE)
+            pieces = self.model_.check_input(X, name="X", values=False).split(BATCH_SIZE)
             scores = torch.cat([self._log_density(piece.to(self.model_.device, self.model_.dtype)) for piece in pieces])
         return scores.cpu().numpy().astype(X.dtype, copy=False)
 
@@ -288,6 +292,8 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
     def _check(self, X: Any, *, reset: bool) -> np.ndarray:
         checked: Any = validate_data(self, X, reset=reset, dtype=FLOATS)
+        if not reset:
+            self.model_.check_input(checked, name="X")
         return checked
 
     def _check_count(self, name: str) -> None:

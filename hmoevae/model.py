@@ -4,6 +4,7 @@ Axes of the public, batch-first interface: `batch`, then `leaf`, `edge` or `node
 the shape of a sample. Everything probabilistic is in nats.
 """
 
+import inspect
 import json
 import math
 import os
@@ -247,6 +248,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         check_number("agreement_weight", agreement_weight)
         check_number("kl_weight", kl_weight)
         check_number("gate_temperature", gate_temperature, positive=True)
+        _check_generator(generator)
         x = self.check_input(x, values=validate)
         flat = self._features_first(x)
         seen = flat if view is None else self._view(view, "view", x, validate=validate)
@@ -546,6 +548,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         """
         if not is_integer(n, least=1):
             raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
+        _check_generator(generator)
         where = generator.device if generator is not None else torch.device("cpu")
         leaves = self._node(node).leaves
         with torch.no_grad():
@@ -579,6 +582,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         """
         if not is_integer(n_importance, least=1):
             raise ArgumentError(mismatch("n_importance", "an integer > 0", repr(n_importance)))
+        _check_generator(generator)
         log_prior = self.paths.leaf_log_prior().unsqueeze(1)
 
         def score(chunk: Tensor) -> Tensor:
@@ -597,6 +601,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             batch_size: Samples evaluated at a time.
             generator: Source of the draws of z, on the model's device.
         """
+        _check_generator(generator)
         names: list[str] = []
 
         def evaluate(chunk: Tensor) -> Tensor:
@@ -646,8 +651,14 @@ class HMoEVAE(nn.Module, ModelHubMixin):
 
         Raises:
             ArgumentError: The folder cannot be written, or an argument makes no sense without `push_to_hub`.
+            ArgumentTypeError: There is no such argument.
         """
         push_to_hub_kwargs.pop("config", None)  # the Hub's client has one to give; the model knows its own
+        known = inspect.signature(ModelHubMixin.push_to_hub).parameters
+        for name in push_to_hub_kwargs:
+            if name not in known:
+                expected = f"an argument of save_pretrained or {ModelHubMixin.__name__}.push_to_hub"
+                raise ArgumentTypeError(mismatch(name, expected, "one of neither"))
         if push_to_hub_kwargs and not push_to_hub:
             odd = ", ".join(push_to_hub_kwargs)
             raise ArgumentError(mismatch("push_to_hub", f"True where {odd} is given", push_to_hub))
@@ -719,7 +730,8 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             return cls._load(folder / storage.CONFIG_NAME, folder / storage.WEIGHTS_NAME)
         expected = "a folder with a saved model, or a repository on the Hugging Face Hub"
         if folder.is_absolute() or len(folder.parts) > 2 or folder.exists():
-            raise CheckpointError(mismatch(str(folder), expected, "no such folder"))
+            got = "a file" if folder.exists() else "no such folder"
+            raise CheckpointError(mismatch(str(folder), expected, got))
 
         def download(name: str) -> Path:
             file = hf_hub_download(
@@ -736,7 +748,8 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         try:
             files = download(storage.CONFIG_NAME), download(storage.WEIGHTS_NAME)
         except (OSError, ValueError) as error:  # what the Hub's client raises
-            raise CheckpointError(mismatch(str(folder), expected, f"{error}".splitlines()[0])) from error
+            got = f"no such folder, and of the Hub: {f'{error}'.splitlines()[0]}"
+            raise CheckpointError(mismatch(str(folder), expected, got)) from error
         return cls._load(*files)
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -806,6 +819,11 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         with torch.no_grad():
             pieces = zip(z.split(int(batch_size)), leaf.split(int(batch_size)), strict=True)
             return torch.cat([self.experts.decode(*piece, **how) for piece in pieces])
+
+
+def _check_generator(generator: object) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ArgumentTypeError(mismatch("generator", "a torch.Generator or None", repr(generator)))
 
 
 def _total(terms: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:

@@ -250,9 +250,9 @@ def test_warm_start_goes_on():
     assert mixture.set_params(warm_start=False).fit(x).loss_ > before + 0.5  # one epoch from fresh weights
     mixture.set_params(warm_start=True)
     for other in ({"n_components": 4}, {"objective": "elbo"}):
-        with pytest.raises(ArgumentError, match="warm_start: expected the tree, the number of features and the obj"):
+        with pytest.raises(ArgumentError, match=r"warm_start: expected .* got another (tree|objective)$"):
             clone(mixture).fit(x).set_params(**other).fit(x)
-    with pytest.raises(ArgumentError, match="warm_start: expected the tree"):
+    with pytest.raises(ArgumentError, match=r"warm_start: expected the tree.*, got another number of features"):
         mixture.fit(x[:, :2])
 
 
@@ -391,7 +391,7 @@ def test_not_fitted():
         ({"batch_size": 0}, ArgumentError, "batch_size: expected an integer > 0, got 0"),
         ({"lr": math.nan}, ArgumentError, "lr: expected a finite number > 0, got nan"),
         ({"device": "gpu"}, ArgumentError, "device: expected 'auto', 'cpu' or an accelerator"),
-        ({"likelihood": hm.Bernoulli()}, DataError, "data: expected values 0 or 1"),
+        ({"likelihood": hm.Bernoulli()}, DataError, "X: expected values 0 or 1"),
         ({"n_components": 99}, DataError, "X: expected n_samples >= 99, the number of leaves, got n_samples = 90"),
     ],
 )

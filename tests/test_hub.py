@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, RepoUrl
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import hmoevae as hm
-from hmoevae.errors import ArgumentError, CheckpointError
+from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError
 
 NET = hm.MLP((3,))
 TREE = hm.Mixture.of(hm.VAE(2, NET, NET), 3, gate=NET)
@@ -151,4 +151,6 @@ def test_a_push_that_fails_leaves_the_model_saved(tmp_path: Path, monkeypatch: p
 def test_arguments_of_a_push_without_a_push(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="push_to_hub: expected True where private is given, got False"):
         make().save_pretrained(tmp_path / "model", private=True)
+    with pytest.raises(ArgumentTypeError, match=r"infos: expected an argument of save_pretrained or ModelHubMixin\.pu"):
+        make().save_pretrained(tmp_path / "model", infos=None)
     assert not (tmp_path / "model").exists()

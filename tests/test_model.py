@@ -764,6 +764,8 @@ def decode(z: object, leaf: object) -> Callable[[hm.HMoEVAE], object]:
 Z = torch.zeros(3, 2)
 LEAF = torch.tensor([0, 1, 4])
 BAD_ARGUMENTS = [
+    (lambda m: m(VALID, generator=0), ArgumentTypeError, "generator: expected a torch.Generator or None, got 0"),
+    (lambda m: m.sample(3, generator=0), ArgumentTypeError, "generator: expected a torch.Generator or None, got 0"),
     (
         lambda m: m.predict(VALID, level=3),
         ArgumentError,

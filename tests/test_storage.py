@@ -334,7 +334,7 @@ def test_a_folder_in_the_place_of_a_file(saved: Path, name: str) -> None:
 def test_no_folder(saved: Path) -> None:
     absent = saved / "absent"
     assert refusal(absent) == f"{absent}: expected {FOLDER}, got no such folder"
-    assert refusal(saved / CONFIG).startswith(f"{saved / CONFIG}: expected {FOLDER}, got ")
+    assert refusal(saved / CONFIG) == f"{saved / CONFIG}: expected {FOLDER}, got a file"
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hmoevae.training.loop import Run
 from hmoevae.training.states import Stateful
 
 DIGESTED_ROWS = 64
-"""How many samples of a data set are looked at to recognise it."""
+"""About how many samples of a data set are looked at to recognise it."""
 
 
 @dataclass(frozen=True, slots=True)

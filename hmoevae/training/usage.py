@@ -78,6 +78,7 @@ def warn_of_collapse(plan: Plan, row: dict[str, int | float]) -> None:
         if reached and nats < LEAST * math.log(len(mixture.spec.children)):
             constant.append(f"{mixture.path} ({nats:.1e} nats)")
     if constant:
-        expected = f"every gate to tell of a sample {LEAST} log(children) nats or more in the last epoch"
-        got = f"the same answer to all samples from {', '.join(constant)}"
+        expected = f"every gate to tell samples apart, by {LEAST} log(children) nats or more in the last epoch"
+        got = f"next to the same answer to all samples from {', '.join(constant)}"
+        got += "; more epochs may help, or init or agreement of fit"
         warnings.warn(mismatch("information", expected, got), ConstantGateWarning, stacklevel=3)
