@@ -435,7 +435,7 @@ def nearest(model: HMoEVAE, x: ArrayLike, n: int = 5, *, generator: torch.Genera
 
 
 def _empty_frame(ax: Axes, left: float, top: float, width: float, height: float) -> None:
-    ax.add_patch(Rectangle((left, top), width, height, fill=False, ec=FAINT, lw=0.5, clip_on=False))
+    ax.add_patch(Rectangle((left, top), width - 1, height, fill=False, ec=FAINT, lw=0.5, clip_on=False))
     ((note, angle),) = _fit(["no sample"], width)
     ax.text(left + width / 2, top + height / 2, note, ha="center", va="center", rotation=angle, **LABEL)
 
