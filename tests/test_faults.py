@@ -106,7 +106,7 @@ def test_another_model_is_noticed(model: hm.HMoEVAE, tmp_path: Path) -> None:
 WATCHED = """
 import os, faults, hmoevae as hm
 load, sent, jobs = hm.HMoEVAE.from_pretrained, [], [("model.safetensors: bits of the weights", i) for i in range(5)]
-faults.CPU_SECONDS, faults.MEMORY = 0.3, 100 << 20
+faults.CPU_SECONDS, faults.MEMORY = 0.3, 20 << 20
 
 class Pipe:
     send, close = sent.append, print
@@ -115,7 +115,7 @@ def load_oddly(folder):
     match len(sent):
         case 0: return load(folder)
         case 1: os.system("true")
-        case 2: b"x" * (300 << 20)
+        case 2: b"x" * (60 << 20)
         case 3:
             while True: pass
         case _: open(folder / "written", "w").close()
