@@ -52,7 +52,6 @@ def _scale(value: Any) -> float:
 
 
 PositiveInt = Annotated[int, BeforeValidator(_positive_int)]
-PositiveFloat = Annotated[float, BeforeValidator(functools.partial(_finite_float, positive=True))]
 Scale = Annotated[float, BeforeValidator(_scale)]
 NonNegativeFloat = Annotated[float, BeforeValidator(functools.partial(_finite_float, positive=False))]
 

@@ -266,7 +266,7 @@ class Experts(nn.Module):
                 (experts, _), row = pieces.unique(dim=1, return_inverse=True)
                 column, n_rows = column % width, len(experts)
                 run = partial(functional_call, layers, {name: p[experts] for name, p in layers.named_parameters()})
-            n_inputs = group.latent_dim if network == "decoder" else values.shape[1]
+            n_inputs = layers.layers[0].matrices.shape[-1]  # of latents that are filled up, the group's own
             packed = values.new_zeros(n_rows, n_inputs, width)
             packed[row, :, column] = values[mine, :n_inputs]
             computed = read(group, run(packed))[row, :, column]
