@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hmoevae.errors import ArgumentError, is_integer, mismatch
+from hmoevae.errors import ArgumentError, check_integer, mismatch
 from hmoevae.training import EpochEnd
 
 
@@ -36,8 +36,7 @@ class SampleRecorder:
     """
 
     def __init__(self, n_frames: int = 20, *, seed: int = 0) -> None:
-        if not is_integer(n_frames, least=2):
-            raise ArgumentError(mismatch("n_frames", "an integer > 1", repr(n_frames)))
+        check_integer("n_frames", n_frames, least=2)
         self.n_frames = int(n_frames)
         self.seed = seed
         self.epochs: list[int] = []

@@ -95,6 +95,18 @@ def check_number(argument: str, value: object, *, positive: bool = False) -> Non
         raise ArgumentError(mismatch(argument, f"a finite number {'>' if positive else '>='} 0", repr(value)))
 
 
+def check_integer(argument: str, value: object, *, least: int = 1) -> None:
+    """Make sure of what `is_integer` says.
+
+    Raises:
+        ArgumentError: It is not so.
+
+    >>> check_integer("epochs", 5)
+    """
+    if not is_integer(value, least):
+        raise ArgumentError(mismatch(argument, f"an integer > {least - 1}", repr(value)))
+
+
 def mismatch(argument: str, expected: str, got: object) -> str:
     """Word an error in the one form that the package uses.
 

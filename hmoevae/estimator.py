@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hmoevae import training
-from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, is_integer, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, check_integer, mismatch
 from hmoevae.history import History
 from hmoevae.model import BATCH_SIZE, HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
@@ -137,7 +137,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             NonFiniteError: The loss became NaN or infinite, as it may if the columns of `X` are far from unit scale.
         """
         for name in ("max_iter", "n_init"):
-            self._check_count(name)
+            check_integer(name, getattr(self, name))
         X = self._check(X, reset=True)
         tree = self._make_tree()
         if len(X) < tree.n_leaves:
@@ -192,7 +192,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             if not isinstance(self.tree, VAE | Mixture):
                 raise ArgumentTypeError(mismatch("tree", "a VAE or a Mixture", type(self.tree).__name__))
             return self.tree
-        self._check_count("n_components")
+        check_integer("n_components", self.n_components)
         network = MLP(self.hidden)
         likelihood = Gaussian(mean="identity") if self.likelihood is None else self.likelihood
         expert = VAE(self.latent_dim, network, network, likelihood)
@@ -240,7 +240,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         """
         check_is_fitted(self)
         X = self._check(X, reset=False)
-        self._check_count("n_importance")
+        check_integer("n_importance", self.n_importance)
         with torch.no_grad():
             pieces = self.model_.check_input(X, name="X", values=False).split(BATCH_SIZE)
             scores = torch.cat([self._log_density(piece.to(self.model_.device, self.model_.dtype)) for piece in pieces])
@@ -258,8 +258,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         With an integer `random_state` every call draws the same.
         """
         check_is_fitted(self)
-        if not is_integer(n_samples, least=1):
-            raise ArgumentError(mismatch("n_samples", "an integer > 0", repr(n_samples)))
+        check_integer("n_samples", n_samples)
         random = check_random_state(self.random_state)
         weights = self.weights_.astype(np.float64)
         counts = random.multinomial(n_samples, weights / weights.sum())
@@ -295,10 +294,6 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         if not reset:
             self.model_.check_input(checked, name="X")
         return checked
-
-    def _check_count(self, name: str) -> None:
-        if not is_integer(getattr(self, name), least=1):
-            raise ArgumentError(mismatch(name, "an integer > 0", repr(getattr(self, name))))
 
 
 def _seed(random: np.random.RandomState) -> int:

@@ -16,7 +16,7 @@ from hmoevae.errors import (
     DataError,
     MissingExtraError,
     ShapeError,
-    is_integer,
+    check_integer,
     mismatch,
 )
 from hmoevae.model import BATCH_SIZE, ArrayLike, HMoEVAE
@@ -179,8 +179,7 @@ def calibration_error(labels: Labels, probabilities: ArrayLike, *, n_bins: int =
     >>> calibration_error(np.array([0, 0, 1, 1]), np.array([[0.75, 0.25], [0.75, 0.25], [0.75, 0.25], [0.25, 0.75]]))
     0.0
     """
-    if not is_integer(n_bins, least=1):
-        raise ArgumentError(mismatch("n_bins", "an integer > 0", repr(n_bins)))
+    check_integer("n_bins", n_bins)
     p = _probabilities(probabilities)
     right = _matched(*_vectors(labels, p.argmax(1), "probabilities"))
     confidence = p.max(1)

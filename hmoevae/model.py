@@ -29,6 +29,7 @@ from hmoevae.errors import (
     DataError,
     HMoEVAEError,
     ShapeError,
+    check_integer,
     check_number,
     is_integer,
     mismatch,
@@ -546,8 +547,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         Returns:
             `(n, *input_shape)`, on the model's device.
         """
-        if not is_integer(n, least=1):
-            raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
+        check_integer("n", n)
         _check_generator(generator)
         where = generator.device if generator is not None else torch.device("cpu")
         leaves = self._node(node).leaves
@@ -580,8 +580,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             batch_size: Samples evaluated at a time.
             generator: Source of the draws of z, on the model's device.
         """
-        if not is_integer(n_importance, least=1):
-            raise ArgumentError(mismatch("n_importance", "an integer > 0", repr(n_importance)))
+        check_integer("n_importance", n_importance)
         _check_generator(generator)
         log_prior = self.paths.leaf_log_prior().unsqueeze(1)
 
@@ -650,7 +649,8 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             With `push_to_hub` the commit's address, else `None`.
 
         Raises:
-            ArgumentError: The folder cannot be written, or an argument makes no sense without `push_to_hub`.
+            ArgumentError: The folder cannot be written, the weights are not finite, or an argument makes no sense
+                without `push_to_hub`.
             ArgumentTypeError: There is no such argument.
         """
         push_to_hub_kwargs.pop("config", None)  # the Hub's client has one to give; the model knows its own
@@ -793,8 +793,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
 
     def _in_batches(self, compute: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -> Tensor:
         """Run `compute` on pieces of `x` on the model's device without gradients; the result is where `x` is."""
-        if not is_integer(batch_size, least=1):
-            raise ArgumentError(mismatch("batch_size", "an integer > 0", repr(batch_size)))
+        check_integer("batch_size", batch_size)
         with torch.no_grad():
             return torch.cat([compute(p.to(self.device, self.dtype)).to(x.device) for p in x.split(int(batch_size))])
 
@@ -814,8 +813,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
 
     def _decode(self, z: Tensor, leaf: Tensor, batch_size: int, **how: Any) -> Float[Tensor, "batch feature"]:
         z, leaf = z.to(self.device, self.dtype), leaf.to(self.device)
-        if not is_integer(batch_size, least=1):
-            raise ArgumentError(mismatch("batch_size", "an integer > 0", repr(batch_size)))
+        check_integer("batch_size", batch_size)
         with torch.no_grad():
             pieces = zip(z.split(int(batch_size)), leaf.split(int(batch_size)), strict=True)
             return torch.cat([self.experts.decode(*piece, **how) for piece in pieces])

@@ -27,6 +27,7 @@ from hmoevae.errors import (
     DataError,
     MissingExtraError,
     ShapeError,
+    check_integer,
     is_integer,
     mismatch,
 )
@@ -357,8 +358,7 @@ def samples(model: HMoEVAE, n: int = 10, *, generator: torch.Generator | None = 
     ['0', '1', '2']
     """
     _check_model(model)
-    if not is_integer(n, least=1):
-        raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
+    check_integer("n", n)
     n_leaves = model.plan.n_leaves
     z = torch.randn(n * n_leaves, model.experts.latent_dim, generator=generator)
     drawn = model.decode(z, torch.arange(n_leaves).repeat(n)).unflatten(0, (n, n_leaves))
@@ -392,8 +392,7 @@ def nearest(model: HMoEVAE, x: ArrayLike, n: int = 5, *, generator: torch.Genera
     ['0', 'nearest', '1', 'nearest', '2', 'nearest']
     """
     _check_model(model)
-    if not is_integer(n, least=1):
-        raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
+    check_integer("n", n)
     x = model.check_input(x).cpu()
     plan, leaf = model.plan, model.predict(x).cpu()
     z = torch.randn(n * plan.n_leaves, model.experts.latent_dim, generator=generator)
@@ -492,8 +491,7 @@ def traversals(model: HMoEVAE, node: str, *, n_steps: int = 9, dims: Iterable[in
     if not isinstance(found.spec, VAE):
         got = f"{node!r}, a mixture of {len(found.spec.children)} (try {model.plan.leaves[found.leaves.start].path!r})"
         raise ArgumentError(mismatch("node", "the path of a leaf", got))
-    if not is_integer(n_steps, least=2):
-        raise ArgumentError(mismatch("n_steps", "an integer > 1", repr(n_steps)))
+    check_integer("n_steps", n_steps, least=2)
     latent_dim = found.spec.latent_dim
     shown = list(dims if isinstance(dims, Iterable) else range(latent_dim) if dims is None else ())
     if not shown or not all(is_integer(d, least=0) and d < latent_dim for d in shown):
@@ -601,8 +599,7 @@ def misrouted(
     >>> [text.get_text().split() for text in figure.axes[0].texts]
     [['4', '→', '9', 'in', '2']]
     """
-    if not is_integer(n, least=1):
-        raise ArgumentError(mismatch("n", "an integer > 0", repr(n)))
+    check_integer("n", n)
     values, y, cluster, names = _labelled(labels, clusters, cluster_names)
     if len(x) != len(y):
         raise ShapeError(mismatch("x", f"{len(y)} samples, one a label", len(x)))

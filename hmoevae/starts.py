@@ -74,7 +74,7 @@ def first_leaves(plan: Plan, samples: Tensor, start: Start | str, seed: int) -> 
     """
     if isinstance(start, Tensor | np.ndarray):
         return _checked(start, len(samples), plan.n_leaves)
-    leaf = torch.zeros(len(samples), dtype=torch.long)
+    leaf = torch.zeros(len(samples), dtype=torch.long, device="cpu")
     clustering = _BY_NAME.get(start) if isinstance(start, str) else start
     if clustering is None:
         names = ", ".join(map(repr, get_args(StartName)))
@@ -83,7 +83,8 @@ def first_leaves(plan: Plan, samples: Tensor, start: Start | str, seed: int) -> 
         expected = "a name, an array of leaf indices or a callable"
         raise ArgumentTypeError(mismatch("init", expected, type(start).__name__))
     seed %= 1 << 32  # as scikit-learn takes them
-    _split(plan, plan.nodes[0], torch.arange(len(samples)), samples.flatten(1).cpu(), clustering, seed, leaf)
+    everything = torch.arange(len(samples), device="cpu")
+    _split(plan, plan.nodes[0], everything, samples.flatten(1).cpu(), clustering, seed, leaf)
     return leaf
 
 
@@ -102,7 +103,7 @@ def _split(
         leaf[members] = node.leaves.start
         return
     if len(members) < max(n_children, 3):  # nothing to cluster: any way down will do
-        clusters = torch.arange(len(members)) % n_children
+        clusters = torch.arange(len(members), device="cpu") % n_children
     else:
         features = principal_components(samples[members], N_COMPONENTS)
         clusters = _checked(clustering(features, n_children, seed), len(members), n_children)

@@ -115,12 +115,14 @@ def write_model(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) 
     """Write `config` and `state` into an empty folder; the weights carry the digests of both.
 
     Raises:
-        ArgumentError: The weights are not of one floating point type.
+        ArgumentError: The weights are not of one floating point type and finite, and could not be read again.
     """
     text = json.dumps({"format": "hmoevae", "format_version": FORMAT_VERSION, **config}, indent=2) + "\n"
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if not _is_of_one_type(state):
         raise ArgumentError(mismatch("model", "parameters of one floating point type", _types(state)))
+    if not _is_finite(state):
+        raise ArgumentError(mismatch("model", "finite weights", "NaN or infinity"))
     metadata = {"config_sha256": _config_digest(config), "weights_sha256": _weights_digest(state), "format": "pt"}
     (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
     save_file(state, folder / WEIGHTS_NAME, metadata=metadata)
@@ -191,7 +193,7 @@ def _read_weights(path: Path, config: dict[str, Any], version: int) -> dict[str,
         raise CheckpointError(mismatch(str(path), "the weights that were saved", "others: the file is damaged"))
     if not _is_of_one_type(state):
         raise CheckpointError(mismatch(str(path), "weights of one floating point type", _types(state)))
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
+    if not _is_finite(state):
         raise CheckpointError(mismatch(str(path), "finite weights", "NaN or infinity"))
     return state
 
@@ -206,6 +208,10 @@ def _of_another_tree(path: Path, detail: str) -> CheckpointError:
     return CheckpointError(
         mismatch(str(path), f"the weights of the tree in {CONFIG_NAME}", f"those of another tree{detail}")
     )
+
+
+def _is_finite(state: dict[str, Tensor]) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
 
 
 def _is_of_one_type(state: dict[str, Tensor]) -> bool:

@@ -112,7 +112,7 @@ class Tracking:
         from hmoevae import plot
 
         row = end.history.rows[-1]
-        usage = torch.tensor([row[f"usage/{leaf.path}"] for leaf in end.model.plan.leaves])
+        usage = torch.tensor([row[f"usage/{leaf.path}"] for leaf in end.model.plan.leaves], device="cpu")
         figures = {
             "samples": plot.samples(end.model, N_SAMPLES, generator=torch.Generator().manual_seed(0)),
             "tree": plot.tree(end.model, usage=usage),

@@ -21,7 +21,7 @@ from hmoevae.errors import (
     DataError,
     MissingExtraError,
     ShapeError,
-    is_integer,
+    check_integer,
     mismatch,
 )
 from hmoevae.features import principal_components
@@ -255,8 +255,7 @@ class Neighbour(View):
             expected = "None or a callable from samples to features"
             raise ArgumentTypeError(mismatch("Neighbour.features", expected, type(self.features).__name__))
         for name, count in (("k", self.k), ("n_components", self.n_components)):
-            if not is_integer(count, least=1):
-                raise ArgumentError(mismatch(f"Neighbour.{name}", "an integer > 0", repr(count)))
+            check_integer(f"Neighbour.{name}", count)
 
     def prepare(self, samples: Float[Tensor, "n *sample"] | None) -> "View":
         """Find the neighbours.

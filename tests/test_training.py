@@ -1,5 +1,6 @@
 """fit: sources of data, the record it keeps, reproducibility, and how it ends when something goes wrong."""
 
+import copy
 import functools
 import math
 import tracemalloc
@@ -90,6 +91,24 @@ def test_trains_on_every_source(model, x, source):
     assert len(history) == 8
     assert model.evaluate(x)["expected"] < before
     assert not model.training
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"validation_data": torch.rand(20, N_FEATURES), "revive": True, "epochs": 3},
+        {"init": "kmeans"},
+        {"agreement": hm.Agreement()},
+    ],
+    ids=["validation and revival", "start", "agreement"],
+)
+def test_a_default_device_changes_nothing(model, x, options):
+    """Where `torch.set_default_device` sends new tensors is not where the order of the data is worked out."""
+    other = copy.deepcopy(model)
+    quiet_fit(other, x, **{"epochs": 2} | options)
+    with torch.device("meta"):  # whose tensors nothing can be read from
+        quiet_fit(model, x, **{"epochs": 2} | options)
+    assert torch.equal(weights(model), weights(other))
 
 
 def test_an_epoch_sees_every_sample_once(model, x):

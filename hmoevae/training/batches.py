@@ -77,7 +77,7 @@ def batches_of(
 
     if isinstance(data, Tensor | np.ndarray):
         samples = model.check_input(data, name=name).to(model.dtype)
-        everything = torch.arange(len(samples))
+        everything = torch.arange(len(samples), device="cpu")
         return Batches(
             math.ceil(len(samples) / batch_size),
             samples,
@@ -162,7 +162,8 @@ def _split(
 ) -> Iterator[Batch]:
     """Batches of samples in memory with their places in the data set, `rows`, shuffled by `order`."""
     # Whole batches are gathered by index: a DataLoader would fetch and stack sample by sample.
-    index = torch.arange(len(samples)) if order is None else torch.randperm(len(samples), generator=order)
+    n = len(samples)
+    index = torch.arange(n, device="cpu") if order is None else torch.randperm(n, generator=order, device="cpu")
     for batch in index.split(batch_size):
         chosen = batch[processes.own(len(batch))]
         if len(chosen):
@@ -177,8 +178,8 @@ def _windows(n: int, row_bytes: int, batch_size: int, order: torch.Generator | N
     """
     window = batch_size * max(1, WINDOW_BYTES // row_bytes // batch_size)
     block = max(1, BLOCK_BYTES // row_bytes)
-    starts = torch.arange(0, n, block)
+    starts = torch.arange(0, n, block, device="cpu")
     if order is not None and n > window:
-        starts = starts[torch.randperm(len(starts), generator=order)]
-    rows = (starts.unsqueeze(1) + torch.arange(block)).flatten()
+        starts = starts[torch.randperm(len(starts), generator=order, device="cpu")]
+    rows = (starts.unsqueeze(1) + torch.arange(block, device="cpu")).flatten()
     return rows[rows < n].split(window)

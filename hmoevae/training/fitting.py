@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -15,13 +15,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, NonFiniteError, check_number, is_integer, mismatch
+from hmoevae.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    NonFiniteError,
+    check_integer,
+    check_number,
+    is_integer,
+    mismatch,
+)
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Draws
 from hmoevae.starts import Start, first_leaves
 from hmoevae.training.agreement import Agreement, GateViews
-from hmoevae.training.batches import Data, batches_of
+from hmoevae.training.batches import Batches, Data, batches_of
 from hmoevae.training.checkpoints import Checkpoint, Checkpoints, Resume
 from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.course import Course
@@ -177,8 +185,7 @@ def fit(
     counts = {"epochs": epochs, "batch_size": batch_size, "init_epochs": init_epochs}
     counts |= {"checkpoint_every": checkpoint_every, "checkpoint_keep": checkpoint_keep}
     for name, number in counts.items():
-        if not is_integer(number, least=1):
-            raise ArgumentError(mismatch(name, "an integer > 0", repr(number)))
+        check_integer(name, number)
     check_number("lr", lr, positive=True)
     if lr_schedule not in get_args(Schedule):
         raise ArgumentError(mismatch("lr_schedule", "'constant' or 'cosine'", repr(lr_schedule)))
@@ -281,7 +288,7 @@ def fit(
                 stopped = bool(checkpoint.state["stopped"])
             processes.share_weights(model)
             run.keep_weights()
-            started = time.perf_counter() - (history.rows[-1]["seconds"] if len(history) else 0.0)
+            training = _Training(state, source, held_out, course, epochs, seed, revive, checkpoints, arguments)
             shown = progress and processes.is_main
             with (
                 closing(_bar(total, done=run.steps, show=shown)) as bar,
@@ -291,31 +298,8 @@ def fit(
             ):
                 for callback in callbacks:
                     ends.callback(getattr(callback, "close", lambda: None))
-                for epoch in range(len(history) + 1, 1 if stopped else epochs + 1):
-                    lesson = course.lesson(epoch)
-                    row = run.epoch(source, lesson, f"epoch {epoch}/{epochs}", bar)
-                    if revive and lesson.phase == "joint" and epoch < epochs:
-                        row["revived"] = len(run.revive(row))
-                    if held_out is not None:
-                        row |= {
-                            f"val_{name}": value for name, value in evaluate(model, held_out, seed, processes).items()
-                        }
-                    history.rows.append({"epoch": epoch, "seconds": time.perf_counter() - started, **row})
-                    end = EpochEnd(model, history, epoch, epochs, processes.is_main)
-                    stops = [_is_true(callback(end)) for callback in callbacks]
-                    stopped = processes.any(any(stops))
-                    if checkpoints.due(epoch, last=stopped or epoch == epochs):
-                        run.check_weights()  # callbacks may have changed them
-                        still_needed = start if epoch < course.started_by else None
-                        whole = {
-                            "training": state.state_dict(),
-                            "seed": seed,
-                            "start": still_needed,
-                            "stopped": stopped,
-                        }
-                        checkpoints.write(model, epoch, row.get(f"val_{model.objective}"), arguments, whole)
-                    if stopped:
-                        break
+                while not stopped and len(history) < epochs:
+                    stopped = training.epoch(bar)
         except KeyboardInterrupt:
             history.interrupted = True
         except NonFiniteError as error:
@@ -327,6 +311,51 @@ def fit(
         if len(history) and processes.is_main:
             warn_of_collapse(model.plan, history.rows[-1])
         return history
+
+
+@dataclass(slots=True)
+class _Training:
+    """The epochs of a run, each with all that is done after its steps."""
+
+    state: TrainingState
+    source: Batches
+    held_out: Batches | None
+    course: Course
+    epochs: int
+    seed: int
+    revive: bool
+    checkpoints: Checkpoints
+    arguments: dict[str, Any]
+    started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start the clock, where an earlier run left it."""
+        rows = self.state.history.rows
+        self.started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+
+    def epoch(self, bar: "tqdm[Any]") -> bool:
+        """Train, record, call the callbacks and write what is due; returns whether a callback ends training."""
+        run, history = self.state.run, self.state.history
+        model, processes = run.model, run.processes
+        epoch = len(history) + 1
+        lesson = self.course.lesson(epoch)
+        row = run.epoch(self.source, lesson, f"epoch {epoch}/{self.epochs}", bar)
+        if self.revive and lesson.phase == "joint" and epoch < self.epochs:
+            row["revived"] = len(run.revive(row))
+        if self.held_out is not None:
+            terms = evaluate(model, self.held_out, self.seed, processes)
+            row |= {f"val_{name}": value for name, value in terms.items()}
+        history.rows.append({"epoch": epoch, "seconds": time.perf_counter() - self.started, **row})
+        end = EpochEnd(model, history, epoch, self.epochs, processes.is_main)
+        stops = [_is_true(callback(end)) for callback in self.state.callbacks]
+        stopped = processes.any(any(stops))
+        if self.checkpoints.due(epoch, last=stopped or epoch == self.epochs):
+            run.check_weights()  # callbacks may have changed them
+            start = run.start if epoch < self.course.started_by else None  # for as long as it is needed
+            whole = {"training": self.state.state_dict(), "seed": self.seed, "start": start, "stopped": stopped}
+            loss = row.get(f"val_{model.objective}")
+            self.checkpoints.write(model, epoch, loss, self.arguments, whole)
+        return stopped
 
 
 def _optimizer(model: HMoEVAE, given: Callable[[Iterable[nn.Parameter]], Optimizer] | None, lr: float) -> Optimizer:

@@ -87,7 +87,7 @@ class Run:
 
     def revive(self, row: dict[str, float]) -> list[str]:
         """Revive the children that an epoch left without samples; returns their paths."""
-        usage = torch.tensor([row[f"usage/{leaf.path}"] for leaf in self.model.plan.leaves])
+        usage = torch.tensor([row[f"usage/{leaf.path}"] for leaf in self.model.plan.leaves], device="cpu")
         return revive(self.model, self.optimizer, usage, self.noise)
 
     def epoch(self, batches: Batches, lesson: Lesson, title: str, bar: "tqdm[Any]") -> dict[str, float]:
@@ -199,7 +199,7 @@ class Run:
         found = self.processes.best(found, knows=not bool(torch.isfinite(out.loss)))
         kept = "the model is as it was before this step"
         spoilt = not all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
-        if self.processes.sum(torch.tensor(float(spoilt))) > 0:
+        if self.processes.sum(torch.tensor(float(spoilt), device="cpu")) > 0:
             self.model.load_state_dict(self.good)
             kept = "the model is back at the end of the last good epoch"
         expected = f"a finite loss at step {self.steps}"
@@ -230,5 +230,5 @@ def evaluate(model: HMoEVAE, batches: Batches, seed: int, processes: Processes) 
             sums[name] = sums.get(name, 0.0) + share.n * value
     if n_samples == 0:
         raise DataError(mismatch("validation_data", "at least one sample", "none"))
-    totals = processes.sum(torch.tensor(list(sums.values()), dtype=torch.float64))
+    totals = processes.sum(torch.tensor(list(sums.values()), dtype=torch.float64, device="cpu"))
     return dict(zip(sums, (totals / n_samples).tolist(), strict=True))

@@ -146,7 +146,8 @@ class Processes:
             if share.total == 0:
                 return
             if x is None:  # zero is in the support of every likelihood
-                x, index = torch.zeros(1, *sample_shape), torch.zeros(1, dtype=torch.long)
+                x = torch.zeros(1, *sample_shape, device="cpu")
+                index = torch.zeros(1, dtype=torch.long, device="cpu")
             yield x, index, share
 
     # --- a step -----------------------------------------------------------------------------------------------------
@@ -242,8 +243,8 @@ class Processes:
         """The numbers of every process."""
         if self.count == 1:
             return [list(numbers)]
-        table = torch.zeros(self.count, 1 + len(numbers), dtype=torch.long)
-        table[self.index] = torch.tensor([int(self._interrupted), *numbers])
+        table = torch.zeros(self.count, 1 + len(numbers), dtype=torch.long, device="cpu")
+        table[self.index] = torch.tensor([int(self._interrupted), *numbers], device="cpu")
         everyone = self.sum(table).tolist()
         if any(row[0] for row in everyone):
             raise KeyboardInterrupt

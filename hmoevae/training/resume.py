@@ -4,7 +4,7 @@ import functools
 import hashlib
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ class TrainingState:
     history: History
     order: torch.Generator
     loaders: Sequence[Data | None]
-    callbacks: Sequence[object]
+    callbacks: Sequence[Callable[..., object]]
 
     def state_dict(self) -> dict[str, Any]:
         """All of it."""

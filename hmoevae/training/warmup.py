@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hmoevae.errors import ArgumentError, check_number, is_integer, mismatch
+from hmoevae.errors import check_integer, check_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,7 @@ class Warmup:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not is_integer(self.epochs, least=1):
-            raise ArgumentError(mismatch("Warmup.epochs", "an integer > 0", repr(self.epochs)))
+        check_integer("Warmup.epochs", self.epochs)
         check_number("Warmup.kl", self.kl)
         check_number("Warmup.temperature", self.temperature, positive=True)
 
