@@ -37,6 +37,8 @@ def matmul(
     large = left.dtype == torch.float32 and left.numel() * right.shape[-1] >= LARGE
     if large and prefers_onednn() and ONEDNN_MATMUL.fp32_precision == "none":
         by_onednn(left, right, out)
+    elif left.dtype == torch.float32:
+        _by_blas(left, right, out)
     else:
         _matmul(left, right, out)
 
@@ -56,6 +58,17 @@ def _matmul(left: Tensor, right: Tensor, out: Tensor) -> None:
         torch.mm(left.flatten(0, 1), right, out=out.flatten(0, 1))
     else:
         torch.bmm(left, right, out=out)
+
+
+def _by_blas(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """`_matmul` where PyTorch gives fp32 products to its BLAS.
+
+    MKL does best with a factor that all groups share if it is given for each of them, as long as it is no larger than
+    the other one: one product of 100 groups takes up to 1.4 times as long.
+    """
+    if right.ndim == 2 and len(left) > 1 and right.numel() <= left[0].numel():
+        right = right.expand(len(left), -1, -1)
+    _matmul(left, right, out)
 
 
 @contextmanager

@@ -100,6 +100,7 @@ class _LogProb(torch.autograd.Function):
             matmul(inp.mT, w.to(dtype), raw)
             raw = raw.to(x.dtype).add_(b.unsqueeze(1))
             log_probs.copy_(likelihood.log_prob_and_score(raw.mT, x, scores.mT))
+            del raw  # so that the next one takes its place, which is still in the cache
         ctx.save_for_backward(weight, h, score)
         ctx.block, ctx.score_unit = block, likelihood.score_unit
         return result
