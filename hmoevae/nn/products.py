@@ -37,8 +37,8 @@ def matmul(
     large = left.dtype == torch.float32 and left.numel() * right.shape[-1] >= LARGE
     if large and prefers_onednn() and ONEDNN_MATMUL.fp32_precision == "none":
         by_onednn(left, right, out)
-    elif left.dtype == torch.float32:
-        _by_blas(left, right, out)
+    elif left.dtype == torch.float32 and torch.backends.mkl.is_available():
+        _by_mkl(left, right, out)
     else:
         _matmul(left, right, out)
 
@@ -60,8 +60,8 @@ def _matmul(left: Tensor, right: Tensor, out: Tensor) -> None:
         torch.bmm(left, right, out=out)
 
 
-def _by_blas(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """`_matmul` where PyTorch gives fp32 products to its BLAS.
+def _by_mkl(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """`_matmul` where PyTorch gives the product to MKL.
 
     MKL does best with a factor that all groups share if it is given for each of them, as long as it is no larger than
     a group's own: as one product, that of 100 groups takes 1.4 times as long.
