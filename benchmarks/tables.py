@@ -79,10 +79,10 @@ class Runs:
         return 1 + max(levels, default=0)
 
     @property
-    def layout(self) -> str:
-        """The tree in words."""
-        leaves = f"{self['leaves']} leaves"
-        return f"{LAYOUTS.get(self.depth, f'{self.depth} levels')}, {leaves}"
+    def title(self) -> str:
+        """Recipe, tree and precision in words."""
+        layout = LAYOUTS.get(self.depth, f"{self.depth} levels")
+        return f"{self.recipe}, {layout}, {self['leaves']} leaves, {self['precision']}"
 
     def values(self, field: str) -> list[float]:
         """One number of every run that has it."""
@@ -178,7 +178,12 @@ def clustering(dataset: str = "mnist") -> str:
     """Trees, baselines run here, and published figures, by the test images' labels."""
     head = ("method", "seeds", "epochs", "accuracy", "NMI", "ARI", "purity", "dendrogram purity")
     rows = [
-        (f"{g.recipe}, {g.layout}", str(len(g.runs)), str(g["epochs"]), *(percent(g.values(s)) for s in SCORES))
+        (
+            g.title,
+            str(len(g.runs)),
+            str(g["epochs"]),
+            *(percent(g.values(s)) for s in SCORES),
+        )
         for g in runs_of_examples()
         if g["dataset"] == dataset
     ]
@@ -209,9 +214,7 @@ def levels() -> str:
     head = ("recipe, tree", "seeds", "accuracy, level 1", "NMI, level 1", "purity, leaves", "dendrogram purity")
     fields = ("accuracy_level1", "nmi_level1", "leaf_purity", "dendrogram_purity")
     deep = [group for group in runs_of_examples() if group.depth > 1]
-    return table(
-        head, [(f"{g.recipe}, {g.layout}", str(len(g.runs)), *(percent(g.values(f)) for f in fields)) for g in deep]
-    )
+    return table(head, [(g.title, str(len(g.runs)), *(percent(g.values(f)) for f in fields)) for g in deep])
 
 
 def ablation() -> str:
@@ -257,7 +260,7 @@ def likelihood() -> str:
     head = ("recipe, tree", "epochs", "seeds", "expected loss", "ELBO")
     rows = [
         (
-            f"{g['dataset']}, {g.recipe}, {g.layout}",
+            f"{g['dataset']}, {g.title}",
             str(g["epochs"]),
             str(len(g.runs)),
             spread(g.values("expected_loss"), 1),
@@ -299,18 +302,19 @@ def reliability() -> str:
         accuracy = group.values("accuracy" if group.depth == 1 else "accuracy_level1")
         least = min(min(run["usage"]) * run["leaves"] for run in group.runs)
         ends = (min(accuracy), statistics.median(accuracy), max(accuracy))
-        name = f"{group['dataset']}, {group.recipe}, {group.layout}"
+        name = f"{group['dataset']}, {group.title}"
         rows.append((name, str(group["epochs"]), str(len(accuracy)), *(known(end) for end in ends), f"{least:.2f}"))
     return table(head, rows)
 
 
 def headline() -> str:
     """The flat trees on MNIST, for the README."""
-    head = ("MNIST, ten leaves", "epochs", "seeds", "accuracy", "NMI", "ELBO, nats")
+    head = ("MNIST, ten leaves", "precision", "epochs", "seeds", "accuracy", "NMI", "ELBO, nats")
     flat = [g for g in runs_of_examples() if g["dataset"] == "mnist" and g.depth == 1]
     rows = [
         (
             f"`--recipe {g.recipe}`",
+            g["precision"],
             str(g["epochs"]),
             str(len(g.runs)),
             f"{percent(g.values('accuracy'))} %",
