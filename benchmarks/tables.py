@@ -178,12 +178,7 @@ def clustering(dataset: str = "mnist") -> str:
     """Trees, baselines run here, and published figures, by the test images' labels."""
     head = ("method", "seeds", "epochs", "accuracy", "NMI", "ARI", "purity", "dendrogram purity")
     rows = [
-        (
-            g.title,
-            str(len(g.runs)),
-            str(g["epochs"]),
-            *(percent(g.values(s)) for s in SCORES),
-        )
+        (g.title, str(len(g.runs)), str(g["epochs"]), *(percent(g.values(s)) for s in SCORES))
         for g in runs_of_examples()
         if g["dataset"] == dataset
     ]

@@ -298,8 +298,9 @@ def fit(
             ):
                 for callback in callbacks:
                     ends.callback(getattr(callback, "close", lambda: None))
-                while not stopped and len(history) < epochs:
-                    stopped = training.epoch(bar)
+                for epoch in range(len(history) + 1, 1 if stopped else epochs + 1):
+                    if training.epoch(epoch, bar):
+                        break
         except KeyboardInterrupt:
             history.interrupted = True
         except NonFiniteError as error:
@@ -333,11 +334,10 @@ class _Training:
         rows = self.state.history.rows
         self.started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
 
-    def epoch(self, bar: "tqdm[Any]") -> bool:
+    def epoch(self, epoch: int, bar: "tqdm[Any]") -> bool:
         """Train, record, call the callbacks and write what is due; returns whether a callback ends training."""
         run, history = self.state.run, self.state.history
         model, processes = run.model, run.processes
-        epoch = len(history) + 1
         lesson = self.course.lesson(epoch)
         row = run.epoch(self.source, lesson, f"epoch {epoch}/{self.epochs}", bar)
         if self.revive and lesson.phase == "joint" and epoch < self.epochs:
