@@ -86,8 +86,8 @@ def run_row(name: str, x: Tensor, training: Training) -> Trained:
     """Train as a row says."""
     if name == ARTICLE:
         article = RECIPES[ARTICLE]
-        own = {"batch_size": article.training.batch_size, "precision": article.training.precision}
-        return article.run("flat", x, replace(training, **own))
+        usual = article.training(len(x))
+        return article.run("flat", x, replace(training, batch_size=usual.batch_size, precision=usual.precision))
     row = ROWS[name]
     tree = RECIPES["styles"].tree("flat")
     if row.gate is not None:
@@ -150,13 +150,14 @@ def run(args: argparse.Namespace) -> None:
     """Measure every row and report."""
     device = resolve_device(args.device)
     images, test = hm.datasets.digits() if args.quick else hm.datasets.mnist(args.data_root)
-    training = replace(RECIPES["styles"].training, epochs=args.epochs, device=args.device, progress=sys.stderr.isatty())
+    usual = RECIPES["styles"].training(len(images))
+    training = replace(usual, epochs=args.epochs, device=args.device, progress=sys.stderr.isatty())
     report: dict[str, Any] = {
         **machine.about(device, args.threads),
         "dataset": images.name,
         "images": {"train": len(images), "test": len(test)},
         "epochs": args.epochs,
-        "recipe_epochs": RECIPES["styles"].training.epochs,
+        "recipe_epochs": usual.epochs_of(len(images)),
         "rows": [],
     }
     runs = runs_of(args.json, report)

@@ -138,10 +138,9 @@ def score(model: hm.HMoEVAE, sevens: Sevens) -> dict[str, float]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    training = RECIPES["styles"].training
     parser = command.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="which, of the training")
-    parser.add_argument("--epochs", type=int, default=training.epochs, help="passes over the training images")
+    parser.add_argument("--epochs", type=int, help="passes over the training images, in place of the recipe's")
     parser.add_argument("--thin", type=int, default=1, help="use every so manieth image only, for a look")
     parser.add_argument("--json", type=Path, help="write the report to this file too, anew after every seed")
     parser.add_argument("--plot", type=Path, help="draw the first seed's sevens, in the format of the file's ending")
@@ -175,9 +174,9 @@ def run(args: argparse.Namespace) -> None:
     print(f"{len(train):,} training images; {len(sevens.drawn):,} test sevens, {images['drawn']} with a stroke")
     print("seed", *(f"{name:>7}" for name in SCORES), "seconds")
     for seed in args.seeds:
-        training = dataclasses.replace(
-            RECIPES["styles"].training, epochs=args.epochs, seed=seed, device=args.device, progress=sys.stderr.isatty()
-        )
+        usual = RECIPES["styles"].training(len(train))
+        how = {"epochs": args.epochs, "seed": seed, "device": args.device}
+        training = dataclasses.replace(usual, progress=sys.stderr.isatty(), **how)
         start = time.perf_counter()
         model, history = best("two-level", train.x, training, N_STYLES, STYLES)
         seconds = time.perf_counter() - start

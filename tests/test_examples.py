@@ -2,17 +2,19 @@
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import _run
 import choose_tree
 import pytest
 import share_model
 import torch
-from _recipes import RECIPES, article_tree
+from _recipes import RECIPES, Training, article_tree
 from _run import load_mnist, thinned
 
 import hmoevae as hm
@@ -227,6 +229,40 @@ def test_without_mnist_the_example_says_so_and_goes_on(tmp_path, offline):
     assert json.loads(done.stdout.splitlines()[-1])["dataset"] == "mnist5k"
 
 
+def test_recipes_count_steps_whatever_the_number_of_images():
+    """36 epochs of MNIST and 2 of a sixth part of it would not be the same training."""
+    for recipe in RECIPES.values():
+        for n_images in (1_000, 4_000, 60_000):
+            training = recipe.training(n_images)
+            steps = training.epochs_of(n_images) * math.ceil(n_images / training.batch_size)
+            assert steps == pytest.approx(training.steps, rel=0.02)
+    assert RECIPES["best"].training(60_000).epochs_of(60_000) == 36
+    assert RECIPES["best"].training(4_000).epochs_of(4_000) > 100
+    assert Training(epochs=3, steps=1).epochs_of(10) == 3
+    assert Training(steps=1).epochs_of(1_000_000) == 1
+
+
+def test_help_tells_what_the_recipes_do_by_default():
+    done = run("mnist_flat.py", "--help")
+    assert done.returncode == 0, done.stderr
+    for name, recipe in RECIPES.items():
+        assert f"  {name}: {recipe.about}" in done.stdout
+    assert "8,640 steps of 250 images, lr 0.001, bf16" in done.stdout
+    assert "None" not in done.stdout
+
+
+def test_the_last_lines_say_what_the_results_are_worth(capsys):
+    _run.print_results({"dataset": "mnist5k", "accuracy": 0.97}, smoke=False)
+    about, result = capsys.readouterr().out.rsplit("\n", 2)[:2]
+    assert "4,000 images to train on and 1,000 to test" in about
+    assert "98.4 %" in about
+    assert json.loads(result) == {"dataset": "mnist5k", "accuracy": 0.97}
+    _run.print_results({"dataset": "mnist"}, smoke=False)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    _run.print_results({"dataset": "mnist5k"}, smoke=True)
+    assert "A smoke run: it only shows that everything works" in capsys.readouterr().out.splitlines()[0]
+
+
 def test_a_run_that_was_cut_short_goes_on_when_asked_to(tmp_path, offline):
     environment = {} if HAS_MNIST else offline
     images, _ = load_mnist(None) if HAS_MNIST else hm.datasets.mnist5k()
@@ -237,7 +273,7 @@ def test_a_run_that_was_cut_short_goes_on_when_asked_to(tmp_path, offline):
         if end.epoch == 2:
             raise InterruptedError
 
-    training = replace(RECIPES["article"].training, epochs=2, device="cpu", progress=False)
+    training = replace(RECIPES["article"].training(len(few)), epochs=2, device="cpu", progress=False)
     with pytest.raises(InterruptedError):  # after the first epoch's checkpoint
         RECIPES["article"].run(
             "flat", few.x, replace(training, checkpoint_dir=tmp_path / "checkpoints", callbacks=[stop])
@@ -260,8 +296,9 @@ def test_a_run_that_was_cut_short_goes_on_when_asked_to(tmp_path, offline):
         (["--data-root", "/nowhere"], "root: expected a folder with MNIST/raw/ in it, got /nowhere"),
         (["--out", __file__], "--out: expected a folder that can be written"),
         (["--device", "warp"], "device: expected 'auto', 'cpu' or an accelerator that is here, got 'warp'"),
-        (["--epochs", "0"], "epochs: expected an integer > 0, got 0"),
-        (["--lr", "nan"], "lr: expected a finite number > 0, got nan"),
+        (["--epochs", "0"], "--epochs: expected an integer > 0, got 0"),
+        (["--steps", "0"], "--steps: expected an integer > 0, got 0"),
+        (["--lr", "nan"], "--lr: expected a finite number > 0, got nan"),
     ],
 )
 def test_bad_arguments_end_with_one_line(arguments, message, tmp_path, offline):
@@ -269,6 +306,7 @@ def test_bad_arguments_end_with_one_line(arguments, message, tmp_path, offline):
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert "training and" not in done.stdout, "refused before any data were shown"
 
 
 @pytest.mark.skipif(not HAS_MNIST, reason="needs real MNIST: set HMOEVAE_DATA to a folder with MNIST/raw/ in it")
