@@ -1,6 +1,8 @@
 """The errors of the package: each names the argument, what was expected and what came."""
 
 import math
+import sys
+import warnings
 from numbers import Integral, Real
 
 
@@ -114,3 +116,24 @@ def mismatch(argument: str, expected: str, got: object) -> str:
     'latent_dim: expected an integer > 0, got 0'
     """
     return f"{argument}: expected {expected}, got {got}"
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn of what a user has called, in whose line, however deep in this package the reason was found.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     warn("all is not well")
+    >>> caught[0].message, caught[0].filename == __file__
+    (UserWarning('all is not well'), False)
+    """
+    level, frame = 2, sys._getframe(1)
+    while frame is not None and _is_on_the_way(frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _is_on_the_way(module: str) -> bool:
+    """Whether calls from there are made on behalf of somebody else, who is to be told."""
+    return module.partition(".")[0] in {"hmoevae", "beartype", "contextlib", "jaxtyping", "joblib", "pickle", "sklearn"}

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from hmoevae import training
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, check_integer, mismatch
 from hmoevae.history import History
-from hmoevae.model import BATCH_SIZE, HMoEVAE
+from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.objectives import ObjectiveName
 from hmoevae.spec import MLP, VAE, Balance, Gaussian, Likelihood, Mixture, Tree
@@ -239,12 +238,9 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         but the sample.
         """
         check_is_fitted(self)
-        X = self._check(X, reset=False)
+        X = self._check(X, reset=False, support=True)
         check_integer("n_importance", self.n_importance)
-        with torch.no_grad():
-            pieces = self.model_.check_input(X, name="X", values=False).split(BATCH_SIZE)
-            scores = torch.cat([self._log_density(piece.to(self.model_.device, self.model_.dtype)) for piece in pieces])
-        return scores.cpu().numpy().astype(X.dtype, copy=False)
+        return self.model_.score_samples(X, n_importance=self.n_importance).numpy().astype(X.dtype, copy=False)
 
     def score(self, X: Any, y: object = None) -> float:  # noqa: ARG002
         """Mean of `score_samples` over `X`, in nats; `y` is not read."""
@@ -270,11 +266,6 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         ]
         return torch.cat(rows).cpu().numpy(), np.repeat(np.arange(len(counts)), counts)
 
-    def _log_density(self, x: Float[Tensor, "batch feature"]) -> Float[Tensor, " batch"]:
-        generator = torch.Generator(x.device).manual_seed(0)
-        by_leaf = self.model_.experts.log_marginal(x.t(), self.n_importance, generator, shared_noise=True)
-        return (by_leaf + self.model_.paths.leaf_log_prior().unsqueeze(1)).logsumexp(0)
-
     # --- scikit-learn's conventions ---------------------------------------------------------------------------------
 
     def __sklearn_tags__(self) -> Tags:
@@ -289,10 +280,10 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             state["model_"] = copy.deepcopy(state["model_"]).cpu()
         return state
 
-    def _check(self, X: Any, *, reset: bool) -> np.ndarray:
+    def _check(self, X: Any, *, reset: bool, support: bool = False) -> np.ndarray:
         checked: Any = validate_data(self, X, reset=reset, dtype=FLOATS)
         if not reset:
-            self.model_.check_input(checked, name="X")
+            self.model_.check_input(checked, name="X", support=support)
         return checked
 
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -33,10 +33,11 @@ from hmoevae.errors import (
     check_number,
     is_integer,
     mismatch,
+    warn,
 )
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.experts import Experts
-from hmoevae.nn.gates import Gates
+from hmoevae.nn.gates import Gates, looks_channels_last
 from hmoevae.nn.objectives import BY_WEIGHT, OBJECTIVES, ObjectiveName, agreement, balance
 from hmoevae.nn.paths import Paths
 from hmoevae.plan import PlannedNode, are_ascending, compile_tree
@@ -45,6 +46,10 @@ from hmoevae.spec import VAE, Mixture, Tree, tree_from_json
 ArrayLike = Tensor | np.ndarray
 BATCH_SIZE = 1024
 """Samples evaluated at a time by every method that takes `batch_size`."""
+OBSERVED_AT_A_TIME = 128
+"""Samples whose draws from p(x|z) are made in one go, whatever `batch_size`: so they do not depend on it."""
+ROUNDING = 1e-5
+"""How far outside a support a value counts as one of its bounds: scaling in single precision leaves as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +146,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
     Latents, reconstructions, new samples:
 
     >>> z = model.encode(x)
+    >>> mean, std = model.encode(x, return_std=True)  # of q(z|x)
     >>> model.reconstruct(x).allclose(model.decode(z, model.predict(x)), atol=1e-6)
     True
     >>> model.sample(2).shape, model.sample(2, node="root/1").shape
@@ -185,6 +191,11 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             raise ArgumentError(mismatch("objective", expected, repr(objective)))
         self.gates = Gates(self.plan, self.input_shape)
         self.experts = Experts(self.plan, torch.Size(self.input_shape).numel())
+        if self.gates.take_images and looks_channels_last(self.input_shape):
+            height, width, channels = self.input_shape
+            expected = f"(channels, height, width) for a Conv gate, such as {(channels, height, width)} for "
+            got = f"{self.input_shape}, which looks like (height, width, channels)"
+            warn(mismatch("input_shape", f"{expected}x.permute(0, 3, 1, 2)", got))
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which leave compiled code behind: it would go on computing with this model."""
@@ -365,20 +376,22 @@ class HMoEVAE(nn.Module, ModelHubMixin):
 
     def _view(self, view: Tensor, name: str, x: Tensor, *, validate: bool) -> Float[Tensor, "feature batch"]:
         """A checked view, features first; unlike samples it may leave the support of a likelihood."""
-        view = self.check_input(view, name=name, values=False)
+        view = self.check_input(view, name=name, values=validate, support=False)
         if len(view) != len(x):
             raise ShapeError(mismatch(name, f"one a sample, {tuple(x.shape)}", tuple(view.shape)))
-        if validate and not torch.isfinite(view).all():
-            raise DataError(mismatch(name, "finite values", "NaN or infinity"))
         return self._features_first(view)
 
-    def check_input(self, x: ArrayLike, *, name: str = "x", values: bool = True) -> Tensor:
+    def check_input(self, x: ArrayLike, *, name: str = "x", values: bool = True, support: bool = True) -> Tensor:
         """Return `x` as a tensor, having made sure that it is a batch of samples for this model.
+
+        What rounding has carried over the bound of a likelihood's support is returned as that bound.
 
         Args:
             x: Samples, `(batch, *input_shape)`.
             name: What to call it in an error.
             values: Check the values too, which on an accelerator waits for the device.
+            support: Of the values, check too that they lie in the support of every leaf's likelihood, which gates and
+                encoders do not need.
 
         Raises:
             ArgumentTypeError: `x` is not a floating point tensor or array.
@@ -407,12 +420,35 @@ class HMoEVAE(nn.Module, ModelHubMixin):
                 first = int(bad.nonzero()[0])
                 count = int(bad.sum())
                 raise DataError(mismatch(name, "finite values", f"NaN or infinity in {count} samples, first {first}"))
-            for group in self.experts.groups:
-                if not group.likelihood.contains(tensor):
-                    low, high = tensor.aminmax()
-                    got = f"values from {low.item():g} to {high.item():g}"
-                    raise DataError(mismatch(name, group.likelihood.support, got))
+            if support:
+                tensor = self._in_support(tensor, read, name)
         return tensor
+
+    def _in_support(self, x: Tensor, read: Tensor, name: str) -> Tensor:
+        """`x`, which the model reads as `read`, with what rounding has carried out of a support back in it."""
+        rounding = max(ROUNDING, *(4 * torch.finfo(dtype).eps for dtype in (x.dtype, read.dtype)))
+        for likelihood in (group.likelihood for group in self.experts.groups):
+            if likelihood.contains(read):
+                continue
+            near = likelihood.nearest(read)
+            if not likelihood.contains(near) or (near - read).abs().max() > rounding:
+                low, high = (end.item() for end in x.aminmax())
+                raise DataError(mismatch(name, likelihood.support, f"values from {low} to {high}"))
+            x, read = near.to(x.dtype), near
+        return x
+
+    def _seen(self, x: ArrayLike, *, name: str = "x") -> Tensor:
+        """Checked samples for gates and encoders, which need no support, but have learned from values that lie in it.
+
+        Warns of values that are further out than the support is wide: such as those of pixels that are not / 255.
+        """
+        x = self.check_input(x, name=name, support=False)
+        for likelihood in (group.likelihood for group in self.experts.groups):
+            if not likelihood.contains(x) and (likelihood.nearest(x) - x).abs().max() > 1:
+                low, high = (end.item() for end in x.aminmax())
+                warn(mismatch(name, f"{likelihood.support}, or close to it", f"values from {low} to {high}"))
+                break
+        return x
 
     # --- routing ----------------------------------------------------------------------------------------------------
 
@@ -456,24 +492,38 @@ class HMoEVAE(nn.Module, ModelHubMixin):
 
     # --- latents and images -----------------------------------------------------------------------------------------
 
+    @overload
     def encode(
-        self, x: ArrayLike, *, node: str = "root", batch_size: int = BATCH_SIZE
-    ) -> Float[Tensor, "batch latent"]:
+        self, x: ArrayLike, *, node: str = ..., return_std: Literal[False] = ..., batch_size: int = ...
+    ) -> Float[Tensor, "batch latent"]: ...
+
+    @overload
+    def encode(
+        self, x: ArrayLike, *, node: str = ..., return_std: Literal[True], batch_size: int = ...
+    ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]: ...
+
+    def encode(
+        self, x: ArrayLike, *, node: str = "root", return_std: bool = False, batch_size: int = BATCH_SIZE
+    ) -> Float[Tensor, "batch latent"] | tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
         """Mean of q(z|x) of the leaf that each sample is routed to.
 
         Args:
-            x: Samples, `(batch, *input_shape)`.
+            x: Samples, `(batch, *input_shape)`; values outside a likelihood's support will do.
             node: Path of the subtree whose most probable leaf is used, such as `"root/3"`.
+            return_std: Return its standard deviation too: q(z|x) = N(mean, diag(std^2)).
             batch_size: Samples evaluated at a time.
 
         Returns:
-            The latents; where leaves differ in `latent_dim`, the shorter ones are filled up with zeros.
+            The latents, or with `return_std` the pair of means and standard deviations, each `(batch, latent)`; where
+            leaves differ in `latent_dim`, the shorter ones are filled up with zeros.
         """
 
         def encode(chunk: Tensor) -> Tensor:
-            return self.experts.encode(chunk.flatten(1), self._best_leaf(chunk, self._node(node)))
+            mean, std = self.experts.encode(chunk.flatten(1), self._best_leaf(chunk, self._node(node)))
+            return torch.stack([mean, std], dim=1) if return_std else mean
 
-        return self._in_batches(encode, self.check_input(x), batch_size)
+        encoded = self._in_batches(encode, self._seen(x), batch_size)
+        return (encoded[:, 0], encoded[:, 1]) if return_std else encoded
 
     def reconstruct(self, x: ArrayLike, *, node: str = "root", batch_size: int = BATCH_SIZE) -> Tensor:
         """Mean of p(x|z) at the mean of q(z|x), by the leaf that each sample is routed to.
@@ -489,9 +539,10 @@ class HMoEVAE(nn.Module, ModelHubMixin):
 
         def reconstruct(chunk: Tensor) -> Tensor:
             leaf = self._best_leaf(chunk, self._node(node))
-            return self.experts.decode(self.experts.encode(chunk.flatten(1), leaf), leaf)
+            mean, _ = self.experts.encode(chunk.flatten(1), leaf)
+            return self.experts.decode(mean, leaf)
 
-        flat = self._in_batches(reconstruct, self.check_input(x), batch_size)
+        flat = self._in_batches(reconstruct, self._seen(x), batch_size)
         return flat.unflatten(1, self.input_shape)
 
     def decode(
@@ -542,7 +593,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             node: Path of the subtree to draw from, such as `"root/3"` or one leaf's path.
             observe: Draw x from p(x|z) instead of returning its mean, so that the samples follow p(x).
             generator: Source of the draws, on the CPU unless `observe` is set, then on the model's device.
-            batch_size: Samples evaluated at a time.
+            batch_size: Samples evaluated at a time; the draws do not depend on it.
 
         Returns:
             `(n, *input_shape)`, on the model's device.
@@ -555,7 +606,11 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             prior = self.paths.leaf_log_prior()[leaves.start : leaves.stop].softmax(0)
         leaf = leaves.start + torch.multinomial(prior.to(where), n, replacement=True, generator=generator)
         z = torch.randn(n, self.experts.latent_dim, generator=generator, device=where, dtype=self.dtype)
-        flat = self._decode(z.to(self.device), leaf.to(self.device), batch_size, observe=observe, generator=generator)
+        leaf = leaf.to(self.device)
+        flat = self._decode(z, leaf, batch_size, raw=observe)
+        if observe:
+            pieces = zip(flat.split(OBSERVED_AT_A_TIME), leaf.split(OBSERVED_AT_A_TIME), strict=True)
+            flat = torch.cat([self.experts.observe(*piece, generator) for piece in pieces])
         return flat.unflatten(1, self.input_shape)
 
     # --- scores -----------------------------------------------------------------------------------------------------
@@ -574,18 +629,24 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         (Burda et al. 2016, equation 8); its expectation is at most log p(x) and grows with K. The gates play no part: a
         gate that looks at x is not a prior.
 
+        Without a `generator` every call draws the same noise, and all samples share it: a sample's score depends on
+        nothing but the sample, not on the others or `batch_size`.
+
         Args:
             x: Samples, `(batch, *input_shape)`.
             n_importance: K, the number of draws from every leaf.
             batch_size: Samples evaluated at a time.
-            generator: Source of the draws of z, on the model's device.
+            generator: Source of draws of z for each sample by itself, on the model's device.
         """
         check_integer("n_importance", n_importance)
         _check_generator(generator)
         log_prior = self.paths.leaf_log_prior().unsqueeze(1)
 
         def score(chunk: Tensor) -> Tensor:
-            log_marginal = self.experts.log_marginal(self._features_first(chunk), n_importance, generator)
+            draws = self._same_draws() if generator is None else generator
+            log_marginal = self.experts.log_marginal(
+                self._features_first(chunk), n_importance, draws, shared_noise=generator is None
+            )
             return (log_marginal + log_prior).logsumexp(0)
 
         return self._in_batches(score, self.check_input(x), batch_size)
@@ -598,9 +659,10 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         Args:
             x: Samples, `(batch, *input_shape)`.
             batch_size: Samples evaluated at a time.
-            generator: Source of the draws of z, on the model's device.
+            generator: Source of the draws of z, on the model's device; without one every call draws the same.
         """
         _check_generator(generator)
+        generator = self._same_draws() if generator is None else generator
         names: list[str] = []
 
         def evaluate(chunk: Tensor) -> Tensor:
@@ -788,6 +850,10 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         except ArgumentError as error:
             raise ArgumentError(f"node{str(error).removeprefix('path')}") from None
 
+    def _same_draws(self) -> torch.Generator:
+        """A generator for scores, in the same state each time."""
+        return torch.Generator(self.device).manual_seed(0)
+
     def _features_first(self, x: Tensor) -> Float[Tensor, "feature batch"]:
         return x.to(self.dtype).flatten(1).t()
 
@@ -803,7 +869,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         def route(chunk: Tensor) -> Tensor:
             return along_paths(self.gates(self._features_first(chunk))).t()
 
-        return self._in_batches(route, self.check_input(x), batch_size)
+        return self._in_batches(route, self._seen(x), batch_size)
 
     def _best_leaf(self, x: Tensor, node: PlannedNode) -> Int[Tensor, " batch"]:
         edge_log_prob = self.gates(self._features_first(x))

@@ -4,6 +4,7 @@ Slow, batch-first, and written from the formulas of the design, not from the cod
 nothing else of `hmoevae.nn`. All results carry gradients to the model's parameters.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -123,7 +124,10 @@ class Reference:
         leaf = self.model.tree.at(path)
         raw = _dense(self.encoder_weights(path), x.flatten(1), leaf.encoder.activation)
         mean, log_variance = raw[:, : leaf.latent_dim], raw[:, leaf.latent_dim :]
-        return distributions.Normal(mean, (1e-5 + log_variance.exp()).sqrt())
+        variance = log_variance.clamp_max(10).exp()
+        tangent = math.exp(10) * (log_variance - 9)
+        variance = 1e-5 + torch.where(log_variance > 10, tangent, variance)
+        return distributions.Normal(mean, variance.sqrt())
 
     def observation(self, path: str, z: Tensor) -> distributions.Distribution:
         """p(x|z) of one leaf, over (batch, feature)."""

@@ -16,12 +16,12 @@ import pytest
 import torch
 from scipy import sparse
 from sklearn.base import clone, is_clusterer
-from sklearn.datasets import make_blobs
+from sklearn.datasets import load_breast_cancer, make_blobs
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import hmoevae as hm
@@ -344,6 +344,19 @@ def test_pipeline_and_grid_search():
     search.fit(x)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     assert search.best_params_["vaemixture__latent_dim"] == 1
+
+
+def test_columns_scaled_to_the_unit_interval():
+    """The largest value is 1 and a last digit, which is rounding; new rows may go further."""
+    x = MinMaxScaler().fit_transform(load_breast_cancer().data)
+    assert x.max() > 1
+    mixture = hm.VAEMixture(2, likelihood=hm.Gaussian(), max_iter=2, random_state=0, device="cpu").fit(x)
+    assert np.isfinite(mixture.score_samples(x)).all()
+    new = x[:20] * 1.1
+    for result in (mixture.predict(new), mixture.predict_proba(new), mixture.transform(new)):
+        assert len(result) == 20
+    with pytest.raises(ValueError, match=r"X: expected values in \[0, 1\] .* got values from 0.0 to 1.1"):
+        mixture.score_samples(1.1 * x)
 
 
 def test_pandas_in_and_out():

@@ -165,6 +165,21 @@ def test_support(name: str, values: list[float], inside: bool) -> None:
     assert likelihood_model(SPECS[name]).contains(torch.tensor(values)) is inside
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("sigmoid", [0.0, 0.0, 0.25, 1.0, 1.0]),
+        ("identity", [-1e-6, 0.0, 0.25, 1.0, 1.25]),
+        ("bernoulli", [0.0, 0.0, 0.0, 1.0, 1.0]),
+        ("continuous", [0.0, 0.0, 0.25, 1.0, 1.0]),
+    ],
+)
+def test_the_nearest_values_of_the_support(name: str, nearest: list[float]) -> None:
+    model = likelihood_model(SPECS[name])
+    assert torch.equal(model.nearest(torch.tensor([-1e-6, 0.0, 0.25, 1.0, 1.25])), torch.tensor(nearest))
+    assert model.contains(torch.tensor(nearest))
+
+
 @each_likelihood
 def test_every_model_says_what_data_it_takes(spec: Likelihood) -> None:
     model = likelihood_model(spec)

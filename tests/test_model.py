@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from torch import Tensor
 
 import hmoevae as hm
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, HMoEVAEError, ShapeError, SpecError
-from hmoevae.spec import Tree
+from hmoevae.nn.experts import posterior_of
+from hmoevae.spec import Likelihood, Tree
 
 SMALL = hm.VAE(2, hm.MLP((4,), "tanh"), hm.MLP((4,), "tanh"))
 TINY = hm.VAE(1, hm.MLP((3,), "tanh"), hm.MLP((3,), "tanh"), hm.Gaussian(0.7))
@@ -47,7 +49,20 @@ def seeded(seed: int) -> torch.Generator:
 @by_hand
 def test_one_pass_is_the_references(case: Case, seed: int) -> None:
     """Loss, terms, every output, and the gradient of every parameter."""
-    model, x = case.model, case.x
+    check_one_pass(case.model, case.x, seed)
+
+
+@pytest.mark.parametrize("objective", ["expected", "elbo", "marginal"])
+def test_far_from_all_data_one_pass_is_the_references(objective: str) -> None:
+    expert = hm.VAE(2, hm.MLP((4,)), hm.MLP((4,)), hm.Gaussian(1.0, "identity"))
+    model = build(hm.Mixture.of(expert, 3, gate=GATE), SHAPE, objective=objective)
+    x = data_for(model.tree, SHAPE, 5)
+    x[2] *= 1e3
+    assert model.experts.groups[0].posterior(x.flatten(1).t()).variance.max() > math.exp(11)
+    check_one_pass(model, x, seed=0)
+
+
+def check_one_pass(model: hm.HMoEVAE, x: Tensor, seed: int) -> None:
     twin = copy.deepcopy(model)
     out = model(x, generator=seeded(seed))
     expected = Reference(twin).run(x, Reference(twin).draw_noise(len(x), seeded(seed)))
@@ -94,17 +109,20 @@ def test_routed_encoding_and_decoding_are_the_references(case: Case, seed: int) 
     slow = Reference(model)
     node = model.plan.nodes[seed % len(model.plan.nodes)].path
     best = slow.best_leaf(x, node)
-    z = model.encode(x, node=node)
+    z, std = model.encode(x, node=node, return_std=True)
+    assert torch.equal(z, model.encode(x, node=node))
+    assert std.shape == z.shape
     seen = model.reconstruct(x, node=node)
     widest = max(leaf.latent_dim for _, leaf in slow.leaves)
     assert z.shape == (len(x), widest)
     assert seen.shape == x.shape
     with torch.no_grad():
         for b, path in enumerate(best):
-            mean = slow.posterior(path, x[b : b + 1]).mean
-            latent = mean.shape[1]
+            posterior = slow.posterior(path, x[b : b + 1])
+            mean, latent = posterior.mean, posterior.mean.shape[1]
             torch.testing.assert_close(z[b : b + 1, :latent], mean)
-            assert (z[b, latent:] == 0).all()
+            torch.testing.assert_close(std[b : b + 1, :latent], posterior.stddev)
+            assert (torch.stack([z, std])[:, b, latent:] == 0).all()
             torch.testing.assert_close(seen[b].flatten(), slow.observation(path, mean).mean[0])
 
     check_decoding(slow, torch.randint(len(slow.leaves), (7,), generator=seeded(seed)), seed)
@@ -346,6 +364,34 @@ def test_a_variance_beyond_all_bounds_spoils_no_other_leaf(objective: str) -> No
     assert torch.isfinite(model.score_samples(x)).all()
 
 
+def test_a_variance_is_the_exponential_and_beyond_its_range_the_tangent() -> None:
+    """To the bit where models live; with a gradient everywhere."""
+    usual = torch.linspace(-12, 10, 50).reshape(1, 50, 1)
+    raw = torch.cat([torch.zeros_like(usual), usual], dim=1).requires_grad_()
+    variance = posterior_of(raw).variance
+    assert torch.equal(variance, 1e-5 + usual.exp())
+    variance.sum().backward()
+    torch.testing.assert_close(raw.grad[:, 50:], usual.exp())
+    far = torch.tensor([0.0, 0.0, 0.0, 10.5, 40.0, 1e4]).reshape(1, 6, 1).requires_grad_()
+    variance = posterior_of(far).variance
+    torch.testing.assert_close(variance.flatten(), math.exp(10) * torch.tensor([1.5, 31.0, 9991.0]))
+    variance.sum().backward()
+    torch.testing.assert_close(far.grad[0, 3:, 0], torch.full((3,), math.exp(10)))
+
+
+def test_one_row_far_off_does_not_hold_up_the_others() -> None:
+    """Most of what is left is its distance, 1000^2 * 8 / 2 over 201 rows: the KL of a huge variance was 3e10."""
+    expert = hm.VAE(2, hm.MLP((32,)), hm.MLP((32,)), hm.Gaussian(1.0, "identity"))
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model = hm.HMoEVAE(hm.Mixture.of(expert, 3, gate=hm.MLP((32,))), (8,))
+    x = torch.randn(201, 8, generator=seeded(0))
+    x[100] = 1000.0
+    history = hm.fit(model, x, epochs=10, batch_size=50, progress=False, device="cpu")
+    assert history["loss"][0] < 1e5
+    assert history["loss"][-1] < 1000**2 * 8 / 2 / 201
+
+
 def test_the_way_to_a_node_does_not_round_off_the_choice_below_it() -> None:
     inner = hm.Mixture.of(SMALL, 2, gate=GATE)
     model = build(hm.Mixture.of(inner, 2, gate=GATE), SHAPE, seed=0).float()
@@ -378,7 +424,7 @@ def test_bounds_are_ordered_and_close_in_on_log_p() -> None:
     assert bounds == sorted(bounds)
     assert bounds[0] < bounds[-1] - 0.5
     tightest = model.score_samples(x, n_importance=1500, generator=generator)
-    torch.testing.assert_close(tightest, exact, rtol=0, atol=0.5)
+    torch.testing.assert_close(tightest, exact, rtol=0, atol=0.8)
     assert tightest.mean().item() == pytest.approx(bounds[-1], abs=0.01)
 
 
@@ -460,10 +506,15 @@ def test_the_same_generator_gives_the_same_samples(observe: bool, rng_untouched:
     assert not torch.equal(first, other)
 
 
-def test_samples_do_not_depend_on_the_batch_size() -> None:
-    model = build(UNEQUAL, SHAPE)
-    whole, pieces = (model.sample(50, generator=seeded(1), batch_size=b) for b in (1000, 7))
-    torch.testing.assert_close(whole, pieces)
+@pytest.mark.parametrize("observe", [False, True])
+@pytest.mark.parametrize("likelihood", [hm.Gaussian(), hm.Bernoulli(), hm.ContinuousBernoulli()], ids=str)
+def test_samples_do_not_depend_on_the_batch_size(observe: bool, likelihood: Likelihood) -> None:
+    """More than are drawn at a time, from two groups of leaves that each sample goes to in its turn."""
+    tree = hm.Mixture((hm.VAE(2, likelihood=likelihood), hm.Mixture.of(hm.VAE(1, likelihood=likelihood), 2)))
+    model = build(tree, SHAPE)
+    whole, *others = (model.sample(300, observe=observe, generator=seeded(1), batch_size=b) for b in (1000, 50, 7))
+    for pieces in others:
+        torch.testing.assert_close(pieces, whole)
 
 
 def test_without_a_generator_the_global_one_is_used() -> None:
@@ -472,7 +523,7 @@ def test_without_a_generator_the_global_one_is_used() -> None:
     results = []
     for _ in range(2):
         torch.manual_seed(7)
-        results.append((model.sample(5), model(x).leaf_elbo, model.score_samples(x), model.sample(5, observe=True)))
+        results.append((model.sample(5), model(x).leaf_elbo, model.sample(5, observe=True)))
     for first, again in zip(*results, strict=True):
         assert torch.equal(first, again)
     assert not torch.equal(model.sample(5), model.sample(5))
@@ -532,6 +583,17 @@ def test_scores_in_batches_are_scores() -> None:
         assert halves[name] == pytest.approx(value)
 
 
+def test_scores_without_a_generator_are_the_samples_own(rng_untouched: None) -> None:
+    """The same in every call, whatever the other samples and the batch size."""
+    model = build(UNEQUAL, SHAPE)
+    x = data_for(UNEQUAL, SHAPE, 10)
+    scores = model.score_samples(x, n_importance=5)
+    assert torch.equal(model.score_samples(x, n_importance=5), scores)
+    torch.testing.assert_close(model.score_samples(x, n_importance=5, batch_size=3), scores)
+    torch.testing.assert_close(model.score_samples(x.flip(0)[:4], n_importance=5), scores.flip(0)[:4])
+    assert model.evaluate(x) == model.evaluate(x)
+
+
 def test_evaluation_weighs_an_odd_last_batch_by_its_size() -> None:
     model = build(hm.Mixture.of(SMALL, 2, gate=GATE), SHAPE)
     x = data_for(model.tree, SHAPE, 1)
@@ -543,6 +605,33 @@ def test_evaluation_weighs_an_odd_last_batch_by_its_size() -> None:
     for name, value in one.items():
         assert many[name] == pytest.approx(value)
         assert first[name] == pytest.approx((value + 2 * zero[name]) / 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("likelihood", [hm.Gaussian(0.05), hm.ContinuousBernoulli()], ids=str)
+def test_a_model_in_half_precision_adds_up_in_single(dtype: torch.dtype, likelihood: Likelihood) -> None:
+    """Log-densities of an image beyond the range of float16, and of its last digit; gradients too."""
+    shape = (3, 64, 64)
+    model = build(hm.Mixture.of(hm.VAE(2, likelihood=likelihood), 3), shape).to(dtype)
+    exact = copy.deepcopy(model).float()
+    x = data_for(model.tree, shape, 4).to(dtype)
+    scores = model.score_samples(x, n_importance=2)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, exact.score_samples(x, n_importance=2), rtol=0.01, atol=5)
+    terms, expected = model.evaluate(x), exact.evaluate(x)
+    assert terms == pytest.approx(expected, rel=0.01, abs=5)
+    if isinstance(likelihood, hm.Gaussian):
+        assert terms["elbo"] > torch.finfo(torch.float16).max
+    torch.testing.assert_close(model.predict_proba(x).sum(1), torch.ones(4))
+    out = model(x, generator=seeded(0))
+    out.loss.backward()
+    assert out.loss.item() == pytest.approx(exact(x, generator=seeded(0)).loss.item(), rel=0.01, abs=5)
+    assert {parameter.grad.dtype for parameter in model.parameters()} == {dtype}
+    mean, std = model.encode(x, return_std=True)
+    images = model.reconstruct(x), model.decode(mean, model.predict(x)), model.sample(3), model.sample(3, observe=True)
+    for result in (mean, std, *images):
+        assert result.dtype == dtype
+        assert torch.isfinite(result).all()
 
 
 @each_evaluation
@@ -688,16 +777,6 @@ BAD_DATA = [
     (with_value(math.nan), DataError, "x: expected finite values, got NaN or infinity in 1 samples, first 1"),
     (with_value(-math.inf, 2), DataError, "x: expected finite values, got NaN or infinity in 1 samples, first 2"),
     (VALID * math.nan, DataError, "x: expected finite values, got NaN or infinity in 3 samples, first 0"),
-    (
-        with_value(1.5),
-        DataError,
-        "x: expected values in [0, 1] (for others, Gaussian(mean='identity')), got values from 0.5 to 1.5",
-    ),
-    (
-        with_value(-0.25),
-        DataError,
-        "x: expected values in [0, 1] (for others, Gaussian(mean='identity')), got values from -0.25 to 0.5",
-    ),
 ]
 CHECKED = {**EVALUATIONS, "forward": hm.HMoEVAE.forward, "score_samples": hm.HMoEVAE.score_samples}
 CHECKED |= {"evaluate": hm.HMoEVAE.evaluate}
@@ -712,6 +791,65 @@ def test_bad_data_is_refused(method: str, x: object, error: type[HMoEVAEError], 
         CHECKED[method](model, x)
     assert str(caught.value) == message
     assert isinstance(caught.value, TypeError if error is ArgumentTypeError else ValueError)
+
+
+@pytest.mark.parametrize("method", CHECKED)
+@pytest.mark.parametrize(
+    ("value", "got"), [(1.5, "0.5 to 1.5"), (-0.25, "-0.25 to 0.5"), (1.0001220703125, "0.5 to 1.0001220703125")]
+)
+def test_values_outside_the_support_are_refused_where_there_is_a_density(method: str, value: float, got: str) -> None:
+    """Gates and encoders take them: of a column that is scaled to [0, 1], new rows go a little beyond."""
+    model = build(UNEQUAL, SHAPE).float()
+    x = with_value(value)
+    if method in EVALUATIONS:
+        small, tiny = (replace(leaf, likelihood=hm.Gaussian(1.0, "identity")) for leaf in (SMALL, TINY))
+        twin = build(hm.Mixture((tiny, hm.Mixture((small, tiny, small), gate=GATE), small), gate=GATE), SHAPE).float()
+        answer, expected = EVALUATIONS[method](model, x), EVALUATIONS[method](twin, x)
+        assert torch.equal(answer, expected.sigmoid() if method == "reconstruct" else expected)
+        return
+    with pytest.raises(DataError) as caught:
+        CHECKED[method](model, x)
+    expected = "values in [0, 1] (for others, Gaussian(mean='identity'))"
+    assert str(caught.value) == f"x: expected {expected}, got values from {got}"
+
+
+@each_evaluation
+def test_values_far_outside_the_support_are_warned_of(name: str) -> None:
+    """Such as those of pixels that are not / 255."""
+    model = build(UNEQUAL, SHAPE).float()
+    said = r"x: expected values in \[0, 1\] .*, or close to it, got values from 0.5 to 255.0"
+    with pytest.warns(UserWarning, match=said) as caught:
+        EVALUATIONS[name](model, with_value(255.0))
+    assert caught[0].filename == __file__
+    with pytest.raises(DataError, match="x: expected finite values"):
+        EVALUATIONS[name](model, with_value(math.inf))
+
+
+@pytest.mark.parametrize("likelihood", [hm.Gaussian(), hm.Bernoulli(), hm.ContinuousBernoulli()], ids=str)
+@pytest.mark.parametrize("model_dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("data_dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("low", [False, True])
+def test_a_bound_that_rounding_has_moved_is_the_bound(
+    likelihood: Likelihood, model_dtype: torch.dtype, data_dtype: torch.dtype, low: bool
+) -> None:
+    """The data's or the model's, as `MinMaxScaler` leaves them: 1 and a last digit, or a last digit less than 0."""
+    model = build(hm.Mixture.of(hm.VAE(2, likelihood=likelihood), 2), SHAPE).to(model_dtype)
+    exact = data_for(hm.VAE(likelihood=hm.Bernoulli()), SHAPE, 4).to(data_dtype)
+    eps = torch.finfo(data_dtype).eps
+    moved = torch.where(exact == (0 if low else 1), exact - eps if low else exact + eps, exact)
+    assert not torch.equal(moved, exact)
+    read = model.check_input(moved).to(model_dtype)
+    assert torch.equal(read, exact.to(model_dtype))
+    assert torch.equal(model(moved, generator=seeded(0)).loss, model(exact, generator=seeded(0)).loss)
+    assert model.evaluate(moved) == model.evaluate(exact)
+    assert torch.equal(model.score_samples(moved, n_importance=2), model.score_samples(exact, n_importance=2))
+
+
+def test_no_more_than_rounding_is_forgiven() -> None:
+    model = build(UNEQUAL, SHAPE).float()
+    assert model.check_input(with_value(1 + 1e-5 - 1e-6)).max() == 1
+    with pytest.raises(DataError, match=r"got values from 0\.5 to 1\.00002"):
+        model.check_input(with_value(1 + 2e-5))
 
 
 @pytest.mark.parametrize(
@@ -857,6 +995,22 @@ def test_bad_models_are_refused(arguments: tuple, error: type[HMoEVAEError], mes
     with pytest.raises(error) as caught:
         hm.HMoEVAE(*arguments)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (480, 640, 1), (28, 28, 4)], ids=str)
+def test_images_with_their_channels_last_are_warned_of(shape: tuple[int, int, int]) -> None:
+    tree = hm.Mixture.of(hm.Mixture.of(SMALL, 2, gate=GATE), 2, gate=hm.Conv((2,), 3, 4, ()))
+    height, width, channels = shape
+    expected = (
+        f"input_shape: expected (channels, height, width) for a Conv gate, such as {(channels, height, width)} for "
+        f"x.permute(0, 3, 1, 2), got {shape}, which looks like (height, width, channels)"
+    )
+    with pytest.warns(UserWarning, match="input_shape") as caught, torch.device("meta"):
+        hm.HMoEVAE(tree, shape)
+    assert [(str(warning.message), warning.filename) for warning in caught] == [(expected, __file__)]
+    with torch.device("meta"):
+        hm.HMoEVAE(tree, (channels, height, width))
+        hm.HMoEVAE(hm.Mixture.of(SMALL, 2, gate=GATE), shape)
 
 
 @pytest.mark.usefixtures("as_users_call")

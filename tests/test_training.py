@@ -264,6 +264,18 @@ def test_bf16_trains_in_float32_parameters(model, x):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_is_not_trained(model, x, dtype):
+    """Of a step of 1e-3, weights of eight bits keep next to nothing."""
+    kind = str(dtype).removeprefix("torch.")
+    expected = rf"float32 or float64 parameters \(model.float\(\); for speed, fit\(precision='bf16'\) .*\), got {kind}$"
+    with pytest.raises(ArgumentError, match=f"model: expected {expected}"):
+        hm.fit(model.to(dtype), x, epochs=1)
+    model.float().gates.to(dtype)
+    with pytest.raises(ArgumentError, match=f"got {kind} and float32$"):
+        hm.fit(model, x, epochs=1)
+
+
 def test_bf16_without_instructions_warns_and_is_fp32(x, monkeypatch):
     def trained(precision):
         torch.manual_seed(0)

@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from hmoevae.nn.draws import for_batch
-from hmoevae.nn.grouped import GroupedMLP
+from hmoevae.nn.grouped import GroupedMLP, sum_dtype
 from hmoevae.nn.likelihoods import likelihood_model
 from hmoevae.nn.paths import joined, permutation
 from hmoevae.nn.readout import log_prob
@@ -24,15 +25,19 @@ from hmoevae.spec import VAE
 
 MIN_VARIANCE = 1e-5
 """Floor of the posterior's variance, var = MIN_VARIANCE + exp(raw)."""
-MAX_LOG_VARIANCE = 30.0
-"""Of raw, which grows without bound far from all data: an infinite variance would spoil other leaves' scores, too."""
+LARGE_LOG_VARIANCE = 10.0
+"""Of raw, which grows without bound far from all data: from here on the variance follows the exponential's tangent.
+
+An infinite variance would spoil other leaves' scores too, one without a gradient would stay as large as it is, and one
+with the exponential's own would make Adam's steps tiny for thousands to come.
+"""
 
 SPARE = 4
 """How many times its samples a group may run with what fills up its experts' rows, before the rows are made even."""
 
 
 class Posterior(NamedTuple):
-    """q(z|x) = N(mean, diag(variance)) of every expert of a group.
+    """q(z|x) = N(mean, diag(variance)) of every expert of a group, in single precision or more.
 
     >>> Posterior(mean=torch.zeros(1, 2, 3), variance=torch.ones(1, 2, 3)).kl()
     tensor([[0., 0., 0.]])
@@ -54,6 +59,18 @@ class Posterior(NamedTuple):
     ) -> Float[Tensor, "group batch"]:
         """Log q(z|x) - log p(z) in nats at the draw of z from `noise`; its mean over draws is the KL."""
         return 0.5 * (z.square() - noise.square() - self.variance.log()).sum(1)
+
+
+def posterior_of(raw: Float[Tensor, "group two_latent batch"]) -> Posterior:
+    """What an encoder's outputs say: means, and below them logarithms of variances.
+
+    >>> posterior_of(torch.tensor([[[0.5], [0.0]]])).variance  # beyond the floor, exp(0)
+    tensor([[[1.0000]]])
+    """
+    mean, log_variance = raw.chunk(2, dim=1)
+    small = log_variance.clamp_max(LARGE_LOG_VARIANCE)
+    slope = small.exp()
+    return Posterior(mean, torch.addcmul(MIN_VARIANCE + slope, slope, log_variance - small))
 
 
 class Draw(NamedTuple):
@@ -113,10 +130,8 @@ class ExpertGroup(nn.Module):
 
     def posterior(self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]) -> Posterior:
         """q(z|x) of every expert, for samples that all share (2-D) or for each its own (3-D)."""
-        raw = self.encoder(x)
-        # Under autocast the network answers in bfloat16; exp and the sums of the KL need float32.
-        mean, log_variance = raw.to(x.dtype).chunk(2, dim=1)
-        return Posterior(mean, MIN_VARIANCE + log_variance.clamp_max(MAX_LOG_VARIANCE).exp())
+        # Under autocast, or in half precision, exp and the sums of the KL need more than the network answers in.
+        return posterior_of(self.encoder(x).to(sum_dtype(x)))
 
     def noise(
         self, x: Float[Tensor, "feature batch"], generator: torch.Generator | None = None
@@ -126,7 +141,7 @@ class ExpertGroup(nn.Module):
         how: dict[str, Any] = {} if generator is None else {"generator": generator}
 
         def draw(n: int) -> Tensor:
-            return torch.randn(self.n_experts, self.latent_dim, n, device=x.device, dtype=x.dtype, **how)
+            return torch.randn(self.n_experts, self.latent_dim, n, device=x.device, dtype=sum_dtype(x), **how)
 
         return for_batch(draw, x.shape[-1], generator)
 
@@ -135,8 +150,8 @@ class ExpertGroup(nn.Module):
     ) -> Draw:
         """A draw of z from the posterior of `x`, and log p(x|z)."""
         z = posterior.sample(noise)
-        hidden = self.decoder.hidden(z)
-        return Draw(posterior, noise, z, log_prob(self.likelihood, self.decoder.layers[-1], hidden, x))
+        hidden = self.decoder.hidden(z.to(x.dtype))
+        return Draw(posterior, noise, z, log_prob(self.likelihood, self.decoder.layers[-1], hidden, x.to(z.dtype)))
 
 
 class Experts(nn.Module):
@@ -207,35 +222,49 @@ class Experts(nn.Module):
         bounds = []
         for group in self.groups:
             posterior = group.posterior(x)
-            total = x.new_full((group.n_experts, x.shape[1]), -torch.inf)
+            total = posterior.mean.new_full((group.n_experts, x.shape[1]), -torch.inf)
             for _ in range(n_importance):  # one draw at a time: memory does not grow with n_importance
                 noise = group.noise(drawn_for, generator).expand_as(posterior.mean)
                 total = torch.logaddexp(total, group.draw(x, posterior, noise).log_weight())
             bounds.append(total)
         return self.by_leaf(bounds) - math.log(n_importance)
 
-    def encode(self, x: Float[Tensor, "batch feature"], leaf: Int[Tensor, " batch"]) -> Float[Tensor, "batch latent"]:
-        """Mean of q(z|x) of each sample's own leaf; shorter latents are filled up with zeros."""
+    def encode(
+        self, x: Float[Tensor, "batch feature"], leaf: Int[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
+        """Mean and standard deviation of q(z|x) of each sample's own leaf, shorter ones filled up with zeros."""
 
-        def means(group: ExpertGroup, raw: Tensor) -> Tensor:
-            return raw[:, : group.latent_dim]
+        def read(group: ExpertGroup, raw: Tensor) -> Tensor:
+            mean, variance = posterior_of(raw.to(sum_dtype(raw)))
+            fill = (0, 0, 0, self.latent_dim - group.latent_dim)
+            return torch.cat([F.pad(mean, fill), F.pad(variance.sqrt(), fill)], dim=1)
 
-        return self._routed("encoder", means, x, leaf, self.latent_dim)
+        mean, std = self._routed("encoder", read, x, leaf, 2 * self.latent_dim).chunk(2, dim=1)
+        return mean, std
 
     def decode(
+        self, z: Float[Tensor, "batch latent"], leaf: Int[Tensor, " batch"], *, raw: bool = False
+    ) -> Float[Tensor, "batch feature"]:
+        """Mean of p(x|z) of each sample's own leaf, or the decoder's outputs as they are (`raw`), for `observe`."""
+
+        def read(group: ExpertGroup, outputs: Tensor) -> Tensor:
+            return outputs if raw else group.likelihood.mean(outputs)
+
+        return self._routed("decoder", read, z, leaf, self.n_features)
+
+    def observe(
         self,
-        z: Float[Tensor, "batch latent"],
+        raw: Float[Tensor, "batch feature"],
         leaf: Int[Tensor, " batch"],
-        *,
-        observe: bool = False,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch feature"]:
-        """Mean of p(x|z) of each sample's own leaf, or a draw from it (`observe`)."""
-
-        def images(group: ExpertGroup, raw: Tensor) -> Tensor:
-            return group.likelihood.sample(raw, generator) if observe else group.likelihood.mean(raw)
-
-        return self._routed("decoder", images, z, leaf, self.n_features)
+        """A draw from p(x|z) of each sample's own leaf, given its decoder's outputs."""
+        result = torch.empty_like(raw)
+        for i, group in enumerate(self.groups):
+            mine = (self.group_of_leaf[leaf] == i).nonzero().squeeze(1)
+            drawn = group.likelihood.sample(raw[mine].t().unsqueeze(0), generator)
+            result[mine] = drawn.squeeze(0).t().to(result.dtype)
+        return result
 
     def _routed(
         self,
@@ -269,6 +298,5 @@ class Experts(nn.Module):
             n_inputs = layers.layers[0].matrices.shape[-1]  # of latents that are filled up, the group's own
             packed = values.new_zeros(n_rows, n_inputs, width)
             packed[row, :, column] = values[mine, :n_inputs]
-            computed = read(group, run(packed))[row, :, column]
-            result[mine, : computed.shape[1]] = computed.to(result.dtype)
+            result[mine] = read(group, run(packed))[row, :, column].to(result.dtype)
         return result

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hmoevae.errors import SpecError, mismatch
-from hmoevae.nn.grouped import ACTIVATIONS, GroupedLinear, GroupedMLP
+from hmoevae.nn.grouped import ACTIVATIONS, GroupedLinear, GroupedMLP, sum_dtype
 from hmoevae.nn.paths import joined, permutation
 from hmoevae.plan import Group, Plan
 from hmoevae.spec import MLP, Conv, Mixture
@@ -101,7 +101,7 @@ class Gates(nn.Module):
             temperature: What the logits are divided by.
         """
         if not self.groups:  # a lone leaf has no gate
-            return x.new_zeros(0, x.shape[1])
+            return x.new_zeros(0, x.shape[1], dtype=sum_dtype(x))
         rows = [_log_softmax(network, x, temperature).flatten(0, 1) for network in self.groups]
         return joined(rows, self.edge_order)
 
@@ -126,6 +126,11 @@ class Gates(nn.Module):
             rows.append(row)
         return joined([row.flatten(0, 1) for row in rows], self.edge_order)
 
+    @property
+    def take_images(self) -> bool:
+        """Whether a gate is convolutional, so that it matters which axis of a sample counts channels."""
+        return any(isinstance(network, GroupedConv) for network in self.groups)
+
     def last_layer(self, mixture: int) -> tuple[GroupedLinear, int]:
         """The layer that gives the logits of a mixture's gate, and the gate's place in it."""
         group = next(i for i, members in enumerate(self.members) if mixture in members)
@@ -135,10 +140,20 @@ class Gates(nn.Module):
         return head.layers[-1], self.members[group].index(mixture)
 
 
+def looks_channels_last(input_shape: tuple[int, ...]) -> bool:
+    """Whether a shape is more likely (height, width, channels) than (channels, height, width).
+
+    >>> looks_channels_last((32, 32, 3)), looks_channels_last((3, 32, 32)), looks_channels_last((64, 7, 7))
+    (True, False, False)
+    """
+    *others, last = input_shape
+    return len(others) == 2 and last in (1, 3, 4) and min(others) > 4
+
+
 def _log_softmax(
     network: nn.Module, x: Float[Tensor, "feature batch"], temperature: float
 ) -> Float[Tensor, "group child batch"]:
-    logits = network(x).to(x.dtype)
+    logits = network(x).to(sum_dtype(x))
     return F.log_softmax(logits if temperature == 1 else logits / temperature, dim=1)
 
 

@@ -143,6 +143,14 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """The precision of logarithms of probabilities and of sums of them: that of `x`, or single where that is more.
+
+    A model in half precision computes its products in that; a log-density of an image would be beyond its range.
+    """
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def in_chunks(size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """The tensors by runs of groups, which are as long as `CHUNK` entries allow, there being `size` in a group."""
     groups = tensors[0].shape[0]

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hmoevae import spec
+from hmoevae.nn.grouped import sum_dtype
 
 Raw = Float[Tensor, "group feature batch"]
 Sample = Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
@@ -24,6 +25,8 @@ class LikelihoodModel(ABC):
     >>> model = likelihood_model(spec.Gaussian(scale=1.0, mean="identity"))
     >>> isinstance(model, LikelihoodModel), model.support, model.contains(torch.tensor([3.0]))
     (True, 'finite values', True)
+    >>> likelihood_model(spec.ContinuousBernoulli()).nearest(torch.tensor([-1.0, 0.5, 1.25]))
+    tensor([0.0000, 0.5000, 1.0000])
     """
 
     support: str
@@ -34,6 +37,10 @@ class LikelihoodModel(ABC):
     @abstractmethod
     def contains(self, x: Tensor) -> bool:
         """Whether every entry of the finite tensor `x` lies in the support."""
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """The value of the support nearest to every entry of `x`: where rounding has carried it out, what it was."""
+        return x
 
     @abstractmethod
     def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
@@ -87,11 +94,14 @@ class GaussianModel(LikelihoodModel):
     def contains(self, x: Tensor) -> bool:
         return in_unit_interval(x) if self.sigmoid else True
 
+    def nearest(self, x: Tensor) -> Tensor:
+        return x.clamp(0, 1) if self.sigmoid else x
+
     def mean(self, raw: Raw) -> Raw:
         return torch.sigmoid(raw) if self.sigmoid else raw
 
     def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
-        mean = self.mean(raw.to(torch.promote_types(raw.dtype, torch.float32)))
+        mean = self.mean(raw.to(sum_dtype(raw)))
         # mse_loss makes the squared difference in one pass over the widest tensor of a training step.
         squared = F.mse_loss(mean, x.expand_as(mean), reduction="none").sum(1)
         return self._log_density(squared, raw.shape[1])
@@ -130,11 +140,14 @@ class BernoulliModel(LikelihoodModel):
     def contains(self, x: Tensor) -> bool:
         return bool(((x == 0) | (x == 1)).all())
 
+    def nearest(self, x: Tensor) -> Tensor:
+        return (x > 0.5).to(x.dtype)
+
     def mean(self, raw: Raw) -> Raw:
         return torch.sigmoid(raw)
 
     def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        raw = raw.to(sum_dtype(raw))
         return -F.binary_cross_entropy_with_logits(raw, x.expand_as(raw), reduction="none").sum(1)
 
     def score(self, raw: Raw, x: Sample) -> Raw:
@@ -165,6 +178,9 @@ class ContinuousBernoulliModel(LikelihoodModel):
     def contains(self, x: Tensor) -> bool:
         return in_unit_interval(x)
 
+    def nearest(self, x: Tensor) -> Tensor:
+        return x.clamp(0, 1)
+
     def mean(self, raw: Raw) -> Raw:
         raw, is_near, half, size = self._split(raw)
         square = half.square()
@@ -185,7 +201,7 @@ class ContinuousBernoulliModel(LikelihoodModel):
         return x - self.mean(raw)
 
     def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Raw:
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        raw = raw.to(sum_dtype(raw))
         u = torch.rand(raw.shape, generator=generator, device=raw.device, dtype=raw.dtype)
         size = raw.abs().clamp_min(torch.finfo(raw.dtype).tiny ** 0.5)
         below = -torch.log1p(u * torch.expm1(-size)) / size  # the inverse of the cumulative distribution for -|l|
@@ -193,7 +209,7 @@ class ContinuousBernoulliModel(LikelihoodModel):
 
     def _split(self, raw: Raw) -> tuple[Raw, Tensor, Raw, Raw]:
         """l, where it is near zero, l / 2 for the series and |l| for the formulas, each harmless where not used."""
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        raw = raw.to(sum_dtype(raw))
         is_near = raw.abs() < self.NEAR
         return raw, is_near, torch.where(is_near, raw / 2, 0.0), torch.where(is_near, 1.0, raw.abs())
 

@@ -168,7 +168,7 @@ class Paths(nn.Module):
 
     def sum_children(self, per_edge: Float[Tensor, " edge"]) -> Float[Tensor, " mixture"]:
         """Sum over the children of every mixture."""
-        return torch.zeros_like(self.n_children).index_add(0, self.edge_mixture, per_edge)
+        return per_edge.new_zeros(len(self.n_children)).index_add(0, self.edge_mixture, per_edge)
 
     def edge_log_prior(self) -> Float[Tensor, " edge"]:
         """Log pi of every child among its siblings: uniform, by their leaves, or the softmax of learned logits."""

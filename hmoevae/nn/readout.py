@@ -43,7 +43,10 @@ def log_prob(
     h: Float[Tensor, "group inp batch"],
     x: Float[Tensor, "feature batch"],
 ) -> Float[Tensor, "group batch"]:
-    """Log p(x|z) in nats, where `layer` makes the raw outputs from `h`: in one function for one that is input-major."""
+    """Log p(x|z) in nats, where `layer` makes the raw outputs from `h`: in one function for one that is input-major.
+
+    In the precision of `x`, which is single or more although `layer` and `h` may be in half.
+    """
     if is_written_out(x) and not torch.is_grad_enabled():
         result = x.new_empty(h.shape[0], h.shape[-1])
         for w, b, inp, log_probs in in_chunks(x.numel(), layer.matrices, layer.bias, h, result):

@@ -182,6 +182,10 @@ def fit(
         raise ArgumentError(mismatch("fit", "a call outside torch.inference_mode", "one inside"))
     if not isinstance(model, HMoEVAE):
         raise ArgumentTypeError(mismatch("model", "an HMoEVAE", type(model).__name__))
+    kinds = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
+    if kinds not in (["float32"], ["float64"]):  # the steps of an optimiser get lost in half precision
+        expected = "float32 or float64 parameters (model.float(); for speed, fit(precision='bf16') keeps them so)"
+        raise ArgumentError(mismatch("model", expected, " and ".join(kinds)))
     counts = {"epochs": epochs, "batch_size": batch_size, "init_epochs": init_epochs}
     counts |= {"checkpoint_every": checkpoint_every, "checkpoint_keep": checkpoint_keep}
     for name, number in counts.items():
