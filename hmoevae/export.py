@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from hmoevae.errors import ArgumentError, ArgumentTypeError, is_integer, mismatch
 from hmoevae.model import HMoEVAE
+from hmoevae.nn.experts import posterior_of
+from hmoevae.nn.grouped import GroupedMLP, sum_dtype
 
 
 def routing(model: HMoEVAE, *, level: int | None = None) -> "RoutingModule":
@@ -36,6 +38,27 @@ def routing(model: HMoEVAE, *, level: int | None = None) -> "RoutingModule":
     return RoutingModule(model, level).requires_grad_(False).eval()
 
 
+def encoder(model: HMoEVAE, leaf: int) -> "EncoderModule":
+    """One leaf's encoder: x -> mean and standard deviation of q(z|x), as `HMoEVAE.encode` with `return_std`.
+
+    Args:
+        model: A model.
+        leaf: Index of the leaf, such as `model.predict` gives.
+
+    Raises:
+        ArgumentError: The tree has no such leaf.
+        ArgumentTypeError: `model` is not an `HMoEVAE`.
+
+    >>> from hmoevae import VAE, Mixture
+    >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
+    >>> mean, std = encoder(model, 0)(torch.rand(5, 4))
+    >>> mean.shape, std.shape
+    (torch.Size([5, 2]), torch.Size([5, 2]))
+    """
+    _check_leaf(model, leaf)
+    return EncoderModule(model, int(leaf)).requires_grad_(False).eval()
+
+
 def decoder(model: HMoEVAE, leaf: int) -> "DecoderModule":
     """One leaf's decoder: z -> the mean of p(x|z), as `HMoEVAE.decode`.
 
@@ -52,15 +75,27 @@ def decoder(model: HMoEVAE, leaf: int) -> "DecoderModule":
     >>> decoder(model, 0)(torch.zeros(5, 2)).shape
     torch.Size([5, 4])
     """
-    _check_model(model)
-    if not is_integer(leaf, least=0) or leaf >= model.plan.n_leaves:
-        raise ArgumentError(mismatch("leaf", f"an integer from 0 to {model.plan.n_leaves - 1}", repr(leaf)))
+    _check_leaf(model, leaf)
     return DecoderModule(model, int(leaf)).requires_grad_(False).eval()
 
 
 def _check_model(model: object) -> None:
     if not isinstance(model, HMoEVAE):
         raise ArgumentTypeError(mismatch("model", "an HMoEVAE", type(model).__name__))
+
+
+def _check_leaf(model: HMoEVAE, leaf: int) -> None:
+    _check_model(model)
+    if not is_integer(leaf, least=0) or leaf >= model.plan.n_leaves:
+        raise ArgumentError(mismatch("leaf", f"an integer from 0 to {model.plan.n_leaves - 1}", repr(leaf)))
+
+
+def _alone(networks: GroupedMLP, place: int) -> GroupedMLP:
+    """A copy of one of the networks, as a group of one."""
+    network = copy.deepcopy(networks)
+    for parameter in network.parameters():  # the group axis comes first in all of them
+        parameter.data = parameter.data[place : place + 1].clone()
+    return network
 
 
 class RoutingModule(nn.Module):
@@ -88,6 +123,30 @@ class RoutingModule(nn.Module):
         return node_log_prob.index_select(0, self.columns).exp().t()
 
 
+class EncoderModule(nn.Module):
+    """What `encoder` returns.
+
+    >>> from hmoevae import VAE, Mixture
+    >>> leaf = encoder(HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)), 0)
+    >>> isinstance(leaf, EncoderModule), leaf.latent_dim
+    (True, 2)
+    """
+
+    def __init__(self, model: HMoEVAE, leaf: int) -> None:
+        super().__init__()
+        group = model.experts.groups[int(model.experts.group_of_leaf[leaf])]
+        self.latent_dim = group.latent_dim
+        self.network = _alone(group.encoder, int(model.experts.place_of_leaf[leaf]))
+
+    def forward(
+        self, x: Float[Tensor, "batch ..."]
+    ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
+        """Means and standard deviations `(batch, latent_dim)`, the leaf's own, of samples `(batch, *input_shape)`."""
+        raw = self.network(x.flatten(1).t())
+        mean, variance = posterior_of(raw.to(sum_dtype(raw)))
+        return mean.squeeze(0).t(), variance.squeeze(0).t().sqrt()
+
+
 class DecoderModule(nn.Module):
     """What `decoder` returns.
 
@@ -100,13 +159,10 @@ class DecoderModule(nn.Module):
     def __init__(self, model: HMoEVAE, leaf: int) -> None:
         super().__init__()
         group = model.experts.groups[int(model.experts.group_of_leaf[leaf])]
-        place = int(model.experts.place_of_leaf[leaf])
         self.latent_dim = group.latent_dim
         self.sample_shape = model.input_shape
         self.likelihood = group.likelihood
-        self.network = copy.deepcopy(group.decoder)
-        for parameter in self.network.parameters():  # the group axis comes first in all of them
-            parameter.data = parameter.data[place : place + 1].clone()
+        self.network = _alone(group.decoder, int(model.experts.place_of_leaf[leaf]))
 
     def forward(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch ..."]:
         """Means `(batch, *input_shape)` of latents `(batch, latent_dim)`, the leaf's own."""
