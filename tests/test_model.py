@@ -997,7 +997,7 @@ def test_bad_models_are_refused(arguments: tuple, error: type[HMoEVAEError], mes
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("shape", [(32, 32, 3), (480, 640, 1), (28, 28, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(32, 32, 3), (48, 64, 1), (28, 28, 4)], ids=str)
 def test_images_with_their_channels_last_are_warned_of(shape: tuple[int, int, int]) -> None:
     tree = hm.Mixture.of(hm.Mixture.of(SMALL, 2, gate=GATE), 2, gate=hm.Conv((2,), 3, 4, ()))
     height, width, channels = shape
@@ -1005,12 +1005,11 @@ def test_images_with_their_channels_last_are_warned_of(shape: tuple[int, int, in
         f"input_shape: expected (channels, height, width) for a Conv gate, such as {(channels, height, width)} for "
         f"x.permute(0, 3, 1, 2), got {shape}, which looks like (height, width, channels)"
     )
-    with pytest.warns(UserWarning, match="input_shape") as caught, torch.device("meta"):
+    with pytest.warns(UserWarning, match="input_shape") as caught:
         hm.HMoEVAE(tree, shape)
     assert [(str(warning.message), warning.filename) for warning in caught] == [(expected, __file__)]
-    with torch.device("meta"):
-        hm.HMoEVAE(tree, (channels, height, width))
-        hm.HMoEVAE(hm.Mixture.of(SMALL, 2, gate=GATE), shape)
+    hm.HMoEVAE(tree, (channels, height, width))
+    hm.HMoEVAE(hm.Mixture.of(SMALL, 2, gate=GATE), shape)
 
 
 @pytest.mark.usefixtures("as_users_call")
