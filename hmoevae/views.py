@@ -25,7 +25,7 @@ from hmoevae.errors import (
     mismatch,
 )
 from hmoevae.features import principal_components
-from hmoevae.nn.draws import for_batch
+from hmoevae.nn.draws import Draws, borrowed_random_state, for_batch
 
 Index = Int[Tensor, " batch"]
 
@@ -74,7 +74,7 @@ ViewLike = View | Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class _Plain(View):
-    """A callable that knows nothing of data sets and generators."""
+    """A callable that knows nothing of data sets and generators: the global ones draw for it what `generator` says."""
 
     change: Callable[[Tensor], Tensor]
 
@@ -83,9 +83,14 @@ class _Plain(View):
         x: Tensor,
         *,
         index: Index | None = None,  # noqa: ARG002
-        generator: torch.Generator | None = None,  # noqa: ARG002
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch *sample"]:
-        return self.change(x)
+        if generator is None:
+            return self.change(x)
+        seed = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
+        share = generator.share if isinstance(generator, Draws) else None
+        with borrowed_random_state(seed + (share.start if share else 0), x.device):
+            return self.change(x)
 
 
 def as_view(view: ViewLike) -> View:

@@ -1,5 +1,6 @@
 """fit: trains a model on tensors, arrays, data sets or loaders, and records what happens."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -37,6 +38,7 @@ from hmoevae.training.device import Precision, autocast, resolve_device
 from hmoevae.training.loop import Run, evaluate
 from hmoevae.training.processes import Processes
 from hmoevae.training.resume import TrainingState, described, described_data, described_model
+from hmoevae.training.scales import warn_of_scales
 from hmoevae.training.usage import warn_of_collapse
 from hmoevae.training.warmup import Warmup
 from hmoevae.views import ViewLike
@@ -165,6 +167,7 @@ def fit(
 
     Raises:
         ArgumentError: An argument cannot be used; `DataError` and `ShapeError` for data.
+        ArgumentTypeError: One is of a type that cannot be used, such as integers for data.
         ProcessError: Another process has gone.
         NonFiniteError: The loss became NaN or infinite. The model is left as it was before that step, or
             where its weights are spoilt already, as it was after the last good epoch. No checkpoint is written of it.
@@ -211,6 +214,7 @@ def fit(
             raise ArgumentTypeError(mismatch(name, f"None or {kind.__name__}(...)", repr(record)))
     if checkpoint_dir is not None and not isinstance(checkpoint_dir, str | os.PathLike):
         raise ArgumentTypeError(mismatch("checkpoint_dir", "None or a path", repr(checkpoint_dir)))
+    model.check_can_learn()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ArgumentError(mismatch("model", "a parameter that asks for a gradient", "none"))
     if agreement is not None and not model.plan.mixtures:
@@ -256,7 +260,7 @@ def fit(
         # The main process has the last word on the seed; of their data the processes see parts.
         processes.check_equal(**{k: v for k, v in arguments.items() if k not in ("seed", "data", "validation_data")})
         if checkpoint is not None:
-            checkpoint.require(arguments)
+            checkpoint.require(arguments, json.loads(model.tree.to_json()))
             if checkpoint.epoch > epochs:
                 expected = f"at least {checkpoint.epoch}, as many as are done in the checkpoint {checkpoint.path}"
                 raise ArgumentError(mismatch("epochs", expected, epochs))
@@ -289,6 +293,7 @@ def fit(
             processes.share_weights(model)
             run.keep_weights()
             training = _Training(state, source, held_out, course, epochs, seed, revive, checkpoints, arguments)
+            training.look_at_scales()
             shown = progress and processes.is_main
             with (
                 closing(_bar(total, done=run.steps, show=shown)) as bar,
@@ -299,7 +304,9 @@ def fit(
                 for callback in callbacks:
                     ends.callback(getattr(callback, "close", lambda: None))
                 for epoch in range(len(history) + 1, 1 if stopped else epochs + 1):
-                    if training.epoch(epoch, bar):
+                    stops = training.epoch(epoch, bar)
+                    training.look_at_scales()
+                    if stops:
                         break
         except KeyboardInterrupt:
             history.interrupted = True
@@ -328,11 +335,19 @@ class _Training:
     checkpoints: Checkpoints
     arguments: dict[str, Any]
     started: float = field(init=False)
+    has_looked: bool = False
 
     def __post_init__(self) -> None:
         """Start the clock, where an earlier run left it."""
         rows = self.state.history.rows
         self.started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+
+    def look_at_scales(self) -> None:
+        """Warn, once, of data far from the scale of the likelihoods; those of a loader are known after an epoch."""
+        if not self.has_looked and self.source.glimpse is not None:
+            self.has_looked = True
+            if self.state.run.processes.is_main:
+                warn_of_scales(self.state.run.model.plan, self.source.glimpse, stacklevel=4)
 
     def epoch(self, epoch: int, bar: "tqdm[Any]") -> bool:
         """Train, record, call the callbacks and write what is due; returns whether a callback ends training."""
