@@ -29,6 +29,7 @@ from hmoevae.nn.draws import borrowed_random_state
 
 ArrayLike = Tensor | np.ndarray
 Data = ArrayLike | Dataset[Any] | DataLoader[Any]
+Numbers = int | float | ArrayLike
 BATCH_SIZE = 1024
 """Samples evaluated at a time by every method that takes `batch_size`."""
 SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -60,7 +61,7 @@ class Scaled(Dataset[Tensor]):
     tensor(True)
     """
 
-    def __init__(self, data: ArrayLike, divisor: float | ArrayLike, *, offset: float | ArrayLike = 0.0) -> None:
+    def __init__(self, data: ArrayLike, divisor: Numbers, *, offset: Numbers = 0.0) -> None:
         if not isinstance(data, Tensor | np.ndarray):
             raise ArgumentTypeError(
                 mismatch("data", "a tensor, a numpy array or a memory-mapped file", what_came(data))
@@ -102,7 +103,7 @@ def _float_for(itemsize: int, is_float: bool) -> torch.dtype:
     return torch.float64 if itemsize > (4 if is_float else 2) else torch.float32
 
 
-def _numbers(given: float | ArrayLike, argument: str) -> Tensor:
+def _numbers(given: Numbers, argument: str) -> Tensor:
     try:
         numbers = torch.as_tensor(given, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError):

@@ -127,7 +127,9 @@ def test_data_sets_have_a_length(model):
 def test_what_holds_the_samples_is_told_how_to_give_them(model, data, got):
     with pytest.raises(ArgumentTypeError, match=f"data: expected a tensor, a numpy array, .*, got a {got} is one$"):
         fit(model, data)
-    with pytest.raises(ArgumentTypeError, match=r"data: expected a tensor, a numpy array, .*, got a list, of which np.asarray"):
+    with pytest.raises(
+        ArgumentTypeError, match=r"data: expected a tensor, a numpy array, .*, got a list, of which np.asarray"
+    ):
         fit(model, [[0.5] * 4])
 
 

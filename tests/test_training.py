@@ -386,7 +386,11 @@ def test_validation_leaves_the_global_random_state_alone(model, x, source):
         ({"data": torch.rand(0, 6)}, DataError, r"data: expected at least one sample, got none"),
         ({"data": torch.full((5, 6), math.nan)}, DataError, r"data: expected finite values, got NaN .* 5 samples"),
         ({"data": torch.full((5, 6), 255.0)}, DataError, r"data: expected values in \[0, 1\] .*got .*255 to 255"),
-        ({"data": torch.zeros(5, 6, dtype=torch.uint8)}, ArgumentTypeError, r"data: .*floating point values, got torch.uint8 from 0 to 0"),
+        (
+            {"data": torch.zeros(5, 6, dtype=torch.uint8)},
+            ArgumentTypeError,
+            r"data: .*floating point values, got torch.uint8 from 0 to 0",
+        ),
         ({"data": [[0.5] * 6]}, ArgumentTypeError, r"data: expected a tensor, .*got a list, of which"),
         ({"data": DataLoader(Items(torch.rand(0, 6)))}, DataError, r"data: expected at least one sample, got none"),
         ({"data": DataLoader(Items(torch.rand(4, 5)))}, ShapeError, r"data: expected \(batch, 6\), got \(1, 5\)"),

@@ -43,8 +43,13 @@ def warn_of_scales(plan: Plan, samples: Tensor, stacklevel: int) -> None:
         worst = int(size.argmax())
         place = worst if samples.ndim == 2 else tuple(map(int, np.unravel_index(worst, samples.shape[1:])))
         more = f" and {int(far.sum()) - 1} more" if far.sum() > 1 else ""
-        got = f"column {place} with mean {mean[worst]:.3g} and standard deviation {deviation[worst]:.3g}{more}"
+        got = f"column {place} with mean {_short(mean[worst])} and standard deviation {_short(deviation[worst])}{more}"
         warnings.warn(mismatch("data", expected, f"{got}: {remedy}"), ScaleWarning, stacklevel=stacklevel)
     elif len(x) >= 16 and float((deviation / min(scales)).square().log1p().sum()) / 2 < LEAST:
         got = f"standard deviations up to {float(deviation.max()):.3g}, which drown in its noise"
         warnings.warn(mismatch("data", expected, f"{got}: {remedy}"), ScaleWarning, stacklevel=stacklevel)
+
+
+def _short(value: Tensor) -> str:
+    number = float(value)
+    return f"{number:,.0f}" if 1e3 <= abs(number) < 1e9 else f"{number:.3g}"
