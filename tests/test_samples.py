@@ -508,6 +508,7 @@ def standardised(table):
     return (table - table.mean(0)) / table.std(0)
 
 
+@pytest.mark.filterwarnings("ignore:usage. expected a share")
 @pytest.mark.parametrize(
     "source", [lambda x, _: x, lambda x, folder: mapped(folder, x), lambda x, _: DataLoader(Items(x), batch_size=50)]
 )
@@ -516,10 +517,9 @@ def test_a_table_of_raw_scales_is_to_be_standardised(tmp_path, source):
         r"data: expected data of about the scale of Gaussian\(scale=0.5, mean='identity'\), got column 1 with mean "
         r"5\d,\d{3} and standard deviation 1\d,\d{3}: standardise them"
     )
-    with pytest.warns(ScaleWarning, match=message) as caught, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeadLeafWarning)
+    with pytest.warns(ScaleWarning, match=message) as caught:
         fit(make(FREE), source(RAW, tmp_path), epochs=2)
-    assert [warning.filename for warning in caught if warning.category is ScaleWarning] == [__file__]
+    assert [warning.category for warning in caught].count(ScaleWarning) == 1
 
 
 def test_data_that_drown_in_the_noise_are_to_be_standardised():
