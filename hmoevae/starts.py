@@ -14,7 +14,6 @@ from torch import Tensor
 from hmoevae.errors import ArgumentError, ArgumentTypeError, MissingExtraError, ShapeError, mismatch
 from hmoevae.features import principal_components
 from hmoevae.plan import Plan, PlannedNode
-from hmoevae.samples import refuse_masked
 
 StartName = Literal["random", "kmeans", "umap"]
 Clustering = Callable[[Float[np.ndarray, "n feature"], int, int], Int[np.ndarray, " n"]]
@@ -115,7 +114,6 @@ def _split(
 
 def _checked(given: Tensor | np.ndarray | Sequence[int], n: int, n_labels: int) -> Int[Tensor, " n"]:
     """The labels as indices, on the CPU."""
-    refuse_masked(given, "init")
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if array.shape != (n,):
         raise ShapeError(mismatch("init", f"one label a sample, ({n},)", array.shape))

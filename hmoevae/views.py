@@ -25,7 +25,7 @@ from hmoevae.errors import (
     mismatch,
 )
 from hmoevae.features import principal_components
-from hmoevae.nn.draws import Draws, borrowed_random_state, for_batch
+from hmoevae.nn.draws import for_batch
 
 Index = Int[Tensor, " batch"]
 
@@ -34,8 +34,8 @@ class View(ABC):
     """A random change of samples; the same generator state gives the same change.
 
     To make your own, write `__call__`, and `prepare` if it needs the whole data set. Where no more than the batch and
-    torch's global random state are needed, any callable from samples to samples will do in a view's place. One that
-    makes its draws through `hmoevae.nn.draws.for_batch` does the same in several processes as in one.
+    the global random states are needed, which `hmoevae.fit` lends from its seed, any callable from samples to samples
+    will do in a view's place. One that makes its draws through `hmoevae.nn.draws.for_batch` does the same in several processes as in one.
 
     >>> class Brighter(View):
     ...     def __call__(self, x, *, index=None, generator=None):
@@ -74,7 +74,7 @@ ViewLike = View | Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class _Plain(View):
-    """A callable that knows nothing of data sets and generators: the global ones draw for it what `generator` says."""
+    """A callable that knows nothing of data sets and generators."""
 
     change: Callable[[Tensor], Tensor]
 
@@ -83,14 +83,9 @@ class _Plain(View):
         x: Tensor,
         *,
         index: Index | None = None,  # noqa: ARG002
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | None = None,  # noqa: ARG002
     ) -> Float[Tensor, "batch *sample"]:
-        if generator is None:
-            return self.change(x)
-        seed = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
-        share = generator.share if isinstance(generator, Draws) else None
-        with borrowed_random_state(seed + (share.start if share else 0), x.device):
-            return self.change(x)
+        return self.change(x)
 
 
 def as_view(view: ViewLike) -> View:

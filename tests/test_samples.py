@@ -405,18 +405,26 @@ def test_a_mask_that_hides_nothing_is_none(model, call):
     call(model, np.ma.masked_equal(FLOATS, -9999.0))
 
 
+def test_the_estimator_refuses_a_mask():
+    """scikit-learn's own checks take what lies under it."""
+    table = np.random.default_rng(0).normal(size=(30, 2))
+    mixture = hm.VAEMixture(2, max_iter=1, random_state=0, device="cpu")
+    masked = np.ma.masked_less(table, 0)
+    message = f"X: expected values without a mask, got {(table < 0).sum()} of 60 masked"
+    with pytest.raises(DataError, match=message):
+        mixture.fit(masked)
+    mixture.fit(table)
+    for method in (mixture.predict, mixture.transform, mixture.score_samples):
+        with pytest.raises(DataError, match=message):
+            method(masked)
+
+
 def test_channels_come_first():
     model = make(shape=(3, 8, 5))
     with pytest.raises(ShapeError, match=re.escape("got (2, 8, 5, 3) (channels first: x.permute(0, 3, 1, 2))")):
         model.predict(torch.rand(2, 8, 5, 3))
     with pytest.raises(ShapeError, match=re.escape("got (2, 8, 5, 3) (channels first: data.transpose(0, 3, 1, 2))")):
         fit(model, np.ones((2, 8, 5, 3)))
-
-
-def test_masked_labels_are_no_start(model, x):
-    labels = np.ma.masked_equal(np.arange(20) % 4, 3)
-    with pytest.raises(DataError, match="init: expected values without a mask, got 5 of 20 masked"):
-        fit(model, x, init=labels)
 
 
 # --- random states --------------------------------------------------------------------------------------------------
@@ -473,6 +481,16 @@ def test_the_seed_fixes_what_a_view_draws(x):
 
     assert torch.equal(trained(0), trained(0))
     assert not torch.equal(trained(0), trained(1))
+
+
+def test_two_views_of_a_callable_are_not_the_same(x):
+    seen = []
+    model = make()
+    model.agree = lambda view, other, **options: (seen.append((view, other)), hm.HMoEVAE.agree(model, view, other))[1]
+    fit(model, x, view=noisy, agreement=hm.Agreement(partner=None), epochs=2)
+    assert len(seen) == 3
+    assert not any(torch.equal(view, other) for view, other in seen)
+    assert not torch.equal(seen[0][0].sum(), seen[1][0].sum())
 
 
 # --- models that cannot learn ---------------------------------------------------------------------------------------

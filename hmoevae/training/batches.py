@@ -123,7 +123,7 @@ def batches_of(
 
 def _step(n: int, model: HMoEVAE) -> int:
     """The step between rows that give a glimpse of `n` samples."""
-    n_rows = max(64, min(4096, (1 << 22) // math.prod(model.input_shape)))
+    n_rows = max(16, min(4096, (1 << 18) // math.prod(model.input_shape)))
     return math.ceil(n / n_rows)
 
 
