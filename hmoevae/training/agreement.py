@@ -86,7 +86,7 @@ class GateViews:
 
 
 def _seed_of(generator: torch.Generator) -> int:
-    """A seed for what is not drawn from the generator itself, another one wherever it has come to and in each process."""
+    """A seed for what is not drawn from the generator, another one wherever it has come to, and in each process."""
     digest = hashlib.blake2b(generator.get_state().cpu().numpy().tobytes(), digest_size=7).digest()
     share = generator.share if isinstance(generator, Draws) else None
     return int.from_bytes(digest, "big") + (0 if share is None else share.start)

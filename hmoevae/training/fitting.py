@@ -106,8 +106,9 @@ def fit(
 
     What is of no use in the last epoch is named in a warning: a leaf that took less than a hundredth of an even share
     (`DeadLeafWarning`), a gate whose answer tells less than a hundredth of what it could (`ConstantGateWarning`).
-    Ctrl-C ends training and returns what there is, with `history.interrupted` set. The global random state stays as
-    it is.
+    Data of a table far from the scale of a Gaussian likelihood are named in a `ScaleWarning` when training begins.
+    Ctrl-C ends training and returns what there is, with `history.interrupted` set. The global random states stay as
+    they are, but for what callbacks draw.
 
     Several processes, as `torchrun` or `accelerate launch` start them, train one model: from the main one's weights and
     seed, and as one process would with their batches together. All return the same history and weights; the main one
@@ -118,8 +119,8 @@ def fit(
         data: Samples `(n, *input_shape)` as a tensor or array, or a Dataset or DataLoader of them. Of items that are
             tuples, such as (image, label), only the first entry is read. A memory-mapped array (`np.memmap`, as
             `np.load(file, mmap_mode="r")` gives) is copied into memory 256 MiB at a time: a larger one is shuffled in
-            blocks of 1 MiB, and then sample by sample within what is in memory. An IterableDataset brings its own
-            order.
+            blocks of 1 MiB, and then sample by sample within what is in memory. `hm.datasets.Scaled(data, 255)` stands
+            for such a file, or an array, of pixels. An IterableDataset brings its own order.
         epochs: Passes over the data.
         batch_size: Samples a step, in each process; a DataLoader brings its own.
         lr: Learning rate of Adam; an `optimizer` brings its own, and then it is only told from that of a checkpoint.
@@ -139,8 +140,10 @@ def fit(
             but for the last one. The column `revived` of the history counts them.
         validation_data: Held-out samples, seen without a view; their terms are recorded after every epoch and change
             nothing.
-        seed: Fixes the order of the data and the draws of z: the same seed gives the same result on a CPU with the same
-            number of threads. `None` takes a fresh one. The weights are drawn when the model is made, by torch's global
+        seed: Fixes the order of the data, the draws of z, and what loaders, data sets and views draw from the global
+            random states of Python, numpy and torch, which are lent to them: the same seed gives the same result on a
+            CPU with the same number of threads. A loader with a generator of its own draws from that. `None` takes a
+            fresh one. The weights are drawn when the model is made, by torch's global
             generator: call `torch.manual_seed` before that.
         device: Where to train; `"auto"` takes an accelerator if there is one.
         precision: `"bf16"` runs the networks under bfloat16 autocast; parameters, sums and the optimiser stay float32.
