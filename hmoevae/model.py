@@ -375,6 +375,8 @@ class HMoEVAE(nn.Module, ModelHubMixin):
 
         Raises:
             ArgumentError: It was, and torch refuses gradients of its parameters.
+
+        >>> HMoEVAE(VAE(latent_dim=2), input_shape=(4,)).check_can_learn()
         """
         if torch.is_grad_enabled() and self.paths.fixed_leaf.is_inference():
             got = "one made inside (copy.deepcopy(model), called outside, is one that can be trained)"
