@@ -1,4 +1,7 @@
-"""Labelled images to try things on: MNIST and Fashion-MNIST, from a folder or torchvision; small sets from packages."""
+"""Labelled images to try things on: MNIST and Fashion-MNIST, from a folder or torchvision; small sets from packages.
+
+`Scaled` stands for data of your own whose numbers are still to be scaled, such as a memory-mapped file of pixels.
+"""
 
 import math
 import os
@@ -12,6 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hmoevae.errors import DataError, HMoEVAEError, MissingExtraError, mismatch
+from hmoevae.samples import Scaled
+
+__all__ = ["DatasetUnavailableError", "LabelledImages", "Scaled", "digits", "fashion_mnist", "mnist", "mnist5k"]
 
 _FILES = {"train": "train", "test": "t10k"}
 _IMAGE_MAGIC, _LABEL_MAGIC = 2051, 2049

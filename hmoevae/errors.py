@@ -54,6 +54,10 @@ class DeadLeafWarning(CollapseWarning):
     """A leaf that training left without samples; names the leaf."""
 
 
+class ScaleWarning(UserWarning):
+    """Data whose columns are far from the scale of the likelihood; says which, and that they want standardising."""
+
+
 class CheckpointWarning(UserWarning):
     """A checkpoint that is passed over because it is damaged or not ours; names it."""
 

@@ -14,6 +14,7 @@ from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.objectives import ObjectiveName
+from hmoevae.samples import refuse_masked
 from hmoevae.spec import MLP, VAE, Balance, Gaussian, Likelihood, Mixture, Tree
 from hmoevae.starts import StartName
 
@@ -281,6 +282,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         return state
 
     def _check(self, X: Any, *, reset: bool, support: bool = False) -> np.ndarray:
+        refuse_masked(X, "X")  # scikit-learn takes what lies under a mask
         checked: Any = validate_data(self, X, reset=reset, dtype=FLOATS)
         if not reset:
             self.model_.check_input(checked, name="X", support=support)

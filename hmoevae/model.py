@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
-import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from jaxtyping import Float, Int
@@ -41,16 +40,13 @@ from hmoevae.nn.gates import Gates, looks_channels_last
 from hmoevae.nn.objectives import BY_WEIGHT, OBJECTIVES, ObjectiveName, agreement, balance
 from hmoevae.nn.paths import Paths
 from hmoevae.plan import PlannedNode, are_ascending, compile_tree
+from hmoevae.samples import BATCH_SIZE, ArrayLike, Data, as_tensor, in_order
 from hmoevae.spec import VAE, Mixture, Tree, tree_from_json
 
-ArrayLike = Tensor | np.ndarray
-BATCH_SIZE = 1024
-"""Samples evaluated at a time by every method that takes `batch_size`."""
 OBSERVED_AT_A_TIME = 128
 """Samples whose draws from p(x|z) are made in one go, whatever `batch_size`: so they do not depend on it."""
 ROUNDING = 1e-5
 """How far outside a support a value counts as one of its bounds: scaling in single precision leaves as much."""
-
 
 @dataclass(frozen=True, slots=True)
 class Routing:
@@ -262,6 +258,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         check_number("kl_weight", kl_weight)
         check_number("gate_temperature", gate_temperature, positive=True)
         _check_generator(generator)
+        self.check_can_learn()
         x = self.check_input(x, values=validate)
         flat = self._features_first(x)
         seen = flat if view is None else self._view(view, "view", x, validate=validate)
@@ -336,6 +333,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             ArgumentError: The tree has no such levels, or the weight is no finite number >= 0.
         """
         check_number("agreement_weight", agreement_weight)
+        self.check_can_learn()
         view = self.check_input(view, name="view", values=False)
         seen = self._view(view, "view", view, validate=validate)
         other = self._view(other_view, "other_view", view, validate=validate)
@@ -382,6 +380,18 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             raise ShapeError(mismatch(name, f"one a sample, {tuple(x.shape)}", tuple(view.shape)))
         return self._features_first(view)
 
+    def check_can_learn(self) -> None:
+        """Make sure, where gradients are wanted, that the model was not made inside `torch.inference_mode`.
+
+        Raises:
+            ArgumentError: It was, and torch refuses gradients of its parameters.
+
+        >>> HMoEVAE(VAE(latent_dim=2), input_shape=(4,)).check_can_learn()
+        """
+        if torch.is_grad_enabled() and self.paths.fixed_leaf.is_inference():
+            got = "one made inside (copy.deepcopy(model), called outside, is one that can be trained)"
+            raise ArgumentError(mismatch("model", "one made outside torch.inference_mode, for gradients", got))
+
     def check_input(self, x: ArrayLike, *, name: str = "x", values: bool = True, support: bool = True) -> Tensor:
         """Return `x` as a tensor, having made sure that it is a batch of samples for this model.
 
@@ -397,23 +407,9 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         Raises:
             ArgumentTypeError: `x` is not a floating point tensor or array.
             ShapeError: `x` does not have the shape of a batch of samples.
-            DataError: `x` is empty, not finite, or outside the support of a leaf's likelihood.
+            DataError: `x` is empty, masked in part, not finite, or outside the support of a leaf's likelihood.
         """
-        if not isinstance(x, Tensor | np.ndarray):
-            raise ArgumentTypeError(mismatch(name, "a torch.Tensor or numpy array", type(x).__name__))
-        if isinstance(x, np.ndarray) and not np.issubdtype(x.dtype, np.floating):
-            raise ArgumentTypeError(mismatch(name, "floating point values (such as pixels / 255)", x.dtype))
-        if isinstance(x, np.ndarray):  # torch shares memory only with arrays of this kind; others are copied
-            dtype = x.dtype.newbyteorder("=") if x.dtype.itemsize <= 8 else np.dtype(np.float64)  # from longdouble
-            x = torch.from_numpy(np.require(x, dtype, ["C", "W"]))
-        tensor: Tensor = x
-        if tensor.shape[1:] != self.input_shape or tensor.ndim == 0:
-            expected = f"({', '.join(['batch', *map(str, self.input_shape)])})"
-            raise ShapeError(mismatch(name, expected, tuple(tensor.shape)))
-        if not tensor.is_floating_point():
-            raise ArgumentTypeError(mismatch(name, "floating point values (such as pixels / 255)", tensor.dtype))
-        if len(tensor) == 0:
-            raise DataError(mismatch(name, "at least one sample", "none"))
+        tensor = as_tensor(x, name, self.input_shape)
         if values:
             read = tensor.to(self.dtype)  # as the model will read them
             if not all(map(math.isfinite, torch.stack(read.aminmax()).tolist())):  # one pass: NaN goes through
@@ -453,22 +449,22 @@ class HMoEVAE(nn.Module, ModelHubMixin):
 
     # --- routing ----------------------------------------------------------------------------------------------------
 
-    def route(self, x: ArrayLike, *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "batch leaf"]:
+    def route(self, x: Data, *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "batch leaf"]:
         """Log q(leaf | x), from the gates alone; no expert is evaluated.
 
         Args:
-            x: Samples, `(batch, *input_shape)`.
+            x: Samples, as `data` of `hmoevae.fit`.
             batch_size: Samples evaluated at a time.
         """
         return self._route(x, self.paths.leaf_log_prob, batch_size)
 
     def predict_proba(
-        self, x: ArrayLike, *, level: int | None = None, batch_size: int = BATCH_SIZE
+        self, x: Data, *, level: int | None = None, batch_size: int = BATCH_SIZE
     ) -> Float[Tensor, "batch node"]:
         """Probability of every node of a level; rows sum to one.
 
         Args:
-            x: Samples, `(batch, *input_shape)`.
+            x: Samples, as `data` of `hmoevae.fit`.
             level: How many gates down: 1 means the children of the root; a leaf above the level stands for itself.
                 `None` means the leaves. `model.plan.level(level)` lists the nodes.
             batch_size: Samples evaluated at a time.
@@ -481,11 +477,11 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         columns = [node.index for node in self.plan.level(level)]
         return self._route(x, self.paths.node_log_prob, batch_size)[:, columns].exp()
 
-    def predict(self, x: ArrayLike, *, level: int | None = None, batch_size: int = BATCH_SIZE) -> Int[Tensor, " batch"]:
+    def predict(self, x: Data, *, level: int | None = None, batch_size: int = BATCH_SIZE) -> Int[Tensor, " batch"]:
         """The most probable node of a level, as an index into `model.plan.level(level)`; a leaf index by default.
 
         Args:
-            x: Samples, `(batch, *input_shape)`.
+            x: Samples, as `data` of `hmoevae.fit`.
             level: As in `predict_proba`.
             batch_size: Samples evaluated at a time.
         """
@@ -495,21 +491,21 @@ class HMoEVAE(nn.Module, ModelHubMixin):
 
     @overload
     def encode(
-        self, x: ArrayLike, *, node: str = ..., return_std: Literal[False] = ..., batch_size: int = ...
+        self, x: Data, *, node: str = ..., return_std: Literal[False] = ..., batch_size: int = ...
     ) -> Float[Tensor, "batch latent"]: ...
 
     @overload
     def encode(
-        self, x: ArrayLike, *, node: str = ..., return_std: Literal[True], batch_size: int = ...
+        self, x: Data, *, node: str = ..., return_std: Literal[True], batch_size: int = ...
     ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]: ...
 
     def encode(
-        self, x: ArrayLike, *, node: str = "root", return_std: bool = False, batch_size: int = BATCH_SIZE
+        self, x: Data, *, node: str = "root", return_std: bool = False, batch_size: int = BATCH_SIZE
     ) -> Float[Tensor, "batch latent"] | tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
         """Mean of q(z|x) of the leaf that each sample is routed to.
 
         Args:
-            x: Samples, `(batch, *input_shape)`; values outside a likelihood's support will do.
+            x: Samples, as `data` of `hmoevae.fit`; values outside a likelihood's support will do.
             node: Path of the subtree whose most probable leaf is used, such as `"root/3"`.
             return_std: Return its standard deviation too: q(z|x) = N(mean, diag(std^2)).
             batch_size: Samples evaluated at a time.
@@ -523,14 +519,14 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             mean, std = self.experts.encode(chunk.flatten(1), self._best_leaf(chunk, self._node(node)))
             return torch.stack([mean, std], dim=1) if return_std else mean
 
-        encoded = self._in_batches(encode, self._seen(x), batch_size)
+        encoded = self._in_batches(encode, x, batch_size, check=self._seen)
         return (encoded[:, 0], encoded[:, 1]) if return_std else encoded
 
-    def reconstruct(self, x: ArrayLike, *, node: str = "root", batch_size: int = BATCH_SIZE) -> Tensor:
+    def reconstruct(self, x: Data, *, node: str = "root", batch_size: int = BATCH_SIZE) -> Tensor:
         """Mean of p(x|z) at the mean of q(z|x), by the leaf that each sample is routed to.
 
         Args:
-            x: Samples, `(batch, *input_shape)`.
+            x: Samples, as `data` of `hmoevae.fit`.
             node: Path of the subtree whose most probable leaf is used, such as `"root/3"`.
             batch_size: Samples evaluated at a time.
 
@@ -543,7 +539,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             mean, _ = self.experts.encode(chunk.flatten(1), leaf)
             return self.experts.decode(mean, leaf)
 
-        flat = self._in_batches(reconstruct, self._seen(x), batch_size)
+        flat = self._in_batches(reconstruct, x, batch_size, check=self._seen)
         return flat.unflatten(1, self.input_shape)
 
     def decode(
@@ -618,7 +614,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
 
     def score_samples(
         self,
-        x: ArrayLike,
+        x: Data,
         *,
         n_importance: int = 64,
         batch_size: int = BATCH_SIZE,
@@ -634,7 +630,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         nothing but the sample, not on the others or `batch_size`.
 
         Args:
-            x: Samples, `(batch, *input_shape)`.
+            x: Samples, as `data` of `hmoevae.fit`.
             n_importance: K, the number of draws from every leaf.
             batch_size: Samples evaluated at a time.
             generator: Source of draws of z for each sample by itself, on the model's device.
@@ -650,15 +646,15 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             )
             return (log_marginal + log_prior).logsumexp(0)
 
-        return self._in_batches(score, self.check_input(x), batch_size)
+        return self._in_batches(score, x, batch_size)
 
     def evaluate(
-        self, x: ArrayLike, *, batch_size: int = BATCH_SIZE, generator: torch.Generator | None = None
+        self, x: Data, *, batch_size: int = BATCH_SIZE, generator: torch.Generator | None = None
     ) -> dict[str, float]:
         """Means over `x` of every objective's terms (one draw of z for each leaf), in nats; balance is left out.
 
         Args:
-            x: Samples, `(batch, *input_shape)`.
+            x: Samples, as `data` of `hmoevae.fit`.
             batch_size: Samples evaluated at a time.
             generator: Source of the draws of z, on the model's device; without one every call draws the same.
         """
@@ -677,11 +673,12 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             for name, objective in OBJECTIVES.items():
                 terms |= objective(leaf_log_weight if name in BY_WEIGHT else leaf_elbo, leaf_log_prob, log_prior)
             names[:] = terms
-            return len(chunk) * torch.stack(list(terms.values())).unsqueeze(0)
+            means = torch.stack(list(terms.values()))
+            return (len(chunk) * torch.cat([means, means.new_ones(1)])).unsqueeze(0)
 
-        x = self.check_input(x)
-        sums = self._in_batches(evaluate, x, batch_size).cpu().sum(0, dtype=torch.float64)  # not all devices have it
-        return dict(zip(names, (sums / len(x)).tolist(), strict=True))
+        by_chunk = self._in_batches(evaluate, x, batch_size, one_answer_each=False)
+        *sums, n = by_chunk.cpu().sum(0, dtype=torch.float64)  # which not all devices have
+        return dict(zip(names, [(total / n).item() for total in sums], strict=True))
 
     # --- saving -----------------------------------------------------------------------------------------------------
 
@@ -788,13 +785,14 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         Raises:
             CheckpointError: A file is missing, damaged, not ours, of a newer format, or belongs to another tree.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if folder.is_dir():  # a folder is ours to read; anything else is the Hub's
+        given = pretrained_model_name_or_path
+        folder = Path(given)
+        if folder.is_dir():  # a folder is ours to read; what else may be an id is the Hub's
             return cls._load(folder / storage.CONFIG_NAME, folder / storage.WEIGHTS_NAME)
         expected = "a folder with a saved model, or a repository on the Hugging Face Hub"
-        if folder.is_absolute() or len(folder.parts) > 2 or folder.exists():
+        if not isinstance(given, str) or not storage.may_be_repository(given) or folder.exists():
             got = "a file" if folder.exists() else "no such folder"
-            raise CheckpointError(mismatch(str(folder), expected, got))
+            raise CheckpointError(mismatch(f"{given}", expected, got))
 
         def download(name: str) -> Path:
             file = hf_hub_download(
@@ -809,10 +807,12 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             return Path(file)
 
         try:
+            if not local_files_only:
+                storage.check_reach(given, revision, cache_dir, token)
             files = download(storage.CONFIG_NAME), download(storage.WEIGHTS_NAME)
         except (OSError, ValueError) as error:  # what the Hub's client raises
-            got = f"no such folder, and of the Hub: {f'{error}'.splitlines()[0]}"
-            raise CheckpointError(mismatch(str(folder), expected, got)) from error
+            got = f"no such folder here, and of the Hub: {f'{error}'.splitlines()[0]}"
+            raise CheckpointError(mismatch(given, expected, got)) from error
         return cls._load(*files)
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -858,19 +858,26 @@ class HMoEVAE(nn.Module, ModelHubMixin):
     def _features_first(self, x: Tensor) -> Float[Tensor, "feature batch"]:
         return x.to(self.dtype).flatten(1).t()
 
-    def _in_batches(self, compute: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -> Tensor:
-        """Run `compute` on pieces of `x` on the model's device without gradients; the result is where `x` is."""
+    def _in_batches(
+        self,
+        compute: Callable[[Tensor], Tensor],
+        x: Data,
+        batch_size: int,
+        *,
+        check: Callable[..., Tensor] | None = None,
+        one_answer_each: bool = True,
+    ) -> Tensor:
+        """Run `compute` on batches of `x` on the model's device without gradients; the results are where `x` is."""
         check_integer("batch_size", batch_size)
+        pieces = in_order(x, "x", check or self.check_input, int(batch_size), one_answer_each=one_answer_each)
         with torch.no_grad():
-            return torch.cat([compute(p.to(self.device, self.dtype)).to(x.device) for p in x.split(int(batch_size))])
+            return torch.cat([compute(piece.to(self.device, self.dtype)).to(piece.device) for piece in pieces])
 
-    def _route(
-        self, x: ArrayLike, along_paths: Callable[[Tensor], Tensor], batch_size: int
-    ) -> Float[Tensor, "batch path"]:
+    def _route(self, x: Data, along_paths: Callable[[Tensor], Tensor], batch_size: int) -> Float[Tensor, "batch path"]:
         def route(chunk: Tensor) -> Tensor:
             return along_paths(self.gates(self._features_first(chunk))).t()
 
-        return self._in_batches(route, self._seen(x), batch_size)
+        return self._in_batches(route, x, batch_size, check=self._seen)
 
     def _best_leaf(self, x: Tensor, node: PlannedNode) -> Int[Tensor, " batch"]:
         edge_log_prob = self.gates(self._features_first(x))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -143,6 +144,36 @@ def read_model(config_file: Path, weights_file: Path) -> Saved:
     for older in range(version, FORMAT_VERSION):
         saved = _MIGRATIONS[older](saved)
     return saved
+
+
+def may_be_repository(name: str) -> bool:
+    """Whether a name may be that of a repository on the Hugging Face Hub, of the form `owner/name`, and no path.
+
+    >>> may_be_repository("me/digits"), may_be_repository("runs/a/b"), may_be_repository("./digits")
+    (True, False, False)
+    """
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None
+
+
+def check_reach(
+    repository: str, revision: str | None, cache_dir: str | os.PathLike[str] | None, token: str | bool | None
+) -> None:
+    """Make sure that the Hub can be reached, unless a model of the repository is in the cache anyway.
+
+    The client's own download asks for half a minute before it gives up.
+
+    Raises:
+        OSError: It cannot, or it answers with an error.
+    """
+    cache = None if cache_dir is None else str(cache_dir)
+    if isinstance(try_to_load_from_cache(repository, CONFIG_NAME, cache, revision), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, CONFIG_NAME, revision=revision), token)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of whichever HTTP client it is built on
+        raise ConnectionError(f"it cannot be reached ({error})") from error
 
 
 def check_weights(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

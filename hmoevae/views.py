@@ -33,9 +33,10 @@ Index = Int[Tensor, " batch"]
 class View(ABC):
     """A random change of samples; the same generator state gives the same change.
 
-    To make your own, write `__call__`, and `prepare` if it needs the whole data set. Where no more than the batch and
-    torch's global random state are needed, any callable from samples to samples will do in a view's place. One that
-    makes its draws through `hmoevae.nn.draws.for_batch` does the same in several processes as in one.
+    To make your own, write `__call__`, and `prepare` if it needs the whole data set. Where no more is needed than the
+    batch and the global random states, which `hmoevae.fit` lends from its seed, any callable from samples to samples
+    will do in a view's place. One that makes its draws through `hmoevae.nn.draws.for_batch` does the same in several
+    processes as in one.
 
     >>> class Brighter(View):
     ...     def __call__(self, x, *, index=None, generator=None):

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -501,7 +502,19 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path):
         ({"data": X[:19]}, r"data: expected 20 samples with sha256 .*, got 19 samples with sha256"),
         ({"data": 1 - X}, r"data: expected 20 samples with sha256 .*, got 20 samples with sha256"),
         ({"data": DataLoader(TensorDataset(X), batch_size=8)}, r"data: expected 20 samples .*got DataLoader with 3"),
-        ({"model": new_model(hm.Mixture.of(LEAF, 3))}, r"tree: expected 3 leaves with sha256 .*, got 3 leaves with"),
+        (
+            {"model": new_model(hm.Mixture.of(LEAF, 3))},
+            r"tree: expected that of the checkpoint .*epoch-000003, got root.children: 3 in place of 2 and 1 more$",
+        ),
+        (
+            {"model": new_model(replace(TREE, children=(LEAF, hm.Mixture.of(hm.VAE(4), 2))))},
+            r"got root.children\[1\].children\[0\].latent_dim: 4 in place of 3 and 1 more$",
+        ),
+        (
+            {"model": new_model(replace(TREE, children=(LEAF, LEAF)))},
+            r"got root.children\[1\]: vae in place of mixture$",
+        ),
+        ({"model": new_model(replace(TREE, gate=hm.MLP((5,))))}, r"got root.gate.hidden: \[5\] in place of \[4\]$"),
         ({"model": new_model(objective="expected")}, r"objective: expected 'elbo', as in .*, got 'expected'"),
         ({"model": new_model().double()}, r"dtype: expected torch.float32, as in .*, got torch.float64"),
         ({"epochs": 2}, r"epochs: expected at least 3, as many as are done in .*epoch-000003, got 2"),

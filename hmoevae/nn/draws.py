@@ -4,23 +4,29 @@ Axes: `batch` counts samples and is last. Every process holds a generator in the
 and takes its own columns, so that what a sample is given does not depend on how many processes there are.
 """
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-_ONE_THREAD = threading.Lock()
+_ONE_THREAD = threading.RLock()
 
 
 @contextmanager
-def borrowed_random_state(seed: int | None = None) -> Iterator[None]:
-    """Inside, the CPU's global generator, started from `seed` if one is given; after it, as if nobody had drawn.
+def borrowed_random_state(seed: int | None = None, device: torch.device | None = None) -> Iterator[None]:
+    """Inside, the global generators, started from `seed` if one is given; after it, as if nobody had drawn.
 
-    Initial weights are drawn from that generator, which all threads share: they come in here one at a time.
+    They are those of Python, numpy and torch, which all threads share: threads come in here one at a time.
+
+    Args:
+        seed: Of at most 64 bits.
+        device: An accelerator whose generator is lent, too.
 
     >>> before = torch.get_rng_state()
     >>> with borrowed_random_state(seed=0):
@@ -29,10 +35,21 @@ def borrowed_random_state(seed: int | None = None) -> Iterator[None]:
     >>> torch.equal(torch.get_rng_state(), before)
     True
     """
-    with _ONE_THREAD, torch.random.fork_rng(devices=()):
-        if seed is not None:
-            torch.default_generator.manual_seed(seed)
-        yield
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with _ONE_THREAD, torch.random.fork_rng(devices=devices):
+        others = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002 (it is the global one that is meant)
+        try:
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)
+                random.seed(seed)
+                np.random.seed(seed % (1 << 32))  # noqa: NPY002
+                if devices:
+                    with torch.cuda.device(device):
+                        torch.cuda.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(others[0])
+            np.random.set_state(others[1])  # noqa: NPY002
 
 
 @dataclass(frozen=True, slots=True)

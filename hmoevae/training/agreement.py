@@ -1,11 +1,13 @@
 """Agreement as `fit` takes it, and what the gates are shown of a batch."""
 
+import hashlib
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from hmoevae.errors import ArgumentError, check_number, is_number, mismatch
+from hmoevae.nn.draws import Draws, borrowed_random_state
 from hmoevae.plan import are_ascending
 from hmoevae.views import Compose, Neighbour, View, ViewLike
 
@@ -73,7 +75,18 @@ class GateViews:
         self, x: Tensor, index: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor | None, Tensor | None]:
         """The view of samples that are at places `index` of the data set, and the other one."""
-        # Copies, for a view that works in place: the experts model the samples themselves.
-        view = None if self.view is None else self.view(x.clone(), index=index, generator=generator)
-        other = None if self.other is None else self.other(x.clone(), index=index, generator=generator)
+        if self.view is None and self.other is None:
+            return None, None
+        # Callables that know of no generator draw from the global ones: lent to them, from where `generator` is now.
+        with borrowed_random_state(_seed_of(generator), x.device):
+            # Copies, for a view that works in place: the experts model the samples themselves.
+            view = None if self.view is None else self.view(x.clone(), index=index, generator=generator)
+            other = None if self.other is None else self.other(x.clone(), index=index, generator=generator)
         return view, other
+
+
+def _seed_of(generator: torch.Generator) -> int:
+    """A seed for what is not drawn from the generator, another one wherever it has come to, and in each process."""
+    digest = hashlib.blake2b(generator.get_state().cpu().numpy().tobytes(), digest_size=7).digest()
+    share = generator.share if isinstance(generator, Draws) else None
+    return int.from_bytes(digest, "big") + (0 if share is None else share.start)

@@ -1,9 +1,7 @@
-"""Batches of samples from tensors, arrays, mapped files, data sets and loaders."""
+"""Batches of samples for training: shuffled, and divided among processes."""
 
 import math
-from collections.abc import Callable, Iterator, Sized
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -11,20 +9,17 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    Dataset,
     IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
-    TensorDataset,
-    default_collate,
 )
 
-from hmoevae.errors import ArgumentTypeError, DataError, ShapeError, mismatch
-from hmoevae.model import BATCH_SIZE, ArrayLike, HMoEVAE
+from hmoevae.errors import DataError, mismatch
+from hmoevae.model import BATCH_SIZE, HMoEVAE
+from hmoevae.samples import Data, is_in_file, loader_of, nothing_from, opened, read
 from hmoevae.training.processes import Batch, Processes
 
-Data = ArrayLike | Dataset[Any] | DataLoader[Any]
 WINDOW_BYTES = 1 << 28
 """How much of a memory-mapped file is in memory and shuffled at a time."""
 BLOCK_BYTES = 1 << 20
@@ -35,13 +30,21 @@ class Batches:
     """Batches of samples from any source, as often as asked for, and the samples' places in it where it is in memory.
 
     In several processes they are this one's part of each, and those without a part are left out. `length` is None where
-    it cannot be known, `samples` where they are not in memory.
+    it cannot be known, `samples` where they are not in memory. `glimpse` are some of the samples from all over the data
+    or, of a loader, the first batch, once it has been read.
     """
 
-    def __init__(self, length: int | None, samples: Tensor | None, iterate: Callable[[], Iterator[Batch]]) -> None:
+    def __init__(
+        self,
+        length: int | None,
+        samples: Tensor | None,
+        iterate: Callable[[], Iterator[Batch]],
+        glimpse: Tensor | None = None,
+    ) -> None:
         self.length = length
         self.samples = samples
         self.iterate = iterate
+        self.glimpse = glimpse
 
     def __len__(self) -> int:
         assert self.length is not None
@@ -61,19 +64,20 @@ def batches_of(
 ) -> Batches:
     """Make `data` a source of checked batches of `batch_size` a process, shuffled by `order`."""
     batch_size = batch_size * processes.count  # of all of them: they go through the data in one order
-    if type(data) is TensorDataset:  # another class may have a __getitem__ of its own
-        data = data.tensors[0]
-    if isinstance(data, np.memmap) and data.ndim > 0:  # may be larger than memory
-        for start in range(0, len(data), BATCH_SIZE):
+    data = opened(data, name)
+    if is_in_file(data):
+        for start in range(0, max(1, len(data)), BATCH_SIZE):
             stop = min(start + BATCH_SIZE, len(data))
             model.check_input(data[start:stop], name=f"{name}[{start}:{stop}]")
+        file = data
+        glimpse = model.check_input(data[:: _step(len(data), model)], values=False)
 
         def from_file() -> Iterator[Batch]:
-            for rows in _windows(len(data), max(1, data.nbytes // len(data)), batch_size, order):
-                window = model.check_input(data[rows.numpy()], name=name, values=False)
+            for rows in _windows(len(file), glimpse[0].nbytes, batch_size, order):
+                window = model.check_input(file[rows.numpy()], name=name, values=False)
                 yield from _split(window, rows, batch_size, order, processes)
 
-        return Batches(math.ceil(len(data) / batch_size), None, from_file)
+        return Batches(math.ceil(len(file) / batch_size), None, from_file, glimpse)
 
     if isinstance(data, Tensor | np.ndarray):
         samples = model.check_input(data, name=name).to(model.dtype)
@@ -82,31 +86,27 @@ def batches_of(
             math.ceil(len(samples) / batch_size),
             samples,
             lambda: _split(samples, everything, batch_size, order, processes),
+            samples[:: _step(len(samples), model)],
         )
 
-    own_order = order or torch.Generator()  # without one a loader draws from the global generator
+    whole = isinstance(data, IterableDataset)  # a stream can only be read from end to end, so each process does
     if isinstance(data, DataLoader):
         processes.check_divided(data, name)
         loader = data
-    elif isinstance(data, IterableDataset):
-        loader = DataLoader(data, batch_size=batch_size, generator=own_order, collate_fn=partial(_stack, name))
-    elif isinstance(data, Dataset):
-        if not isinstance(data, Sized):
-            expected = "a torch Dataset with __len__, or an IterableDataset"
-            raise ArgumentTypeError(mismatch(name, expected, type(data).__name__))
-        if len(data) == 0:
-            raise DataError(mismatch(name, "at least one sample", "none"))
-        sampler = SequentialSampler(data) if order is None else RandomSampler(data, generator=order)
-        chosen = _OwnItems(BatchSampler(sampler, batch_size, drop_last=False), processes)
-        loader = DataLoader(data, batch_sampler=chosen, generator=own_order, collate_fn=partial(_stack, name))
+    elif whole:
+        loader = loader_of(data, name, batch_size)
     else:
-        expected = "a tensor, a numpy array, a torch Dataset or a DataLoader"
-        raise ArgumentTypeError(mismatch(name, expected, _what_came(data)))
-    whole = isinstance(data, IterableDataset)  # a stream can only be read from end to end, so each process does
+        sampler = SequentialSampler(data) if order is None else RandomSampler(data, generator=order)  # type: ignore[arg-type]  # it is sized
+        chosen = _OwnItems(BatchSampler(sampler, batch_size, drop_last=False), processes)
+        loader = loader_of(data, name, batch_size, chosen)
+    seeds = order or torch.Generator()
 
     def from_loader() -> Iterator[Batch]:
-        for batch in loader:
-            x = model.check_input(batch[0] if isinstance(batch, tuple | list) else batch, name=name)
+        if order is None:
+            seeds.manual_seed(0)  # held-out samples are the same after every epoch
+        for batch in read(loader, name, seeds):
+            x = model.check_input(batch, name=name)
+            batches.glimpse = x if batches.glimpse is None else batches.glimpse
             own = x[processes.own(len(x))] if whole else x
             if len(own):
                 yield own, None
@@ -115,30 +115,16 @@ def batches_of(
         length = processes.longest(len(loader))
     except TypeError:
         length = None
-    return Batches(length, None, from_loader)
+    if length == 0:
+        raise DataError(mismatch(name, "at least one sample", nothing_from(loader)))
+    batches = Batches(length, None, from_loader)
+    return batches
 
 
-def _what_came(data: object) -> str:
-    """The type of an object, and which part of it holds the samples, if one is known to do so."""
-    kind = type(data).__name__
-    if isinstance(getattr(data, "x", None), Tensor):  # LabelledImages
-        return f"a {kind}, whose .x is one"
-    if hasattr(data, "to_numpy"):  # a data frame
-        return f"a {kind}, whose .to_numpy() is one"
-    return kind
-
-
-def _stack(name: str, items: list[Any]) -> Any:
-    """The samples of items, which stand first in those that are pairs, as one batch."""
-    samples = [item[0] if isinstance(item, tuple | list) else item for item in items]
-    try:
-        return default_collate(samples)
-    except TypeError:
-        expected = "items that are tensors or begin with one (by a transform such as torchvision's ToTensor())"
-        raise ArgumentTypeError(mismatch(name, expected, type(samples[0]).__name__)) from None
-    except RuntimeError:
-        shapes = dict.fromkeys(str(tuple(np.shape(sample))) for sample in samples)
-        raise ShapeError(mismatch(name, "items of one shape", " and ".join(list(shapes)[:2]))) from None
+def _step(n: int, model: HMoEVAE) -> int:
+    """The step between rows that give a glimpse of `n` samples."""
+    n_rows = max(16, min(4096, (1 << 18) // math.prod(model.input_shape)))
+    return math.ceil(n / n_rows)
 
 
 class _OwnItems(Sampler[list[int]]):

@@ -46,6 +46,7 @@ class Checkpoint:
         validation_loss: The objective on the validation data; `None` without.
         kept: Epochs and validation losses of the checkpoints that its run had not deleted yet.
         arguments: What training depends on, by the names of the arguments of `fit`, in words.
+        tree: The model's, as JSON makes it.
         weights: Of the model.
         state: The rest, as given to `Checkpoints.write`.
     """
@@ -55,17 +56,26 @@ class Checkpoint:
     validation_loss: float | None
     kept: dict[int, float | None]
     arguments: dict[str, Any]
+    tree: Any
     weights: dict[str, Tensor]
     state: Any
 
-    def require(self, arguments: dict[str, Any]) -> None:
+    def require(self, arguments: dict[str, Any], tree: Any) -> None:
         """Make sure that training would go on with the arguments it began with.
+
+        Args:
+            arguments: As those of this checkpoint.
+            tree: As that of this checkpoint.
 
         Raises:
             ArgumentError: One of them is another.
         """
         for name in self.arguments | arguments:
             before, now = self.arguments.get(name), arguments.get(name)
+            if name == "tree" and before != now:
+                first, *others = [*_differences(self.tree, tree), "another"]
+                more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+                raise ArgumentError(mismatch(name, f"that of the checkpoint {self.path}", f"{first}{more}"))
             if before != now:
                 raise ArgumentError(mismatch(name, f"{before}, as in the checkpoint {self.path}", now))
 
@@ -95,6 +105,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             content["validation_loss"],
             dict(map(tuple, content["kept"])),
             content["arguments"],
+            json.loads((path / storage.CONFIG_NAME).read_text(encoding="utf-8"))["tree"],
             load_file(path / storage.WEIGHTS_NAME),
             unpack(content["state"], load_file(path / TENSORS_NAME)),
         )
@@ -105,6 +116,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise
         reason = f"{type(error).__name__}: {error}"
     raise CheckpointError(mismatch(str(path), expected, reason))
+
+
+def _differences(before: Any, now: Any, path: str = "root") -> Iterator[str]:
+    """Where two trees, as JSON makes them, differ, in words."""
+    if before == now:
+        return
+    if isinstance(before, dict) and isinstance(now, dict) and before.get("kind") == now.get("kind"):
+        for name in before | now:
+            yield from _differences(before.get(name), now.get(name), f"{path}.{name}")
+    elif path.endswith(".children") and len(before) != len(now):
+        yield f"{path}: {len(now)} in place of {len(before)}"
+    elif path.endswith(".children"):
+        for i, pair in enumerate(zip(before, now, strict=True)):
+            yield from _differences(*pair, f"{path}[{i}]")
+    else:
+        was, is_ = (value.get("kind") if isinstance(value, dict) else value for value in (before, now))
+        yield f"{path}: {is_} in place of {was}"
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> Path:

@@ -1,5 +1,6 @@
 """fit: trains a model on tensors, arrays, data sets or loaders, and records what happens."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -37,6 +38,7 @@ from hmoevae.training.device import Precision, autocast, resolve_device
 from hmoevae.training.loop import Run, evaluate
 from hmoevae.training.processes import Processes
 from hmoevae.training.resume import TrainingState, described, described_data, described_model
+from hmoevae.training.scales import warn_of_scales
 from hmoevae.training.usage import warn_of_collapse
 from hmoevae.training.warmup import Warmup
 from hmoevae.views import ViewLike
@@ -104,8 +106,9 @@ def fit(
 
     What is of no use in the last epoch is named in a warning: a leaf that took less than a hundredth of an even share
     (`DeadLeafWarning`), a gate whose answer tells less than a hundredth of what it could (`ConstantGateWarning`).
-    Ctrl-C ends training and returns what there is, with `history.interrupted` set. The global random state stays as
-    it is.
+    Data of a table far from the scale of a Gaussian likelihood are named in a `ScaleWarning` when training begins.
+    Ctrl-C ends training and returns what there is, with `history.interrupted` set. The global random states stay as
+    they are, but for what callbacks draw.
 
     Several processes, as `torchrun` or `accelerate launch` start them, train one model: from the main one's weights and
     seed, and as one process would with their batches together. All return the same history and weights; the main one
@@ -116,8 +119,8 @@ def fit(
         data: Samples `(n, *input_shape)` as a tensor or array, or a Dataset or DataLoader of them. Of items that are
             tuples, such as (image, label), only the first entry is read. A memory-mapped array (`np.memmap`, as
             `np.load(file, mmap_mode="r")` gives) is copied into memory 256 MiB at a time: a larger one is shuffled in
-            blocks of 1 MiB, and then sample by sample within what is in memory. An IterableDataset brings its own
-            order.
+            blocks of 1 MiB, and then sample by sample within what is in memory. `hm.datasets.Scaled(data, 255)` stands
+            for such a file, or an array, of pixels. An IterableDataset brings its own order.
         epochs: Passes over the data.
         batch_size: Samples a step, in each process; a DataLoader brings its own.
         lr: Learning rate of Adam; an `optimizer` brings its own, and then it is only told from that of a checkpoint.
@@ -137,8 +140,10 @@ def fit(
             but for the last one. The column `revived` of the history counts them.
         validation_data: Held-out samples, seen without a view; their terms are recorded after every epoch and change
             nothing.
-        seed: Fixes the order of the data and the draws of z: the same seed gives the same result on a CPU with the same
-            number of threads. `None` takes a fresh one. The weights are drawn when the model is made, by torch's global
+        seed: Fixes the order of the data, the draws of z, and what loaders, data sets and views draw from the global
+            random states of Python, numpy and torch, which are lent to them: the same seed gives the same result on a
+            CPU with the same number of threads. A loader with a generator of its own draws from that. `None` takes a
+            fresh one. The weights are drawn when the model is made, by torch's global
             generator: call `torch.manual_seed` before that.
         device: Where to train; `"auto"` takes an accelerator if there is one.
         precision: `"bf16"` runs the networks under bfloat16 autocast; parameters, sums and the optimiser stay float32.
@@ -165,6 +170,7 @@ def fit(
 
     Raises:
         ArgumentError: An argument cannot be used; `DataError` and `ShapeError` for data.
+        ArgumentTypeError: One is of a type that cannot be used, such as integers for data.
         ProcessError: Another process has gone.
         NonFiniteError: The loss became NaN or infinite. The model is left as it was before that step, or
             where its weights are spoilt already, as it was after the last good epoch. No checkpoint is written of it.
@@ -215,6 +221,7 @@ def fit(
             raise ArgumentTypeError(mismatch(name, f"None or {kind.__name__}(...)", repr(record)))
     if checkpoint_dir is not None and not isinstance(checkpoint_dir, str | os.PathLike):
         raise ArgumentTypeError(mismatch("checkpoint_dir", "None or a path", repr(checkpoint_dir)))
+    model.check_can_learn()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ArgumentError(mismatch("model", "a parameter that asks for a gradient", "none"))
     if agreement is not None and not model.plan.mixtures:
@@ -260,7 +267,7 @@ def fit(
         # The main process has the last word on the seed; of their data the processes see parts.
         processes.check_equal(**{k: v for k, v in arguments.items() if k not in ("seed", "data", "validation_data")})
         if checkpoint is not None:
-            checkpoint.require(arguments)
+            checkpoint.require(arguments, json.loads(model.tree.to_json()))
             if checkpoint.epoch > epochs:
                 expected = f"at least {checkpoint.epoch}, as many as are done in the checkpoint {checkpoint.path}"
                 raise ArgumentError(mismatch("epochs", expected, epochs))
@@ -293,6 +300,7 @@ def fit(
             processes.share_weights(model)
             run.keep_weights()
             training = _Training(state, source, held_out, course, epochs, seed, revive, checkpoints, arguments)
+            training.look_at_scales()
             shown = progress and processes.is_main
             with (
                 closing(_bar(total, done=run.steps, show=shown)) as bar,
@@ -303,7 +311,9 @@ def fit(
                 for callback in callbacks:
                     ends.callback(getattr(callback, "close", lambda: None))
                 for epoch in range(len(history) + 1, 1 if stopped else epochs + 1):
-                    if training.epoch(epoch, bar):
+                    stops = training.epoch(epoch, bar)
+                    training.look_at_scales()
+                    if stops:
                         break
         except KeyboardInterrupt:
             history.interrupted = True
@@ -332,11 +342,19 @@ class _Training:
     checkpoints: Checkpoints
     arguments: dict[str, Any]
     started: float = field(init=False)
+    has_looked: bool = False
 
     def __post_init__(self) -> None:
         """Start the clock, where an earlier run left it."""
         rows = self.state.history.rows
         self.started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+
+    def look_at_scales(self) -> None:
+        """Warn, once, of data far from the scale of the likelihoods; those of a loader are known after an epoch."""
+        if not self.has_looked and self.source.glimpse is not None:
+            self.has_looked = True
+            if self.state.run.processes.is_main:
+                warn_of_scales(self.state.run.model.plan, self.source.glimpse, stacklevel=4)
 
     def epoch(self, epoch: int, bar: "tqdm[Any]") -> bool:
         """Train, record, call the callbacks and write what is due; returns whether a callback ends training."""

@@ -1,0 +1,110 @@
+"""Hints: what data are that cannot be samples, and how samples are had from them, in words for errors."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+ENCODE = "leave such columns out, or encode them as numbers"
+
+
+def what_came(data: object) -> str:
+    """What an object is, and how samples are had from it, where that is known.
+
+    >>> what_came({"image": 1, "label": 2})
+    "a dict with the keys 'image', 'label', of which one may hold the samples"
+    """
+    name = type(data).__name__
+    kind = f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
+    if data is None or isinstance(data, bool | int | float | complex):
+        return repr(data)
+    if isinstance(data, str | os.PathLike):
+        return f"{data!r} (np.load(file, mmap_mode='r') opens a .npy file)"
+    if isinstance(data, Mapping):
+        keys = ", ".join(map(repr, list(data)[:6])) + (", ..." if len(data) > 6 else "")
+        return f"{kind} with the keys {keys}, of which one may hold the samples"
+    if isinstance(getattr(data, "x", None), Tensor):  # LabelledImages
+        return f"{kind}, whose .x is one"
+    if hasattr(data, "to_numpy"):  # a data frame
+        return f"{kind}, whose .to_numpy() is one"
+    if hasattr(data, "toarray"):  # scipy's sparse matrices
+        return f"{kind}, whose .toarray() is one"
+    if hasattr(data, "getbands"):  # PIL's
+        return f"{kind} (a transform such as torchvision's ToTensor() makes a tensor of it)"
+    if isinstance(data, list | tuple):
+        return kind + _of_a_sequence(data)
+    if hasattr(data, "__array__"):
+        return f"{kind}, of which np.asarray(...) makes one"
+    if isinstance(data, Iterator):
+        return f"{kind} (wrap it in a torch.utils.data.IterableDataset)"
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return f"{kind} (wrap it in a torch.utils.data.Dataset)"
+    return kind
+
+
+def _of_a_sequence(data: Sequence[Any]) -> str:
+    shapes = {tuple(part.shape) if isinstance(part, Tensor | np.ndarray) else None for part in data}
+    if len(shapes) == 1 and None not in shapes:
+        return f", of which {'torch' if isinstance(data[0], Tensor) else 'np'}.stack(...) makes one"
+    if None not in shapes and shapes:
+        return f" of {len(data)} arrays of different shapes, of which the first may be the samples"
+    if data and all(isinstance(part, int | float | list | tuple) for part in data):
+        return ", of which np.asarray(..., dtype=np.float32) makes one"
+    return f" of {type(data[0]).__name__}" if data else " without entries"
+
+
+def layout(x: Tensor) -> str:
+    """What a tensor is that is not dense."""
+    if x.is_nested:
+        return "a nested one, of samples of different shapes (torch.nested.to_padded_tensor makes them equal)"
+    if x.is_quantized:
+        return "a quantised one, whose .dequantize() is of floating point values"
+    return f"a sparse one ({x.layout}, {tuple(x.shape)}), whose .to_dense() is dense"
+
+
+def value_range(x: Tensor | np.ndarray) -> str:
+    """From where to where the values go, for numbers that have an order."""
+    is_ordered = not x.is_complex() if isinstance(x, Tensor) else x.dtype.kind in "biu"
+    if not is_ordered or 0 in x.shape or (isinstance(x, Tensor) and x.is_meta):
+        return ""
+    return f" from {int(x.min())} to {int(x.max())}"
+
+
+def remedy(x: Tensor | np.ndarray, name: str) -> str:
+    """How to make floating point values of others."""
+    cast = f"{name}.float()" if isinstance(x, Tensor) else f"{name}.astype(np.float32)"
+    kind = str(x.dtype).removeprefix("torch.")
+    is_integer = kind.startswith(("int", "uint"))
+    if kind == "bool" or (is_integer and value_range(x) in (" from 0 to 1", " from 0 to 0", " from 1 to 1")):
+        return f" ({cast} makes 0.0 and 1.0 of them)"
+    if kind == "uint8":
+        return f" (of pixels hm.datasets.Scaled({name}, 255) makes numbers from 0 to 1; of anything else see {cast})"
+    if is_integer:
+        log = "torch.log1p" if isinstance(x, Tensor) else "np.log1p"
+        return (
+            f" (for quantities {cast}, for counts its {log}, standardised; for codes of kinds a column of 0 or 1 each)"
+        )
+    if kind.startswith("complex"):
+        return " (make columns of the real and the imaginary parts)"
+    if isinstance(x, np.ndarray) and x.dtype.names:
+        return " (numpy.lib.recfunctions.structured_to_unstructured makes columns of the fields)"
+    if isinstance(x, np.ndarray) and kind == "object":
+        odd = next((value for value in x.flat if not isinstance(value, int | float | np.number)), None)
+        if odd is None:
+            return f" ({cast} makes numbers of them)"
+        return f" (there is a {type(odd).__name__} in it, {str(odd)[:20]!r}: {ENCODE})"
+    return f" ({ENCODE})"
+
+
+def reshaping(x: Tensor | np.ndarray, name: str, shape: tuple[int, ...]) -> str:
+    """How to give samples the shape, where they seem to have another for the same."""
+    if x.shape == shape:
+        return f" (a single sample? {name}[None] is a batch of one)"
+    if len(shape) == 3 and x.ndim == 4 and tuple(x.shape[1:]) == (*shape[1:], shape[0]) and shape[0] > 1:
+        moved = "permute(0, 3, 1, 2)" if isinstance(x, Tensor) else "transpose(0, 3, 1, 2)"
+        return f" (channels first: {name}.{moved})"
+    if x.ndim > 0 and np.prod(x.shape[1:], dtype=int) == np.prod(shape, dtype=int):
+        return f" ({name}.reshape(-1, {', '.join(map(str, shape))}) has that shape)"
+    return ""

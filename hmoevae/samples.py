@@ -1,0 +1,319 @@
+"""The door for data: samples, in whatever users hold them, become checked tensors, batch by batch.
+
+Axes: `n` counts samples.
+"""
+
+from collections.abc import Callable, Iterator, Sized
+from functools import partial
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.masked import MaskedTensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
+
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, mismatch
+from hmoevae.hints import layout, remedy, reshaping, value_range, what_came
+from hmoevae.nn.draws import borrowed_random_state
+
+ArrayLike = Tensor | np.ndarray
+Data = ArrayLike | Dataset[Any] | DataLoader[Any]
+Numbers = int | float | ArrayLike
+BATCH_SIZE = 1024
+"""Samples evaluated at a time by every method that takes `batch_size`."""
+SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+_END = object()
+
+
+class Scaled(Dataset[Tensor]):
+    """Numbers of any type as the floating point samples `(data - offset) / divisor`, a batch at a time.
+
+    It stands for the data wherever samples are wanted: in `fit`, in `predict` and in every other method. A
+    memory-mapped file is never in memory as a whole.
+
+    Args:
+        data: `(n, ...)`, a tensor, an array or a memory-mapped file of numbers or truth values.
+        divisor: A number or, as the standard deviations of columns, an array that fits a sample; not zero.
+        offset: Taken off first, likewise, such as the means of columns.
+
+    Raises:
+        ArgumentTypeError: `data` are not numbers.
+        ArgumentError: The divisor or the offset is not finite, or the divisor is zero.
+
+    >>> pixels = np.array([[0, 51], [255, 102]], dtype=np.uint8)
+    >>> images = Scaled(pixels, 255)
+    >>> images[:], len(images)
+    (tensor([[0.0000, 0.2000],
+            [1.0000, 0.4000]]), 2)
+    >>> table = np.array([[1000.0, 0.1], [3000.0, 0.3]])
+    >>> Scaled(table, table.std(0), offset=table.mean(0))[:].mean(0).abs().max() < 1e-9
+    tensor(True)
+    """
+
+    def __init__(self, data: ArrayLike, divisor: Numbers, *, offset: Numbers = 0.0) -> None:
+        if not isinstance(data, Tensor | np.ndarray):
+            raise ArgumentTypeError(
+                mismatch("data", "a tensor, a numpy array or a memory-mapped file", what_came(data))
+            )
+        refuse_masked(data, "data")
+        is_number = data.layout == torch.strided if isinstance(data, Tensor) else data.dtype.kind in "biuf"
+        if not is_number or data.ndim == 0 or (isinstance(data, Tensor) and data.is_complex()):
+            got = f"{data.dtype}, {tuple(data.shape)}" + remedy(data, "data")
+            raise ArgumentTypeError(mismatch("data", "rows of numbers", got))
+        self.data = data
+        self.divisor = _numbers(divisor, "divisor")
+        self.offset = _numbers(offset, "offset")
+        if (self.divisor == 0).any():
+            raise ArgumentError(mismatch("divisor", "numbers other than 0", "0 (of a column that is constant?)"))
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.data)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """The samples at an index, a slice or an array of indices, scaled."""
+        rows = self.data[index]
+        if isinstance(rows, Tensor):
+            x = rows.to(torch.promote_types(rows.dtype, _float_for(rows.dtype.itemsize, rows.is_floating_point())))
+        else:  # of a file, or a number where a sample is one
+            rows = np.asarray(rows)
+            dtype = np.float64 if _float_for(rows.itemsize, rows.dtype.kind == "f") == torch.float64 else np.float32
+            x = torch.from_numpy(np.array(rows, dtype))
+        return (x - self.offset.to(x)) / self.divisor.to(x)
+
+    @property
+    def is_in_file(self) -> bool:
+        """Whether the data are a memory-mapped file."""
+        return isinstance(self.data, np.memmap)
+
+
+def _float_for(itemsize: int, is_float: bool) -> torch.dtype:
+    """The type that holds such numbers: float32 rounds integers of four bytes, and floating point numbers of eight."""
+    return torch.float64 if itemsize > (4 if is_float else 2) else torch.float32
+
+
+def _numbers(given: Numbers, argument: str) -> Tensor:
+    try:
+        numbers = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentTypeError(mismatch(argument, "a number or an array of them", type(given).__name__)) from None
+    if not torch.isfinite(numbers).all():
+        raise ArgumentError(mismatch(argument, "finite numbers", "NaN or infinity"))
+    return numbers
+
+
+# --- one batch ------------------------------------------------------------------------------------------------------
+
+
+def as_tensor(x: object, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Return `x` as a tensor, having made sure of its type and shape, but not of its values.
+
+    Args:
+        x: What is to be samples, `(n, *shape)`.
+        name: What to call it in an error.
+        shape: Shape of one sample.
+
+    Raises:
+        ArgumentTypeError: It is not a floating point tensor or array.
+        ShapeError: It does not have the shape of a batch of samples.
+        DataError: It is empty, or some of it is masked.
+
+    >>> as_tensor(np.zeros((2, 3)), "x", (3,)).shape
+    torch.Size([2, 3])
+    >>> as_tensor(np.zeros((2, 28, 28)), "x", (1, 28, 28))
+    Traceback (most recent call last):
+    ...
+    hmoevae.errors.ShapeError: x: expected (batch, 1, 28, 28), got (2, 28, 28) (x.reshape(-1, 1, 28, 28) has that shape)
+    """
+    if not isinstance(x, Tensor | np.ndarray):
+        raise ArgumentTypeError(mismatch(name, "a torch.Tensor or numpy array", what_came(x)))
+    refuse_masked(x, name)
+    if isinstance(x, Tensor) and (x.layout != torch.strided or x.is_nested or x.is_quantized):
+        raise ArgumentTypeError(mismatch(name, "a dense tensor", layout(x)))
+    is_floating_point = x.is_floating_point() if isinstance(x, Tensor) else np.issubdtype(x.dtype, np.floating)
+    if not is_floating_point:
+        got = f"{x.dtype}{value_range(x)}{remedy(x, name.partition('[')[0])}"
+        raise ArgumentTypeError(mismatch(name, "floating point values", got))
+    if x.shape[1:] != shape or x.ndim == 0:
+        expected = f"({', '.join(['batch', *map(str, shape)])})"
+        raise ShapeError(mismatch(name, expected, f"{tuple(x.shape)}{reshaping(x, name.partition('[')[0], shape)}"))
+    if len(x) == 0:
+        raise DataError(mismatch(name, "at least one sample", "none"))
+    if isinstance(x, np.ndarray):  # torch shares memory only with arrays of this kind; others are copied
+        dtype = x.dtype.newbyteorder("=") if x.dtype.itemsize <= 8 else np.dtype(np.float64)  # from longdouble
+        return torch.from_numpy(np.require(x, dtype, ["C", "W"]))
+    if x.is_inference() and not torch.is_inference_mode_enabled():
+        return x.clone()  # no gradient could be taken of what is computed from it
+    return x
+
+
+def refuse_masked(x: object, name: str) -> None:
+    """Make sure that no value is masked: what lies under a mask is often -9999, and would be taken for a number.
+
+    Raises:
+        DataError: Some are.
+
+    >>> refuse_masked(np.ma.masked_equal([1.0, 2.0], -9999.0), "x")
+    >>> refuse_masked(np.ma.masked_equal([1.0, -9999.0], -9999.0), "x")
+    Traceback (most recent call last):
+    ...
+    hmoevae.errors.DataError: x: expected values without a mask, got 1 of 2 masked (leave ...
+    """
+    if isinstance(x, np.ma.MaskedArray):
+        hidden, filled = int(np.ma.getmaskarray(x).sum()), "x.filled(...)"
+    elif isinstance(x, MaskedTensor):
+        hidden, filled = int((~x.get_mask()).sum()), "x.to_tensor(...)"
+    else:
+        return
+    if hidden:
+        remedy = f"leave such samples or columns out, or fill in a plausible value, as {filled} does"
+        got = f"{hidden:,} of {np.prod(x.shape):,} masked ({remedy})"
+        raise DataError(mismatch(name, "values without a mask", got))
+
+
+# --- from any source ------------------------------------------------------------------------------------------------
+
+
+def opened(data: Data, name: str) -> Data:
+    """Tensors and arrays out of the data sets that hold them: those that are nothing but a shell around them.
+
+    Raises:
+        ArgumentTypeError: It is nothing that samples are read from.
+    """
+    if type(data) is TensorDataset:  # another class may have a __getitem__ of its own
+        return data.tensors[0]
+    if isinstance(data, Scaled) and not data.is_in_file:
+        return data[:]
+    if not isinstance(data, Tensor | np.ndarray | Dataset | DataLoader):
+        expected = "a tensor, a numpy array, a torch Dataset or a DataLoader"
+        raise ArgumentTypeError(mismatch(name, expected, what_came(data)))
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        if not isinstance(data, Sized):
+            expected = "a torch Dataset with __len__, or an IterableDataset"
+            raise ArgumentTypeError(mismatch(name, expected, type(data).__name__))
+        if len(data) == 0:
+            raise DataError(mismatch(name, "at least one sample", "none"))
+    return data
+
+
+def is_in_file(data: object) -> TypeGuard["np.memmap[Any, Any] | Scaled"]:
+    """Whether data lie in a memory-mapped file, which may be larger than memory."""
+    return (isinstance(data, np.memmap) and data.ndim > 0) or (isinstance(data, Scaled) and data.is_in_file)
+
+
+def loader_of(
+    data: Dataset[Any], name: str, batch_size: int, batch_sampler: Sampler[list[int]] | None = None
+) -> DataLoader[Any]:
+    """A loader that stacks the samples of a data set, the first entries of items that are tuples."""
+    collate = partial(_stack, name)
+    if batch_sampler is None:
+        return DataLoader(data, batch_size=batch_size, collate_fn=collate)
+    return DataLoader(data, batch_sampler=batch_sampler, collate_fn=collate)
+
+
+def read(loader: DataLoader[Any], name: str, seeds: torch.Generator) -> Iterator[Any]:
+    """What is to be samples in every batch of a loader.
+
+    Loaders, their samplers and users' data sets draw from the global random states: they are given those that follow
+    from `seeds`, and the global ones stay as they are.
+    """
+    iterator: Iterator[Any] | None = None
+    while True:
+        with borrowed_random_state(int(torch.randint(1 << 62, (), generator=seeds, device="cpu"))):
+            iterator = iter(loader) if iterator is None else iterator
+            batch = next(iterator, _END)
+        if batch is _END:
+            return
+        yield _first_entry(batch, name)
+
+
+def in_order(
+    data: Data, name: str, check: Callable[..., Tensor], batch_size: int, *, one_answer_each: bool = True
+) -> Iterator[Tensor]:
+    """Checked batches of at most `batch_size` samples, in the order of the data.
+
+    Args:
+        data: The samples.
+        name: What to call them in an error.
+        check: Of an array and its `name`, what `HMoEVAE.check_input` is.
+        batch_size: Samples in memory at a time where they come from a file or a data set; a DataLoader brings its own.
+        one_answer_each: Refuse loaders of which no one could say to which sample an answer belongs.
+    """
+    data = opened(data, name)
+    if is_in_file(data):
+        for start in range(0, max(1, len(data)), batch_size):
+            stop = min(start + batch_size, len(data))
+            yield check(data[start:stop], name=f"{name}[{start}:{stop}]")
+    elif isinstance(data, Tensor | np.ndarray):
+        yield from check(data, name=name).split(batch_size)
+    else:
+        loader = data if isinstance(data, DataLoader) else loader_of(data, name, batch_size)
+        if one_answer_each:
+            _check_order(loader, name)
+        nothing = True
+        for batch in read(loader, name, torch.Generator().manual_seed(0)):
+            nothing = False
+            yield from check(batch, name=name).split(batch_size)
+        if nothing:
+            raise DataError(mismatch(name, "at least one sample", nothing_from(loader)))
+
+
+def nothing_from(loader: object) -> str:
+    """In words, why a loader gives no batch."""
+    if isinstance(loader, DataLoader) and _drops_last(loader):
+        n = f"the {len(loader.dataset)} samples, " if isinstance(loader.dataset, Sized) else "what is "
+        return f"none (drop_last=True leaves out {n}less than a batch)"
+    return "none"
+
+
+def _check_order(loader: DataLoader[Any], name: str) -> None:
+    """Refuse a loader that leaves open which sample an answer belongs to."""
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    expected = "a DataLoader that gives every sample in its place, for one answer each"
+    if isinstance(sampler, SHUFFLING):
+        raise ArgumentError(mismatch(name, expected, "one that shuffles (make one with shuffle=False)"))
+    size = getattr(loader.batch_sampler, "batch_size", loader.batch_size)
+    whole = isinstance(sampler, Sized) and size and len(sampler) % size == 0
+    if _drops_last(loader) and not whole:
+        raise ArgumentError(mismatch(name, expected, "one with drop_last=True"))
+
+
+def _drops_last(loader: DataLoader[Any]) -> bool:
+    return bool(getattr(loader.batch_sampler, "drop_last", loader.drop_last))
+
+
+def _first_entry(batch: Any, name: str) -> Any:
+    """The samples of a batch, which stand first where it is a pair."""
+    first = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+    if not isinstance(first, Tensor | np.ndarray):
+        raise ArgumentTypeError(mismatch(name, "batches that are tensors or begin with one", what_came(first)))
+    return first
+
+
+def _stack(name: str, items: list[Any]) -> Tensor:
+    """The samples of items, which stand first in those that are pairs, as one batch."""
+    samples = [item[0] if isinstance(item, tuple | list) and len(item) else item for item in items]
+    for sample in samples:
+        refuse_masked(sample, name)
+    expected = "items that are tensors or begin with one"
+    try:
+        batch = default_collate(samples)
+    except TypeError:
+        raise ArgumentTypeError(mismatch(name, expected, what_came(samples[0]))) from None
+    except RuntimeError:
+        shapes = dict.fromkeys(str(tuple(np.shape(sample))) for sample in samples)
+        raise ShapeError(mismatch(name, "items of one shape", " and ".join(list(shapes)[:2]))) from None
+    if not isinstance(batch, Tensor):
+        raise ArgumentTypeError(mismatch(name, expected, what_came(samples[0])))
+    return batch

@@ -1,0 +1,55 @@
+"""Whether data have the scale that Gaussians of a fixed scale can model, and the warning where they have not."""
+
+import warnings
+
+import numpy as np
+from torch import Tensor
+
+from hmoevae.errors import ScaleWarning, mismatch
+from hmoevae.plan import Plan
+from hmoevae.spec import VAE, Gaussian
+
+FAR = 100.0
+"""A column whose root mean square is so many times the scale costs 5,000 nats a sample when training begins."""
+LEAST = 0.1
+"""Nats: where a latent could not tell more of a sample than this, all that is left to model is noise."""
+
+
+def warn_of_scales(plan: Plan, samples: Tensor, stacklevel: int) -> None:
+    """Warn of columns that are much larger than the scale of the likelihood, or of data that drown in its noise.
+
+    Under a Gaussian of fixed scale s and free mean, networks begin near a mean of 0, where a column costs (r/s)^2 / 2
+    nats with r its root mean square; and no latent can tell more than log(1 + (d/s)^2) / 2 nats of a column with the
+    standard deviation d, the capacity of a Gaussian channel. Values from 0 to 1 are taken for pixels, and pass.
+
+    Args:
+        plan: The compiled tree.
+        samples: Some samples from all over the data.
+        stacklevel: As of `warnings.warn`.
+    """
+    likelihoods = [node.spec.likelihood for node in plan.leaves if isinstance(node.spec, VAE)]
+    free = [known for known in likelihoods if isinstance(known, Gaussian) and known.mean == "identity"]
+    x = samples.detach().flatten(1).cpu().double()
+    if not free or bool(((x >= 0) & (x <= 1)).all()):
+        return
+    scales = [likelihood.scale for likelihood in free]
+    mean, deviation, size = x.mean(0), x.std(0, correction=0), x.square().mean(0).sqrt()
+    expected = f"data of about the scale of Gaussian(scale={max(scales):g}, mean='identity')"
+    remedy = (
+        "standardise them, as scikit-learn's StandardScaler does, or hm.datasets.Scaled(data, deviations, offset=means)"
+    )
+    far = size > FAR * max(scales)
+    if far.any():
+        worst = int(size.argmax())
+        place = worst if samples.ndim == 2 else tuple(map(int, np.unravel_index(worst, samples.shape[1:])))
+        more = f" and {int(far.sum()) - 1} more" if far.sum() > 1 else ""
+        got = f"column {place} with mean {_short(mean[worst])} and standard deviation {_short(deviation[worst])}{more}"
+        warnings.warn(mismatch("data", expected, f"{got}: {remedy}"), ScaleWarning, stacklevel=stacklevel)
+    elif len(x) >= 16 and float((deviation / min(scales)).square().log1p().sum()) / 2 < LEAST:
+        got = f"standard deviations up to {float(deviation.max()):.3g}, which drown in its noise"
+        warnings.warn(mismatch("data", expected, f"{got}: {remedy}"), ScaleWarning, stacklevel=stacklevel)
+
+
+def _short(value: Tensor) -> str:
+    number = float(value)
+    return f"{number:,.0f}" if 1e3 <= abs(number) < 1e9 else f"{number:.3g}"
