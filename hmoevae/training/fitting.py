@@ -211,6 +211,8 @@ def fit(
             raise ArgumentTypeError(mismatch(name, f"None or {kind.__name__}(...)", repr(record)))
     if checkpoint_dir is not None and not isinstance(checkpoint_dir, str | os.PathLike):
         raise ArgumentTypeError(mismatch("checkpoint_dir", "None or a path", repr(checkpoint_dir)))
+    if checkpoint_dir is not None:
+        model.check_rebuilds()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ArgumentError(mismatch("model", "a parameter that asks for a gradient", "none"))
     if agreement is not None and not model.plan.mixtures:
