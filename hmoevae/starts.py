@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, MissingExtraError, ShapeError, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, ShapeError, mismatch
 from hmoevae.features import principal_components
 from hmoevae.plan import Plan, PlannedNode
 
@@ -69,7 +69,7 @@ def first_leaves(plan: Plan, samples: Tensor, start: Start | str, seed: int) -> 
         Indices of leaves.
 
     Raises:
-        ArgumentError: `start` is not one of those, or some of its labels or clusters cannot be leaves.
+        ArgumentError: `start` is not one of those, or some of its labels or clusters cannot be leaves or are masked.
         MissingExtraError: The clustering's library is not installed.
     """
     if isinstance(start, Tensor | np.ndarray):
@@ -114,6 +114,8 @@ def _split(
 
 def _checked(given: Tensor | np.ndarray | Sequence[int], n: int, n_labels: int) -> Int[Tensor, " n"]:
     """The labels as indices, on the CPU."""
+    if np.ma.is_masked(given):
+        raise DataError(mismatch("init", "a label for every sample", "masked ones"))
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if array.shape != (n,):
         raise ShapeError(mismatch("init", f"one label a sample, ({n},)", array.shape))

@@ -37,6 +37,7 @@ ROOMS = {
     "hmoevae.export": 5,
     "hmoevae.features": 5,
     "hmoevae.history": 5,
+    "hmoevae.labels": 5,
     "hmoevae.metrics": 5,
     "hmoevae.plot": 5,
     "hmoevae.starts": 5,
