@@ -1,6 +1,7 @@
 """The errors of the package: each names the argument, what was expected and what came."""
 
 import math
+import shlex
 from numbers import Integral, Real
 
 
@@ -114,3 +115,12 @@ def mismatch(argument: str, expected: str, got: object) -> str:
     'latent_dim: expected an integer > 0, got 0'
     """
     return f"{argument}: expected {expected}, got {got}"
+
+
+def from_extra(package: str, extra: str) -> str:
+    """Words for a package that an extra brings, with what installs it where this project was cloned, and anywhere.
+
+    >>> from_extra("umap-learn", "umap")
+    "umap-learn (in a clone: pip install -e '.[umap]'; elsewhere: pip install umap-learn)"
+    """
+    return f"{package} (in a clone: pip install -e '.[{extra}]'; elsewhere: pip install {shlex.quote(package)})"

@@ -10,7 +10,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hmoevae import training
-from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, check_integer, mismatch
+from hmoevae.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DataError,
+    MissingExtraError,
+    check_integer,
+    from_extra,
+    mismatch,
+)
 from hmoevae.history import History
 from hmoevae.model import BATCH_SIZE, HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
@@ -24,7 +32,7 @@ try:
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as missing:
     raise MissingExtraError(
-        mismatch("hmoevae.VAEMixture", "scikit-learn 1.6 or newer, as in pip install 'hmoevae[sklearn]'", missing)
+        mismatch("hmoevae.VAEMixture", from_extra("scikit-learn>=1.6", "sklearn"), missing)
     ) from None
 
 FLOATS = (np.float64, np.float32)

@@ -15,6 +15,7 @@ from hmoevae.errors import (
     MissingExtraError,
     ShapeError,
     check_integer,
+    from_extra,
     mismatch,
 )
 from hmoevae.labels import Labels, read_labels
@@ -27,9 +28,7 @@ try:
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
     from sklearn.metrics.cluster import contingency_matrix
 except ImportError as missing:
-    raise MissingExtraError(
-        mismatch("hmoevae.metrics", "scikit-learn, as in pip install 'hmoevae[examples]'", missing)
-    ) from None
+    raise MissingExtraError(mismatch("hmoevae.metrics", from_extra("scikit-learn", "sklearn"), missing)) from None
 
 
 def accuracy(labels: Labels, clusters: Labels) -> float:

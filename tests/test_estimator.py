@@ -433,5 +433,5 @@ def test_nothing_is_said():
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "hmoevae.estimator")
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
-    with pytest.raises(MissingExtraError, match=r"scikit-learn 1\.6 or newer, as in pip install 'hmoevae\[sklearn\]'"):
+    with pytest.raises(MissingExtraError, match=r"scikit-learn>=1\.6 \(in a clone: pip install -e '\.\[sklearn\]'"):
         hm.VAEMixture  # noqa: B018
