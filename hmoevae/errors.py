@@ -2,6 +2,8 @@
 
 import math
 import shlex
+import sys
+import warnings
 from numbers import Integral, Real
 
 
@@ -50,11 +52,15 @@ class CollapseWarning(UserWarning):
 
 
 class DeadLeafWarning(CollapseWarning):
-    """A leaf that training left without samples; names the leaf."""
+    """A leaf that training left without samples, in probability or in fact; names the leaf."""
 
 
 class CheckpointWarning(UserWarning):
     """A checkpoint that is passed over because it is damaged or not ours; names it."""
+
+
+class VersionWarning(UserWarning):
+    """A pickled estimator that another version of this package has made; names the version."""
 
 
 class ConstantGateWarning(CollapseWarning):
@@ -115,6 +121,26 @@ def mismatch(argument: str, expected: str, got: object) -> str:
     'latent_dim: expected an integer > 0, got 0'
     """
     return f"{argument}: expected {expected}, got {got}"
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn of what a user has called, in whose line, however deep in this package the reason was found.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warn("all is not well")
+    >>> caught[0].message, caught[0].filename == __file__
+    (UserWarning('all is not well'), False)
+    """
+    level, frame = 2, sys._getframe(1)
+    while frame is not None and _is_on_the_way(frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _is_on_the_way(module: str) -> bool:
+    """Whether calls from there are made on behalf of somebody else, who is to be told."""
+    return module.partition(".")[0] in {"hmoevae", "beartype", "contextlib", "jaxtyping", "joblib", "pickle", "sklearn"}
 
 
 def from_extra(package: str, extra: str) -> str:

@@ -8,7 +8,6 @@ import inspect
 import json
 import math
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from hmoevae.errors import (
     check_number,
     is_integer,
     mismatch,
+    warn,
 )
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.experts import Experts
@@ -672,7 +672,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             if ours:
                 card.write_card(beside / card.CARD_NAME, self.generate_model_card(**about))
         if not ours and about["info"] is not None:
-            warnings.warn(f"{readme} is not ours to write, so it does not tell the given info", stacklevel=2)
+            warn(f"{readme} is not ours to write, so it does not tell the given info")
         if push_to_hub:
             return self.push_to_hub(repo_id or folder.name, info=about["info"], **push_to_hub_kwargs)
         return None

@@ -18,6 +18,7 @@ PACKAGE = Path(hm.__file__).parent
 ROOMS = {
     "hmoevae.errors": 0,
     "hmoevae.spec": 0,
+    "hmoevae.version": 0,
     "hmoevae.plan": 1,
     "hmoevae.nn.draws": 2,
     "hmoevae.nn.grouped": 2,

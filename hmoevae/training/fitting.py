@@ -37,7 +37,7 @@ from hmoevae.training.device import Precision, autocast, resolve_device
 from hmoevae.training.loop import Run, evaluate
 from hmoevae.training.processes import Processes
 from hmoevae.training.resume import TrainingState, described, described_data, described_model
-from hmoevae.training.usage import warn_of_collapse
+from hmoevae.training.usage import warn_after_fit
 from hmoevae.training.warmup import Warmup
 from hmoevae.views import ViewLike
 
@@ -102,10 +102,10 @@ def fit(
 ) -> History:
     """Train `model` in place by stochastic gradient descent on its objective.
 
-    What is of no use in the last epoch is named in a warning: a leaf that took less than a hundredth of an even share
-    (`DeadLeafWarning`), a gate whose answer tells less than a hundredth of what it could (`ConstantGateWarning`).
-    Ctrl-C ends training and returns what there is, with `history.interrupted` set. The global random state stays as
-    it is.
+    What is of no use in the last epoch is named in a warning: a leaf that took less than a hundredth of an even share,
+    or was the most probable one of no sample though no gate above it is constant (`DeadLeafWarning`), a gate whose
+    answer tells less than a hundredth of what it could (`ConstantGateWarning`). Ctrl-C ends training and returns what
+    there is, with `history.interrupted` set. The global random state stays as it is.
 
     Several processes, as `torchrun` or `accelerate launch` start them, train one model: from the main one's weights and
     seed, and as one process would with their batches together. All return the same history and weights; the main one
@@ -312,7 +312,7 @@ def fit(
         finally:
             afterwards.close()
         if len(history) and processes.is_main:
-            warn_of_collapse(model.plan, history.rows[-1])
+            warn_after_fit(model.plan, history.rows[-1], state.run.chosen)
         return history
 
 
