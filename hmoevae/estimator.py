@@ -368,7 +368,7 @@ def _take_prior_from_empty_leaves(model: HMoEVAE, counts: Int[np.ndarray, " leaf
         edges = list(mixture.child_edges)
         children = [model.plan.nodes[model.plan.edge_child[edge]].leaves for edge in edges]
         n = np.array([counts[leaves.start : leaves.stop].sum() for leaves in children])
-        if mixture.spec.prior == "learned" and n.any() and not n.all():
+        if isinstance(mixture.spec, Mixture) and mixture.spec.prior == "learned" and n.any() and not n.all():
             assert model.paths.prior_logits is not None
             logits = [math.log(share) if share > 0 else NEVER for share in n / n.sum()]
             model.paths.prior_logits[edges] = model.paths.prior_logits.new_tensor(logits)

@@ -151,6 +151,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
     >>> model.score_samples(x, n_importance=8).shape, sorted(model.evaluate(x))
     (torch.Size([5]), ['distillation', 'elbo', 'expected', 'marginal'])
     >>> import tempfile
+    >>> model.check_rebuilds()  # nothing was swapped in
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = model.save_pretrained(folder)
     ...     same = HMoEVAE.from_pretrained(folder)

@@ -107,6 +107,11 @@ def test_imports_go_down_only(module: str) -> None:
         assert ROOMS[imported] <= ROOMS[module], f"{module} imports {imported} from a room above"
 
 
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"hmoevae.errors"}))
+def test_warnings_go_by_way_of_the_function_that_finds_the_users_line(module: str) -> None:
+    assert "warnings" not in set(imports(MODULES[module]))
+
+
 def test_messages_name_extras_that_there_are_and_what_they_bring() -> None:
     """And the way that works: the package is on no index, so `pip install` finds it in a clone alone."""
     extras = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]

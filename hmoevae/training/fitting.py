@@ -269,7 +269,7 @@ def fit(
             start = checkpoint.state["start"]
 
         total = epochs * len(source) if source.length is not None else None
-        history = History()
+        history, run = History(), None
         model.to(where).train()
         afterwards = ExitStack()
         afterwards.callback(model.eval)
@@ -312,7 +312,7 @@ def fit(
         finally:
             afterwards.close()
         if len(history) and processes.is_main:
-            warn_after_fit(model.plan, history.rows[-1], state.run.chosen)
+            warn_after_fit(model.plan, history.rows[-1], [] if run is None else run.chosen)
         return history
 
 
