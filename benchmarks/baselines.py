@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
-from hmoevae.errors import MissingExtraError, mismatch
+from hmoevae.errors import MissingExtraError, from_extra, mismatch
 
 Samples = Float[np.ndarray, "n feature"]
 Clusters = Int[np.ndarray, " n"]
@@ -59,9 +59,7 @@ def import_umap() -> ModuleType:
             warnings.simplefilter("ignore", ImportWarning)  # that a part which we don't use needs TensorFlow
             return import_module("umap")
     except ImportError as error:
-        raise MissingExtraError(
-            mismatch("umap-gmm", "umap-learn, as in pip install 'hmoevae[umap]'", f"{error}")
-        ) from None
+        raise MissingExtraError(mismatch("umap-gmm", from_extra("umap-learn", "umap"), f"{error}")) from None
 
 
 def _pca(train: Samples, seed: int) -> PCA:

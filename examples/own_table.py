@@ -5,6 +5,7 @@ python examples/own_table.py --csv mine.csv --label species        yours; the la
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,23 @@ def make_tree() -> hm.Mixture:
     return hm.Mixture(children=(leaf, leaf, hm.Mixture.of(leaf, 2, **how)), **how)
 
 
-def read(csv: Path, label: str | None) -> tuple[pd.DataFrame, pd.Series | None]:
-    """The numeric columns of a table, and the label of every row if one is named; rows with gaps are left out."""
+def read(csv: Path, label: str | None, index: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The whole table as the file has it, and of it the columns of numbers, without the rows that have gaps in them."""
+    whole = pd.read_csv(csv, dtype=str, keep_default_na=False)  # every cell to the letter, for the file that comes out
     table = pd.read_csv(csv)
-    if label is not None and label not in table:
-        raise ArgumentError(mismatch("--label", f"one of {', '.join(table.columns)}", label))
-    numbers = table.drop(columns=[] if label is None else [label]).select_dtypes("number")
-    complete = numbers.dropna().index
-    if not numbers.shape[1] or not len(complete):
+    for option, column in (("--label", label), ("--index", index)):
+        if column is not None and column not in table:
+            raise ArgumentError(mismatch(option, f"one of {', '.join(table.columns)}", column))
+    others = {label, index, "Unnamed: 0"}  # the last is a column without a name, as the index that pandas writes
+    numbers = table.drop(columns=[column for column in table if column in others]).select_dtypes("number")
+    numbers = numbers.replace([math.inf, -math.inf], math.nan).dropna()
+    if numbers.empty:
         expected = "rows without gaps in columns of numbers, separated by commas"
         raise ArgumentError(mismatch("--csv", expected, f"none in {csv}"))
-    if len(complete) < 3:  # one is held out, and a single one has no spread
-        raise ArgumentError(mismatch("--csv", "at least 3 rows without gaps", f"{len(complete)} in {csv}"))
-    print(f"{csv}: {len(complete)} of {len(table)} rows without gaps, {numbers.shape[1]} numeric columns")
-    return numbers.loc[complete], None if label is None else table.loc[complete, label]
+    if len(numbers) < 3:  # one is held out, and a single one has no spread
+        raise ArgumentError(mismatch("--csv", "at least 3 rows without gaps", f"{len(numbers)} in {csv}"))
+    print(f"{csv}: {len(numbers)} of {len(table)} rows without gaps, {numbers.shape[1]} numeric columns")
+    return whole.rename(columns={"Unnamed: 0": ""}), numbers
 
 
 def standardised(train: pd.DataFrame, table: pd.DataFrame) -> Tensor:
@@ -58,6 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", type=Path, help="the table (default: scikit-learn's wines)")
     parser.add_argument("--label", help="column to compare the clusters with in the end")
+    parser.add_argument("--index", help="column that names the rows and is no measurement, such as a number of each")
     parser.add_argument("--out", type=Path, default=Path("runs/own_table"), help="folder for the results")
     parser.add_argument("--smoke", action="store_true", help="two epochs, to see that everything works")
     args = parser.parse_args()
@@ -67,14 +72,21 @@ def main() -> None:
         wines: Any = load_wine(as_frame=True)  # of a type that depends on the arguments
         wines.frame.to_csv(args.csv, index=False)
     try:
-        table, labels = read(args.csv, args.label)
-        run(table, labels, args.out, epochs=2 if args.smoke else 100)
+        whole, table = read(args.csv, args.label, args.index)
+        leaf = run(table, args.out, epochs=2 if args.smoke else 100)
+        if args.label is not None:
+            print("\nrows of every label by leaf:", pd.crosstab(whole[args.label], leaf), sep="\n")
+        column = "leaf"
+        while column in whole:  # lest one of the table's own be lost
+            column += "_"
+        whole.assign(**{column: leaf}).to_csv(args.out / "clustered.csv", index=False)  # no leaf where there are gaps
     except (HMoEVAEError, OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         sys.exit(f"{parser.prog}: {error}")
+    print(f"\nmodel, history.csv, clustered.csv and tree.png are in {args.out}")
 
 
-def run(table: pd.DataFrame, labels: pd.Series | None, out: Path, epochs: int) -> None:
-    """Train on four rows of five, score the fifth, and describe the clusters in the table's own units."""
+def run(table: pd.DataFrame, out: Path, epochs: int) -> pd.Series:
+    """Train on four rows of five, score the fifth, describe the clusters in the table's own units; returns leaves."""
     rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(0)).numpy()
     held_out, train = table.iloc[rows[::5]], table.drop(table.index[rows[::5]])
 
@@ -104,11 +116,8 @@ def run(table: pd.DataFrame, labels: pd.Series | None, out: Path, epochs: int) -
     means: pd.DataFrame = table.groupby(leaf).mean()  # type: ignore[assignment]  # pandas says it may be a number
     print("\nmean of every column by leaf:", means.T.round(2), sep="\n")
     print(f"\nrows of every leaf:\n{leaf.value_counts().sort_index().to_string()}")
-    if labels is not None:
-        print("\nrows of every label by leaf:", pd.crosstab(labels, leaf), sep="\n")
     hm.plot.tree(model, usage=model.predict_proba(x).mean(0)).savefig(out / "tree.png")
-    table.assign(leaf=leaf).to_csv(out / "clustered.csv", index=False)
-    print(f"\nmodel, history.csv, clustered.csv and tree.png are in {out}")
+    return leaf
 
 
 if __name__ == "__main__":

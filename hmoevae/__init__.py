@@ -22,12 +22,11 @@ from hmoevae.spec import (
 )
 from hmoevae.trackers import Tracking
 from hmoevae.training import Agreement, Best, EpochEnd, Warmup, best_of, fit
+from hmoevae.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from hmoevae import datasets, export, metrics, plot
     from hmoevae.estimator import VAEMixture
-
-__version__ = "0.1.0"
 
 __all__ = [
     "MLP",

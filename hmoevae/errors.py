@@ -1,6 +1,7 @@
 """The errors of the package: each names the argument, what was expected and what came."""
 
 import math
+import shlex
 import sys
 import warnings
 from numbers import Integral, Real
@@ -51,7 +52,7 @@ class CollapseWarning(UserWarning):
 
 
 class DeadLeafWarning(CollapseWarning):
-    """A leaf that training left without samples; names the leaf."""
+    """A leaf that training left without samples, in probability or in fact; names the leaf."""
 
 
 class ScaleWarning(UserWarning):
@@ -60,6 +61,10 @@ class ScaleWarning(UserWarning):
 
 class CheckpointWarning(UserWarning):
     """A checkpoint that is passed over because it is damaged or not ours; names it."""
+
+
+class VersionWarning(UserWarning):
+    """A pickled estimator that another version of this package has made; names the version."""
 
 
 class ConstantGateWarning(CollapseWarning):
@@ -141,3 +146,12 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 def _is_on_the_way(module: str) -> bool:
     """Whether calls from there are made on behalf of somebody else, who is to be told."""
     return module.partition(".")[0] in {"hmoevae", "beartype", "contextlib", "jaxtyping", "joblib", "pickle", "sklearn"}
+
+
+def from_extra(package: str, extra: str) -> str:
+    """Words for a package that an extra brings, with what installs it where this project was cloned, and anywhere.
+
+    >>> from_extra("umap-learn", "umap")
+    "umap-learn (in a clone: pip install -e '.[umap]'; elsewhere: pip install umap-learn)"
+    """
+    return f"{package} (in a clone: pip install -e '.[{extra}]'; elsewhere: pip install {shlex.quote(package)})"

@@ -1,7 +1,8 @@
 """VAEMixture: the model with scikit-learn's face, for tables and for everything that works on estimators."""
 
 import copy
-import warnings
+import inspect
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,17 @@ import torch
 from jaxtyping import Float, Int
 
 from hmoevae import training
-from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, check_integer, mismatch
+from hmoevae.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DataError,
+    MissingExtraError,
+    VersionWarning,
+    check_integer,
+    from_extra,
+    mismatch,
+    warn,
+)
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
@@ -17,6 +28,8 @@ from hmoevae.nn.objectives import ObjectiveName
 from hmoevae.samples import refuse_masked
 from hmoevae.spec import MLP, VAE, Balance, Gaussian, Likelihood, Mixture, Tree
 from hmoevae.starts import StartName
+from hmoevae.training.usage import left_to_the_caller, warn_of_collapse
+from hmoevae.version import __version__
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
@@ -24,11 +37,13 @@ try:
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as missing:
     raise MissingExtraError(
-        mismatch("hmoevae.VAEMixture", "scikit-learn 1.6 or newer, as in pip install 'hmoevae[sklearn]'", missing)
+        mismatch("hmoevae.VAEMixture", from_extra("scikit-learn>=1.6", "sklearn"), missing)
     ) from None
 
 FLOATS = (np.float64, np.float32)
 """The types that samples are read as; others are converted to the first."""
+NEVER = -1000.0
+"""Log-odds, in nats, of what has no samples; its probability is zero in every floating point type."""
 
 
 class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -63,8 +78,10 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
     Attributes:
         model_: The trained `HMoEVAE`, with all its methods.
-        labels_: The most probable leaf of every sample of the last fit, `(n_samples,)`.
-        weights_: The prior of every leaf, `(n_leaves,)`.
+        labels_: The most probable leaf of every sample of the last fit, `(n_samples,)`. In a mixture of `n_components`,
+            leaves without a sample come last, so that the labels have no gaps; in a `tree` every leaf keeps its place.
+        weights_: The prior of every leaf, `(n_leaves,)`. Where it is learned, a leaf without a sample has none, and its
+            siblings the shares of the samples that are theirs.
         loss_: The objective on the data of the last fit, without balance, in nats a sample.
         history_: The `History` of the training that was kept.
         n_iter_: Its number of epochs.
@@ -125,7 +142,8 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     def fit(self, X: Any, y: object = None) -> "VAEMixture":  # noqa: ARG002
         """Train on the rows of `X`.
 
-        Ctrl-C ends training with a warning and keeps what there is.
+        Ctrl-C ends training with a warning and keeps what there is. A `DeadLeafWarning` names leaves without samples,
+        among them all that no sample of `labels_` has, and a `ConstantGateWarning` gates that answer all samples alike.
 
         Args:
             X: Samples, `(n_samples, n_features)`, at least one for every leaf.
@@ -178,14 +196,26 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             return model, history
 
         seeds = (_seed(random) for _ in range(1 if goes_on else int(self.n_init)))
-        best = training.best_of(train, X, seeds=seeds)
+        with left_to_the_caller():
+            best = training.best_of(train, X, seeds=seeds)
         self.model_, self.history_, self.loss_ = best.model, best.history, best.losses[best.seed]
         if best.interrupted:
-            warnings.warn("Training interrupted by the user.", stacklevel=2)
+            warn("Training interrupted by the user.")
         self.n_iter_ = len(self.history_)
+        counts = self._count(X)
+        if self.tree is None and 0 in counts:
+            _put_empty_leaves_last(self.model_, self.history_, counts)
+            counts = self._count(X)
+        _take_prior_from_empty_leaves(self.model_, counts)
         self.weights_ = self.model_.paths.leaf_log_prior().exp().detach().cpu().numpy()
-        self.labels_ = self.model_.predict(X).numpy()
+        if self.n_iter_:
+            warn_of_collapse(self.model_.plan, self.history_.rows[-1], counts.tolist())
         return self
+
+    def _count(self, X: np.ndarray) -> Int[np.ndarray, " leaf"]:
+        """Label the samples, and count those of every leaf."""
+        self.labels_ = self.model_.predict(X).numpy()
+        return np.bincount(self.labels_, minlength=self.model_.plan.n_leaves)
 
     def _make_tree(self) -> Tree:
         if self.tree is not None:
@@ -279,7 +309,22 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]  # object's may be None
         if "model_" in state:  # a pickle must open on machines without this accelerator
             state["model_"] = copy.deepcopy(state["model_"]).cpu()
-        return state
+        return state | {"_hmoevae_version": __version__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what another version has pickled, parameters that it did not know at their defaults."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in state}
+        pickled = {name: value for name, value in state.items() if name != "_hmoevae_version"}
+        super().__setstate__(pickled | defaults)
+        version = state.get("_hmoevae_version", "a version that left no stamp")
+        if version != __version__:
+            added = f", with the defaults of {', '.join(defaults)}" if defaults else ""
+            expected = f"a pickle of hmoevae {__version__}"
+            got = (
+                f"one of {version}{added}; fit again, or keep models by model_.save_pretrained, which all versions read"
+            )
+            warn(mismatch(type(self).__name__, expected, got), VersionWarning)
 
     def _check(self, X: Any, *, reset: bool, support: bool = False) -> np.ndarray:
         refuse_masked(X, "X")  # scikit-learn takes what lies under a mask
@@ -291,3 +336,32 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
 def _seed(random: np.random.RandomState) -> int:
     return int(random.randint(np.iinfo(np.int32).max))
+
+
+@torch.no_grad()
+def _put_empty_leaves_last(model: HMoEVAE, history: History, counts: Int[np.ndarray, " leaf"]) -> None:
+    """Renumber the leaves of a flat mixture of equals, in weights and history; the others stay in their order."""
+    order = np.argsort(counts == 0, kind="stable")
+    index = torch.from_numpy(order).to(model.device)
+    gate, _ = model.gates.last_layer(0)
+    rows = [(parameter, 0) for parameter in model.experts.parameters()] + [(gate.weight, 1), (gate.bias, 1)]
+    if model.paths.prior_logits is not None:
+        rows.append((model.paths.prior_logits, 0))
+    for parameter, axis in rows:
+        parameter.copy_(parameter.index_select(axis, index))
+    columns = [f"usage/{leaf.path}" for leaf in model.plan.leaves]
+    for row in history.rows:
+        row.update(zip(columns, [row[columns[i]] for i in order], strict=True))
+
+
+@torch.no_grad()
+def _take_prior_from_empty_leaves(model: HMoEVAE, counts: Int[np.ndarray, " leaf"]) -> None:
+    """Where a mixture that learns its prior has a child without samples, make that the shares of the samples."""
+    for mixture in model.plan.mixtures:
+        edges = list(mixture.child_edges)
+        children = [model.plan.nodes[model.plan.edge_child[edge]].leaves for edge in edges]
+        n = np.array([counts[leaves.start : leaves.stop].sum() for leaves in children])
+        if isinstance(mixture.spec, Mixture) and mixture.spec.prior == "learned" and n.any() and not n.all():
+            assert model.paths.prior_logits is not None
+            logits = [math.log(share) if share > 0 else NEVER for share in n / n.sum()]
+            model.paths.prior_logits[edges] = model.paths.prior_logits.new_tensor(logits)

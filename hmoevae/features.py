@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hmoevae.errors import MissingExtraError, ShapeError, mismatch
+from hmoevae.errors import MissingExtraError, ShapeError, from_extra, mismatch
 
 N_DIRECTIONS = 8
 BLUR_SD, STEP = 1.5, 3
@@ -69,7 +69,7 @@ def principal_components(samples: Float[Tensor, "n *sample"], n_components: int)
         from sklearn import config_context
         from sklearn.decomposition import PCA
     except ImportError as error:
-        expected = "scikit-learn, as in pip install 'hmoevae[sklearn]'"
+        expected = from_extra("scikit-learn", "sklearn")
         raise MissingExtraError(mismatch("principal components of the data", expected, f"{error}")) from None
 
     flat = samples.flatten(1).float().cpu().numpy()

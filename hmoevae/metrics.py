@@ -1,11 +1,9 @@
 """How well clusters match labels; for evaluation only, labels never touch training.
 
 Axes: `n` counts samples, `node` the nodes of a level. Every score is a fraction; 1 is a perfect match, but for the
-calibration error, where 0 is.
+calibration error, where 0 is. A sample without a label, such as NaN, None or a masked one, is a `DataError` in each of
+them: leave it out; labels that are no vector are a `ShapeError`.
 """
-
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +15,10 @@ from hmoevae.errors import (
     MissingExtraError,
     ShapeError,
     check_integer,
+    from_extra,
     mismatch,
 )
+from hmoevae.labels import Labels, read_labels
 from hmoevae.model import BATCH_SIZE, ArrayLike, HMoEVAE
 from hmoevae.plan import compile_tree
 from hmoevae.spec import Tree
@@ -28,12 +28,7 @@ try:
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
     from sklearn.metrics.cluster import contingency_matrix
 except ImportError as missing:
-    raise MissingExtraError(
-        mismatch("hmoevae.metrics", "scikit-learn, as in pip install 'hmoevae[examples]'", missing)
-    ) from None
-
-Labels = ArrayLike | Sequence[Any]
-"""Labels or clusters, one a sample, of any type that can be told apart."""
+    raise MissingExtraError(mismatch("hmoevae.metrics", from_extra("scikit-learn", "sklearn"), missing)) from None
 
 
 def accuracy(labels: Labels, clusters: Labels) -> float:
@@ -64,7 +59,7 @@ def purity(labels: Labels, clusters: Labels) -> float:
     >>> purity(np.array([0, 0, 1, 1]), np.array([7, 7, 3, 5]))
     1.0
     """
-    table = _contingency(labels, clusters)
+    table = np.asarray(contingency_matrix(*_vectors(labels, clusters)))
     return float(table.max(0).sum() / table.sum())
 
 
@@ -78,7 +73,7 @@ def clustering_scores(labels: Labels, clusters: Labels) -> dict[str, float]:
     >>> clustering_scores(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0]))
     {'accuracy': 1.0, 'nmi': 1.0, 'ari': 1.0, 'leaf_purity': 1.0}
     """
-    y, c = _numpy(labels), _numpy(clusters)
+    y, c = (np.unique(values, return_inverse=True)[1] for values in _vectors(labels, clusters))
     return {
         "accuracy": accuracy(y, c),
         "nmi": float(normalized_mutual_info_score(y, c)),
@@ -213,7 +208,7 @@ def report(model: HMoEVAE, x: ArrayLike, labels: Labels, *, batch_size: int = BA
     """
     if not isinstance(model, HMoEVAE):
         raise ArgumentTypeError(mismatch("model", "an HMoEVAE, such as an estimator's model_", type(model).__name__))
-    x, labels = model.check_input(x, values=False), _numpy(labels)
+    x, labels = model.check_input(x, values=False), read_labels("labels", labels)
     if labels.shape != (len(x),):
         raise ShapeError(mismatch("labels", f"one a sample, ({len(x)},)", labels.shape))
     scores: dict[str, float] = {}
@@ -229,16 +224,8 @@ def report(model: HMoEVAE, x: ArrayLike, labels: Labels, *, batch_size: int = BA
     return scores
 
 
-def _numpy(values: Labels) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-
-
 def _vectors(labels: Labels, clusters: Labels, name: str = "clusters") -> tuple[np.ndarray, np.ndarray]:
-    y, c = _numpy(labels), _numpy(clusters)
-    if y.ndim != 1:
-        raise ShapeError(mismatch("labels", "(n,)", y.shape))
-    if len(y) == 0:
-        raise DataError(mismatch("labels", "at least one", "none"))
+    y, c = read_labels("labels", labels), read_labels(name, clusters)
     if y.shape != c.shape:
         raise ShapeError(mismatch(name, f"one a label, {y.shape}", c.shape))
     return y, c
@@ -246,8 +233,16 @@ def _vectors(labels: Labels, clusters: Labels, name: str = "clusters") -> tuple[
 
 def _probabilities(probabilities: ArrayLike) -> np.ndarray:
     if isinstance(probabilities, torch.Tensor):
-        probabilities = probabilities.cpu().double()  # numpy knows no bfloat16, Apple's GPUs no double precision
-    p = _numpy(probabilities).astype(np.float64)
+        probabilities = probabilities.detach().cpu().double().numpy()  # Apple's GPUs know no double precision
+    expected = "numbers, one a sample and node"
+    if np.ma.is_masked(probabilities):
+        raise DataError(mismatch("probabilities", expected, "masked ones"))
+    if np.iscomplexobj(probabilities):
+        raise DataError(mismatch("probabilities", expected, "complex ones"))
+    try:
+        p = np.asarray(probabilities, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(mismatch("probabilities", expected, f"{error}")) from None
     if p.ndim != 2 or p.size == 0:
         raise ShapeError(mismatch("probabilities", "(n, node)", p.shape))
     wrong = ~((p >= 0).all(1) & np.isclose(p.sum(1), 1, atol=0.02))  # bfloat16 has three digits
@@ -257,16 +252,12 @@ def _probabilities(probabilities: ArrayLike) -> np.ndarray:
     return p
 
 
-def _contingency(labels: Labels, clusters: Labels) -> np.ndarray:
-    """Counts `(label, cluster)`, both in ascending order."""
-    return np.asarray(contingency_matrix(*_vectors(labels, clusters)))
-
-
 def _matched(labels: Labels, clusters: Labels) -> np.ndarray:
     """Whether each sample's cluster stands for its label under the best one-to-one match."""
-    rows, columns = linear_sum_assignment(_contingency(labels, clusters), maximize=True)
-    _, y = np.unique(_numpy(labels), return_inverse=True)
-    names, c = np.unique(_numpy(clusters), return_inverse=True)
+    y, c = _vectors(labels, clusters)
+    rows, columns = linear_sum_assignment(contingency_matrix(y, c), maximize=True)
+    y = np.unique(y, return_inverse=True)[1]
+    names, c = np.unique(c, return_inverse=True)
     label_of = np.full(len(names), -1)
     label_of[columns] = rows
     return label_of[c] == y

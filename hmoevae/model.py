@@ -8,7 +8,6 @@ import inspect
 import json
 import math
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +152,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
     >>> model.score_samples(x, n_importance=8).shape, sorted(model.evaluate(x))
     (torch.Size([5]), ['distillation', 'elbo', 'expected', 'marginal'])
     >>> import tempfile
+    >>> model.check_rebuilds()  # nothing was swapped in
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = model.save_pretrained(folder)
     ...     same = HMoEVAE.from_pretrained(folder)
@@ -709,8 +709,8 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             With `push_to_hub` the commit's address, else `None`.
 
         Raises:
-            ArgumentError: The folder cannot be written, the weights are not finite, or an argument makes no sense
-                without `push_to_hub`.
+            ArgumentError: The folder cannot be written, the weights are not finite, the model is not what its tree
+                makes (as `check_rebuilds` says), or an argument makes no sense without `push_to_hub`.
             ArgumentTypeError: There is no such argument.
         """
         push_to_hub_kwargs.pop("config", None)  # the Hub's client has one to give; the model knows its own
@@ -732,7 +732,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             if ours:
                 card.write_card(beside / card.CARD_NAME, self.generate_model_card(**about))
         if not ours and about["info"] is not None:
-            warnings.warn(f"{readme} is not ours to write, so it does not tell the given info", stacklevel=2)
+            warn(f"{readme} is not ours to write, so it does not tell the given info")
         if push_to_hub:
             return self.push_to_hub(repo_id or folder.name, info=about["info"], **push_to_hub_kwargs)
         return None
@@ -815,23 +815,38 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             raise CheckpointError(mismatch(given, expected, got)) from error
         return cls._load(*files)
 
+    def check_rebuilds(self) -> None:
+        """Make sure that `from_pretrained` can make this model again, as `save_pretrained` and checkpoints do first.
+
+        Raises:
+            ArgumentError: A module, parameter, buffer or attribute is not what the tree makes; the message names it.
+        """
+        try:
+            rebuilt = self._outline(self._config())
+        except TypeError as error:  # of a subclass
+            raise ArgumentError(mismatch("model", "a class that is made as HMoEVAE is", f"{error}")) from None
+        storage.check_rebuilds(self, rebuilt)
+
+    def _config(self) -> dict[str, Any]:
+        tree = json.loads(self.tree.to_json())
+        return {"tree": tree, "input_shape": list(self.input_shape), "objective": self.objective}
+
+    @classmethod
+    def _outline(cls, config: dict[str, Any]) -> "HMoEVAE":
+        """The model that a config describes, without weights."""
+        tree, shape = tree_from_json(json.dumps(config["tree"])), config["input_shape"]
+        with torch.device("meta"):  # takes no memory, should the config ask for more than the weights fill
+            return cls(tree, tuple(shape) if isinstance(shape, list) else shape, objective=config["objective"])
+
     def _save_pretrained(self, save_directory: Path) -> None:
-        config = {
-            "tree": json.loads(self.tree.to_json()),
-            "input_shape": list(self.input_shape),
-            "objective": self.objective,
-        }
-        storage.write_model(save_directory, config, self.state_dict())
+        self.check_rebuilds()
+        storage.write_model(save_directory, self._config(), self.state_dict())
 
     @classmethod
     def _load(cls, config_file: Path, weights_file: Path) -> "HMoEVAE":
         saved = storage.read_model(config_file, weights_file)
         try:
-            tree = tree_from_json(json.dumps(saved.config["tree"]))
-            shape, objective = saved.config["input_shape"], saved.config["objective"]
-            shape = tuple(shape) if isinstance(shape, list) else shape
-            with torch.device("meta"):  # takes no memory, should the config ask for more than the weights fill
-                outline = cls(tree, shape, objective=objective)
+            outline = cls._outline(saved.config)
         except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             # Beside our own words, Python's and PyTorch's for sizes that nothing can have.
             own = isinstance(error, HMoEVAEError | KeyError)
@@ -839,7 +854,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             raise CheckpointError(mismatch(str(config_file), "the description of a model", got)) from None
         storage.check_weights(weights_file, saved.state, outline.state_dict())
         with borrowed_random_state():  # the weights drawn here are not kept
-            model = cls(tree, shape, objective=objective)
+            model = cls(outline.tree, outline.input_shape, objective=outline.objective)
         model.to(next(iter(saved.state.values())).dtype).load_state_dict(saved.state)
         return model.eval()
 

@@ -28,6 +28,7 @@ from hmoevae.errors import (
     MissingExtraError,
     ShapeError,
     check_integer,
+    from_extra,
     is_integer,
     mismatch,
 )
@@ -46,9 +47,7 @@ try:
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import MaxNLocator
 except ImportError as missing:
-    raise MissingExtraError(
-        mismatch("hmoevae.plot", "matplotlib, as in pip install 'hmoevae[plot]'", missing)
-    ) from None
+    raise MissingExtraError(mismatch("hmoevae.plot", from_extra("matplotlib", "plot"), missing)) from None
 
 Pictures = Float[np.ndarray, "row column height width rgb"]
 
@@ -656,7 +655,7 @@ def _diagonal(counts: Int[np.ndarray, "label cluster"]) -> list[int]:
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError as missing:
-        expected = "keep_order=True, or scipy as in pip install 'hmoevae[examples]'"
+        expected = f"keep_order=True, or {from_extra('scipy', 'sklearn')}"
         raise MissingExtraError(mismatch("hmoevae.plot.contingency", expected, missing)) from None
     matches = zip(*linear_sum_assignment(counts, maximize=True), strict=True)
     label_of = {cluster: label for label, cluster in matches if counts[label, cluster] > 0}

@@ -11,7 +11,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, MissingExtraError, ShapeError, mismatch
+from hmoevae.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DataError,
+    MissingExtraError,
+    ShapeError,
+    from_extra,
+    mismatch,
+)
 from hmoevae.features import principal_components
 from hmoevae.plan import Plan, PlannedNode
 
@@ -32,9 +40,7 @@ def kmeans(features: Float[np.ndarray, "n feature"], n_clusters: int, seed: int)
     try:
         from sklearn.cluster import KMeans
     except ImportError as error:
-        raise MissingExtraError(
-            mismatch("init='kmeans'", "scikit-learn, as in pip install 'hmoevae[sklearn]'", f"{error}")
-        ) from None
+        raise MissingExtraError(mismatch("init='kmeans'", from_extra("scikit-learn", "sklearn"), f"{error}")) from None
     n_init: Any = 10  # scikit-learn's annotation knows of "auto" only
     return KMeans(n_clusters, n_init=n_init, random_state=seed).fit_predict(features)
 
@@ -45,9 +51,7 @@ def umap(features: Float[np.ndarray, "n feature"], n_clusters: int, seed: int) -
         from sklearn.mixture import GaussianMixture
         from umap import UMAP  # pyright: ignore[reportMissingImports]  # an extra that the tests do without
     except ImportError as error:
-        raise MissingExtraError(
-            mismatch("init='umap'", "umap-learn, as in pip install 'hmoevae[umap]'", f"{error}")
-        ) from None
+        raise MissingExtraError(mismatch("init='umap'", from_extra("umap-learn", "umap"), f"{error}")) from None
     n_components = min(10, len(features) - 2)  # its spectral start finds no more directions
     embedding = UMAP(n_neighbors=15, n_components=n_components, min_dist=0.0, random_state=seed, n_jobs=1)
     return GaussianMixture(n_clusters, n_init=5, random_state=seed).fit_predict(embedding.fit_transform(features))
@@ -69,7 +73,7 @@ def first_leaves(plan: Plan, samples: Tensor, start: Start | str, seed: int) -> 
         Indices of leaves.
 
     Raises:
-        ArgumentError: `start` is not one of those, or some of its labels or clusters cannot be leaves.
+        ArgumentError: `start` is not one of those, or some of its labels or clusters cannot be leaves or are masked.
         MissingExtraError: The clustering's library is not installed.
     """
     if isinstance(start, Tensor | np.ndarray):
@@ -114,6 +118,8 @@ def _split(
 
 def _checked(given: Tensor | np.ndarray | Sequence[int], n: int, n_labels: int) -> Int[Tensor, " n"]:
     """The labels as indices, on the CPU."""
+    if np.ma.is_masked(given):
+        raise DataError(mismatch("init", "a label for every sample", "masked ones"))
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if array.shape != (n,):
         raise ShapeError(mismatch("init", f"one label a sample, ({n},)", array.shape))

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from hmoevae.errors import ArgumentError, CheckpointError, mismatch
 
@@ -112,13 +112,75 @@ _MIGRATIONS: dict[int, Callable[[Saved], Saved]] = {1: _from_1, 2: _from_2}
 """From each older format to the one after it, for files whose digests have been found right."""
 
 
+def check_rebuilds(model: nn.Module, rebuilt: nn.Module) -> None:
+    """Make sure that a model is what loading will make, which has the config and the weights and nothing else.
+
+    Args:
+        model: The model that is to be saved.
+        rebuilt: What loading makes of the config; without weights, on the meta device.
+
+    Raises:
+        ArgumentError: A module, a parameter, a buffer or an attribute is another; the message names it.
+    """
+    has, wanted = _parts(model), _parts(rebuilt)
+    for name in wanted | has:
+        if has.get(name) != wanted.get(name):
+            expected = f"{wanted.get(name, 'nothing')}, as loading makes it of the tree"
+            raise ArgumentError(mismatch(_below_model(name), expected, has.get(name, "nothing")))
+    for name, module in rebuilt.named_modules():
+        ours = vars(model.get_submodule(name))
+        for key, value in vars(module).items():
+            is_setting = key != "training" and not key.startswith("_") and key in ours
+            if is_setting and not _is_same(ours[key], value):
+                expected = f"{_in_words(value)}, as loading makes it of the tree"
+                raise ArgumentError(mismatch(_below_model(f"{name}.{key}"), expected, _in_words(ours[key])))
+
+
+def _below_model(name: str) -> str:
+    return f"model.{name}".strip(".").replace("..", ".")
+
+
+def _parts(model: nn.Module) -> dict[str, str]:
+    """Every module, parameter and buffer in words, by name; modules first, for they explain the others."""
+    parts = {name: type(module).__qualname__ for name, module in model.named_modules(remove_duplicate=False)}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        parts[name] = f"a parameter of shape {tuple(tensor.shape)}"
+    for name, tensor in model.named_buffers(remove_duplicate=False):
+        parts[name] = f"a buffer of shape {tuple(tensor.shape)}"
+    return parts
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether attributes are equal, or objects without a comparison of their own that are made alike."""
+    if type(one) is not type(other):
+        return False
+    return bool(one == other) or (_is_plain(one) and vars(one) == vars(other))
+
+
+def _is_plain(value: object) -> bool:
+    return type(value).__repr__ is object.__repr__ and hasattr(value, "__dict__")
+
+
+def _in_words(value: object) -> str:
+    return f"{type(value).__name__} with {vars(value)}" if _is_plain(value) else f"{value!r:.200}"
+
+
 def write_model(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
     """Write `config` and `state` into an empty folder; the weights carry the digests of both.
 
     Raises:
-        ArgumentError: The weights are not of one floating point type and finite, and could not be read again.
+        ArgumentError: The weights are not of one floating point type, finite and each in memory of its own, and could
+            not be read again.
     """
     text = json.dumps({"format": "hmoevae", "format_version": FORMAT_VERSION, **config}, indent=2) + "\n"
+    owners: dict[int, str] = {}
+    for name, tensor in state.items():
+        if tensor.is_meta or tensor.layout != torch.strided:
+            got = f"{tensor.device}, {tensor.layout}"
+            raise ArgumentError(mismatch(f"model.{name}", "a dense tensor with values", got))
+        owner = owners.setdefault(tensor.untyped_storage().data_ptr(), name)
+        if owner != name:
+            raise ArgumentError(mismatch(f"model.{name}", "memory of its own", f"that of {owner}"))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if not _is_of_one_type(state):
         raise ArgumentError(mismatch("model", "parameters of one floating point type", _types(state)))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, MissingExtraError, is_integer, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, MissingExtraError, from_extra, is_integer, mismatch
 from hmoevae.training import EpochEnd
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ def _class_of(name: str) -> Any:
     if name not in classes:
         raise ArgumentError(mismatch("tracker", f"one of {', '.join(map(repr, sorted(classes)))}", repr(name)))
     if name in LoggerType.list() and name not in map(str, get_available_trackers()):
-        hint = ", as in pip install 'hmoevae[trackers]'" if name == "tensorboard" else ""
-        raise MissingExtraError(mismatch("tracker", f"{name} to be installed{hint}", "no such module"))
+        expected = from_extra(name, "trackers") if name == "tensorboard" else f"{name} to be installed"
+        raise MissingExtraError(mismatch("tracker", expected, "no such module"))
     return classes[name]
 
 

@@ -22,6 +22,7 @@ from hmoevae.errors import (
     MissingExtraError,
     ShapeError,
     check_integer,
+    from_extra,
     mismatch,
 )
 from hmoevae.features import principal_components
@@ -275,9 +276,7 @@ class Neighbour(View):
         try:
             from sklearn.neighbors import NearestNeighbors
         except ImportError as error:
-            raise MissingExtraError(
-                mismatch("Neighbour", "scikit-learn, as in pip install 'hmoevae[examples]'", f"{error}")
-            ) from None
+            raise MissingExtraError(mismatch("Neighbour", from_extra("scikit-learn", "sklearn"), f"{error}")) from None
         described = samples if self.features is None else self.features(samples)
         if len(described) != len(samples):
             expected = f"a row for each of the {len(samples)} samples"

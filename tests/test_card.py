@@ -164,8 +164,11 @@ def test_what_others_wrote_stays(tmp_path: Path, how: str) -> None:
     other = make(hm.Mixture.of(LEAF, 2))
     other.save_pretrained(tmp_path)
     assert path.read_bytes() == theirs
-    with pytest.warns(UserWarning, match=r"README\.md is not ours to write, so it does not tell the given info"):
+    with pytest.warns(
+        UserWarning, match=r"README\.md is not ours to write, so it does not tell the given info"
+    ) as caught:
         other.save_pretrained(tmp_path, info=INFO)
+    assert caught[0].filename == __file__
     assert path.read_bytes() == theirs
     assert hm.HMoEVAE.from_pretrained(tmp_path).tree == other.tree
 

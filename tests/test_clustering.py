@@ -191,7 +191,7 @@ def test_baselines_alone(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_missing_umap_is_found_out_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(SystemExit, match=r"umap-gmm: expected umap-learn, as in pip install 'hmoevae\[umap\]', got"):
+    with pytest.raises(SystemExit, match=r"umap-gmm: expected umap-learn \(in a clone: pip install -e '\.\[umap\]'"):
         main(["--dataset", "digits", "--seeds", "1"])
 
 

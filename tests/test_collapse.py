@@ -111,6 +111,50 @@ def test_a_gate_that_nothing_reaches_is_not_called_constant(blobs: Tensor) -> No
     assert "root/1" not in messages.get(ConstantGateWarning, "")
 
 
+def test_a_leaf_that_is_never_the_most_probable_one_is_named(blobs: Tensor) -> None:
+    """However large its share in probability: no sample is ever in it."""
+    model = model_of(hm.Mixture.of(LEAF, 3, gate=LAYER))
+    layer, gate = model.gates.last_layer(0)
+    with torch.no_grad():  # a gate that looks at its samples, and puts the last child a little below the most used one
+        layer.weight[gate, :2] *= 10
+        most_used = model.predict_proba(blobs).mean(0)[:2].argmax()
+        layer.weight[gate, 2] = layer.weight[gate, most_used]
+        layer.bias[gate, 2] = layer.bias[gate, most_used] - 0.1
+    assert model.predict_proba(blobs).mean(0)[2] > 0.1
+    message = r"usage: expected every leaf to be the most probable one of some samples, got none for .*root/2 \("
+    with pytest.warns(DeadLeafWarning, match=message) as caught:
+        quiet_fit(model, blobs, epochs=1, lr=1e-9)
+    assert [warning.category for warning in caught] == [DeadLeafWarning]
+
+
+def test_leaves_below_a_constant_gate_are_not_named_one_by_one(blobs: Tensor) -> None:
+    model = model_of(hm.Mixture.of(LEAF, 3, gate=LAYER))
+    layer, gate = model.gates.last_layer(0)
+    with torch.no_grad():
+        layer.weight[gate] = 0.0
+        layer.bias[gate] = torch.tensor([0.3, 0.2, 0.1])
+    with pytest.warns(ConstantGateWarning, match="root") as caught:
+        quiet_fit(model, blobs, epochs=1, lr=1e-9)
+    assert [warning.category for warning in caught] == [ConstantGateWarning]
+
+
+def test_of_many_dead_leaves_some_are_named(blobs: Tensor) -> None:
+    model = model_of(hm.Mixture.of(LEAF, 30, gate=LAYER))
+    for child in range(29):
+        silence(model, 0, child)
+    with pytest.warns(DeadLeafWarning, match=r"less for root/0 \(.*root/9 \([^,]*\) and 19 more$"):
+        quiet_fit(model, blobs, epochs=1, lr=1e-9)
+
+
+def test_warnings_point_at_the_users_line(blobs: Tensor) -> None:
+    model = model_of(hm.Mixture.of(LEAF, 2, gate=LAYER))
+    silence(model, 0, 1)
+    with pytest.warns(DeadLeafWarning) as caught:
+        here = quiet_fit(model, blobs, epochs=1, lr=1e-9)
+    assert here is not None
+    assert {warning.filename for warning in caught} == {__file__}
+
+
 def test_gates_that_do_their_work_are_not_warned_of(blobs: Tensor) -> None:
     tree = hm.Mixture.of(LEAF, 4, gate=LAYER, balance=hm.Balance("kl", 5.0))
     with warnings.catch_warnings():
@@ -311,7 +355,8 @@ def test_a_collapsed_run_is_mended(blobs: Tensor, tree: hm.Mixture) -> None:
         collapsed = trained(revive=False)
     assert "revived" not in collapsed.columns
     with warnings.catch_warnings():
-        warnings.simplefilter("error", DeadLeafWarning)
+        warnings.simplefilter("ignore", DeadLeafWarning)  # undecided gates may still give some leaf no sample
+        warnings.filterwarnings("error", "usage: expected a share", DeadLeafWarning)
         mended = trained(revive=True)
     assert mended["revived"][0] > 0
     assert mended["elbo"][-1] < collapsed["elbo"][-1]

@@ -1,5 +1,6 @@
 """VAEMixture: scikit-learn's own checks, and what it promises beyond them."""
 
+import copy
 import math
 import os
 import pickle
@@ -25,8 +26,18 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import hmoevae as hm
-from hmoevae import training
-from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, NonFiniteError, SpecError
+from hmoevae import estimator, training
+from hmoevae.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DataError,
+    DeadLeafWarning,
+    MissingExtraError,
+    NonFiniteError,
+    SpecError,
+    VersionWarning,
+)
+from hmoevae.nn.grouped import GroupedMLP
 
 # scikit-learn's checks hand over arguments of wrong types on purpose.
 pytestmark = pytest.mark.usefixtures("as_users_call")
@@ -54,8 +65,8 @@ def weights(estimator):
 EXPECTED_FAILED_CHECKS: dict[str, str] = {}
 
 
-@pytest.mark.filterwarnings("ignore::hmoevae.errors.DeadLeafWarning")  # the checks' data need not fill three clusters
-@parametrize_with_checks([small(max_iter=40)], expected_failed_checks=lambda _: EXPECTED_FAILED_CHECKS)
+@pytest.mark.filterwarnings("ignore::hmoevae.errors.DeadLeafWarning")  # the checks' data need not fill ten clusters
+@parametrize_with_checks([hm.VAEMixture()], expected_failed_checks=lambda _: EXPECTED_FAILED_CHECKS)
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
@@ -72,7 +83,7 @@ print("ran", len(checks))
 
 
 # PyTorch 2.6 leaves a temporary folder to the interpreter's end, which says so; few epochs on noise teach gates little.
-QUIET = ("-W", "ignore:Implicitly cleaning up", "-W", "ignore:information")
+QUIET = ("-W", "ignore:Implicitly cleaning up", "-W", "ignore:information", "-W", "ignore:usage")
 
 
 def test_the_check_that_wants_a_process_of_its_own():
@@ -198,6 +209,89 @@ def test_type_of_the_data_is_that_of_the_results():
             assert method(x.astype(np.float32)).dtype == np.float32
 
 
+# --- clusters that stay empty ---------------------------------------------------------------------------------------
+
+
+def two_far_away():
+    """Two hundred and forty samples of one kind, and two that the gates' second cluster is for: a third has none."""
+    x = np.random.default_rng(0).normal(size=(240, 4))
+    return StandardScaler().fit_transform(np.concatenate([x, np.full((2, 4), [[30.0], [31.0]])]))
+
+
+def test_an_empty_cluster_is_named_comes_last_and_has_no_prior():
+    x = two_far_away()
+    mixture = hm.VAEMixture(3, random_state=1, device="cpu")
+    with pytest.warns(DeadLeafWarning, match=r"got none for root/2 \(4\.\de-01\)") as caught:
+        mixture.fit(x)
+    assert [(warning.category, warning.filename) for warning in caught] == [(DeadLeafWarning, __file__)]
+    counts = np.bincount(mixture.labels_)
+    assert counts.tolist() == [2, 240]
+    np.testing.assert_allclose(mixture.weights_, [2 / 242, 240 / 242, 0], rtol=1e-6)
+    assert mixture.weights_[2] == 0
+    assert np.array_equal(mixture.labels_, mixture.predict(x))
+    usage = [mixture.history_.rows[-1][f"usage/root/{i}"] for i in range(3)]
+    np.testing.assert_allclose(usage, mixture.predict_proba(x).mean(0), atol=0.02)  # of the same leaves
+    assert set(mixture.sample(500)[1]) <= {0, 1}
+    assert np.isfinite(mixture.score_samples(x)).all()
+    assert mixture.score(x) > -15
+    again = pickle.loads(pickle.dumps(mixture))
+    assert np.array_equal(again.weights_, mixture.weights_)
+    assert np.isfinite(mixture.set_params(warm_start=True, max_iter=2).fit(x).loss_)
+
+
+def test_leaves_that_change_places_are_the_same_leaves():
+    x, _ = blobs()
+    mixture = small(n_components=5, random_state=0, max_iter=20).fit(x)
+    model, before = mixture.model_, copy.deepcopy(mixture.model_)
+    counts, order = np.array([3, 0, 4, 0, 5]), [0, 2, 4, 1, 3]
+    rows = copy.deepcopy(mixture.history_.rows)
+    estimator._put_empty_leaves_last(model, mixture.history_, counts)
+    data = torch.from_numpy(x)
+    torch.testing.assert_close(model.predict_proba(data), before.predict_proba(data)[:, order])
+    torch.testing.assert_close(model.paths.leaf_log_prior(), before.paths.leaf_log_prior()[order])
+    noise = [torch.zeros(5, 2, len(x), dtype=torch.float64)]
+    elbos = [m.experts.draw(data.t(), noise)[0].elbo() for m in (model, before)]
+    torch.testing.assert_close(elbos[0], elbos[1][order])
+    for row, old in zip(mixture.history_.rows, rows, strict=True):
+        assert [row[f"usage/root/{i}"] for i in range(5)] == [old[f"usage/root/{i}"] for i in order]
+
+
+def test_only_learned_priors_follow_the_samples():
+    leaf = hm.VAE(1, likelihood=hm.Gaussian(mean="identity"))
+    tree = hm.Mixture((hm.Mixture.of(leaf, 3, prior="learned"), hm.Mixture.of(leaf, 2)))
+    model = hm.HMoEVAE(tree, (4,), objective="elbo")
+    estimator._take_prior_from_empty_leaves(model, np.array([6, 0, 2, 4, 0]))
+    assert model.paths.leaf_log_prior().exp().tolist() == pytest.approx([0.375, 0, 0.125, 0.25, 0.25])
+    before = model.paths.leaf_log_prior()
+    for counts in ([0, 0, 0, 4, 1], [6, 1, 2, 4, 0]):  # nothing to go by, and nothing empty
+        estimator._take_prior_from_empty_leaves(model, np.array(counts))
+        assert torch.equal(model.paths.leaf_log_prior(), before)
+
+
+def test_a_tree_keeps_the_places_of_its_leaves():
+    x = two_far_away()
+    leaf = hm.VAE(2, hm.MLP((32,)), hm.MLP((32,)), hm.Gaussian(mean="identity"))
+    tree = hm.Mixture.of(leaf, 3, gate=hm.MLP((32,)), balance=hm.Balance("kl", 1.0), prior="learned")
+    with pytest.warns(DeadLeafWarning, match=r"got none for root/0 \(4\.\de-01\)"):
+        mixture = hm.VAEMixture(tree=tree, random_state=1, device="cpu").fit(x)
+    assert np.bincount(mixture.labels_).tolist() == [0, 2, 240]
+    np.testing.assert_allclose(mixture.weights_, [0, 2 / 242, 240 / 242], rtol=1e-6)
+
+
+def test_of_several_trainings_the_one_that_is_kept_is_warned_of():
+    """In one epoch from random weights each of these leaves some cluster empty, and alone says so."""
+    x = two_far_away()
+    mixture = small(n_components=9, max_iter=1, init="random", random_state=0)
+    alone, kept = [], []
+    for n_init, caught in ((1, alone), (4, kept)):
+        with warnings.catch_warnings(record=True) as raised:
+            warnings.simplefilter("always")
+            mixture.set_params(n_init=n_init).fit(x)
+        caught += [warning.category for warning in raised]
+    assert DeadLeafWarning in alone
+    assert len(kept) == len(set(kept)), "each kind once, not once a training"
+
+
 # --- training -------------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +412,61 @@ def test_pickle_gives_an_equal_estimator():
         np.testing.assert_array_equal(getattr(again, method)(x), getattr(mixture, method)(x))
     np.testing.assert_array_equal(again.sample(7)[0], mixture.sample(7)[0])
     assert pickle.loads(pickle.dumps(small(tree=TREE))).tree == TREE
+
+
+def older(mixture, *missing, version=None):
+    """A pickle as a version without some parameters made it."""
+    state = {name: value for name, value in mixture.__getstate__().items() if name not in missing}
+    state["_hmoevae_version"] = version
+    if version is None:
+        del state["_hmoevae_version"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hm.VAEMixture, "__getstate__", lambda _: state)
+        return pickle.dumps(mixture)
+
+
+@pytest.mark.parametrize("version", [None, "0.0.9", "99.0"])
+def test_a_pickle_of_another_version_is_named_and_works_with_defaults(version):
+    x, _ = blobs()
+    mixture = small(random_state=0, init="random", n_importance=7).fit(x)
+    pickled = older(mixture, "init", "n_importance", version=version)
+    named = "one of a version that left no stamp" if version is None else f"one of {re.escape(version)}"
+    message = (
+        rf"VAEMixture: expected a pickle of hmoevae {re.escape(hm.__version__)}, got {named}, with the defaults of "
+    )
+    with pytest.warns(VersionWarning, match=f"{message}init, n_importance; fit again") as caught:
+        again = pickle.loads(pickled)
+    assert caught[0].filename == __file__
+    assert (again.init, again.n_importance, again.max_iter) == ("kmeans", 64, 5)
+    assert "_hmoevae_version" not in vars(again)
+    assert clone(again).get_params() == again.get_params()
+    assert repr(again) == repr(small(random_state=0, n_importance=64))
+    assert np.array_equal(again.predict(x), mixture.predict(x))
+    assert np.isfinite(again.score(x))
+    pickle.loads(pickle.dumps(again))  # of this version now, so nothing is said
+
+
+def test_a_pickle_of_this_version_says_nothing():
+    for mixture in (small(), clone(small())):
+        assert mixture.__getstate__()["_hmoevae_version"] == hm.__version__
+        assert vars(pickle.loads(pickle.dumps(mixture))).keys() == vars(mixture).keys()
+
+
+class Louder(GroupedMLP):
+    """A network of somebody's own."""
+
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+def test_a_pickle_keeps_a_module_that_was_swapped_in_where_a_saved_model_would_not(tmp_path):
+    x, _ = blobs()
+    mixture = small(random_state=0).fit(x)
+    mixture.model_.gates.groups[0].__class__ = Louder
+    again = pickle.loads(pickle.dumps(mixture))
+    assert np.array_equal(again.predict_proba(x), mixture.predict_proba(x))
+    with pytest.raises(ArgumentError, match=r"model\.gates\.groups\.0: expected GroupedMLP, .* got Louder"):
+        again.model_.save_pretrained(tmp_path)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -446,5 +595,5 @@ def test_nothing_is_said():
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "hmoevae.estimator")
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
-    with pytest.raises(MissingExtraError, match=r"scikit-learn 1\.6 or newer, as in pip install 'hmoevae\[sklearn\]'"):
+    with pytest.raises(MissingExtraError, match=r"scikit-learn>=1\.6 \(in a clone: pip install -e '\.\[sklearn\]'"):
         hm.VAEMixture  # noqa: B018

@@ -178,18 +178,40 @@ def test_a_hub_that_cannot_be_reached_ends_in_one_line(tmp_path, offline):
 
 
 def test_a_table_of_ones_own(tmp_path):
-    """Columns that are no numbers and rows with gaps are left out; a label that is no column ends with one line."""
-    rows = [f"{i % 7},{(i * i) % 5},word,{'' if i == 3 else i % 3},{'ab'[i % 2]}" for i in range(40)]
-    (tmp_path / "mine.csv").write_text("\n".join(["x,y,text,z,kind", *rows]), encoding="utf-8")
+    """Columns that are no numbers and rows with gaps are not modelled, but come out again, to the letter and in order.
+
+    A label that is no column ends with one line.
+    """
+    gaps = {3: "", 5: "inf", 8: "NA"}
+    rows = [f"{i % 7}.50,{(i * i) % 5},00{i},{gaps.get(i, i % 3)},{'ab'[i % 2]}" for i in range(40)]
+    (tmp_path / "mine.csv").write_text("\n".join(["x,y,number,z,kind", *rows]), encoding="utf-8")
     arguments = ["--smoke", "--csv", tmp_path / "mine.csv", "--out", tmp_path / "out"]
-    done = run("own_table.py", *arguments, "--label", "kind")
+    done = run("own_table.py", *arguments, "--label", "kind", "--index", "number")
     assert done.returncode == 0, done.stderr
-    assert "39 of 40 rows without gaps, 3 numeric columns" in done.stdout
+    assert "37 of 40 rows without gaps, 3 numeric columns" in done.stdout
+    assert "rows of every label by leaf" in done.stdout
     header, *clustered = (tmp_path / "out" / "clustered.csv").read_text().splitlines()
-    assert (header, len(clustered)) == ("x,y,z,leaf", 39)
+    assert header == "x,y,number,z,kind,leaf"
+    assert [line.rsplit(",", 1)[0] for line in clustered] == rows
+    leaves = [line.rsplit(",", 1)[1] for line in clustered]
+    assert [i for i, leaf in enumerate(leaves) if leaf == ""] == list(gaps)
+    paths = {node.path for node in hm.HMoEVAE.from_pretrained(tmp_path / "out" / "model").plan.leaves}
+    assert set(leaves) - {""} <= paths
     done = run("own_table.py", *arguments, "--label", "colour")
     assert done.returncode == 1
-    assert "--label: expected one of x, y, text, z, kind, got colour" in done.stderr
+    assert "--label: expected one of x, y, number, z, kind, got colour" in done.stderr
+
+
+def test_a_table_that_pandas_wrote_keeps_its_index_and_its_leaf(tmp_path):
+    rows = [f"{100 - i % 9},{i % 7},{(i * i) % 5},mine" for i in range(40)]  # rows of one name, too
+    (tmp_path / "mine.csv").write_text("\n".join([",x,y,leaf", *rows]), encoding="utf-8")
+    done = run("own_table.py", "--smoke", "--csv", tmp_path / "mine.csv", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "2 numeric columns" in done.stdout
+    header, *clustered = (tmp_path / "out" / "clustered.csv").read_text().splitlines()
+    assert header == ",x,y,leaf,leaf_"
+    assert [line.rsplit(",", 1)[0] for line in clustered] == rows
+    assert all(line.rsplit(",", 1)[1].startswith("root/") for line in clustered)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ PACKAGE = Path(hm.__file__).parent
 ROOMS = {
     "hmoevae.errors": 0,
     "hmoevae.spec": 0,
+    "hmoevae.version": 0,
     "hmoevae.plan": 1,
     "hmoevae.nn.draws": 2,
     "hmoevae.nn.grouped": 2,
@@ -39,6 +41,7 @@ ROOMS = {
     "hmoevae.export": 5,
     "hmoevae.features": 5,
     "hmoevae.history": 5,
+    "hmoevae.labels": 5,
     "hmoevae.metrics": 5,
     "hmoevae.plot": 5,
     "hmoevae.starts": 5,
@@ -105,6 +108,29 @@ def test_imports_go_down_only(module: str) -> None:
     for imported in own_imports(module):
         assert imported in ROOMS, f"{module} imports {imported}, which is no module"
         assert ROOMS[imported] <= ROOMS[module], f"{module} imports {imported} from a room above"
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"hmoevae.errors"}))
+def test_warnings_go_by_way_of_the_function_that_finds_the_users_line(module: str) -> None:
+    assert "warnings" not in set(imports(MODULES[module]))
+
+
+def test_messages_name_extras_that_there_are_and_what_they_bring() -> None:
+    """And the way that works: the package is on no index, so `pip install` finds it in a clone alone."""
+    extras = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = set()
+    for path in MODULES.values():
+        source = path.read_text(encoding="utf-8")
+        assert "hmoevae[" not in source, path
+        for call in ast.walk(ast.parse(source)):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "from_extra":
+                package, extra = call.args
+                named.add((ast.unparse(package), ast.literal_eval(extra)))
+    assert len(named) > 5
+    brought = {"sklearn": ["scipy"], "trackers": ["name"]}  # by way of scikit-learn; a variable
+    for package, extra in named:
+        known = [*extras[extra], *brought.get(extra, [])]
+        assert any(requirement.startswith(package.strip("'")) for requirement in known), (package, extra)
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import Case, build, cases, data_for, trees
@@ -43,21 +44,92 @@ def test_scores_do_not_depend_on_names():
     assert set(scores.values()) == {1.0}
 
 
-@pytest.mark.parametrize("clusters", [np.zeros(3, int), np.zeros((4, 1), int)])
-def test_lengths_must_agree(clusters):
-    with pytest.raises(ShapeError, match=r"clusters: expected one a label, \(4,\), got"):
-        metrics.accuracy(np.zeros(4, int), clusters)
+# --- what is no label -----------------------------------------------------------------------------------------------
+
+TREE = hm.Mixture.of(hm.VAE(), 3)
+GOOD = np.array([0, 1, 2, 0])
+EVERY_SCORE = {
+    "accuracy": lambda y: metrics.accuracy(y, GOOD),
+    "accuracy of clusters": lambda c: metrics.accuracy(GOOD, c),
+    "purity": lambda y: metrics.purity(y, GOOD),
+    "purity of clusters": lambda c: metrics.purity(GOOD, c),
+    "clustering_scores": lambda y: metrics.clustering_scores(y, GOOD),
+    "clustering_scores of clusters": lambda c: metrics.clustering_scores(GOOD, c),
+    "dendrogram_purity": lambda y: metrics.dendrogram_purity(y, GOOD, TREE),
+    "dendrogram_purity of leaves": lambda leaf: metrics.dendrogram_purity(GOOD, leaf, TREE),
+    "calibration_error": lambda y: metrics.calibration_error(y, np.eye(3)[GOOD]),
+    "report": lambda y: metrics.report(build(TREE, (3,)), torch.rand(4, 3), y),
+}
+NO_LABELS = {
+    "NaN": (np.array([0.0, np.nan, 2, np.nan]), DataError, "got nan for sample 1 and 1 more"),
+    "NaN of a tensor": (torch.tensor([0.0, 1, torch.nan, 2]), DataError, "got nan for sample 2"),
+    "NaN in half precision": (torch.tensor([0.0, 1, torch.nan, 2], dtype=torch.bfloat16), DataError, "got nan"),
+    "NaN among strings": (["a", "b", float("nan"), "a"], DataError, "got nan for sample 2"),
+    "infinity": ([0.0, 1.0, -np.inf, 2.0], DataError, "got -inf for sample 2"),
+    "a complex NaN": (np.array([0, 1, complex(0, np.nan), 2]), DataError, "for sample 2"),
+    "None": (["a", None, "b", "a"], DataError, "got None for sample 1"),
+    "None of objects": (np.array([0, 1, 2, None], dtype=object), DataError, "got None for sample 3"),
+    "a gap of pandas": (pd.Series([0, 1, None, 2], dtype="Int64"), DataError, "got (<NA>|nan) for sample 2"),
+    "a gap of pandas' strings": (pd.Series(["a", "b", None, "b"], dtype="string"), DataError, "for sample 2"),
+    "a gap of categories": (pd.Series(["a", "b", None, "b"], dtype="category"), DataError, "got nan for sample 2"),
+    "no time": (
+        np.array(["2020-01-01", "NaT", "2020-01-01", "2021-01-01"], "M8[D]"),
+        DataError,
+        "got NaT for sample 1",
+    ),
+    "masked": (np.ma.masked_equal([0, 1, -9, 2], -9), DataError, "got a masked one for sample 2"),
+    "of two kinds": ([0, "0", 1, 2], DataError, "expected labels of one kind, got int, str"),
+    "lists": ([[0], [1, 2], [0], [0]], DataError, "got list"),
+    "none at all": ([], DataError, "expected at least one, got none"),
+    "a column": (GOOD.reshape(4, 1), ShapeError, r"expected \(n,\), got \(4, 1\)"),
+    "a table": (pd.DataFrame({"y": GOOD}), ShapeError, r"expected \(n,\), got \(4, 1\)"),
+    "one": (np.array(3), ShapeError, r"expected \(n,\), got \(\)"),
+    "a word": ("abcd", ShapeError, r"expected \(n,\), got \(\)"),
+    "nothing": (None, ShapeError, r"expected \(n,\), got \(\)"),
+    "too few": (GOOD[:3], ShapeError, "expected one a "),
+}
 
 
-def test_there_has_to_be_a_label():
-    for labels, error, message in (
-        ([], DataError, r"labels: expected at least one, got none"),
-        (np.eye(3), ShapeError, r"labels: expected \(n,\), got \(3, 3\)"),
-    ):
-        with pytest.raises(error, match=message):
-            metrics.accuracy(labels, labels)
-        with pytest.raises(error, match=message):
-            metrics.clustering_scores(labels, labels)
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("score", EVERY_SCORE)
+@pytest.mark.parametrize("labels", NO_LABELS)
+def test_a_sample_without_a_label_is_refused_by_every_score(score, labels):
+    """NaNs, for one, would each be a label of its own, or all of them one that clusters of NaNs match perfectly."""
+    given, error, message = NO_LABELS[labels]
+    with pytest.raises(error, match=f"^(labels|clusters|leaves|probabilities): .*{message}"):
+        EVERY_SCORE[score](given)
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(["a", "b", "b"], dtype=object),
+        pd.Series(["a", "b", "b"], index=[7, 8, 9]),
+        pd.Series(["a", "b", "b"], dtype="category"),
+        pd.Series([0, 1, 1], dtype="Int64"),
+        [np.int8(0), 1, True],
+        [torch.tensor(0), torch.tensor(1), torch.tensor(1)],
+        torch.tensor([0.0, 1, 1], dtype=torch.bfloat16),
+        np.array([0.5, 1, 1], dtype=np.float16),
+        np.array([False, True, True]),
+        np.array(["2020-01-01", "2021-01-01", "2021-01-01"], "M8[D]"),
+        np.ma.masked_equal([0, 1, 1], -9),
+        (10**30, 5, 5),
+    ],
+    ids=repr,
+)
+def test_labels_of_any_kind_are_told_apart(labels):
+    assert set(metrics.clustering_scores(labels, [3, 0, 0]).values()) == {1.0}
+    assert metrics.accuracy(labels, [3, 0, 3]) == pytest.approx(2 / 3)
+    assert metrics.dendrogram_purity(labels, [2, 0, 0], TREE) == 1
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_a_start_of_masked_labels_is_refused():
+    masked = np.ma.masked_equal(np.arange(8) % 3, 2)
+    with pytest.raises(DataError, match="init: expected a label for every sample, got masked ones"):
+        hm.fit(hm.HMoEVAE(TREE, (3,)), torch.rand(8, 3), epochs=1, init=masked, progress=False)
 
 
 # --- dendrogram purity ----------------------------------------------------------------------------------------------
@@ -203,11 +275,22 @@ def test_half_precision_is_read():
         ([[1.5, -0.5], [1.0, 0.0]], DataError, r"rows that are >= 0 and sum to 1, got \[1.5, -0.5\] in row 0"),
         ([[np.nan, 1.0], [1.0, 0.0]], DataError, r"rows that are >= 0 and sum to 1, got \[nan, 1.0\] in row 0"),
         ([[1.0, 0.0]], ShapeError, r"probabilities: expected one a label, \(2,\), got \(1,\)"),
+        ([[np.inf, 0.0], [1.0, 0.0]], DataError, r"rows that are >= 0 and sum to 1, got \[inf, 0.0\] in row 0"),
+        ([[None, 1.0], [1.0, 0.0]], DataError, r"rows that are >= 0 and sum to 1, got \[nan, 1.0\] in row 0"),
+        ([["a", "b"], ["c", "d"]], DataError, r"probabilities: expected numbers, one a sample and node, got could not"),
+        ([[1.0j, 1.0], [1.0, 0.0]], DataError, r"probabilities: expected numbers, one a sample and node, got complex"),
     ],
 )
 def test_what_is_no_distribution_is_refused(p, error, message):
     with pytest.raises(error, match=message):
         metrics.calibration_error(np.array([0, 1]), np.array(p))
+
+
+def test_masked_probabilities_are_refused():
+    p = np.ma.masked_less([[0.75, 0.25], [0.5, 0.5]], 0.3)
+    for score in (metrics.usage_entropy, lambda p: metrics.calibration_error([0, 1], p)):
+        with pytest.raises(DataError, match="probabilities: expected numbers, one a sample and node, got masked ones"):
+            score(p)
 
 
 @pytest.mark.usefixtures("as_users_call")
@@ -250,9 +333,8 @@ def test_a_report_names_what_cannot_be_used():
     for other, came in ((hm.VAEMixture(2), "VAEMixture"), (model.tree, "Mixture"), (x, "Tensor")):
         with pytest.raises(ArgumentTypeError, match=f"model: expected an HMoEVAE, .* estimator's model_, got {came}"):
             metrics.report(other, x, torch.zeros(6))
-    for labels, shape in ((torch.zeros(5), r"\(5,\)"), (torch.zeros(6, 1), r"\(6, 1\)"), ([], r"\(0,\)")):
-        with pytest.raises(ShapeError, match=rf"labels: expected one a sample, \(6,\), got {shape}"):
-            metrics.report(model, x, labels)
+    with pytest.raises(ShapeError, match=r"labels: expected one a sample, \(6,\), got \(5,\)"):
+        metrics.report(model, x, torch.zeros(5))
     with pytest.raises(ShapeError, match=r"x: expected \(batch, 3\), got \(6, 2\)"):
         metrics.report(model, x[:, :2], torch.zeros(6))
 

@@ -127,7 +127,7 @@ def test_no_global_state() -> None:
 def test_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "hmoevae.plot")
-    with pytest.raises(MissingExtraError, match=r"expected matplotlib, as in pip install 'hmoevae\[plot\]'"):
+    with pytest.raises(MissingExtraError, match=r"expected matplotlib \(in a clone: pip install -e '\.\[plot\]'"):
         __import__("hmoevae.plot")
 
 
@@ -694,7 +694,9 @@ def test_contingency_refuses() -> None:
 def test_contingency_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     labels, clusters = np.array([0, 1]), np.array([1, 0])
-    with pytest.raises(MissingExtraError, match=r"keep_order=True, or scipy as in pip install 'hmoevae\[examples\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"keep_order=True, or scipy \(in a clone: pip install -e '\.\[sklearn\]'"
+    ):
         plot.contingency(labels, clusters)
     assert column_labels(plot.contingency(labels, clusters, keep_order=True)) == ["0", "1"]
 

@@ -83,7 +83,7 @@ def test_too_few_samples_for_a_mixture_still_start_somewhere(blobs):
 def test_without_scikit_learn_a_start_names_the_extra(model, blobs, monkeypatch):
     x, _ = blobs
     monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
-    with pytest.raises(MissingExtraError, match=r"expected scikit-learn, as in pip install 'hmoevae\[sklearn\]'"):
+    with pytest.raises(MissingExtraError, match=r"expected scikit-learn \(in a clone: pip install -e '\.\[sklearn\]'"):
         fit(model, x, init="kmeans")
 
 
@@ -107,7 +107,10 @@ def test_joint_training_follows(model, blobs):
 
 def test_umap_names_its_extra(blobs, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(MissingExtraError, match=r"init='umap': expected umap-learn, .*hmoevae\[umap\]"):
+    with pytest.raises(
+        MissingExtraError,
+        match=r"init='umap': expected umap-learn \(.*pip install -e '\.\[umap\]'; elsewhere: pip install umap-learn\)",
+    ):
         first_leaves(compile_tree(TREE), blobs[0], "umap", 0)
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from torch.distributions import ContinuousBernoulli
 import hmoevae as hm
 from hmoevae import storage
 from hmoevae.errors import ArgumentError, CheckpointError, HMoEVAEError
+from hmoevae.nn.grouped import GroupedMLP
 from hmoevae.nn.likelihoods import ContinuousBernoulliModel
 
 LEAF = hm.VAE(2, hm.MLP((4,)), hm.MLP((4,)), hm.Gaussian(0.3))
@@ -311,6 +313,152 @@ def refuses_to_save(model: hm.HMoEVAE, saved: Path, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         model.save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+class OtherGates(torch.nn.Module):
+    """Somebody's own, with nothing to be saved: it asks for the same weights as no gates at all."""
+
+    def forward(self, x: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+        return torch.full((4, x.shape[1]), 0.5).log()
+
+
+class Doubled(GroupedMLP):
+    """The same weights, another answer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def swap_for_the_same_weights(model: hm.HMoEVAE) -> None:
+    mlp = model.gates.groups[0]
+    other = Doubled(1, 6, 2, hm.MLP((3,)))
+    other.load_state_dict(mlp.state_dict())
+    model.gates.groups[0] = other
+
+
+CHANGES: dict[str, tuple[Callable[[hm.HMoEVAE], object], str]] = {
+    "gates": (
+        lambda model: setattr(model, "gates", OtherGates()),
+        "model.gates: expected Gates, as loading makes it of the tree, got OtherGates",
+    ),
+    "a layer": (
+        lambda model: setattr(model.experts.groups[0], "encoder", torch.nn.Linear(6, 4)),
+        "model.experts.groups.0.encoder: expected GroupedMLP, as loading makes it of the tree, got Linear",
+    ),
+    "a layer of the same weights": (
+        swap_for_the_same_weights,
+        "model.gates.groups.0: expected GroupedMLP, as loading makes it of the tree, got Doubled",
+    ),
+    "no gates": (
+        lambda model: setattr(model, "gates", None),
+        "model.gates: expected Gates, as loading makes it of the tree, got nothing",
+    ),
+    "another module": (
+        lambda model: model.add_module("head", torch.nn.Linear(2, 2)),
+        "model.head: expected nothing, as loading makes it of the tree, got Linear",
+    ),
+    "another parameter": (
+        lambda model: model.experts.register_parameter("scale", torch.nn.Parameter(torch.ones(3))),
+        "model.experts.scale: expected nothing, as loading makes it of the tree, got a parameter of shape (3,)",
+    ),
+    "another buffer": (
+        lambda model: model.register_buffer("mean", torch.ones(6)),
+        "model.mean: expected nothing, as loading makes it of the tree, got a buffer of shape (6,)",
+    ),
+    "a buffer that is not saved": (
+        lambda model: model.register_buffer("mean", torch.ones(6), persistent=False),
+        "model.mean: expected nothing, as loading makes it of the tree, got a buffer of shape (6,)",
+    ),
+    "another shape": (
+        lambda model: setattr(model.gates.groups[0].layers[0], "bias", torch.nn.Parameter(torch.zeros(1, 4))),
+        "model.gates.groups.0.layers.0.bias: expected a parameter of shape (1, 3), as loading makes it of the tree, "
+        "got a parameter of shape (1, 4)",
+    ),
+    "a buffer for a parameter": (
+        lambda model: (
+            delattr(model.gates.groups[0].layers[0], "bias"),
+            model.gates.groups[0].layers[0].register_buffer("bias", torch.zeros(1, 3)),
+        ),
+        "model.gates.groups.0.layers.0.bias: expected a parameter of shape (1, 3), as loading makes it of the tree, "
+        "got a buffer of shape (1, 3)",
+    ),
+    "an activation": (
+        lambda model: setattr(model.experts.groups[0].decoder, "activation", "tanh"),
+        "model.experts.groups.0.decoder.activation: expected 'relu', as loading makes it of the tree, got 'tanh'",
+    ),
+    "a likelihood": (
+        lambda model: setattr(model.experts.groups[0].likelihood, "scale", 2.0),
+        "model.experts.groups.0.likelihood: expected GaussianModel with {'scale': 0.3, ",
+    ),
+    "a shape of the samples": (
+        lambda model: setattr(model, "input_shape", (7,)),
+        "model.gates.groups.0.layers.0.weight: expected a parameter of shape (1, 3, 7), as loading",
+    ),
+    "shared weights": (
+        lambda model: setattr(
+            model.experts.groups[1].decoder.layers[0],
+            "bias",
+            torch.nn.Parameter(model.experts.groups[1].decoder.layers[0].weight.detach()[:, 0]),
+        ),
+        "model.experts.groups.1.decoder.layers.0.bias: expected memory of its own, got that of",
+    ),
+    "no values": (lambda model: model.to("meta"), "expected a dense tensor with values, got meta, torch.strided"),
+    "sparse weights": (
+        lambda model: setattr(
+            model.gates.groups[0].layers[0], "bias", torch.nn.Parameter(torch.zeros(1, 3).to_sparse())
+        ),
+        "model.gates.groups.0.layers.0.bias: expected a dense tensor with values, got cpu, torch.sparse_coo",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_loading_would_not_make_again_is_not_saved(saved: Path, change: str) -> None:
+    model = make()
+    make_it, message = CHANGES[change]
+    make_it(model)
+    refuses_to_save(model, saved, re.escape(message))
+
+
+def test_a_run_with_checkpoints_refuses_such_a_model_before_it_begins(tmp_path: Path) -> None:
+    model = make()
+    swap_for_the_same_weights(model)
+    seen = []
+    options = {"epochs": 1, "progress": False, "callbacks": [seen.append], "device": "cpu"}
+    x = data_for(TREE, SHAPE, 8).float()
+    with pytest.raises(ArgumentError, match=r"model\.gates\.groups\.0: expected GroupedMLP"):
+        hm.fit(model, x, checkpoint_dir=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+    assert not seen
+
+
+@pytest.mark.filterwarnings("ignore::hmoevae.errors.CollapseWarning")
+def test_a_module_swapped_in_between_checkpoints_is_named_and_the_ones_before_stay(tmp_path: Path) -> None:
+    def swap(end: hm.EpochEnd) -> None:
+        if end.epoch == 2:
+            end.model.gates.groups[0].activation = "tanh"
+
+    model, x = make(), data_for(TREE, SHAPE, 8).float()
+    message = r"epoch-000002: .* got model\.gates\.groups\.0\.activation: expected 'relu', .*epoch-000001$"
+    with pytest.raises(CheckpointError, match=message):
+        hm.fit(model, x, epochs=3, progress=False, device="cpu", callbacks=[swap], checkpoint_dir=tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("epoch-*")) == ["epoch-000001"]
+    assert hm.HMoEVAE.from_pretrained(tmp_path / "epoch-000001").tree == TREE
+
+
+def test_a_subclass_that_is_made_otherwise_is_not_saved(tmp_path: Path) -> None:
+    class Mine(hm.HMoEVAE):
+        def __init__(self, size: int) -> None:
+            super().__init__(LEAF, (size,))
+
+    class Same(hm.HMoEVAE):
+        def predict(self, x: torch.Tensor) -> torch.Tensor:
+            return super().predict(x) + 1
+
+    with pytest.raises(ArgumentError, match=r"model: expected a class that is made as HMoEVAE is, got .*__init__"):
+        Mine(3).save_pretrained(tmp_path / "mine")
+    Same(LEAF, (3,)).save_pretrained(tmp_path / "same")
+    assert isinstance(Same.from_pretrained(tmp_path / "same"), Same)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

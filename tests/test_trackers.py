@@ -149,7 +149,5 @@ def test_a_tracker_without_images_is_refused_when_they_are_wanted(monkeypatch):
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(accelerate.tracking, "_available_trackers", [])
-    with pytest.raises(
-        MissingExtraError, match=r"tensorboard to be installed, as in pip install 'hmoevae\[trackers\]'"
-    ):
+    with pytest.raises(MissingExtraError, match=r"expected tensorboard \(in a clone: pip install -e '\.\[trackers\]'"):
         hm.Tracking("tensorboard")

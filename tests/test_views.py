@@ -154,7 +154,7 @@ def test_neighbour_asks_for_what_it_needs(x, monkeypatch):
     with pytest.raises(ArgumentError, match=r"Neighbour.k: expected an integer > 0, got 0"):
         Neighbour(0)
     monkeypatch.setitem(__import__("sys").modules, "sklearn.neighbors", None)
-    with pytest.raises(MissingExtraError, match=r"Neighbour: expected scikit-learn, as in pip install"):
+    with pytest.raises(MissingExtraError, match=r"Neighbour: expected scikit-learn \(in a clone: pip install"):
         Neighbour().prepare(x)
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hmoevae import storage
-from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, CheckpointWarning, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, CheckpointWarning, mismatch, warn
 from hmoevae.model import HMoEVAE
 from hmoevae.training.states import pack, unpack
 
@@ -151,7 +150,7 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> Path:
     3
     >>> folder.cleanup()
     """
-    newest = next(_whole(Path(folder), stacklevel=3), None)
+    newest = next(_whole(Path(folder)), None)
     if newest is not None:
         return newest.path
     raise CheckpointError(mismatch(str(folder), "a folder with a whole checkpoint", "none"))
@@ -175,7 +174,7 @@ def best_checkpoint(folder: str | os.PathLike[str]) -> Path:
     >>> folder.cleanup()
     """
     losses: dict[Path, float] = {}
-    for checkpoint in _whole(Path(folder), stacklevel=3):
+    for checkpoint in _whole(Path(folder)):
         if checkpoint.validation_loss is not None:
             losses[checkpoint.path] = checkpoint.validation_loss
     if not losses:
@@ -252,7 +251,7 @@ class Checkpoints:
                 expected = "a folder without checkpoints for resume='never'"
                 raise ArgumentError(mismatch("checkpoint_dir", expected, f"{there[0].name} in {self.folder}"))
         elif resume == "auto":
-            found = None if self.folder is None else next(_whole(self.folder, stacklevel=4), None)
+            found = None if self.folder is None else next(_whole(self.folder), None)
         else:
             if not Path(resume).is_dir():
                 raise ArgumentError(mismatch("resume", expected, f"{resume}, which is no folder"))
@@ -373,13 +372,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _whole(folder: Path, *, stacklevel: int) -> Iterator[Checkpoint]:
+def _whole(folder: Path) -> Iterator[Checkpoint]:
     """The checkpoints in a folder, newest first; those that cannot be read are named in a warning."""
     for path in _paths(folder):
         try:
             yield read_checkpoint(path)
         except CheckpointError as error:
-            warnings.warn(f"{error}; passed over", CheckpointWarning, stacklevel=stacklevel)
+            warn(f"{error}; passed over", CheckpointWarning)
 
 
 def _paths(folder: Path) -> list[Path]:

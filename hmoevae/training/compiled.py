@@ -1,6 +1,5 @@
 """CompiledPass: the arithmetic of a model's pass as code that `torch.compile` makes for batches of one size."""
 
-import warnings
 from contextlib import AbstractContextManager
 from types import FunctionType, MethodType
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.errors import ArgumentError, mismatch, warn
 from hmoevae.model import HMoEVAE, Inputs, Output
 from hmoevae.nn.grouped import GroupedLinear
 from hmoevae.nn.memory import GLIBC_LARGEST
@@ -60,7 +59,7 @@ class CompiledPass:
         if model.device.type == "cpu" and largest > GLIBC_LARGEST:
             expected = f"layers of at most {GLIBC_LARGEST >> 20} MiB for a gain"
             got = f"{largest >> 20} MiB; compiled steps are likely to be slower"
-            warnings.warn(mismatch("compile", expected, got), stacklevel=3)
+            warn(mismatch("compile", expected, got))
         self.model = model
         self.batch_size: int | None = None
         plain = CompiledPass._plain

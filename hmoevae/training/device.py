@@ -2,12 +2,11 @@
 
 import os
 import platform
-import warnings
 from typing import Literal
 
 import torch
 
-from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.errors import ArgumentError, mismatch, warn
 
 Precision = Literal["fp32", "bf16"]
 
@@ -67,5 +66,5 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
         message = (
             f"precision='bf16': this {what} has no bfloat16 instructions and would be slower with it; training in fp32"
         )
-        warnings.warn(message, stacklevel=3)
+        warn(message)
     return torch.autocast(device.type, torch.bfloat16, wanted)

@@ -39,7 +39,7 @@ from hmoevae.training.loop import Run, evaluate
 from hmoevae.training.processes import Processes
 from hmoevae.training.resume import TrainingState, described, described_data, described_model
 from hmoevae.training.scales import warn_of_scales
-from hmoevae.training.usage import warn_of_collapse
+from hmoevae.training.usage import warn_after_fit
 from hmoevae.training.warmup import Warmup
 from hmoevae.views import ViewLike
 
@@ -104,11 +104,11 @@ def fit(
 ) -> History:
     """Train `model` in place by stochastic gradient descent on its objective.
 
-    What is of no use in the last epoch is named in a warning: a leaf that took less than a hundredth of an even share
-    (`DeadLeafWarning`), a gate whose answer tells less than a hundredth of what it could (`ConstantGateWarning`).
-    Data of a table far from the scale of a Gaussian likelihood are named in a `ScaleWarning` when training begins.
-    Ctrl-C ends training and returns what there is, with `history.interrupted` set. The global random states stay as
-    they are, but for what callbacks draw.
+    What is of no use in the last epoch is named in a warning: a leaf that took less than a hundredth of an even share,
+    or was the most probable one of no sample though no gate above it is constant (`DeadLeafWarning`), a gate whose
+    answer tells less than a hundredth of what it could (`ConstantGateWarning`). Data of a table far from the scale of a
+    Gaussian likelihood are named in a `ScaleWarning` when training begins. Ctrl-C ends training and returns what there
+    is, with `history.interrupted` set. The global random states stay as they are, but for what callbacks draw.
 
     Several processes, as `torchrun` or `accelerate launch` start them, train one model: from the main one's weights and
     seed, and as one process would with their batches together. All return the same history and weights; the main one
@@ -222,6 +222,8 @@ def fit(
     if checkpoint_dir is not None and not isinstance(checkpoint_dir, str | os.PathLike):
         raise ArgumentTypeError(mismatch("checkpoint_dir", "None or a path", repr(checkpoint_dir)))
     model.check_can_learn()
+    if checkpoint_dir is not None:
+        model.check_rebuilds()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ArgumentError(mismatch("model", "a parameter that asks for a gradient", "none"))
     if agreement is not None and not model.plan.mixtures:
@@ -278,7 +280,7 @@ def fit(
             start = checkpoint.state["start"]
 
         total = epochs * len(source) if source.length is not None else None
-        history = History()
+        history, run = History(), None
         model.to(where).train()
         afterwards = ExitStack()
         afterwards.callback(model.eval)
@@ -324,7 +326,7 @@ def fit(
         finally:
             afterwards.close()
         if len(history) and processes.is_main:
-            warn_of_collapse(model.plan, history.rows[-1])
+            warn_after_fit(model.plan, history.rows[-1], [] if run is None else run.chosen)
         return history
 
 

@@ -56,6 +56,8 @@ class Run:
         self.memory = StepMemory()
         self.memory.attach(model)
         self.compiled = compiled
+        self.chosen: list[float] = []
+        """Of which share of the samples of the last epoch every leaf was the most probable one."""
 
     def keep_weights(self) -> None:
         """Call the weights that the model has now good: what to go back to when later ones are not."""
@@ -108,7 +110,8 @@ class Run:
                 names = ["loss", *out.terms]
                 means = torch.stack([out.loss, *out.terms.values()])
                 routed = gate_sums(out, self.model.paths)
-                added = torch.cat([means * len(x), out.leaf_log_prob.exp().sum(0), routed]).to(self.sum_dtype)
+                chosen = (out.leaf_log_prob == out.leaf_log_prob.amax(1, keepdim=True)).sum(0)
+                added = torch.cat([means * len(x), out.leaf_log_prob.exp().sum(0), routed, chosen]).to(self.sum_dtype)
                 if share.n == 0:  # made up
                     added.zero_()
                 sums = added if sums is None else sums.add_(added)
@@ -124,6 +127,7 @@ class Run:
         plan = self.model.plan
         names += [f"usage/{leaf.path}" for leaf in plan.leaves]
         values = (self.processes.sum(sums) / n_samples).tolist()
+        values, self.chosen = values[: -plan.n_leaves], values[-plan.n_leaves :]
         row = dict(zip(names, values[: len(names)], strict=True))
         nats = information(plan, values[len(names) :])
         return row | {f"information/{path}": value for path, value in nats.items()}

@@ -4,20 +4,24 @@ Axes: `leaf` and `edge` as in `hmoevae.plan`.
 """
 
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import compress
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hmoevae.errors import ConstantGateWarning, DeadLeafWarning, mismatch
+from hmoevae.errors import ConstantGateWarning, DeadLeafWarning, mismatch, warn
 from hmoevae.model import Routing
 from hmoevae.nn.paths import Paths
 from hmoevae.plan import Plan, PlannedNode
 
 LEAST = 0.01
 """Below this share of what is due a leaf counts as dead and a gate as constant."""
+LISTED = 10
+"""How many leaves or gates a warning names."""
 
 
 def gate_sums(routing: Routing, paths: Paths) -> Float[Tensor, " two_edges"]:
@@ -55,30 +59,71 @@ def is_dead(node: PlannedNode, share: float, plan: Plan) -> bool:
     return share < LEAST * len(node.leaves) / plan.n_leaves
 
 
-def warn_of_collapse(plan: Plan, row: dict[str, int | float]) -> None:
+@contextmanager
+def left_to_the_caller() -> Iterator[None]:
+    """Inside, `fit` does not warn of collapse: of several trainings only the one that is kept is worth a warning."""
+    token = _IS_LEFT_TO_THE_CALLER.set(True)
+    try:
+        yield
+    finally:
+        _IS_LEFT_TO_THE_CALLER.reset(token)
+
+
+def warn_after_fit(plan: Plan, row: dict[str, int | float], chosen: Sequence[float]) -> None:
+    """What `fit` does in the end: `warn_of_collapse`, unless that is `left_to_the_caller`.
+
+    A leaf below a gate that is constant need not be named: the gate is.
+    """
+    if not _IS_LEFT_TO_THE_CALLER.get():
+        constant = {edge for mixture in constant_gates(plan, row) for edge in mixture.child_edges}
+        leaves = zip(plan.leaves, chosen, strict=False)
+        warn_of_collapse(plan, row, [math.inf if constant.intersection(leaf.edges) else n for leaf, n in leaves])
+
+
+def constant_gates(plan: Plan, row: dict[str, int | float]) -> list[PlannedNode]:
+    """The mixtures that samples reach and that an epoch's row shows to answer all of them alike."""
+    usage = [row[f"usage/{leaf.path}"] for leaf in plan.leaves]
+    return [
+        mixture
+        for mixture in plan.mixtures
+        if not is_dead(mixture, sum(usage[mixture.leaves.start : mixture.leaves.stop]), plan)
+        and row[f"information/{mixture.path}"] < LEAST * math.log(len(mixture.spec.children))
+    ]
+
+
+def warn_of_collapse(plan: Plan, row: dict[str, int | float], chosen: Sequence[float]) -> None:
     """Name the leaves that an epoch left without samples, and the gates that did not look at theirs.
 
     Args:
         plan: The compiled tree.
         row: The epoch's row of the history.
+        chosen: Of how many samples, or which share of them, every leaf is the most probable one; empty if not known.
     """
     usage = [row[f"usage/{leaf.path}"] for leaf in plan.leaves]
-    dead = [
-        f"{leaf.path} ({share:.1e})"
-        for leaf, share in zip(plan.leaves, usage, strict=True)
-        if is_dead(leaf, share, plan)
-    ]
-    if dead:
+    dead = [is_dead(leaf, share, plan) for leaf, share in zip(plan.leaves, usage, strict=True)]
+    shares = [f"{leaf.path} ({share:.1e})" for leaf, share in zip(plan.leaves, usage, strict=True)]
+    if any(dead):
         expected = f"a share of at least {LEAST / plan.n_leaves:.1e} of the samples for every leaf in the last epoch"
-        warnings.warn(mismatch("usage", expected, f"less for {', '.join(dead)}"), DeadLeafWarning, stacklevel=3)
-    constant = []
-    for mixture in plan.mixtures:
-        reached = not is_dead(mixture, sum(usage[mixture.leaves.start : mixture.leaves.stop]), plan)
-        nats = row[f"information/{mixture.path}"]
-        if reached and nats < LEAST * math.log(len(mixture.spec.children)):
-            constant.append(f"{mixture.path} ({nats:.1e} nats)")
+        warn(mismatch("usage", expected, f"less for {_listed(compress(shares, dead))}"), DeadLeafWarning)
+    empty = [n == 0 and not is_dead for n, is_dead in zip(chosen, dead, strict=False)]
+    if any(empty):
+        expected = "every leaf to be the most probable one of some samples"
+        got = f"none for {_listed(compress(shares, empty))}, in brackets its share in probability"
+        warn(mismatch("usage", expected, got), DeadLeafWarning)
+    constant = [
+        f"{mixture.path} ({row[f'information/{mixture.path}']:.1e} nats)" for mixture in constant_gates(plan, row)
+    ]
     if constant:
         expected = f"every gate to tell samples apart, by {LEAST} log(children) nats or more in the last epoch"
-        got = f"next to the same answer to all samples from {', '.join(constant)}"
+        got = f"next to the same answer to all samples from {_listed(constant)}"
         got += "; more epochs may help, or init or agreement of fit"
-        warnings.warn(mismatch("information", expected, got), ConstantGateWarning, stacklevel=3)
+        warn(mismatch("information", expected, got), ConstantGateWarning)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first ones; of a thousand leaves nobody reads all."""
+    first = list(names)
+    return ", ".join(first[:LISTED]) + (f" and {len(first) - LISTED} more" if len(first) > LISTED else "")
+
+
+_IS_LEFT_TO_THE_CALLER: ContextVar[bool] = ContextVar("is_left_to_the_caller", default=False)
