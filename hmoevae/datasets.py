@@ -35,8 +35,9 @@ class LabelledImages:
         x: Images, grey levels in [0, 1].
         y: Label of every image.
 
-    >>> len(LabelledImages("noise", torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 1])))
-    3
+    >>> images = LabelledImages("noise", torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 1]))
+    >>> images, len(images)
+    (<LabelledImages noise: 3 of shape (1, 8, 8), 2 labels>, 3)
     """
 
     name: str
@@ -46,6 +47,11 @@ class LabelledImages:
     def __len__(self) -> int:
         """Number of images."""
         return len(self.y)
+
+    def __repr__(self) -> str:
+        """Its sizes, not its pixels."""
+        n_labels = len(self.y.unique())
+        return f"<LabelledImages {self.name}: {len(self):,} of shape {tuple(self.x.shape[1:])}, {n_labels} labels>"
 
 
 def mnist(root: str | os.PathLike[str] | None = None) -> tuple[LabelledImages, LabelledImages]:

@@ -5,6 +5,7 @@ the (mixture, child) pairs, the edges of one mixture side by side and the mixtur
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -83,6 +84,8 @@ class Plan:
     (True, 3, 4, 2)
     >>> plan.node("root/1").leaves, [node.path for node in plan.level(1)]
     (range(1, 3), ['root/0', 'root/1'])
+    >>> plan
+    <Plan of 3 leaves and 2 mixtures, depth 2>
     """
 
     tree: Tree
@@ -94,6 +97,12 @@ class Plan:
     balances: tuple[Balance, ...]
     expert_groups: tuple[Group[VAE], ...]
     gate_groups: tuple[Group[Mixture], ...]
+
+    def __repr__(self) -> str:
+        """Its sizes; the tables have a line a node and more."""
+        n_mixtures = len(self.mixtures)
+        leaves = "1 leaf" if self.n_leaves == 1 else f"{self.n_leaves} leaves"
+        return f"<Plan of {leaves} and {n_mixtures} mixture{'' if n_mixtures == 1 else 's'}, depth {self.depth}>"
 
     @property
     def n_leaves(self) -> int:
@@ -136,6 +145,30 @@ class Plan:
         if not is_integer(level, least=0) or level > self.depth:
             raise ArgumentError(mismatch("level", f"an integer from 0 to the tree's depth {self.depth}", level))
         return tuple(n for n in self.nodes if n.depth == level or (n.depth < level and isinstance(n.spec, VAE)))
+
+    def names(self, level: int | None = None) -> list[str]:
+        """What pictures and tables call the nodes of a level: by their names, or else by their paths below the root.
+
+        A name that several nodes of the tree carry is followed by the path.
+
+        Args:
+            level: As in `level`; `None` means the leaves.
+
+        Raises:
+            ArgumentError: `level` is negative or deeper than the tree.
+
+        >>> styles = Mixture.of(VAE(name="style"), 2, name="digit")
+        >>> plan = compile_tree(Mixture(children=(VAE(), styles)))
+        >>> plan.names(), plan.names(1)
+        (['0', 'style (1/0)', 'style (1/1)'], ['0', 'digit'])
+        """
+        paths = {node.path: node.path.removeprefix("root/") for node in self.nodes}
+        names = {node.path: node.spec.name or paths[node.path] for node in self.nodes}
+        times = Counter(names.values())
+        return [
+            name if times[name] == 1 or name == path else f"{name} ({path})"
+            for name, path in ((names[node.path], paths[node.path]) for node in self.level(level))
+        ]
 
 
 def are_ascending(levels: object) -> bool:
