@@ -13,6 +13,21 @@ from torch import Tensor
 
 from hmoevae.errors import DataError, HMoEVAEError, MissingExtraError, mismatch
 
+__all__ = [
+    "DatasetUnavailableError",
+    "LabelledImages",
+    "digits",
+    "fashion_mnist",
+    "mnist",
+    "mnist5k",
+]
+
+
+def __dir__() -> list[str]:
+    """What there is for users."""
+    return __all__
+
+
 _FILES = {"train": "train", "test": "t10k"}
 _IMAGE_MAGIC, _LABEL_MAGIC = 2051, 2049
 """First word of IDX files of unsigned bytes with three and with one dimension (LeCun et al., the MNIST database)."""

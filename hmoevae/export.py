@@ -13,6 +13,18 @@ from torch import Tensor, nn
 from hmoevae.errors import ArgumentError, ArgumentTypeError, is_integer, mismatch
 from hmoevae.model import HMoEVAE
 
+__all__ = [
+    "DecoderModule",
+    "RoutingModule",
+    "decoder",
+    "routing",
+]
+
+
+def __dir__() -> list[str]:
+    """What there is for users."""
+    return __all__
+
 
 def routing(model: HMoEVAE, *, level: int | None = None) -> "RoutingModule":
     """The gates alone: x -> the probability of every node of a level, as `HMoEVAE.predict_proba`.

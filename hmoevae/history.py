@@ -108,7 +108,7 @@ class History:
             CheckpointError: The file is missing, damaged, or not a history.
 
         >>> import tempfile
-        >>> history = History([{"epoch": 1, "loss": 3.5}, {"epoch": 2, "loss": 3.25, "val_elbo": 4.0}], interrupted=True)
+        >>> history = History([{"epoch": 1, "loss": 3.5}, {"epoch": 2, "val_elbo": 4.0}], interrupted=True)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     history.to_csv(f"{folder}/history.csv")
         ...     History.from_csv(f"{folder}/history.csv") == history

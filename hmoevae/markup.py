@@ -27,7 +27,9 @@ def branch(label: str, children: Iterable[str] = ()) -> str:
     """
     below = "".join(children)
     style = f"border-left: 2px solid {LINE}; margin-left: 0.5em; padding-left: 1em"
-    return f'<div style="text-align: left">{escape(label)}</div>' + (f'<div style="{style}">{below}</div>' * bool(below))
+    return f'<div style="text-align: left">{escape(label)}</div>' + (
+        f'<div style="{style}">{below}</div>' * bool(below)
+    )
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> str:

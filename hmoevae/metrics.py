@@ -32,6 +32,22 @@ except ImportError as missing:
         mismatch("hmoevae.metrics", "scikit-learn, as in pip install 'hmoevae[examples]'", missing)
     ) from None
 
+__all__ = [
+    "accuracy",
+    "calibration_error",
+    "clustering_scores",
+    "dendrogram_purity",
+    "purity",
+    "report",
+    "usage_entropy",
+]
+
+
+def __dir__() -> list[str]:
+    """What there is for users."""
+    return __all__
+
+
 Labels = ArrayLike | Sequence[Any]
 """Labels or clusters, one a sample, of any type that can be told apart."""
 

@@ -146,29 +146,38 @@ class Plan:
             raise ArgumentError(mismatch("level", f"an integer from 0 to the tree's depth {self.depth}", level))
         return tuple(n for n in self.nodes if n.depth == level or (n.depth < level and isinstance(n.spec, VAE)))
 
-    def names(self, level: int | None = None) -> list[str]:
-        """What pictures and tables call the nodes of a level: by their names, or else by their paths below the root.
+    @property
+    def names(self) -> dict[str, str]:
+        """What pictures and tables call every node, by its path: its name, or else its path below the root.
 
-        A name that several nodes of the tree carry is followed by the path.
+        A name that several nodes carry is followed by the path.
 
-        Args:
-            level: As in `level`; `None` means the leaves.
-
-        Raises:
-            ArgumentError: `level` is negative or deeper than the tree.
-
-        >>> styles = Mixture.of(VAE(name="style"), 2, name="digit")
-        >>> plan = compile_tree(Mixture(children=(VAE(), styles)))
-        >>> plan.names(), plan.names(1)
-        (['0', 'style (1/0)', 'style (1/1)'], ['0', 'digit'])
+        >>> compile_tree(Mixture(children=(VAE(), Mixture.of(VAE(name="style"), 2, name="digit")))).names
+        {'root': 'root', 'root/0': '0', 'root/1': 'digit', 'root/1/0': 'style (1/0)', 'root/1/1': 'style (1/1)'}
         """
         paths = {node.path: node.path.removeprefix("root/") for node in self.nodes}
         names = {node.path: node.spec.name or paths[node.path] for node in self.nodes}
         times = Counter(names.values())
-        return [
-            name if times[name] == 1 or name == path else f"{name} ({path})"
-            for name, path in ((names[node.path], paths[node.path]) for node in self.level(level))
-        ]
+        return {
+            path: name if times[name] == 1 or name == paths[path] else f"{name} ({paths[path]})"
+            for path, name in names.items()
+        }
+
+    def level_names(self, level: int | None) -> list[str]:
+        """The names of the nodes of a level, in the order of `level`, such as for the clusters of `predict`.
+
+        Args:
+            level: As in `level`.
+
+        Raises:
+            ArgumentError: `level` is negative or deeper than the tree.
+
+        >>> plan = compile_tree(Mixture(children=(VAE(), Mixture.of(VAE(), 2, name="two styles"))))
+        >>> plan.level_names(1), plan.level_names(None)
+        (['0', 'two styles'], ['0', '1/0', '1/1'])
+        """
+        names = self.names
+        return [names[node.path] for node in self.level(level)]
 
 
 def are_ascending(levels: object) -> bool:

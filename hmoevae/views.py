@@ -27,6 +27,20 @@ from hmoevae.errors import (
 from hmoevae.features import principal_components
 from hmoevae.nn.draws import for_batch
 
+__all__ = [
+    "Compose",
+    "Neighbour",
+    "RandomAffine",
+    "View",
+    "ViewLike",
+]
+
+
+def __dir__() -> list[str]:
+    """What there is for users."""
+    return __all__
+
+
 Index = Int[Tensor, " batch"]
 
 

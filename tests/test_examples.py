@@ -29,7 +29,7 @@ COMMON = {
 FIELDS = {
     *("dataset", "recipe", "epochs", "seed", "leaves", "accuracy", "nmi", "ari", "leaf_purity"),
     *("dendrogram_purity", "usage_entropy", "calibration_error"),
-    *("expected_loss", "elbo", "usage", "seconds", "device"),
+    *("expected_loss", "elbo_loss", "usage", "seconds", "device"),
 }
 
 
@@ -66,7 +66,9 @@ def test_smoke_run_leaves_everything(script, arguments, leaves, more, tmp_path, 
     assert all(f"{name}_level1" in result for name in ("accuracy", "nmi")) == bool(more)
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == result
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} == COMMON | more
-    assert len((tmp_path / "out" / "history.csv").read_text().splitlines()) == 3
+    history = hm.History.from_csv(tmp_path / "out" / "history.csv")
+    assert len(history) == 2
+    assert result["elbo_loss"] == pytest.approx(history["loss"][-1], rel=0.5), "of one sign, in nats"
     model = hm.HMoEVAE.from_pretrained(tmp_path / "out" / "model")
     assert model.plan.n_leaves == leaves
     assert "Traceback" not in done.stderr
@@ -124,7 +126,7 @@ def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
     [
         (
             "own_table.py",
-            {"model", "history.csv", "clustered.csv", "tree.png", "wine.csv"},
+            {"model", "history.csv", "clustered.csv", "leaves.png", "wine.csv"},
             "rows of every label by leaf",
         ),
         ("choose_tree.py", {"model", "scores.png"}, "chosen: "),

@@ -16,6 +16,7 @@ PACKAGE = Path(hm.__file__).parent
 # The rooms of the design, from the ground up; a module imports from its own room or from those below.
 ROOMS = {
     "hmoevae.errors": 0,
+    "hmoevae.markup": 0,
     "hmoevae.spec": 0,
     "hmoevae.plan": 1,
     "hmoevae.nn.draws": 2,
@@ -39,6 +40,14 @@ ROOMS = {
     "hmoevae.history": 5,
     "hmoevae.metrics": 5,
     "hmoevae.plot": 5,
+    "hmoevae.plot.arguments": 5,
+    "hmoevae.plot.canvas": 5,
+    "hmoevae.plot.clusters": 5,
+    "hmoevae.plot.drawn_tree": 5,
+    "hmoevae.plot.grids": 5,
+    "hmoevae.plot.leaves": 5,
+    "hmoevae.plot.tables": 5,
+    "hmoevae.plot.training": 5,
     "hmoevae.starts": 5,
     "hmoevae.trackers": 5,
     "hmoevae.training": 5,

@@ -17,6 +17,7 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 import hmoevae as hm
 from hmoevae import plot
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, ShapeError
+from hmoevae.plot.canvas import DPI, LINE
 
 VAE = hm.VAE(2, hm.MLP((4,)), hm.MLP((4,)))
 TREES = {
@@ -378,7 +379,7 @@ def test_tree_edges_are_as_wide_as_they_are_used() -> None:
     assert by_path["root/1"] == pytest.approx(by_path["root/1/0"] + by_path["root/1/1"])
     edges = [patch for patch in plot.tree(model, usage=usage).axes[0].patches if isinstance(patch, PathPatch)]
     starts = {str(edge.get_gid()): edge.get_path().vertices[0][0] for edge in edges}
-    apart = (by_path["root/0"] + by_path["root/1"]) / 2 * plot.DPI / 72
+    apart = (by_path["root/0"] + by_path["root/1"]) / 2 * DPI / 72
     assert starts["root/1"] - starts["root/0"] == pytest.approx(apart), "edges leave their parent side by side"
     assert widths(plot.tree(model, usage=1000 * usage)) == pytest.approx(by_path), "only fractions count"
     unused = widths(plot.tree(model, usage=torch.tensor([1.0, 0, 0, 0, 0])))
@@ -417,7 +418,7 @@ def test_tree_keeps_frames_and_pictures_apart(tree: hm.Mixture, shape: tuple[int
 def test_an_edge_is_no_wider_than_the_picture_that_it_leads_to(shape: tuple[int, ...]) -> None:
     figure = plot.tree(model_of("flat", shape), usage=torch.tensor([1.0, *[0.0] * 9]))
     picture = figure.axes[0].images[0].get_window_extent(FigureCanvasAgg(figure).get_renderer())
-    assert widths(figure)["root/0"] * plot.DPI / 72 <= picture.width + 1e-6  # of rounding
+    assert widths(figure)["root/0"] * DPI / 72 <= picture.width + 1e-6  # of rounding
 
 
 def test_tree_shows_given_or_drawn_images() -> None:
@@ -528,7 +529,7 @@ def test_nearest_of_each_leafs_own_below_its_samples() -> None:
     gap = (len(tiled) - 6 * 6 - 3) // 2
     assert tiled.shape == (6 * 6 + 3 + 2 * gap, 6 * 6 + 3 + 2 * 2), "a white line within a pair, two between leaves"
     high = figure.axes[0].images[0].get_extent()[2] / len(tiled)
-    assert gap * high > 2 * plot.LINE, "pairs are as far apart as the names of leaves need"
+    assert gap * high > 2 * LINE, "pairs are as far apart as the names of leaves need"
     z = torch.randn(2 * 5, 3, generator=torch.Generator().manual_seed(0))
     drawn = model.decode(z, torch.arange(5).repeat_interleave(2))
     leaf = model.predict(x)
