@@ -99,16 +99,18 @@ def run(table: pd.DataFrame, labels: pd.Series | None, out: Path, epochs: int) -
     print(f"held-out log-likelihood, at least: {score:.2f} nats a row")
 
     x = standardised(train, table)
-    cluster, names = model.predict(x), model.plan.level_names(None)
-    leaf = pd.Series([names[i] for i in cluster], index=table.index, name="leaf")
+    paths = [node.path for node in model.plan.leaves]
+    cluster = model.predict(x)
+    leaf = pd.Series([paths[i] for i in cluster], index=table.index, name="leaf")
     means: pd.DataFrame = table.groupby(leaf).mean()  # type: ignore[assignment]  # pandas says it may be a number
     print("\nmean of every column by leaf:", means.T.round(2), sep="\n")
     print(f"\nrows of every leaf:\n{leaf.value_counts().sort_index().to_string()}")
     if labels is not None:
         print("\nrows of every label by leaf:", pd.crosstab(labels, leaf), sep="\n")
-    title = "Mean of every column by leaf"
-    picture = hm.plot.means(table.to_numpy(), cluster, columns=table.columns, cluster_names=names, title=title)
-    picture.savefig(out / "leaves.png")
+    names = model.plan.level_names(None)
+    hm.plot.means(
+        table.to_numpy(), cluster, columns=table.columns, cluster_names=names, title="Mean of every column by leaf"
+    ).savefig(out / "leaves.png")
     table.assign(leaf=leaf).to_csv(out / "clustered.csv", index=False)
     print(f"\nmodel, history.csv, clustered.csv and leaves.png are in {out}")
 

@@ -115,12 +115,12 @@ class History:
         True
         """
         try:
-            lines = csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8")), strict=True)
-            columns = lines.fieldnames or ()
+            with Path(path).open(encoding="utf-8", newline="") as file:
+                columns, *lines = csv.reader(file, strict=True)
             if "epoch" not in columns:
                 raise ValueError("no column 'epoch'")
-            rows = [{column: _number(cell) for column, cell in line.items() if cell != ""} for line in lines]
-        except (OSError, ValueError, AttributeError, csv.Error) as error:  # a cell too many or too few is no string
+            rows = [{c: _number(cell) for c, cell in zip(columns, line, strict=True) if cell} for line in lines]
+        except (OSError, ValueError, csv.Error) as error:
             raise CheckpointError(mismatch(str(path), "a history written by to_csv", f"{error}")) from None
         for row in rows:
             row.pop(INTERRUPTED, None)
@@ -168,4 +168,4 @@ class History:
 
 
 def _number(cell: str) -> int | float:
-    return int(cell) if cell.isdecimal() else float(cell)
+    return int(cell) if cell.removeprefix("-").isdecimal() else float(cell)

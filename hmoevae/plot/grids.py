@@ -165,7 +165,7 @@ def spread(group: Int[np.ndarray, " batch"], n: int) -> Int[np.ndarray, " shown"
     while (missing := n - int(quota.sum())) > 0:
         room = np.flatnonzero(quota < [len(own) for own in members])
         quota[room[evenly(missing, len(room))]] += 1
-    return np.concatenate([own[evenly(k, len(own))] for own, k in zip(members, quota, strict=True)])
+    return np.concatenate([own[evenly(k, len(own))] for own, k in zip(members, quota.tolist(), strict=True)])
 
 
 def branches_of(plan: Plan | None) -> list[int]:

@@ -6,18 +6,18 @@ Axes: `n` counts rows, `cluster` and `column` what their names say.
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from hmoevae.errors import DataError, ShapeError, check_integer, mismatch
 from hmoevae.model import ArrayLike
 from hmoevae.plot.arguments import clusters_of, floats, labels_of
-from hmoevae.plot.canvas import LABEL, LINE, SIDE, TITLE, canvas, label_columns, make_room, text_width
+from hmoevae.plot.canvas import GAP, LABEL, LINE, SIDE, TITLE, canvas, label_columns, make_room, text_width
 
 
 def means(
-    x: Float[ArrayLike, "n column"],
-    clusters: Int[ArrayLike, " n"],
+    x: ArrayLike,
+    clusters: ArrayLike,
     *,
     columns: Iterable[object] | None = None,
     cluster_names: Iterable[object] | None = None,
@@ -29,7 +29,7 @@ def means(
     Colours say how many standard deviations of the column a mean is above that of all rows (red) or below it (blue).
 
     Args:
-        x: The table, in its own units rather than standardised.
+        x: The table, `(n, column)`, in its own units rather than standardised.
         clusters: Cluster of every row, `(n,)`, such as `model.predict(standardised)`.
         columns: A name for every column; by default their numbers.
         cluster_names: A name for every cluster, `0` first, such as `model.plan.level_names(None)`; by default the
@@ -69,10 +69,10 @@ def means(
     explained = (n_rows[:, None] * apart**2).sum(0)
     shown = np.sort(np.argsort(-explained, kind="stable")[:n])
     cells = [[*_in_units(mean[:, i], deviation[i]), *_in_units(overall[i : i + 1], deviation[i])] for i in shown]
-    heads = [f"{name}\n{count:,} row{'' if count == 1 else 's'}" for name, count in zip(names, n_rows, strict=True)]
-    heads.append(f"all\n{len(table):,} row{'' if len(table) == 1 else 's'}")
+    sizes = [f"{count:,} row{'' if count == 1 else 's'}" for count in (*n_rows, len(table))]
+    heads = [f"{name}\n{size}" for name, size in zip((*names, "all"), sizes, strict=True)]
 
-    wide = max(SIDE, *(text_width(text) + 10 for row in cells for text in row))
+    wide = max(SIDE, *(text_width(text) + 2 * GAP for row in (sizes, *cells) for text in row))
     tall = LINE + 10
     fig, ax = canvas(wide * len(heads), tall * len(shown))
     colours = np.pad(np.where(n_rows[:, None] > 0, apart, 0.0)[:, shown].T, ((0, 0), (0, 1)))  # none for all rows
@@ -99,4 +99,4 @@ def means(
 def _in_units(values: Float[np.ndarray, " cluster"], deviation: float) -> list[str]:
     """Numbers of one column with two digits of its standard deviation."""
     digits = 0 if deviation == 0 else max(0, 1 - int(np.floor(np.log10(deviation))))
-    return [f"{v:,.{digits}f}" if digits < 7 and abs(v) < 1e9 else f"{v:.3g}" for v in values.tolist()]
+    return [f"{v:z,.{digits}f}" if digits < 7 and abs(v) < 1e9 else f"{v:.3g}" for v in values.tolist()]

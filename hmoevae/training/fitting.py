@@ -1,6 +1,7 @@
 """fit: trains a model on tensors, arrays, data sets or loaders, and records what happens."""
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
@@ -400,6 +401,7 @@ def _start(model: HMoEVAE, init: Start, samples: Tensor | None, seed: int) -> In
 
 def _bar(total: int | None, *, done: int, show: bool) -> "tqdm[Any]":
     bar = tqdm(total=total, initial=done, disable=not show, unit="step", dynamic_ncols=True)
-    if not getattr(bar.fp if show else None, "isatty", lambda: False)():
+    is_notebook = type(sys.stderr).__module__.startswith("ipykernel")  # it says of itself that it is no terminal
+    if not (show and (is_notebook or getattr(bar.fp, "isatty", lambda: False)())):
         bar.mininterval = bar.maxinterval = 30.0  # a log file wants a line now and then, not ten a second
     return bar
