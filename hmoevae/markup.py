@@ -26,10 +26,10 @@ def branch(label: str, children: Iterable[str] = ()) -> str:
     3
     """
     below = "".join(children)
-    style = f"border-left: 2px solid {LINE}; margin-left: 0.5em; padding-left: 1em"
-    return f'<div style="text-align: left">{escape(label)}</div>' + (
-        f'<div style="{style}">{below}</div>' * bool(below)
-    )
+    box = f"display: inline-block; border: 1px solid {LINE}; border-radius: 4px; padding: 0 0.5em; margin: 1px 0"
+    line = f"border-left: 2px solid {LINE}; margin-left: 1em; padding-left: 1em"
+    node = f'<div style="text-align: left"><span style="{box}">{escape(label)}</span></div>'
+    return node + (f'<div style="{line}">{below}</div>' if below else "")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> str:

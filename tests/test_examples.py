@@ -15,7 +15,7 @@ import pytest
 import share_model
 import torch
 from _recipes import RECIPES, Training, article_tree
-from _run import load_mnist, thinned
+from _run import draw, load_mnist, thinned
 
 import hmoevae as hm
 from hmoevae.training import has_bfloat16
@@ -75,6 +75,24 @@ def test_smoke_run_leaves_everything(script, arguments, leaves, more, tmp_path, 
     assert "bfloat16" not in done.stderr, "a warning about what nobody has asked for"
     is_bf16 = script.startswith("mnist") and not arguments and has_bfloat16(model.device)  # as the default recipe asks
     assert result["precision"] == ("bf16" if is_bf16 else "fp32")
+
+
+def test_pictures_call_nodes_by_their_names(tmp_path, monkeypatch):
+    tree = hm.Mixture((hm.VAE(2, name="round"), hm.Mixture.of(hm.VAE(2), 2, name="straight")))
+    model, (_, test) = hm.HMoEVAE(tree, (1, 8, 8)), hm.datasets.digits()
+    named, contingency = [], hm.plot.contingency
+
+    def noted(*arguments, **options):
+        named.append(options["cluster_names"])
+        return contingency(*arguments, **options)
+
+    monkeypatch.setattr(hm.plot, "contingency", noted)
+    draw(model, test, hm.History(), hm.SampleRecorder(2), tmp_path)
+    assert named == [["round", "1/0", "1/1"], ["round", "straight"]]
+    assert {path.stem for path in tmp_path.glob("*.png")} == {
+        *(COMMON - {"losses", "usage", "samples_by_epoch"}),
+        *("nearest", "contingency_level1"),
+    }
 
 
 @pytest.fixture(scope="module")
