@@ -206,12 +206,15 @@ def load_mnist(root: str | None) -> Splits:
 
 
 def measure(model: hm.HMoEVAE, test: LabelledImages) -> dict[str, float | list[float]]:
-    """Scores of the gates alone on the test split (labels are used here only), and the held-out losses in nats."""
+    """Scores of the gates alone on the test split (labels are used here only), and the held-out losses in nats.
+
+    The losses are the history's terms `expected` and `elbo`, with its sign: the smaller, the better.
+    """
     terms = model.evaluate(test.x, generator=torch.Generator(model.device).manual_seed(0))
     usage = model.predict_proba(test.x).mean(0)
     return hm.metrics.report(model, test.x, test.y) | {
         "expected_loss": terms["expected"],
-        "elbo": -terms["elbo"],
+        "elbo_loss": terms["elbo"],
         "usage": [round(share, 4) for share in usage.tolist()],
     }
 
@@ -219,10 +222,10 @@ def measure(model: hm.HMoEVAE, test: LabelledImages) -> dict[str, float | list[f
 def draw(model: hm.HMoEVAE, test: LabelledImages, history: hm.History, recorder: hm.SampleRecorder, out: Path) -> None:
     """Every picture of the run."""
     leaf = model.predict(test.x)
-    names = [node.spec.name or node.path.removeprefix("root/") for node in model.plan.leaves]
-    usage = model.predict_proba(test.x).mean(0)
+    names = model.plan.level_names(None)
+    most_used = model.plan.leaves[int(leaf.bincount().argmax())].path
     figures = {
-        "tree": hm.plot.tree(model, usage=usage),
+        "tree": hm.plot.tree(model, test.x),
         "contingency": hm.plot.contingency(
             test.y,
             leaf,
@@ -231,8 +234,8 @@ def draw(model: hm.HMoEVAE, test: LabelledImages, history: hm.History, recorder:
             keep_order=model.plan.depth > 1,
         ),
         "misrouted": hm.plot.misrouted(test.x, test.y, leaf, cluster_names=names),
-        "reconstructions": hm.plot.reconstructions(model, test.x[:20]),
-        "traversals": hm.plot.traversals(model, node=model.plan.leaves[int(usage.argmax())].path),
+        "reconstructions": hm.plot.reconstructions(model, test.x),
+        "traversals": hm.plot.traversals(model, node=most_used),
         "samples": hm.plot.samples(model, n=10, generator=torch.Generator().manual_seed(0)),
     }
     if len(history):
@@ -242,8 +245,11 @@ def draw(model: hm.HMoEVAE, test: LabelledImages, history: hm.History, recorder:
     if model.plan.depth > 1:
         figures["nearest"] = hm.plot.nearest(model, test.x, generator=torch.Generator().manual_seed(0))
     for level in range(1, model.plan.depth):
-        nodes = model.predict(test.x, level=level)
-        title = f"{test.name} test images by node, level {level}"
-        figures[f"contingency_level{level}"] = hm.plot.contingency(test.y, nodes, title=title)
+        figures[f"contingency_level{level}"] = hm.plot.contingency(
+            test.y,
+            model.predict(test.x, level=level),
+            cluster_names=model.plan.level_names(level),
+            title=f"{test.name} test images by node, level {level}",
+        )
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png")

@@ -82,7 +82,7 @@ def main() -> None:
         whole.assign(**{column: leaf}).to_csv(args.out / "clustered.csv", index=False)  # no leaf where there are gaps
     except (HMoEVAEError, OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         sys.exit(f"{parser.prog}: {error}")
-    print(f"\nmodel, history.csv, clustered.csv and tree.png are in {args.out}")
+    print(f"\nmodel, history.csv, clustered.csv and leaves.png are in {args.out}")
 
 
 def run(table: pd.DataFrame, out: Path, epochs: int) -> pd.Series:
@@ -112,11 +112,15 @@ def run(table: pd.DataFrame, out: Path, epochs: int) -> pd.Series:
 
     x = standardised(train, table)
     paths = [node.path for node in model.plan.leaves]
-    leaf = pd.Series([paths[i] for i in model.predict(x)], index=table.index, name="leaf")
+    cluster = model.predict(x)
+    leaf = pd.Series([paths[i] for i in cluster], index=table.index, name="leaf")
     means: pd.DataFrame = table.groupby(leaf).mean()  # type: ignore[assignment]  # pandas says it may be a number
     print("\nmean of every column by leaf:", means.T.round(2), sep="\n")
     print(f"\nrows of every leaf:\n{leaf.value_counts().sort_index().to_string()}")
-    hm.plot.tree(model, usage=model.predict_proba(x).mean(0)).savefig(out / "tree.png")
+    names = model.plan.level_names(None)
+    hm.plot.means(
+        table.to_numpy(), cluster, columns=table.columns, cluster_names=names, title="Mean of every column by leaf"
+    ).savefig(out / "leaves.png")
     return leaf
 
 

@@ -19,6 +19,21 @@ from hmoevae.samples import Scaled
 
 __all__ = ["DatasetUnavailableError", "LabelledImages", "Scaled", "digits", "fashion_mnist", "mnist", "mnist5k"]
 
+__all__ = [
+    "DatasetUnavailableError",
+    "LabelledImages",
+    "digits",
+    "fashion_mnist",
+    "mnist",
+    "mnist5k",
+]
+
+
+def __dir__() -> list[str]:
+    """What there is for users."""
+    return __all__
+
+
 _FILES = {"train": "train", "test": "t10k"}
 _IMAGE_MAGIC, _LABEL_MAGIC = 2051, 2049
 """First word of IDX files of unsigned bytes with three and with one dimension (LeCun et al., the MNIST database)."""
@@ -41,8 +56,9 @@ class LabelledImages:
         x: Images, grey levels in [0, 1].
         y: Label of every image.
 
-    >>> len(LabelledImages("noise", torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 1])))
-    3
+    >>> images = LabelledImages("noise", torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 1]))
+    >>> images, len(images)
+    (<LabelledImages noise: 3 of shape (1, 8, 8), 2 labels>, 3)
     """
 
     name: str
@@ -52,6 +68,11 @@ class LabelledImages:
     def __len__(self) -> int:
         """Number of images."""
         return len(self.y)
+
+    def __repr__(self) -> str:
+        """Its sizes, not its pixels."""
+        n_labels = len(self.y.unique())
+        return f"<LabelledImages {self.name}: {len(self):,} of shape {tuple(self.x.shape[1:])}, {n_labels} labels>"
 
 
 def mnist(root: str | os.PathLike[str] | None = None) -> tuple[LabelledImages, LabelledImages]:

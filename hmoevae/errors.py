@@ -6,6 +6,29 @@ import sys
 import warnings
 from numbers import Integral, Real
 
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "CheckpointError",
+    "CheckpointWarning",
+    "CollapseWarning",
+    "ConstantGateWarning",
+    "DataError",
+    "DeadLeafWarning",
+    "HMoEVAEError",
+    "MissingExtraError",
+    "NonFiniteError",
+    "ProcessError",
+    "ShapeError",
+    "SpecError",
+    "mismatch",
+]
+
+
+def __dir__() -> list[str]:
+    """What there is for users."""
+    return __all__
+
 
 class HMoEVAEError(Exception):
     """Base class of every error that this package raises on purpose."""

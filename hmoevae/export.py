@@ -15,6 +15,18 @@ from hmoevae.model import HMoEVAE
 from hmoevae.nn.experts import posterior_of
 from hmoevae.nn.grouped import GroupedMLP, sum_dtype
 
+__all__ = [
+    "DecoderModule",
+    "RoutingModule",
+    "decoder",
+    "routing",
+]
+
+
+def __dir__() -> list[str]:
+    """What there is for users."""
+    return __all__
+
 
 def routing(model: HMoEVAE, *, level: int | None = None) -> "RoutingModule":
     """The gates alone: x -> the probability of every node of a level, as `HMoEVAE.predict_proba`.

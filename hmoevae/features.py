@@ -13,6 +13,16 @@ from torch import Tensor
 
 from hmoevae.errors import MissingExtraError, ShapeError, from_extra, mismatch
 
+__all__ = [
+    "oriented_gradients",
+]
+
+
+def __dir__() -> list[str]:
+    """What there is for users."""
+    return __all__
+
+
 N_DIRECTIONS = 8
 BLUR_SD, STEP = 1.5, 3
 """Standard deviation and spacing, in pixels, of the Gaussian windows over which edges are added up."""

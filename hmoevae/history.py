@@ -1,4 +1,4 @@
-"""History: what training measured, one row an epoch, on its way to CSV, JSON and the plots."""
+"""History: what training measured, one row an epoch, on its way to CSV, JSON, notebooks and the plots."""
 
 import csv
 import io
@@ -8,8 +8,14 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hmoevae import storage
+from hmoevae import markup, storage
 from hmoevae.errors import ArgumentError, CheckpointError, mismatch
+
+NODES = ("usage/", "information/")
+"""What the columns begin with of which there is one a leaf or a mixture."""
+INTERRUPTED = "interrupted"
+SHOWN = 10
+"""The most rows that a notebook shows, from the beginning and the end."""
 
 
 @dataclass
@@ -29,6 +35,8 @@ class History:
     >>> history = History([{"epoch": 1.0, "loss": 3.5}, {"epoch": 2.0, "loss": 3.25}])
     >>> history["loss"], history.columns, len(history)
     ([3.5, 3.25], ('epoch', 'loss'), 2)
+    >>> history
+    <History of 2 epochs, loss 3.5 to 3.25>
     """
 
     rows: list[dict[str, int | float]] = field(default_factory=list)
@@ -47,12 +55,33 @@ class History:
             raise ArgumentError(mismatch("column", f"one of {', '.join(self.columns)}", repr(column)))
         return [float(row.get(column, math.nan)) for row in self.rows]
 
+    def __repr__(self) -> str:
+        """How long it is, and how far it came."""
+        text = f"History of {len(self)} epoch{'' if len(self) == 1 else 's'}"
+        losses = [row["loss"] for row in self.rows if "loss" in row]
+        if losses:
+            text += f", loss {losses[0]:.4g}" + (f" to {losses[-1]:.4g}" if len(losses) > 1 else "")
+        return f"<{text}{', interrupted' if self.interrupted else ''}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a table of the first and the last epochs, without the columns that have one a node."""
+        columns = [column for column in self.columns if not column.startswith(NODES)]
+        rows = [[f"{row[c]:.4g}" if c in row else "" for c in columns] for row in self.rows]
+        if len(rows) > SHOWN:
+            rows = [*rows[: SHOWN // 2], ["..."] * len(columns), *rows[-SHOWN // 2 :]]
+        hidden = len(self.columns) - len(columns)
+        note = f"{hidden} more columns: {', '.join(f'{name}<path>' for name in NODES)}" if hidden else ""
+        return markup.heading(repr(self).strip("<>")) + (markup.table(columns, rows, note) if self.rows else "")
+
     def __len__(self) -> int:
         """Number of finished epochs."""
         return len(self.rows)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the rows as CSV with a header line, which without an epoch has the columns of every history.
+        """Write the rows as CSV with a header line, which `from_csv` reads back.
+
+        A history without an epoch has the columns that every history has; one that was interrupted has a column
+        `interrupted` with a 1 in its last row.
 
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -61,11 +90,41 @@ class History:
         epoch,loss
         1,3.5
         """
+        columns, rows = list(self.columns or ("epoch", "seconds", "loss")), list(self.rows)
+        if self.interrupted:
+            columns.append(INTERRUPTED)
+            rows[-1:] = [{**row, INTERRUPTED: 1} for row in rows[-1:]]
         text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns or ("epoch", "seconds", "loss"), lineterminator="\n")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows(rows)
         storage.write_text(path, text.getvalue())
+
+    @classmethod
+    def from_csv(cls, path: str | os.PathLike[str]) -> "History":
+        """Read what `to_csv` wrote.
+
+        Raises:
+            CheckpointError: The file is missing, damaged, or not a history.
+
+        >>> import tempfile
+        >>> history = History([{"epoch": 1, "loss": 3.5}, {"epoch": 2, "val_elbo": 4.0}], interrupted=True)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     history.to_csv(f"{folder}/history.csv")
+        ...     History.from_csv(f"{folder}/history.csv") == history
+        True
+        """
+        try:
+            with Path(path).open(encoding="utf-8", newline="") as file:
+                columns, *lines = csv.reader(file, strict=True)
+            if "epoch" not in columns:
+                raise ValueError("no column 'epoch'")
+            rows = [{c: _number(cell) for c, cell in zip(columns, line, strict=True) if cell} for line in lines]
+        except (OSError, ValueError, csv.Error) as error:
+            raise CheckpointError(mismatch(str(path), "a history written by to_csv", f"{error}")) from None
+        for row in rows:
+            row.pop(INTERRUPTED, None)
+        return cls(rows, INTERRUPTED in columns)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything as JSON, which `from_json` reads back.
@@ -106,3 +165,7 @@ class History:
             return cls(rows, bool(content["interrupted"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(mismatch(str(path), "a history written by to_json", f"{error}")) from None
+
+
+def _number(cell: str) -> int | float:
+    return int(cell) if cell.removeprefix("-").isdecimal() else float(cell)

@@ -30,6 +30,21 @@ try:
 except ImportError as missing:
     raise MissingExtraError(mismatch("hmoevae.metrics", from_extra("scikit-learn", "sklearn"), missing)) from None
 
+__all__ = [
+    "accuracy",
+    "calibration_error",
+    "clustering_scores",
+    "dendrogram_purity",
+    "purity",
+    "report",
+    "usage_entropy",
+]
+
+
+def __dir__() -> list[str]:
+    """What there is for users."""
+    return __all__
+
 
 def accuracy(labels: Labels, clusters: Labels) -> float:
     """Share of samples in the cluster that stands for their label, under the best one-to-one match.

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -18,7 +19,7 @@ from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hmoevae import card, storage
+from hmoevae import card, markup, storage
 from hmoevae.card import CardInfo
 from hmoevae.errors import (
     ArgumentError,
@@ -68,8 +69,14 @@ class Routing:
     leaf_log_prob: Float[Tensor, "batch leaf"]
     edge_log_prob: Float[Tensor, "batch edge"]
 
+    def __repr__(self) -> str:
+        """The loss as a sum, and the sizes."""
+        batch, n_leaves = self.leaf_log_prob.shape
+        terms = " + ".join(f"{name} {value:.4g}" for name, value in self.terms.items())
+        return f"<{type(self).__name__} of {batch} samples, {n_leaves} leaves: loss {self.loss:.4g} = {terms}>"
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Output(Routing):
     """What one forward pass gives.
 
@@ -214,10 +221,21 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         return self.paths.fixed_leaf.dtype
 
     def extra_repr(self) -> str:
-        """The tree and the sizes, for `repr`."""
+        """The sizes and the tree, for `repr`."""
+        return f"{self._sizes()}\n{self.tree}"
+
+    def __repr__(self) -> str:
+        """The sizes and the tree; the networks that run it have a `repr` of their own, as in `model.experts`."""
+        return f"{self._get_name()}(\n{indent(self.extra_repr(), '  ')}\n)"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return markup.heading(f"{self._get_name()}({self._sizes()})") + self.tree._repr_html_()
+
+    def _sizes(self) -> str:
         n_parameters = sum(p.numel() for p in self.parameters())
         sizes = f"input_shape={self.input_shape}, objective={self.objective!r}, leaves={self.plan.n_leaves}"
-        return f"{sizes}, parameters={n_parameters:,}\n{self.tree}"
+        return f"{sizes}, parameters={n_parameters:,}"
 
     # --- training ---------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ the (mixture, child) pairs, the edges of one mixture side by side and the mixtur
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -83,6 +84,8 @@ class Plan:
     (True, 3, 4, 2)
     >>> plan.node("root/1").leaves, [node.path for node in plan.level(1)]
     (range(1, 3), ['root/0', 'root/1'])
+    >>> plan
+    <Plan of 3 leaves and 2 mixtures, depth 2>
     """
 
     tree: Tree
@@ -94,6 +97,12 @@ class Plan:
     balances: tuple[Balance, ...]
     expert_groups: tuple[Group[VAE], ...]
     gate_groups: tuple[Group[Mixture], ...]
+
+    def __repr__(self) -> str:
+        """Its sizes; the tables have a line a node and more."""
+        n_mixtures = len(self.mixtures)
+        leaves = "1 leaf" if self.n_leaves == 1 else f"{self.n_leaves} leaves"
+        return f"<Plan of {leaves} and {n_mixtures} mixture{'' if n_mixtures == 1 else 's'}, depth {self.depth}>"
 
     @property
     def n_leaves(self) -> int:
@@ -136,6 +145,39 @@ class Plan:
         if not is_integer(level, least=0) or level > self.depth:
             raise ArgumentError(mismatch("level", f"an integer from 0 to the tree's depth {self.depth}", level))
         return tuple(n for n in self.nodes if n.depth == level or (n.depth < level and isinstance(n.spec, VAE)))
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What pictures and tables call every node, by its path: its name, or else its path below the root.
+
+        A name that several nodes carry is followed by the path.
+
+        >>> compile_tree(Mixture(children=(VAE(), Mixture.of(VAE(name="style"), 2, name="digit")))).names
+        {'root': 'root', 'root/0': '0', 'root/1': 'digit', 'root/1/0': 'style (1/0)', 'root/1/1': 'style (1/1)'}
+        """
+        paths = {node.path: node.path.removeprefix("root/") for node in self.nodes}
+        names = {node.path: node.spec.name or paths[node.path] for node in self.nodes}
+        times = Counter(names.values())
+        return {
+            path: name if times[name] == 1 or name == paths[path] else f"{name} ({paths[path]})"
+            for path, name in names.items()
+        }
+
+    def level_names(self, level: int | None) -> list[str]:
+        """The names of the nodes of a level, in the order of `level`, such as for the clusters of `predict`.
+
+        Args:
+            level: As in `level`.
+
+        Raises:
+            ArgumentError: `level` is negative or deeper than the tree.
+
+        >>> plan = compile_tree(Mixture(children=(VAE(), Mixture.of(VAE(), 2, name="two styles"))))
+        >>> plan.level_names(1), plan.level_names(None)
+        (['0', 'two styles'], ['0', '1/0', '1/1'])
+        """
+        names = self.names
+        return [names[node.path] for node in self.level(level)]
 
 
 def are_ascending(levels: object) -> bool:

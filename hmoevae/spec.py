@@ -16,6 +16,7 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 from pydantic_core import PydanticCustomError
 
+from hmoevae import markup
 from hmoevae.errors import ArgumentError, SpecError, is_number, mismatch
 
 if TYPE_CHECKING:
@@ -119,11 +120,23 @@ def _spec_error(root: str, error: pydantic.ValidationError, fields: Sequence[str
     return SpecError(mismatch(path, expected, got))
 
 
+def _arguments(record: Any) -> list[str]:
+    """The arguments that make a record, as code; those at their defaults are left out."""
+    defaults = {name: field.default for name, field in type(record).__pydantic_fields__.items()}
+    given = ((name, getattr(record, name)) for name in _fields(type(record)))
+    return [f"{name}={value!r}" for name, value in given if value != defaults[name]]
+
+
+def _call(record: Any) -> str:
+    """The call that makes a record again."""
+    return f"{type(record).__name__}({', '.join(_arguments(record))})"
+
+
 # `kind` tells the records of a union apart in JSON; in Python it is never typed by hand: keyword-only, and not shown.
 @dataclass_transform(frozen_default=True, field_specifiers=(Field,))
 def _record(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, validated dataclass whose constructor raises `SpecError`."""
-    made = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
+    made = pydantic.dataclasses.dataclass(frozen=True, repr=False, config=ConfigDict(extra="forbid"))(cls)
     construct = made.__init__
     positional = _fields(made)
 
@@ -137,6 +150,8 @@ def _record(cls: type[T]) -> type[T]:
             raise _spec_error(cls.__name__, error, positional) from None
 
     made.__init__ = __init__  # type: ignore[method-assign]
+    if "__repr__" not in vars(cls):
+        made.__repr__ = _call  # type: ignore[method-assign]
     return made  # type: ignore[return-value]
 
 
@@ -277,6 +292,11 @@ class Balance:
 # --- nodes ----------------------------------------------------------------------------------------------------------
 
 
+def _runs(node: Any) -> "list[tuple[VAE | Mixture, int]]":
+    """The children of a node, equal neighbours as one, and how many they are."""
+    return [(child, len(list(run))) for child, run in itertools.groupby(node.children)]
+
+
 class Node:
     """What a leaf and a mixture share: a place in a tree. Abstract; the two kinds are `VAE` and `Mixture`.
 
@@ -289,6 +309,8 @@ class Node:
     ('two styles', 2, "Mixture 'two styles' of 2: gate MLP(128)")
     >>> tree.to_networkx().number_of_edges(), tree_from_json(tree.to_json()) == tree
     (4, True)
+    >>> tree
+    Mixture(children=(VAE(), Mixture.of(VAE(), 2, name='two styles')))
     """
 
     name: str | None
@@ -360,9 +382,17 @@ class Node:
             graph.add_node(path, label=f"{times} x {node.label}" if times > 1 else node.label)
             if path != "root":
                 graph.add_edge(path.rpartition("/")[0], path)
-            runs = [list(run) for _, run in itertools.groupby(enumerate(node.children), key=operator.itemgetter(1))]
-            stack.extend((f"{path}/{run[0][0]}", run[0][1], len(run)) for run in reversed(runs))
+            stack.extend((f"{path}/{i}", child, times) for i, (child, times) in enumerate(reversed(_runs(node))))
         return "\n".join(nx.generate_network_text(graph, sources=["root"], vertical_chains=False))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the tree drawn, equal neighbours on one line."""
+
+        def drawn(node: Any, times: int) -> str:
+            label = f"{times} x {node.label}" if times > 1 else node.label
+            return markup.branch(label, (drawn(*run) for run in _runs(node)))
+
+        return drawn(self, 1)
 
 
 @_record
@@ -455,6 +485,12 @@ class Mixture(Node):
         if count < 2:
             raise SpecError(mismatch("Mixture.of.n", "an integer > 1", repr(n)))
         return cls(children=(child,) * count, **fields)
+
+    def __repr__(self) -> str:
+        first, *others = self.children
+        if any(child != first for child in others):
+            return _call(self)
+        return f"Mixture.of({', '.join([repr(first), str(len(self.children)), *_arguments(self)[1:]])})"
 
     @property
     def label(self) -> str:  # type: ignore[override]  # computed in place of stored

@@ -6,7 +6,7 @@ Axes: `batch` counts the samples of a step, `n` those of the whole data set.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -27,6 +27,20 @@ from hmoevae.errors import (
 )
 from hmoevae.features import principal_components
 from hmoevae.nn.draws import for_batch
+
+__all__ = [
+    "Compose",
+    "Neighbour",
+    "RandomAffine",
+    "View",
+    "ViewLike",
+]
+
+
+def __dir__() -> list[str]:
+    """What there is for users."""
+    return __all__
+
 
 Index = Int[Tensor, " batch"]
 
@@ -300,8 +314,8 @@ class Neighbour(View):
 class _NeighbourOf(View):
     """`Neighbour` among given samples."""
 
-    samples: Float[Tensor, "n *sample"]
-    table: Int[Tensor, "n k"]
+    samples: Float[Tensor, "n *sample"] = field(repr=False)
+    table: Int[Tensor, "n k"] = field(repr=False)
 
     def __call__(
         self, x: Tensor, *, index: Index | None = None, generator: torch.Generator | None = None

@@ -183,7 +183,7 @@ def test_tables_asked_for_exist_and_have_rows() -> None:
 
 def test_a_new_result_turns_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = {"dataset": "mnist", "recipe": "new", "precision": "fp32", "epochs": 3, "leaves": 2, "usage": [0.5, 0.5]}
-    runs = [{**run, "seed": i, "accuracy": a, "nmi": a, "elbo": -a} for i, a in enumerate((0.25, 0.75))]
+    runs = [{**run, "seed": i, "accuracy": a, "nmi": a, "elbo_loss": a} for i, a in enumerate((0.25, 0.75))]
     lines = "\n".join(map(json.dumps, runs))
     (tmp_path / "new.jsonl").write_text(lines, encoding="utf-8")
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
@@ -192,6 +192,7 @@ def test_a_new_result_turns_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     before = "a\n<!-- table: headline -->\nold\n<!-- end -->\nb"
     assert tables.fill(tables.fill(before)) == tables.fill(before)
     assert "50.0 ± 35.4 %" in tables.fill(before)
+    assert "| -0.5 ± 0.4 |" in tables.fill(before), "a bound"
     assert "old" not in tables.fill(before)
 
 

@@ -15,7 +15,7 @@ import pytest
 import share_model
 import torch
 from _recipes import RECIPES, Training, article_tree
-from _run import load_mnist, thinned
+from _run import draw, load_mnist, thinned
 
 import hmoevae as hm
 from hmoevae.training import has_bfloat16
@@ -29,7 +29,7 @@ COMMON = {
 FIELDS = {
     *("dataset", "recipe", "epochs", "seed", "leaves", "accuracy", "nmi", "ari", "leaf_purity"),
     *("dendrogram_purity", "usage_entropy", "calibration_error"),
-    *("expected_loss", "elbo", "usage", "seconds", "device"),
+    *("expected_loss", "elbo_loss", "usage", "seconds", "device"),
 }
 
 
@@ -66,13 +66,33 @@ def test_smoke_run_leaves_everything(script, arguments, leaves, more, tmp_path, 
     assert all(f"{name}_level1" in result for name in ("accuracy", "nmi")) == bool(more)
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == result
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} == COMMON | more
-    assert len((tmp_path / "out" / "history.csv").read_text().splitlines()) == 3
+    history = hm.History.from_csv(tmp_path / "out" / "history.csv")
+    assert len(history) == 2
+    assert result["elbo_loss"] == pytest.approx(history["loss"][-1], rel=0.5), "of one sign, in nats"
     model = hm.HMoEVAE.from_pretrained(tmp_path / "out" / "model")
     assert model.plan.n_leaves == leaves
     assert "Traceback" not in done.stderr
     assert "bfloat16" not in done.stderr, "a warning about what nobody has asked for"
     is_bf16 = script.startswith("mnist") and not arguments and has_bfloat16(model.device)  # as the default recipe asks
     assert result["precision"] == ("bf16" if is_bf16 else "fp32")
+
+
+def test_pictures_call_nodes_by_their_names(tmp_path, monkeypatch):
+    tree = hm.Mixture((hm.VAE(2, name="round"), hm.Mixture.of(hm.VAE(2), 2, name="straight")))
+    model, (_, test) = hm.HMoEVAE(tree, (1, 8, 8)), hm.datasets.digits()
+    named, contingency = [], hm.plot.contingency
+
+    def noted(*arguments, **options):
+        named.append(options["cluster_names"])
+        return contingency(*arguments, **options)
+
+    monkeypatch.setattr(hm.plot, "contingency", noted)
+    draw(model, test, hm.History(), hm.SampleRecorder(2), tmp_path)
+    assert named == [["round", "1/0", "1/1"], ["round", "straight"]]
+    assert {path.stem for path in tmp_path.glob("*.png")} == {
+        *(COMMON - {"losses", "usage", "samples_by_epoch"}),
+        *("nearest", "contingency_level1"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +144,7 @@ def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
     [
         (
             "own_table.py",
-            {"model", "history.csv", "clustered.csv", "tree.png", "wine.csv"},
+            {"model", "history.csv", "clustered.csv", "leaves.png", "wine.csv"},
             "rows of every label by leaf",
         ),
         ("choose_tree.py", {"model", "scores.png"}, "chosen: "),

@@ -1,6 +1,7 @@
 """Who may import whom, and what an `import hmoevae` does to the process that says it: nothing."""
 
 import ast
+import inspect
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ PACKAGE = Path(hm.__file__).parent
 # The rooms of the design, from the ground up; a module imports from its own room or from those below.
 ROOMS = {
     "hmoevae.errors": 0,
+    "hmoevae.markup": 0,
     "hmoevae.spec": 0,
     "hmoevae.version": 0,
     "hmoevae.plan": 1,
@@ -44,6 +46,14 @@ ROOMS = {
     "hmoevae.labels": 5,
     "hmoevae.metrics": 5,
     "hmoevae.plot": 5,
+    "hmoevae.plot.arguments": 5,
+    "hmoevae.plot.canvas": 5,
+    "hmoevae.plot.clusters": 5,
+    "hmoevae.plot.drawn_tree": 5,
+    "hmoevae.plot.grids": 5,
+    "hmoevae.plot.leaves": 5,
+    "hmoevae.plot.tables": 5,
+    "hmoevae.plot.training": 5,
     "hmoevae.starts": 5,
     "hmoevae.trackers": 5,
     "hmoevae.training": 5,
@@ -151,6 +161,17 @@ def test_every_public_name_is_there() -> None:
     assert set(dir(hm)) == {*hm.__all__, "__version__"}
     with pytest.raises(AttributeError, match="module 'hmoevae' has no attribute 'nonsense'"):
         _ = hm.nonsense
+
+
+@pytest.mark.parametrize("module", ["errors", "training", *(n for n in hm.__all__ if inspect.ismodule(getattr(hm, n)))])
+def test_a_module_lists_what_is_for_users(module: str) -> None:
+    found = getattr(hm, module)
+    assert dir(found) == sorted(found.__all__)
+    for name in dir(found):
+        value = getattr(found, name)
+        assert not inspect.ismodule(value)
+        home = getattr(value, "__module__", found.__name__)
+        assert home.startswith(found.__name__) or not inspect.isroutine(value), f"{name} is of {home}"
 
 
 PROBE = """

@@ -17,6 +17,8 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 import hmoevae as hm
 from hmoevae import plot
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, ShapeError
+from hmoevae.plot.canvas import DPI, LINE
+from hmoevae.plot.grids import evenly, spread
 
 VAE = hm.VAE(2, hm.MLP((4,)), hm.MLP((4,)))
 TREES = {
@@ -378,11 +380,73 @@ def test_tree_edges_are_as_wide_as_they_are_used() -> None:
     assert by_path["root/1"] == pytest.approx(by_path["root/1/0"] + by_path["root/1/1"])
     edges = [patch for patch in plot.tree(model, usage=usage).axes[0].patches if isinstance(patch, PathPatch)]
     starts = {str(edge.get_gid()): edge.get_path().vertices[0][0] for edge in edges}
-    apart = (by_path["root/0"] + by_path["root/1"]) / 2 * plot.DPI / 72
+    apart = (by_path["root/0"] + by_path["root/1"]) / 2 * DPI / 72
     assert starts["root/1"] - starts["root/0"] == pytest.approx(apart), "edges leave their parent side by side"
     assert widths(plot.tree(model, usage=1000 * usage)) == pytest.approx(by_path), "only fractions count"
     unused = widths(plot.tree(model, usage=torch.tensor([1.0, 0, 0, 0, 0])))
     assert unused["root/2"] == 0.5, "an edge that is never used is still seen"
+
+
+def sorted_samples(model: hm.HMoEVAE, n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples in the order of their leaves, one leaf without any, and those leaves."""
+    x = torch.rand(n, *model.input_shape, generator=torch.Generator().manual_seed(0)) ** 3
+    leaf = model.predict(x)
+    x = x[leaf.argsort(stable=True)]
+    leaf = model.predict(x)
+    assert 1 < len(leaf.unique()) < model.plan.n_leaves
+    return x, leaf
+
+
+def test_a_tree_of_samples_says_where_they_go_as_the_other_pictures_do() -> None:
+    model = model_of("mixed")
+    x, leaf = sorted_samples(model)
+    figure = plot.tree(model, x)
+    count = leaf.bincount(minlength=5)
+    said = {text.partition("\n")[0]: text.partition("\n")[2] for text in words(figure) if "\n" in text}
+    names = model.plan.level_names(None)
+    assert [said[name] for name in names] == [f"{100 * k / len(x):.1f}%" for k in count.tolist()]
+    soft = model.predict_proba(x).mean(0)
+    assert (soft > 0.01).all(), "leaves that no sample is routed to have a share all the same"
+    empty = [name for name, k in zip(names, count, strict=True) if k == 0]
+    nearest = words(plot.nearest(model, x, 1))
+    assert (
+        words(figure).count("no\nsample") + words(figure).count("no sample")
+        == len(empty)
+        == nearest.count("no\nsample")
+    )
+    title = figure.axes[0].get_title(loc="left")
+    assert " ".join(title.split()) == "Every leaf: the mean of its samples, and the share routed to it"
+    shown = iter(figure.axes[0].images)
+    for i in range(5):
+        if count[i]:
+            mean = x[leaf == i].mean(0)[0].numpy()
+            np.testing.assert_allclose(np.asarray(next(shown).get_array())[..., 0], mean, atol=1e-6)
+    assert next(shown, None) is None
+    given = plot.tree(model, x, usage=soft)
+    assert words(given)[1] == f"0\n{100 * soft[0]:.1f}%"
+    assert given.axes[0].get_title(loc="left").endswith("and its usage")
+
+
+def test_a_tree_says_what_it_shows() -> None:
+    model = model_of("flat")
+    images, source = torch.zeros(10, 1, 6, 6), torch.Generator()
+    titles = [
+        " ".join(figure.axes[0].get_title(loc="left").split())
+        for figure in (
+            plot.tree(model),
+            plot.tree(model, generator=source),
+            plot.tree(model, images=images),
+            plot.tree(model, usage=torch.ones(10), images=images),
+        )
+    ]
+    assert titles == [
+        "Every leaf: what it makes of z = 0, and its prior",
+        "Every leaf: a sample, and its prior",
+        "Every leaf and its prior",
+        "Every leaf and its usage",
+    ]
+    with pytest.raises(ShapeError, match="x: expected"):
+        plot.tree(model, torch.zeros(2, 36))
 
 
 LONG = hm.Mixture.of(VAE, 2, name="animals with feathers")
@@ -417,7 +481,7 @@ def test_tree_keeps_frames_and_pictures_apart(tree: hm.Mixture, shape: tuple[int
 def test_an_edge_is_no_wider_than_the_picture_that_it_leads_to(shape: tuple[int, ...]) -> None:
     figure = plot.tree(model_of("flat", shape), usage=torch.tensor([1.0, *[0.0] * 9]))
     picture = figure.axes[0].images[0].get_window_extent(FigureCanvasAgg(figure).get_renderer())
-    assert widths(figure)["root/0"] * plot.DPI / 72 <= picture.width + 1e-6  # of rounding
+    assert widths(figure)["root/0"] * DPI / 72 <= picture.width + 1e-6  # of rounding
 
 
 def test_tree_shows_given_or_drawn_images() -> None:
@@ -528,7 +592,7 @@ def test_nearest_of_each_leafs_own_below_its_samples() -> None:
     gap = (len(tiled) - 6 * 6 - 3) // 2
     assert tiled.shape == (6 * 6 + 3 + 2 * gap, 6 * 6 + 3 + 2 * 2), "a white line within a pair, two between leaves"
     high = figure.axes[0].images[0].get_extent()[2] / len(tiled)
-    assert gap * high > 2 * plot.LINE, "pairs are as far apart as the names of leaves need"
+    assert gap * high > 2 * LINE, "pairs are as far apart as the names of leaves need"
     z = torch.randn(2 * 5, 3, generator=torch.Generator().manual_seed(0))
     drawn = model.decode(z, torch.arange(5).repeat_interleave(2))
     leaf = model.predict(x)
@@ -587,6 +651,37 @@ def test_reconstructions_below_their_originals() -> None:
     assert words(figure) == [paths[leaf] for leaf in model.predict(x).tolist()]
     with pytest.raises(ShapeError, match=r"x: expected \(batch, 1, 6, 6\)"):
         plot.reconstructions(model, torch.zeros(2, 36))
+
+
+def test_reconstructions_of_sorted_samples_are_of_all_leaves() -> None:
+    model = model_of("mixed")
+    x, leaf = sorted_samples(model)
+    figure = plot.reconstructions(model, x, n=12)
+    paths = model.plan.level_names(None)
+    shown = [paths.index(word) for word in words(figure)]
+    assert shown == sorted(shown)
+    counts, there = np.bincount(shown, minlength=5), leaf.bincount(minlength=5).numpy()
+    assert counts.sum() == 12
+    assert (counts[there > 0] > 0).all()
+    short = there < counts.max() - 1
+    assert (counts[short] == there[short]).all(), "less than the others only where there are no more"
+    tiled = image(figure)[..., 0]
+    for i, of in enumerate(shown):
+        own = x[leaf == of, 0].numpy()
+        assert (np.abs(own - tiled[:6, 7 * i : 7 * i + 6]).max((1, 2)) == 0).any()
+    assert len(words(plot.reconstructions(model, x))) == 24
+    with pytest.raises(ArgumentError, match="n: expected an integer > 0, got 0"):
+        plot.reconstructions(model, x, n=0)
+
+
+def test_samples_to_show_are_spread() -> None:
+    assert spread(np.array([3, 1, 3]), 3).tolist() == [0, 1, 2], "all, as they come"
+    groups = np.repeat([0, 1, 4], [100, 2, 100])
+    assert spread(groups, 8).tolist() == [16, 49, 83, 100, 101, 118, 151, 185]
+    assert spread(groups, 2).tolist() == [49, 151] or len(set(groups[spread(groups, 2)])) == 2
+    assert evenly(3, 3).tolist() == evenly(5, 3).tolist() == [0, 1, 2]
+    assert evenly(1, 2).tolist() == [0]
+    assert evenly(2, 100).tolist() == [24, 74]
 
 
 def test_traversals_change_one_latent_at_a_time() -> None:
@@ -743,3 +838,73 @@ def test_the_loss_breaks_where_it_is_the_sum_of_other_terms() -> None:
     assert [math.isnan(value) for value in loss] == [False, False, True, False, False]
     assert len(balance) == 4
     assert len(elbo) == 2
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def cells(figure: Figure) -> list[list[str]]:
+    """The text of every cell, row by row."""
+    heights = sorted({text.get_position()[1] for text in figure.axes[0].texts})
+    by_row = ([text for text in figure.axes[0].texts if text.get_position()[1] == height] for height in heights)
+    return [[text.get_text() for text in sorted(row, key=lambda text: text.get_position()[0])] for row in by_row]
+
+
+TABLE = np.array([[1000.0, 0.5, 7.0], [1200.0, 0.5, 7.0], [2000.0, 0.1, 7.0], [2200.0, 0.1, 7.0]])
+
+
+def test_means_are_in_the_units_of_the_table_under_the_names_of_its_columns() -> None:
+    figure = plot.means(
+        TABLE, torch.tensor([2, 2, 0, 0]), columns=["proline", "hue", "same"], cluster_names=["0", "1/0", "$1/1"]
+    )
+    assert row_labels(figure) == ["proline", "hue", "same"]
+    assert column_labels(figure) == ["0\n2 rows", "1/0\n0 rows", "$1/1\n2 rows", "all\n4 rows"]
+    assert cells(figure) == [["2,100", "1,100", "1,600"], ["0.10", "0.50", "0.30"], ["7", "7", "7"]]
+    apart = 500 / TABLE[:, 0].std()
+    np.testing.assert_allclose(image(figure), [[apart, 0, -apart, 0], [-1, 0, 1, 0], [0, 0, 0, 0]], atol=1e-6)
+    assert figure.axes[0].get_title(loc="left") == "Mean of every column by cluster"
+    assert figure.axes[0].get_xlabel() == "red: above the mean of all rows; blue: below"
+    rendered(figure)
+    plain = plot.means(torch.from_numpy(TABLE), np.array([5, 5, 5, 5]), title="one")
+    assert row_labels(plain) == ["0", "1", "2"]
+    assert column_labels(plain) == ["5\n4 rows", "all\n4 rows"]
+
+
+def test_means_of_many_columns_are_those_that_tell_clusters_apart() -> None:
+    source = np.random.default_rng(0)
+    x, clusters = source.normal(size=(60, 50)), np.arange(60) % 3
+    x[:, 7] += 5 * clusters
+    x[:, 31] -= 9000.0 * clusters
+    figure = plot.means(x, clusters, columns=[f"c{i}" for i in range(50)], n=2)
+    assert row_labels(figure) == ["c7", "c31"], "in the table's order, whatever the units"
+    assert figure.axes[0].get_xlabel().startswith("the 2 of 50 columns that tell clusters apart best")
+    assert len(row_labels(plot.means(x, clusters))) == 40
+
+
+def test_numbers_of_all_sizes_fit_into_cells() -> None:
+    sizes = 10.0 ** np.arange(-12, 13)
+    x = np.stack([sizes, 2 * sizes, -3 * sizes])
+    figure = plot.means(x, np.arange(3), columns=range(25))
+    drawn = rendered(figure)
+    assert (drawn[[0, -1]] == 255).all()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    assert cells(figure)[0][:2] == ["1e-12", "2e-12"]
+    assert cells(figure)[-1][2] == "-3e+12"
+
+
+def test_means_refuse() -> None:
+    clusters = np.array([0, 1, 1, 0])
+    with pytest.raises(ShapeError, match=r"x: expected a table, \(n, column\), got \(4, 2, 2\)"):
+        plot.means(np.zeros((4, 2, 2)), clusters)
+    with pytest.raises(ShapeError, match=r"clusters: expected one a row, \(3,\), got \(4,\)"):
+        plot.means(TABLE[:3], clusters)
+    with pytest.raises(ShapeError, match="columns: expected 3 names, one a column, got 1"):
+        plot.means(TABLE, clusters, columns=["a"])
+    with pytest.raises(DataError, match="x: expected finite values"):
+        plot.means(np.where(TABLE == 7, np.nan, TABLE), clusters)
+    with pytest.raises(DataError, match="clusters: expected at least one integer"):
+        plot.means(TABLE, clusters / 2)
+    with pytest.raises(ArgumentError, match="n: expected an integer > 0, got 0"):
+        plot.means(TABLE, clusters, n=0)

@@ -1,8 +1,11 @@
 """fit: sources of data, the record it keeps, reproducibility, and how it ends when something goes wrong."""
 
+import contextlib
 import copy
 import functools
+import io
 import math
+import sys
 import tracemalloc
 
 import numpy as np
@@ -21,6 +24,7 @@ from hmoevae.errors import (
     ShapeError,
 )
 from hmoevae.training.batches import batches_of
+from hmoevae.training.fitting import _bar
 from hmoevae.training.processes import Processes
 
 N_FEATURES = 6
@@ -460,6 +464,22 @@ def test_progress_bar_shows_terms(model, x, capsys):
     assert "epoch 1/1" in shown
     assert "expected=" in shown
     assert "balance=" in shown
+
+
+def test_the_bar_moves_where_somebody_looks_on(monkeypatch):
+    class Stream(io.StringIO):
+        def __init__(self, is_terminal):
+            super().__init__()
+            self.isatty = lambda: is_terminal
+
+    class Notebook(Stream):
+        __module__ = "ipykernel.iostream"
+
+    for stream, interval in ((Notebook(False), 0.1), (Stream(True), 0.1), (Stream(False), 30.0)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        for show, expected in ((True, interval), (False, 30.0)):
+            with contextlib.closing(_bar(3, done=0, show=show)) as bar:
+                assert bar.mininterval == expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

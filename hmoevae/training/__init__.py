@@ -26,3 +26,8 @@ __all__ = [
     "last_checkpoint",
     "resolve_device",
 ]
+
+
+def __dir__() -> list[str]:
+    """What there is for users."""
+    return __all__

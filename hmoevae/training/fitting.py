@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
@@ -356,7 +357,7 @@ class _Training:
         if not self.has_looked and self.source.glimpse is not None:
             self.has_looked = True
             if self.state.run.processes.is_main:
-                warn_of_scales(self.state.run.model.plan, self.source.glimpse, stacklevel=4)
+                warn_of_scales(self.state.run.model.plan, self.source.glimpse)
 
     def epoch(self, epoch: int, bar: "tqdm[Any]") -> bool:
         """Train, record, call the callbacks and write what is due; returns whether a callback ends training."""
@@ -424,6 +425,7 @@ def _start(model: HMoEVAE, init: Start, samples: Tensor | None, seed: int) -> In
 
 def _bar(total: int | None, *, done: int, show: bool) -> "tqdm[Any]":
     bar = tqdm(total=total, initial=done, disable=not show, unit="step", dynamic_ncols=True)
-    if not getattr(bar.fp if show else None, "isatty", lambda: False)():
+    is_notebook = type(sys.stderr).__module__.startswith("ipykernel")  # it says of itself that it is no terminal
+    if not (show and (is_notebook or getattr(bar.fp, "isatty", lambda: False)())):
         bar.mininterval = bar.maxinterval = 30.0  # a log file wants a line now and then, not ten a second
     return bar

@@ -1,11 +1,9 @@
 """Whether data have the scale that Gaussians of a fixed scale can model, and the warning where they have not."""
 
-import warnings
-
 import numpy as np
 from torch import Tensor
 
-from hmoevae.errors import ScaleWarning, mismatch
+from hmoevae.errors import ScaleWarning, mismatch, warn
 from hmoevae.plan import Plan
 from hmoevae.spec import VAE, Gaussian
 
@@ -15,7 +13,7 @@ LEAST = 0.1
 """Nats: where a latent could not tell more of a sample than this, all that is left to model is noise."""
 
 
-def warn_of_scales(plan: Plan, samples: Tensor, stacklevel: int) -> None:
+def warn_of_scales(plan: Plan, samples: Tensor) -> None:
     """Warn of columns that are much larger than the scale of the likelihood, or of data that drown in its noise.
 
     Under a Gaussian of fixed scale s and free mean, networks begin near a mean of 0, where a column costs (r/s)^2 / 2
@@ -25,7 +23,6 @@ def warn_of_scales(plan: Plan, samples: Tensor, stacklevel: int) -> None:
     Args:
         plan: The compiled tree.
         samples: Some samples from all over the data.
-        stacklevel: As of `warnings.warn`.
     """
     likelihoods = [node.spec.likelihood for node in plan.leaves if isinstance(node.spec, VAE)]
     free = [known for known in likelihoods if isinstance(known, Gaussian) and known.mean == "identity"]
@@ -44,10 +41,10 @@ def warn_of_scales(plan: Plan, samples: Tensor, stacklevel: int) -> None:
         place = worst if samples.ndim == 2 else tuple(map(int, np.unravel_index(worst, samples.shape[1:])))
         more = f" and {int(far.sum()) - 1} more" if far.sum() > 1 else ""
         got = f"column {place} with mean {_short(mean[worst])} and standard deviation {_short(deviation[worst])}{more}"
-        warnings.warn(mismatch("data", expected, f"{got}: {remedy}"), ScaleWarning, stacklevel=stacklevel)
+        warn(mismatch("data", expected, f"{got}: {remedy}"), ScaleWarning)
     elif len(x) >= 16 and float((deviation / min(scales)).square().log1p().sum()) / 2 < LEAST:
         got = f"standard deviations up to {float(deviation.max()):.3g}, which drown in its noise"
-        warnings.warn(mismatch("data", expected, f"{got}: {remedy}"), ScaleWarning, stacklevel=stacklevel)
+        warn(mismatch("data", expected, f"{got}: {remedy}"), ScaleWarning)
 
 
 def _short(value: Tensor) -> str:

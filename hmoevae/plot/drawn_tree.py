@@ -1,0 +1,214 @@
+"""The picture of the tree: from the root down, a picture at every leaf, edges as wide as they are used.
+
+Axes: `leaf` as in `hmoevae.plan`. Lengths are in pixels of the figure.
+"""
+
+import itertools
+import textwrap
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, PathPatch
+from matplotlib.path import Path as Curve
+from matplotlib.patheffects import withStroke
+from torch import Tensor
+
+from hmoevae.errors import DataError, ShapeError, mismatch
+from hmoevae.model import ArrayLike, HMoEVAE
+from hmoevae.plan import Plan, PlannedNode
+from hmoevae.plot.arguments import check_model, floats
+from hmoevae.plot.canvas import (
+    DPI,
+    GAP,
+    LABEL,
+    LINE,
+    PALE,
+    SIDE,
+    TITLE,
+    canvas,
+    fit,
+    height_of,
+    imshow,
+    make_room,
+    no_sample,
+    text_width,
+)
+from hmoevae.plot.grids import pictures_of, zoom_of
+from hmoevae.spec import VAE
+
+HALF, PAD = 8.0, 3.0
+"""Half the height of a node's frame, and what is around it."""
+TITLE_WIDTH = 400.0
+"""What a title's line may be wide even above a tree that is not."""
+
+
+def tree(
+    model: HMoEVAE,
+    x: ArrayLike | None = None,
+    *,
+    usage: Float[ArrayLike, " leaf"] | None = None,
+    images: Float[ArrayLike, "leaf *input_shape"] | None = None,
+    generator: torch.Generator | None = None,
+) -> Figure:
+    """The tree from the root down, with a picture at every leaf and edges as wide as they are used.
+
+    With samples, a leaf shows the mean of those that are routed to it, and what share of all they are; a leaf that none
+    is routed to has an empty frame. Without, it shows what it makes of z = 0 and its prior.
+
+    Args:
+        model: The model.
+        x: Samples, `(batch, *input_shape)`, such as the test split. Each is routed to its most probable leaf.
+        usage: How much every leaf is used, in place of the above; shown as fractions of the sum. Of
+            `model.predict_proba(x).mean(0)` a leaf may have a part to which no sample is routed.
+        images: What to show at the leaves, in place of the above.
+        generator: Source, on the CPU, of draws from the prior that take the place of z = 0.
+
+    Raises:
+        ShapeError: `x` does not have the shape of a batch of samples, or `usage` or `images` not one entry a leaf.
+        DataError: `usage` has negative or non-finite entries or only zeros, or `images` are not finite; `x` is empty,
+            not finite, or outside the support of a leaf's likelihood.
+        ArgumentTypeError: `model` is no `HMoEVAE`, or `x`, `usage` or `images` are no numbers.
+
+    >>> import hmoevae as hm
+    >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=2), 3), input_shape=(1, 8, 8))
+    >>> figure = tree(model, torch.rand(20, 1, 8, 8))
+    >>> figure.axes[0].texts[0].get_text()
+    'root'
+    """
+    check_model(model)
+    plan = model.plan
+    x = None if x is None else model.check_input(x).cpu()
+    leaf = None if x is None else model.predict(x).cpu()
+    is_empty = np.zeros(plan.n_leaves, dtype=bool)
+    if usage is not None:
+        share, of_share = floats(usage, "usage"), "its usage"
+    elif leaf is not None:
+        share, of_share = leaf.bincount(minlength=plan.n_leaves).float(), "the share routed to it"
+    else:
+        share, of_share = model.paths.leaf_log_prior().detach().exp().float().cpu(), "its prior"
+    if share.shape != (plan.n_leaves,):
+        raise ShapeError(mismatch("usage", f"({plan.n_leaves},), one number a leaf", tuple(share.shape)))
+    if not (torch.isfinite(share).all() and share.min() >= 0 and share.sum() > 0):
+        raise DataError(mismatch("usage", "finite numbers >= 0, not all of them 0", share.tolist()))
+    if images is not None:
+        title = f"Every leaf and {of_share}"
+    elif generator is None and x is not None and leaf is not None:
+        images, is_empty = _means(x, leaf, plan.n_leaves)
+        title = f"Every leaf: the mean of its samples, and {of_share}"
+    else:
+        size = (plan.n_leaves, model.experts.latent_dim)
+        z = torch.zeros(size) if generator is None else torch.randn(size, generator=generator)
+        images = model.decode(z, torch.arange(plan.n_leaves))
+        title = f"Every leaf: {'what it makes of z = 0' if generator is None else 'a sample'}, and {of_share}"
+    images = floats(images, "images")
+    if images.shape != (plan.n_leaves, *model.input_shape):
+        raise ShapeError(mismatch("images", f"{(plan.n_leaves, *model.input_shape)}", tuple(images.shape)))
+    pictures = pictures_of(images.unsqueeze(0), "images")[0]
+    zoom = zoom_of(pictures)
+    tall, wide = zoom * pictures.shape[1], zoom * pictures.shape[2]
+
+    below = {n.path: float(share[n.leaves.start : n.leaves.stop].sum() / share.sum()) for n in plan.nodes}
+    trunk = min(SIDE, wide)  # all edges of the root together, lest one be wider than the picture that it leads to
+    names = plan.names
+    labels = {n.path: f"{names[n.path]}: {100 * below[n.path]:.1f}%" if n.depth else "root" for n in plan.mixtures}
+    frames = {path: max(trunk * below[path], text_width(label)) + 2 * PAD for path, label in labels.items()}
+    captions = fit(plan.level_names(None), wide + GAP)
+    reach = tall + height_of(captions) + LINE + 1.5 * HALF  # a picture and what is written below it
+    left = _without_overlaps(plan, wide, reach, frames)
+    across, down = {n.path: _middle(n, left, wide) for n in plan.nodes}, _tops(plan, left, wide)
+
+    fig, ax = canvas(left[-1] + wide, down[-1] + tall)
+    _draw_edges(ax, plan, across, down, {path: trunk * part for path, part in below.items()})
+    for node in plan.nodes:
+        middle, top = across[node.path], down[node.depth]
+        if isinstance(node.spec, VAE):
+            i = node.leaves.start
+            if is_empty[i]:
+                no_sample(ax, left[i], top, wide, tall)
+            else:
+                imshow(ax, pictures[i], (left[i], left[i] + wide, top + tall, top), zoom)
+            caption, angle = captions[i]
+            caption += f"\n{100 * below[node.path]:.1f}%"
+            ax.text(middle, top + tall + 4, caption, ha="center", va="top", rotation=angle, **LABEL)
+        else:
+            width = frames[node.path] - 2 * PAD
+            corner = (middle - width / 2, top - HALF)
+            box = f"round,pad={PAD}"
+            ax.add_patch(FancyBboxPatch(corner, width, 2 * HALF, box, fc="white", ec=PALE, clip_on=False))
+            ax.text(middle, top, labels[node.path], ha="center", va="center", **LABEL)
+    room = max(TITLE_WIDTH, left[-1] + wide) / text_width("0")  # of a smaller letter, but "0" is a wide one
+    ax.set_title("\n".join(textwrap.wrap(title, int(room))), pad=HALF + PAD, **TITLE)
+    return make_room(fig, ax)
+
+
+def _means(
+    x: Float[Tensor, "batch *input_shape"], leaf: Int[Tensor, " batch"], n_leaves: int
+) -> tuple[Float[Tensor, "leaf *input_shape"], np.ndarray]:
+    """The mean of the samples of every leaf, and which leaves have none."""
+    count = leaf.bincount(minlength=n_leaves)
+    total = torch.zeros(n_leaves, x[0].numel()).index_add_(0, leaf, x.flatten(1).float())
+    return (total / count.clamp_min(1).unsqueeze(1)).unflatten(1, x.shape[1:]), (count == 0).numpy()
+
+
+def _draw_edges(
+    ax: Axes, plan: Plan, across: Mapping[str, float], down: np.ndarray, widths: Mapping[str, float]
+) -> None:
+    """Every edge as a curve of its width; those of a mixture leave it side by side."""
+    start = {n.path: across[n.path] - widths[n.path] / 2 for n in plan.mixtures}
+    for parent, child in _edges(plan):
+        width = widths[child.path]
+        x0, y0, x1, y1 = start[parent.path] + width / 2, down[parent.depth], across[child.path], down[child.depth]
+        start[parent.path] += width
+        y2, y3, y4 = y0 + HALF, (y0 + y1) / 2, y1 - HALF
+        points = [(x0, y0), (x0, y2), (x0, y3), (x1, y3), (x1, y4), (x1, y1)]
+        curve = Curve(points, [Curve.MOVETO, Curve.LINETO, *[Curve.CURVE4] * 3, Curve.LINETO])
+        lw = max(0.5, width * 72 / DPI)
+        seam = [withStroke(linewidth=lw + 1, foreground="white")]  # tells apart edges that lie close together
+        edge = PathPatch(curve, fill=False, ec=PALE, lw=lw, capstyle="butt", path_effects=seam, gid=child.path)
+        ax.add_patch(edge)
+
+
+def _edges(plan: Plan) -> list[tuple[PlannedNode, PlannedNode]]:
+    """Every edge as the mixture that it leaves and the node that it leads to."""
+    return [(plan.mixtures[m], plan.nodes[c]) for m, c in zip(plan.edge_mixture, plan.edge_child, strict=True)]
+
+
+def _middle(node: PlannedNode, left: np.ndarray, wide: float) -> float:
+    """Where a node is across, from the left sides of the leaves."""
+    return float(left[node.leaves.start] + left[node.leaves.stop - 1] + wide) / 2
+
+
+def _tops(plan: Plan, left: np.ndarray, wide: float) -> np.ndarray:
+    """How far down every depth is: a level is as high as its widest fan asks for, lest its edges run flat."""
+    fans = [0.0] * plan.depth
+    for a, b in _edges(plan):
+        fans[a.depth] = max(fans[a.depth], abs(_middle(b, left, wide) - _middle(a, left, wide)))
+    return np.cumsum([0.0, *(round(SIDE + fan / 5) for fan in fans)])
+
+
+def _without_overlaps(plan: Plan, wide: float, reach: float, frames: Mapping[str, float]) -> np.ndarray:
+    """The left sides of all leaves, as far apart as pictures and the mixtures' `frames` (widths) ask for.
+
+    Pictures reach `reach` down with what is written below them.
+    """
+    parents = [leaf.path.rpartition("/")[0] for leaf in plan.leaves]
+    steps = [wide + GAP * (1 if a == b else 5) for a, b in itertools.pairwise(parents)]
+    left = np.cumsum([0.0, *steps])
+    y = _tops(plan, left, wide)
+
+    def are_beside(a: PlannedNode, b: PlannedNode) -> bool:
+        upper, lower = (a, b) if a.depth <= b.depth else (b, a)
+        return bool(y[lower.depth] - HALF - PAD < y[upper.depth] + (HALF + PAD if upper.path in frames else reach))
+
+    framed = [node for node in plan.mixtures if node.depth]
+    pairs = [(a, b) for a in plan.nodes for b in framed] + [(a, b) for a in framed for b in plan.leaves]
+    # From the left each pair once, for all that moves is to the right of it.
+    for a, b in sorted(pairs, key=lambda pair: pair[1].leaves.start):
+        if a.leaves.stop <= b.leaves.start and are_beside(a, b):
+            needed = (frames.get(a.path, wide) + frames.get(b.path, wide)) / 2 + GAP
+            left[b.leaves.start :] += max(0.0, needed - (_middle(b, left, wide) - _middle(a, left, wide)))
+    return left

@@ -1,0 +1,73 @@
+"""Histories: there and back again through CSV and JSON, and what is said of them in short."""
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hmoevae as hm
+from hmoevae.errors import CheckpointError
+
+FLAT = hm.History(
+    [
+        {"epoch": 1, "seconds": 0.1, "loss": 1 / 3, "elbo": 1e-300, "usage/root/0": 1.0},
+        {"epoch": 2, "seconds": 0.2, "loss": math.inf, "val_elbo": -2.5, "revived": 1},
+    ]
+)
+cells = st.one_of(st.integers(-(2**40), 2**40), st.floats(allow_nan=False))
+texts = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1)
+names = st.one_of(st.sampled_from(["loss", "val_elbo", "usage/root/0", 'a "quoted", one']), texts)
+rows = st.lists(st.dictionaries(names.filter(lambda name: name not in ("epoch", "interrupted")), cells, max_size=4))
+
+
+@given(rows=rows, interrupted=st.booleans())
+def test_what_is_read_back_is_what_was_written(tmp_path_factory, rows, interrupted):
+    history = hm.History([{"epoch": i, **row} for i, row in enumerate(rows, 1)], interrupted)
+    file = tmp_path_factory.getbasetemp() / "history.csv"
+    history.to_csv(file)
+    back = hm.History.from_csv(file)
+    assert back == history
+    assert back.columns == history.columns
+    text = file.read_bytes()
+    back.to_csv(file)
+    assert file.read_bytes() == text
+
+
+def test_a_history_without_an_epoch_that_was_interrupted_is_one(tmp_path):
+    hm.History(interrupted=True).to_csv(tmp_path / "history.csv")
+    assert (tmp_path / "history.csv").read_text() == "epoch,seconds,loss,interrupted\n"
+    assert hm.History.from_csv(tmp_path / "history.csv") == hm.History(interrupted=True)
+
+
+def test_interrupted_is_a_column_only_where_it_is_true(tmp_path):
+    FLAT.to_csv(tmp_path / "history.csv")
+    assert "interrupted" not in (tmp_path / "history.csv").read_text()
+    hm.History(FLAT.rows, interrupted=True).to_csv(tmp_path / "history.csv")
+    lines = (tmp_path / "history.csv").read_text().splitlines()
+    assert [line.rpartition(",")[2] for line in lines] == ["interrupted", "", "1"]
+    assert "interrupted" not in FLAT.rows[-1], "writing changes nothing"
+
+
+def test_a_trained_history_is_drawn_from_its_file(tmp_path):
+    import torch
+
+    model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2), 3), (4,))
+    history = hm.fit(model, torch.rand(20, 4), epochs=2, progress=False, device="cpu")
+    history.to_csv(tmp_path / "history.csv")
+    back = hm.History.from_csv(tmp_path / "history.csv")
+    assert back == history
+    assert [text.get_text() for text in hm.plot.usage(back).axes[0].texts] == [" 0", " 1", " 2"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [None, "", "loss\n1.0\n", "epoch,loss\n1\n", "epoch,loss\n1,2,3\n", "epoch,loss\n1,word\n", 'epoch,"lo'],
+    ids=["missing", "empty", "no epoch", "short", "long", "word", "torn"],
+)
+def test_what_is_no_history_is_refused(tmp_path: Path, text: str | None):
+    if text is not None:
+        (tmp_path / "h.csv").write_text(text)
+    with pytest.raises(CheckpointError, match=r"h.csv: expected a history written by to_csv, got"):
+        hm.History.from_csv(tmp_path / "h.csv")
