@@ -7,7 +7,6 @@ from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
-
 FUNCTION = re.compile(r"(<mi>(?:log|exp)</mi>)(?!<mo)")
 """The name of a function and no bracket behind it."""
 
