@@ -150,9 +150,8 @@ def test_code_is_marked_as_code() -> None:
     """Python in a block of another language would be run by nobody."""
     for page in PAGES:
         for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.M):
-            assert language in {"python", "pycon"} or not re.search(r"^(import|from) \w+|^>>> ", block, re.M), name_of(
-                page
-            )
+            is_run = language in {"python", "pycon"}
+            assert is_run or not re.search(r"^(import|from) \w+|^>>> ", block, re.M), name_of(page)
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
