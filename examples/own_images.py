@@ -53,7 +53,7 @@ def make_model(n_kinds: int, shape: Sequence[int]) -> hm.HMoEVAE:
 def train(x: Tensor, n_kinds: int, epochs: int, start: Literal["kmeans"] | np.ndarray) -> hm.HMoEVAE:
     """The first epochs teach the clusters of `start`; then gate and experts improve on them."""
     model = make_model(n_kinds, x.shape[1:])
-    how = {"epochs": epochs, "init_epochs": max(1, epochs // 10), "batch_size": 64, "lr": 2e-3}
+    how = {"epochs": epochs, "init_epochs": max(1, epochs // 4), "batch_size": 50, "lr": 5e-3}
     hm.fit(model, x, init=start, lr_schedule="cosine", **how)
     return model
 
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--kinds", type=int, default=5, help="how many leaves")
     parser.add_argument("--size", type=int, default=24, help="width and height to which pictures are shrunk")
     parser.add_argument("--colour", action="store_true", help="three channels in place of grey levels")
-    parser.add_argument("--epochs", type=int, default=30, help="passes over the pictures, in each training")
+    parser.add_argument("--epochs", type=int, default=40, help="passes over the pictures, in each training")
     parser.add_argument("--out", type=Path, default=Path("runs/own_images"), help="folder for the results")
     parser.add_argument("--smoke", action="store_true", help="two epochs of few pictures, to see that everything works")
     args = parser.parse_args()
