@@ -81,7 +81,7 @@ def main() -> None:
     losses = history["val_elbo"]
     print(f"{len(losses)} epochs; held-out loss {losses[0]:.2f} at first, {losses[-1]:.2f} in the end,", end=" ")
     print(f"{min(losses):.2f} at the best, in epoch {1 + losses.index(min(losses))}")
-    clusters = KMeans(10, n_init=10, random_state=0).fit(data.x.flatten(1).numpy())
+    clusters = KMeans(10, n_init=10, random_state=0).fit(data.x.flatten(1).numpy())  # type: ignore[arg-type]  # or "auto"
     found = {"k-means": clusters.predict(test.x.flatten(1).numpy()), "hmoevae": best.predict(test.x)}
     for name, leaf in found.items():
         print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in hm.metrics.clustering_scores(test.y, leaf).items()))

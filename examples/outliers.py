@@ -68,7 +68,7 @@ def main() -> None:
     model = train(x, epochs=2 if args.smoke else 40)
     model.save_pretrained(args.out / "model")
 
-    clusters = KMeans(10, n_init=10, random_state=0).fit(x.flatten(1).numpy())
+    clusters = KMeans(10, n_init=10, random_state=0).fit(x.flatten(1).numpy())  # type: ignore[arg-type]  # or "auto"
     nearness = [-clusters.transform(part.flatten(1).numpy()).min(1) for part in (held_out, test.x, bad)]
     report("k-means", *nearness)
     report("hmoevae", *(scores(model, part) for part in (held_out, test.x, bad)))

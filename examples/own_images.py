@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from sklearn.cluster import KMeans
@@ -50,7 +49,7 @@ def make_model(n_kinds: int, shape: Sequence[int]) -> hm.HMoEVAE:
     return hm.HMoEVAE(tree, input_shape=tuple(shape), objective="elbo")
 
 
-def train(x: Tensor, n_kinds: int, epochs: int, start: Literal["kmeans"] | np.ndarray) -> hm.HMoEVAE:
+def train(x: Tensor, n_kinds: int, epochs: int, start: Literal["kmeans"] | Tensor) -> hm.HMoEVAE:
     """The first epochs teach the clusters of `start`; then gate and experts improve on them."""
     model = make_model(n_kinds, x.shape[1:])
     how = {"epochs": epochs, "init_epochs": max(1, epochs // 4), "batch_size": 50, "lr": 5e-3}
@@ -60,7 +59,7 @@ def train(x: Tensor, n_kinds: int, epochs: int, start: Literal["kmeans"] | np.nd
 
 def clustered(features: Tensor, n_kinds: int) -> KMeans:
     """k-means of whatever describes the pictures, a row each."""
-    return KMeans(n_kinds, n_init=10, random_state=0).fit(features.flatten(1).numpy())
+    return KMeans(n_kinds, n_init=10, random_state=0).fit(features.flatten(1).numpy())  # type: ignore[arg-type]  # or "auto"
 
 
 # --- the drawn shapes -----------------------------------------------------------------------------------------------
@@ -144,7 +143,7 @@ def run(args: argparse.Namespace) -> None:
     by_pixels, by_strokes = clustered(x[rest], args.kinds), clustered(strokes[rest], args.kinds)
     models = {
         "from pixels": train(x[rest], args.kinds, epochs, "kmeans"),
-        "from strokes": train(x[rest], args.kinds, epochs, by_strokes.labels_),
+        "from strokes": train(x[rest], args.kinds, epochs, torch.as_tensor(by_strokes.labels_)),
     }
     found = {
         "k-means of pixels": by_pixels.predict(x[test].flatten(1).numpy()),
