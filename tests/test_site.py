@@ -1,4 +1,4 @@
-"""The built site: it asks nobody for anything, formulas are formulas, signatures can be read."""
+"""The built site: it asks nobody for anything; formulas, signatures and dark pages are as they should be."""
 
 import re
 import subprocess
@@ -6,6 +6,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +59,40 @@ def test_a_page_loads_nothing_from_elsewhere(site: Path) -> None:
         ):
             assert not re.match(r"(?!data:)\w+:|//", "".join(target)), f"{style.name}: {target}"
     assert checked > 100
+
+
+def test_every_picture_has_a_dark_twin_that_does_not_glare(site: Path) -> None:
+    from PIL import Image
+
+    for page in pages(site):
+        shown = re.findall(r'<img [^>]*src="([^"]*_images/[^"]*)"[^>]*>', page.read_text(encoding="utf-8"))
+        light, dark = shown[::2], shown[1::2]
+        assert [re.sub(r"\.(\w+)$", r".dark.\1", name) for name in light] == dark
+    twins = sorted((site / "_images").glob("*.dark.*"))
+    assert len(twins) == len(list((ROOT / "docs" / "images").iterdir()))
+    for twin in twins:
+        with Image.open(twin) as picture, Image.open(twin.with_name(twin.name.replace(".dark", ""))) as light:
+            assert (picture.size, getattr(picture, "n_frames", 1)) == (light.size, getattr(light, "n_frames", 1))
+            assert np.asarray(picture.convert("L"))[0].mean() < 60, twin.name
+
+
+def test_in_the_dark_ink_is_light_and_images_of_samples_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sphinx", reason="needs the extra `docs`")
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import dark
+
+    picture = np.full((80, 120, 3), 255, np.uint8)
+    picture[20:60, 20:60] = 0  # an image of a sample
+    picture[30:40, 30:40] = 250  # with something white in it
+    picture[40:44, 70:110] = (0, 114, 178)  # a blue line
+    picture[50:52, 70:110] = 0  # and a black one
+    turned = dark.darkened(picture)
+    assert (turned[20:60, 20:60] == picture[20:60, 20:60]).all()
+    assert turned[0, 0].tolist() == dark.PAGE.tolist()
+    assert turned[51, 90].tolist() == [255, 255, 255]
+    red, green, blue = turned[42, 90].tolist()
+    assert red < green < blue
+    assert blue > 250
 
 
 def test_formulas_are_formulas(site: Path) -> None:
