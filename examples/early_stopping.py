@@ -86,6 +86,8 @@ def main() -> None:
     for name, leaf in found.items():
         print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in hm.metrics.clustering_scores(test.y, leaf).items()))
     print(f"the best model, log.jsonl, history.csv and checkpoints are in {args.out}")
+    if args.smoke:
+        print("A smoke run: it only shows that everything works. For results, leave out --smoke.")
 
 
 if __name__ == "__main__":

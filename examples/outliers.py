@@ -77,6 +77,8 @@ def main() -> None:
     strangest = everything[scores(model, everything).argsort()[:20].copy()]
     hm.plot.reconstructions(model, strangest).savefig(args.out / "strangest.png")
     print(f"the model and strangest.png, the images of the lowest score, are in {args.out}")
+    if args.smoke:
+        print("A smoke run: it only shows that everything works. For results, leave out --smoke.")
 
 
 if __name__ == "__main__":

@@ -161,6 +161,8 @@ def run(args: argparse.Namespace) -> None:
             table.write("file,leaf\n")
             table.writelines(f"{file},{leaf}\n" for file, leaf in zip(files, model.predict(x).tolist(), strict=True))
     print(f"a model, nearest.png and leaves.csv (the leaf of every file) of each training are in {args.out}")
+    if args.smoke:
+        print("A smoke run: it only shows that everything works. For results, leave out --smoke.")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode or done.stdout.splitlines()[-1].startswith("A smoke run: it only shows")
+    return done
 
 
 # --- outliers -------------------------------------------------------------------------------------------------------
