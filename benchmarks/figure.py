@@ -1,5 +1,6 @@
 """The picture of a throughput run: how the cost of a leaf scales, and how far each row is from the machine's limit."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ Rows = list[dict[str, Any]]
 STYLES = {"fp32": "-", "bf16": "--"}
 FILLS = {"fp32": "full", "bf16": "none"}
 MARKERS = "osD^v"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Those of `hmoevae.plot` and their kin, which colour-blind readers can tell apart (Okabe & Ito 2008)."""
+GREY = "#555555"
 
 
 def save_figure(report: dict[str, Any], file: Path) -> None:
     """Draw the report of `throughput.py`, two panels an op, and write it to `file` in the format of its ending."""
     ops = list(dict.fromkeys(row["op"] for row in report["rows"]))
-    colours = {what: f"C{i}" for i, what in enumerate(dict.fromkeys(row["what"] for row in report["rows"]))}
-    figure = Figure(figsize=(12, 1 + 4 * len(ops)), layout="constrained")
+    colours = dict(zip(dict.fromkeys(row["what"] for row in report["rows"]), itertools.cycle(COLOURS), strict=False))
+    figure = Figure(figsize=(12, 1 + 4 * len(ops)), facecolor="white", layout="constrained")
     for op, part in zip(ops, figure.subfigures(len(ops), squeeze=False)[:, 0], strict=True):
         scaling, roofline = part.subplots(1, 2)
         rows = [row for row in report["rows"] if row["op"] == op]
@@ -30,21 +34,27 @@ def save_figure(report: dict[str, Any], file: Path) -> None:
             reached = [row["gflop_per_s"] for row in line]
             roofline.loglog([row["gflop"] / row["gbytes"] for row in line], reached, linestyle="none", **how)
         _roof(roofline, rows, report["copy_gbytes_per_s"])
-        scaling.set(xlabel="leaves", ylabel="ms a step and leaf", title=f"{op}: cost of a leaf")
-        roofline.set(
-            xlabel="FLOP a byte of least memory traffic", ylabel="GFLOP/s", title=f"{op}: distance from the limit"
-        )
+        labels = {
+            scaling: (f"{op}: cost of a leaf", "leaves", "ms a step and leaf"),
+            roofline: (f"{op}: distance from the limit", "FLOP a byte of least memory traffic", "GFLOP/s"),
+        }
         scaling.set_xticks(sorted({row["leaves"] for row in rows}))
         roofline.set_xscale("log", base=2)  # it spans little more than a decade
         for axes in (scaling, roofline):
-            axes.grid(visible=True, which="both", alpha=0.2)
-            axes.tick_params(which="both", labelsize="x-small")
+            title, across, up = labels[axes]
+            axes.set_title(title, loc="left", fontsize="medium")
+            axes.set_xlabel(across, color=GREY, fontsize="small")
+            axes.set_ylabel(up, color=GREY, fontsize="small")
+            axes.grid(visible=True, which="major", color="#e5e5e5", linewidth=0.6)
+            axes.tick_params(which="both", labelsize="x-small", labelcolor=GREY, color="#aaaaaa")
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.spines[["left", "bottom"]].set_color("#aaaaaa")
             axes.xaxis.set_major_formatter(ScalarFormatter())
             axes.xaxis.set_minor_formatter(NullFormatter())
-        part.legend(loc="outside right upper", fontsize="x-small")
+        part.legend(loc="outside right upper", fontsize="x-small", frameon=False, labelcolor=GREY)
     machine = report["hardware"]
-    title = f"{machine['gpu'] or machine['cpu']}, threads: {machine['threads']}, {report['date'][:10]}"
-    figure.suptitle(title, fontsize="small")
+    about = f"{machine['gpu'] or machine['cpu']}, threads: {machine['threads']}, {report['date'][:10]}"
+    figure.suptitle(about, fontsize="small", color=GREY)
     figure.savefig(file, dpi=150)
 
 
@@ -67,4 +77,4 @@ def _roof(axes: Axes, rows: Rows, bandwidth: float) -> None:
         ridge = ceiling / bandwidth
         ends = [min(*intensities, ridge) / 2, ridge, max(*intensities, ridge) * 2]
         roof = [min(ceiling, bandwidth * at) for at in ends]
-        axes.loglog(ends, roof, color="black", linestyle=STYLES[precision], label=f"copy, square GEMM, {precision}")
+        axes.loglog(ends, roof, color=GREY, linestyle=STYLES[precision], label=f"copy, square GEMM, {precision}")

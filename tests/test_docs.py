@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import tables
@@ -64,9 +65,16 @@ def test_links_lead_somewhere(page: Path, link: str) -> None:
 
 
 def test_every_page_is_in_the_sites_contents() -> None:
-    index = (DOCS / "index.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"^([\w/]+)$", index, re.MULTILINE))
-    assert {str(page.relative_to(DOCS).with_suffix("")) for page in PAGES if DOCS in page.parents} == listed | {"index"}
+    """In the index, or in the contents of the page that it is a part of."""
+    listed = [
+        name
+        for page in PAGES
+        for contents in blocks(page, "{toctree}")
+        for name in re.findall(r"^([\w/]+)$", contents, re.MULTILINE)
+    ]
+    assert len(listed) == len(set(listed))
+    pages = {str(page.relative_to(DOCS).with_suffix("")) for page in PAGES if DOCS in page.parents}
+    assert pages == {*listed, "index"}
 
 
 def test_every_picture_is_shown() -> None:
@@ -113,41 +121,38 @@ def test_commands_name_files_and_options_that_exist(page: Path, command: list[st
 # --- code -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page, "python") and DOCS in page.parents], ids=name_of
-)
-def test_python_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One block after the other, in a folder with a small trained model and with data by the names that pages use."""
+def snippets(language: str) -> list[object]:
+    """Every code block of every page by itself, README.md's among them."""
+    return [
+        pytest.param(page, block, id=f"{name_of(page)}-{i}")
+        for page in PAGES
+        for i, block in enumerate(blocks(page, language))
+    ]
+
+
+@pytest.mark.parametrize(("page", "block"), snippets("python"))
+def test_a_snippet_runs_as_pasted(page: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself, with no name but its own, in an empty folder: as a reader does who has just installed the package."""
     monkeypatch.chdir(tmp_path)
-    model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(), 10), input_shape=(1, 28, 28))
-    model.save_pretrained(tmp_path / "runs" / "mnist_flat" / "model")
-    x = torch.rand(64, 1, 28, 28)
-    names = {"hm": hm, "torch": torch, "model": model, "x": x, "x_train": x[:32], "x_test": x[:8]}
-    for block in blocks(page, "python"):
-        exec(compile(block, name_of(page), "exec"), names)
+    with torch.random.fork_rng():
+        exec(compile(block, name_of(page), "exec"), {"__name__": "__main__"})
 
 
-def test_early_stopping_stops_when_the_loss_has_not_fallen() -> None:
-    """The callback of the page on checkpoints, without the training below it."""
-    (recipe,) = (block for block in blocks(DOCS / "checkpoints.md", "python") if "def patient" in block)
-    names = {"hm": hm}
-    exec(recipe.partition("\n\n\n")[0], names)
-    model = hm.HMoEVAE(hm.VAE(), (4,), objective="elbo")
-
-    def stops(*losses: float) -> bool:
-        history = hm.History([{"epoch": i, "val_elbo": loss} for i, loss in enumerate(losses, 1)])
-        return names["patient"](hm.training.EpochEnd(model, history, len(losses), 500), patience=2)
-
-    assert [stops(3.0), stops(3.0, 4.0), stops(3.0, 4.0, 2.0), stops(3.0, 2.0, 2.5)] == [False] * 4
-    assert [stops(3.0, 3.0, 3.0), stops(3.0, 2.0, 2.5, 2.1)] == [True] * 2
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "pycon")], ids=name_of)
-def test_sessions_on_a_page_give_what_they_say(page: Path) -> None:
-    session = doctest.DocTestParser().get_doctest("\n".join(blocks(page, "pycon")), {}, name_of(page), str(page), 0)
+@pytest.mark.parametrize(("page", "block"), snippets("pycon"))
+def test_a_session_gives_what_it_says(page: Path, block: str) -> None:
+    session = doctest.DocTestParser().get_doctest(block, {}, name_of(page), str(page), 0)
     flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
     assert session.examples
     assert doctest.DocTestRunner(optionflags=flags).run(session).failed == 0
+
+
+def test_code_is_marked_as_code() -> None:
+    """Python in a block of another language would be run by nobody."""
+    for page in PAGES:
+        fences = re.findall(r"^```(\S*)[^\n]*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        for language, block in fences:
+            is_run = language in {"python", "pycon"}
+            assert is_run or not re.search(r"^(import|from) \w+|^>>> ", block, re.MULTILINE), name_of(page)
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -253,21 +258,39 @@ def test_a_diff_applies_and_its_tests_pass(diff: Path, tmp_path: Path) -> None:
 
 
 # --- the reference --------------------------------------------------------------------------------------------------
-REFERENCE = (DOCS / "reference.md").read_text(encoding="utf-8")
+
+REFERENCE = "\n".join(page.read_text(encoding="utf-8") for page in sorted((DOCS / "reference").glob("*.md")))
+INTERNALS = (DOCS / "contributing" / "internals.md").read_text(encoding="utf-8")
 
 
-def documented() -> dict[str, object]:
-    """Every class and function that the reference shows, by its full name."""
-    found = {}
-    for module_name, members in re.findall(r"automodule:: (\S+)\n   :members:(.*)", REFERENCE):
-        module = importlib.import_module(module_name)
-        names = [name.strip() for name in members.split(",") if name.strip()]
-        for name in names or vars(module):
-            value = getattr(module, name)
-            own = getattr(value, "__module__", "").startswith(module_name)
-            if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value)) and (names or own):
-                found[f"{module_name}.{name}"] = value
+def documented(text: str) -> dict[str, object]:
+    """Every class and function that pages of reference show, by the name under which they do."""
+    found: dict[str, object] = {}
+    module_name = ""
+    directives = re.finditer(r"^\.\. (\w+):: (\S+)\n((?:   :.*\n)*)", text, re.MULTILINE)
+    for kind, name, options in (directive.groups() for directive in directives):
+        match kind:
+            case "currentmodule":
+                module_name = name
+            case "autoclass" | "autofunction":
+                full = name if name.startswith("hmoevae.") else f"{module_name}.{name}"
+                found[full] = resolve_name(full)
+            case "automodule":
+                module = importlib.import_module(name)
+                members = re.search(r":members:(.*)", options)
+                left_out = re.search(r":exclude-members:(.*)", options)
+                assert members
+                given = [member.strip() for member in members[1].split(",") if member.strip()]
+                hidden = {member.strip() for member in left_out[1].split(",")} if left_out else set()
+                own = [n for n, v in vars(module).items() if getattr(v, "__module__", "") == name and n[0] != "_"]
+                for member in given or [n for n in own if n not in hidden]:
+                    value = getattr(module, member)
+                    if inspect.isclass(value) or inspect.isfunction(value):
+                        found[f"{name}.{member}"] = value
     return found
+
+
+SHOWN = documented(REFERENCE)
 
 
 def methods(cls: type) -> dict[str, object]:
@@ -289,11 +312,29 @@ def examples(value: object) -> str:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    shown = list(documented().values())
     for name in hm.__all__:
         value = getattr(hm, name)
-        assert inspect.ismodule(value) or value in shown, name
-        assert not inspect.ismodule(value) or f"automodule:: {value.__name__}\n" in REFERENCE, name
+        if inspect.ismodule(value):
+            assert f"automodule:: {value.__name__}\n" in REFERENCE, name
+        else:
+            assert SHOWN[f"hmoevae.{name}"] is value, name
+
+
+def test_the_overview_has_a_line_for_every_name() -> None:
+    overview = (DOCS / "reference.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^   ([\w.]+)$", overview, re.MULTILINE)
+    assert {f"hmoevae.{line}" for line in lines} == set(SHOWN)
+    assert len(lines) == len(SHOWN)
+
+
+def test_the_reference_has_no_internals() -> None:
+    inside = documented(INTERNALS)
+    assert inside
+    assert not {value.__module__ for value in SHOWN.values()} & {value.__module__ for value in inside.values()} - {
+        "hmoevae.plan",
+        "hmoevae.errors",
+    }
+    assert not set(SHOWN) & set(inside)
 
 
 def is_error(value: object) -> bool:
@@ -301,7 +342,8 @@ def is_error(value: object) -> bool:
 
 
 NEEDS_AN_EXTRA = {"hmoevae.starts.umap"}
-NAMES = {name: value for name, value in documented().items() if not is_error(value) and name not in NEEDS_AN_EXTRA}
+EVERYTHING = SHOWN | documented(INTERNALS)
+NAMES = {name: value for name, value in EVERYTHING.items() if not is_error(value) and name not in NEEDS_AN_EXTRA}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,122 @@
+"""The examples that pages of guidance are about: they run, and do what the pages say."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import early_stopping
+import numpy as np
+import outliers
+import own_images
+import pytest
+import torch
+
+import hmoevae as hm
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode or done.stdout.splitlines()[-1].startswith("A smoke run: it only shows")
+    return done
+
+
+# --- outliers -------------------------------------------------------------------------------------------------------
+
+
+def test_outliers_leave_a_model_and_the_strangest(tmp_path: Path) -> None:
+    done = run("outliers.py", "--smoke", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"^ *(k-means|hmoevae): AUROC 0\.\d{3}, \d+% of the spoilt", done.stdout, re.MULTILINE)
+    assert found == ["k-means", "hmoevae"]
+    assert {file.name for file in tmp_path.iterdir()} == {"model", "strangest.png"}
+
+
+def test_a_spoilt_image_is_of_two_halves() -> None:
+    x = torch.arange(3.0).reshape(3, 1, 1, 1).expand(3, 1, 2, 4)
+    assert outliers.spoilt(x)[:, 0, 0].tolist() == [[0, 0, 2, 2], [1, 1, 0, 0], [2, 2, 1, 1]]
+
+
+def test_the_limit_is_set_by_held_out_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    held_out = np.arange(101.0)
+    outliers.report("some", held_out, good=np.array([4.0, 50.0, 60.0, 70.0]), bad=np.array([1.0, 2.0, 3.0, 90.0]))
+    # 5 is the 5 % quantile; of the 16 pairs of a good and a bad one, 12 are in order.
+    expected = "    some: AUROC 0.750, 75% of the spoilt found and 25% of the others, limit 5.0\n"
+    assert capsys.readouterr().out == expected
+
+
+# --- early stopping and logging -------------------------------------------------------------------------------------
+
+
+def test_early_stopping_stops_when_the_loss_has_not_fallen() -> None:
+    model = hm.HMoEVAE(hm.VAE(), (4,), objective="elbo")
+
+    def stops(*losses: float) -> bool:
+        history = hm.History([{"epoch": i, "val_elbo": loss} for i, loss in enumerate(losses, 1)])
+        return early_stopping.patient(hm.EpochEnd(model, history, len(losses), 500), patience=2)
+
+    assert [stops(3.0), stops(3.0, 4.0), stops(3.0, 4.0, 2.0), stops(3.0, 2.0, 2.5)] == [False] * 4
+    assert [stops(3.0, 3.0, 3.0), stops(3.0, 2.0, 2.5, 2.1)] == [True] * 2
+
+
+def test_the_log_has_a_line_for_every_epoch_and_starts_anew_with_a_run(tmp_path: Path) -> None:
+    log = early_stopping.Log(tmp_path / "log.jsonl")
+    model = hm.HMoEVAE(hm.VAE(2), (4,))
+    for n in (3, 2):
+        history = hm.fit(model, torch.rand(8, 4), epochs=n, callbacks=[log], progress=False)
+        lines = [json.loads(line) for line in log.file.read_text(encoding="utf-8").splitlines()]
+        assert lines == history.rows
+        assert len(lines) == n
+
+
+def test_early_stopping_leaves_logs_and_the_best_model_and_goes_on(tmp_path: Path) -> None:
+    first = run("early_stopping.py", "--smoke", "--out", tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert {"model", "checkpoints", "history.csv", "log.jsonl"} <= {file.name for file in tmp_path.iterdir()}
+    with (tmp_path / "history.csv").open(encoding="utf-8") as table:
+        rows = list(csv.DictReader(table))
+    best = min(rows, key=lambda row: float(row["val_elbo"]))
+    assert f"2 epochs; held-out loss {float(rows[0]['val_elbo']):.2f} at first" in first.stdout
+    assert f"in epoch {best['epoch']}\n" in first.stdout
+    again = run("early_stopping.py", "--smoke", "--out", tmp_path)
+    assert again.stdout == first.stdout
+
+
+# --- images of your own ---------------------------------------------------------------------------------------------
+
+
+def test_own_images_sort_every_file(tmp_path: Path) -> None:
+    done = run("own_images.py", "--smoke", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = sorted(map(str, (tmp_path / "few_shapes").rglob("*.png")))
+    assert len(files) == 100
+    for leaves in tmp_path.glob("*/leaves.csv"):
+        with leaves.open(encoding="utf-8") as table:
+            rows = list(csv.DictReader(table))
+        assert [row["file"] for row in rows] == files
+        assert {int(row["leaf"]) for row in rows} <= set(range(5))
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_pictures_are_read_as_numbers_from_0_to_1(mode: str, channels: int, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for i in range(10):
+        Image.new("RGB", (20, 10), (255, 0, 51 * (i % 2))).save(tmp_path / f"{i}.png")
+    x, files = own_images.read(tmp_path, 8, mode)
+    assert x.shape == (10, channels, 8, 8)
+    assert [file.name for file in files] == [f"{i}.png" for i in range(10)]
+    if channels == 3:
+        assert x[1].amax((1, 2)).tolist() == pytest.approx([1.0, 0.0, 0.2])
+
+
+def test_a_folder_without_pictures_ends_with_one_line(tmp_path: Path) -> None:
+    done = run("own_images.py", "--folder", tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr == f"own_images.py: --folder: expected at least 10 pictures, got 0 in {tmp_path}\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
