@@ -54,6 +54,7 @@ ROOMS = {
     "hmoevae.training.resume": 5,
     "hmoevae.training.restarts": 5,
     "hmoevae.training.revival": 5,
+    "hmoevae.training.threads": 5,
     "hmoevae.training.usage": 5,
     "hmoevae.training.warmup": 5,
     "hmoevae.training.states": 5,

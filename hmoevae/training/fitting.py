@@ -221,7 +221,8 @@ def fit(
     processes = Processes.here(where)
     if compile and processes.count > 1:
         raise ArgumentError(mismatch("compile", "False in several processes", compile))
-    processes.check_equal(model=repr(model), epochs=epochs, batch_size=batch_size, precision=precision)
+    about_model = described_model(model)
+    processes.check_equal(**about_model, epochs=epochs, batch_size=batch_size, precision=precision)
     with Checkpoints(checkpoint_dir if processes.is_main else None, checkpoint_every, checkpoint_keep) as checkpoints:
         checkpoint = processes.from_main(lambda: checkpoints.find(resume))
         given_seed = seed
@@ -233,7 +234,7 @@ def fit(
             held_out = batches_of(model, validation_data, "validation_data", batch_size, None, processes)
         if lr_schedule == "cosine" and source.length is None:
             raise ArgumentError(mismatch("lr_schedule", "'constant' for data of unknown length", repr(lr_schedule)))
-        arguments = described_model(model) | {
+        arguments = about_model | {
             "data": described_data(model, data, source),
             "validation_data": described_data(model, validation_data, held_out),
             "batch_size": batch_size * processes.count,
