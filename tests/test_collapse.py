@@ -111,6 +111,7 @@ def test_a_gate_that_nothing_reaches_is_not_called_constant(blobs: Tensor) -> No
     assert "root/1" not in messages.get(ConstantGateWarning, "")
 
 
+@pytest.mark.slow
 def test_gates_that_do_their_work_are_not_warned_of(blobs: Tensor) -> None:
     tree = hm.Mixture.of(LEAF, 4, gate=LAYER, balance=hm.Balance("kl", 5.0))
     with warnings.catch_warnings():

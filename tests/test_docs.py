@@ -113,6 +113,7 @@ def test_commands_name_files_and_options_that_exist(page: Path, command: list[st
 # --- code -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "python") and DOCS in page.parents], ids=name_of
 )
@@ -231,6 +232,7 @@ def test_every_diff_is_shown() -> None:
     assert {f"diffs/{diff.name}" for diff in DIFFS} == set(re.findall(r"literalinclude\} (diffs/\S+)", page))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diff", DIFFS, ids=lambda diff: diff.stem)
 def test_a_diff_applies_and_its_tests_pass(diff: Path, tmp_path: Path) -> None:
     """In a copy of the package: what the page tells a contributor to do."""
@@ -245,7 +247,7 @@ def test_a_diff_applies_and_its_tests_pass(diff: Path, tmp_path: Path) -> None:
         env=os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)},
     )
     brought = re.findall(r"^\+\+\+ b/(tests/\S+)", diff.read_text(encoding="utf-8"), re.MULTILINE)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *brought, "hmoevae/spec.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *brought, "hmoevae/spec.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert brought
     assert done.returncode == 0, done.stdout + done.stderr

@@ -54,6 +54,7 @@ def weights(estimator):
 EXPECTED_FAILED_CHECKS: dict[str, str] = {}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::hmoevae.errors.DeadLeafWarning")  # the checks' data need not fill three clusters
 @parametrize_with_checks([small(max_iter=40)], expected_failed_checks=lambda _: EXPECTED_FAILED_CHECKS)
 def test_scikit_learns_own_checks(estimator, check):
@@ -75,6 +76,7 @@ print("ran", len(checks))
 QUIET = ("-W", "ignore:Implicitly cleaning up", "-W", "ignore:information")
 
 
+@pytest.mark.slow
 def test_the_check_that_wants_a_process_of_its_own():
     """scipy reads SCIPY_ARRAY_API when it is imported; without it `check_array_api_input` is skipped."""
     run = subprocess.run(

@@ -60,6 +60,7 @@ def test_modules_are_copies_of_what_they_need(model, x):
     assert {p.shape for p in decoder.parameters()} == {p.shape for p in alone.parameters()}
 
 
+@pytest.mark.slow
 def test_torch_export_runs_any_batch_equal_to_eager(model, x):
     routing, decoder = hm.export.routing(model), hm.export.decoder(model, 0)
     z = torch.randn(17, decoder.latent_dim, generator=torch.Generator().manual_seed(0))
@@ -69,6 +70,7 @@ def test_torch_export_runs_any_batch_equal_to_eager(model, x):
             torch.testing.assert_close(program(values[:n]), module(values[:n]))
 
 
+@pytest.mark.slow
 def test_onnx_runtime_runs_any_batch_equal_to_eager(model, x, tmp_path):
     routing, decoder = hm.export.routing(model), hm.export.decoder(model, model.plan.n_leaves - 1)
     z = torch.randn(17, decoder.latent_dim, generator=torch.Generator().manual_seed(0))

@@ -164,6 +164,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_importing_changes_nothing_loads_little_and_says_nothing() -> None:
     """In a process of its own, warnings as errors."""
     run = subprocess.run(

@@ -52,6 +52,7 @@ def test_kmeans_goes_level_by_level():
     assert torch.equal(leaf, first_leaves(plan, x, "kmeans", 0))
 
 
+@pytest.mark.slow
 def test_umap_finds_blobs(blobs):
     pytest.importorskip("umap")
     generator = torch.Generator().manual_seed(0)

@@ -105,7 +105,7 @@ def fit(
     What is of no use in the last epoch is named in a warning: a leaf that took less than a hundredth of an even share
     (`DeadLeafWarning`), a gate whose answer tells less than a hundredth of what it could (`ConstantGateWarning`).
     Ctrl-C ends training and returns what there is, with `history.interrupted` set. The global random state stays as
-    it is.
+    it is, and so does the number of threads: a CPU computes small steps in one.
 
     Several processes, as `torchrun` or `accelerate launch` start them, train one model: from the main one's weights and
     seed, and as one process would with their batches together. All return the same history and weights; the main one

@@ -9,7 +9,7 @@ from torch import nn
 from hmoevae.model import HMoEVAE
 
 SMALL_STEP = 1 << 24
-"""Weights times samples up to which more threads gain less than a fifth on idle cores; `docs/slow.md` has the figures."""
+"""Weights times samples up to which a second thread gains less than a fifth on idle cores: see docs/slow.md."""
 
 
 class Threads:
