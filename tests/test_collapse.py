@@ -296,6 +296,7 @@ def test_nothing_dead_nothing_done() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", [hm.Mixture.of(LEAF, 4, gate=LAYER), hm.Mixture.of(hm.Mixture.of(LEAF, 2), 2)])
 def test_a_collapsed_run_is_mended(blobs: Tensor, tree: hm.Mixture) -> None:
     """One leaf has everything when training begins, and without revival also when it ends."""

@@ -238,7 +238,7 @@ def test_a_diff_applies_and_its_tests_pass(diff: Path, tmp_path: Path) -> None:
     """In a copy of the package: what the page tells a contributor to do."""
     shutil.copytree(ROOT / "hmoevae", tmp_path / "hmoevae", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "tests").mkdir()
-    for file in ("pyproject.toml", "tests/conftest.py"):
+    for file in ("pyproject.toml", "tests/checker.py", "tests/conftest.py"):
         shutil.copy(ROOT / file, tmp_path / file)
     subprocess.run(
         ["git", "apply", str(diff)],
