@@ -111,6 +111,7 @@ def test_finds_blobs_and_follows_the_model():
     assert mixture.score(x) == pytest.approx(mixture.score_samples(x).mean())
 
 
+@pytest.mark.slow
 def test_score_is_the_models_bound():
     """With many draws, the bound from shared draws is the bound from draws of each sample's own, in the mean."""
     x, _ = blobs()
@@ -159,6 +160,7 @@ def test_any_tree():
     assert clone(mixture).tree == TREE
 
 
+@pytest.mark.slow
 def test_score_puts_every_prior_with_its_own_leaf():
     """Leaves of two groups that alternate in the tree, with weights that differ."""
     thin, wide = (hm.VAE(1, hm.MLP(()), hm.MLP(()), hm.Gaussian(s, mean="identity")) for s in (0.5, 2.0))

@@ -45,7 +45,7 @@ def fit(trained: hm.HMoEVAE, *errors: Exception) -> dict[str, set[int]]:
         found["callback"].add(torch.get_num_threads())
 
     trained.evaluate = watched  # type: ignore[method-assign]
-    options = {"epochs": 2, "batch_size": 4, "device": "cpu", "progress": False}
+    options = {"epochs": 1, "batch_size": 4, "device": "cpu", "progress": False}
     hm.fit(trained, X, view=view, validation_data=X, callbacks=[callback], **options)
     return found
 

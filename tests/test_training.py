@@ -93,22 +93,6 @@ def test_trains_on_every_source(model, x, source):
     assert not model.training
 
 
-def test_a_run_cut_short_goes_on_to_the_same_weights(model, x, tmp_path):
-    """In short; test_checkpoints.py has it at length."""
-    whole, again = copy.deepcopy(model), copy.deepcopy(model)
-
-    def cut(end):
-        if end.epoch == 2:
-            raise OSError("cut")
-
-    with pytest.raises(OSError, match="cut"):
-        quiet_fit(model, x, epochs=3, checkpoint_dir=tmp_path, callbacks=[cut])
-    assert len(quiet_fit(again, x, epochs=3, checkpoint_dir=tmp_path)) == 3
-    quiet_fit(whole, x, epochs=3)
-    assert torch.equal(weights(again), weights(whole))
-    assert not torch.equal(weights(model), weights(whole))
-
-
 @pytest.mark.parametrize(
     "options",
     [
