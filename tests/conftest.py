@@ -23,6 +23,10 @@ hypothesis.settings.register_profile("ci", deadline=None, max_examples=15, deran
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=300)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+# One thread, here and in the processes that tests start: products are tiny, and workers share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu", "elu")
 
 

@@ -12,6 +12,8 @@ from _recipes import RECIPES, Training
 import hmoevae as hm
 from hmoevae.datasets import LabelledImages
 
+pytestmark = pytest.mark.slow
+
 QUICK = Training(epochs=2, batch_size=50, device="cpu", progress=False)
 
 

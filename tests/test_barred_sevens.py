@@ -15,6 +15,8 @@ from matplotlib.image import imread
 import hmoevae as hm
 from hmoevae.datasets import LabelledImages
 
+pytestmark = pytest.mark.slow
+
 LEAF = hm.VAE(1, hm.MLP((2,)), hm.MLP((2,)))
 
 

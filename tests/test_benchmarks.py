@@ -23,6 +23,8 @@ from throughput import article_tree, balanced_factors, main
 import hmoevae as hm
 from hmoevae.spec import Tree
 
+pytestmark = pytest.mark.slow
+
 N_FEATURES, BATCH, LATENT = 12, 7, 3
 NETWORK = hm.MLP((5,), activation="sigmoid")
 EXPERT = hm.VAE(latent_dim=LATENT, encoder=NETWORK, decoder=NETWORK)

@@ -105,6 +105,7 @@ def epoch_folders(*epochs):
 # --- going on ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
 def test_killed_in_every_epoch_and_equal_to_the_bit(tmp_path, options):
     expected = run(None, **options)
@@ -116,6 +117,7 @@ def test_killed_in_every_epoch_and_equal_to_the_bit(tmp_path, options):
         assert names(folder) == names(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
 def test_killed_in_one_epoch_after_the_other(tmp_path, options):
     for epoch in range(1, EPOCHS + 1):
@@ -123,6 +125,7 @@ def test_killed_in_one_epoch_after_the_other(tmp_path, options):
     assert run(tmp_path, **options) == run(None, **options)
 
 
+@pytest.mark.slow
 @given(case=cases(max_leaves=5), data=st.data())
 @settings(max_examples=8)
 def test_any_tree_goes_on(tmp_path_factory, case: Case, data):
@@ -380,6 +383,7 @@ def killed_at_4(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("how", DAMAGE)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, killed_at_4, file, how):
@@ -638,6 +642,7 @@ def test_tensors_that_share_memory_are_written_apart(tmp_path):
 # --- when it cannot be written ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", range(14))
 def test_a_full_disk_stops_with_the_last_one_kept(tmp_path, call):
     """No space left at one call to the system after the other."""
@@ -826,7 +831,7 @@ class Lives(RuleBasedStateMachine):
 
 TestLives = Lives.TestCase
 TestLives.settings = settings(max_examples=4, stateful_step_count=6)
-TestLives = pytest.mark.usefixtures("as_users_call")(TestLives)
+TestLives = pytest.mark.slow(pytest.mark.usefixtures("as_users_call")(TestLives))
 
 
 # --- real kills -------------------------------------------------------------------------------------------------------
@@ -870,6 +875,7 @@ print(torn)
 """
 
 
+@pytest.mark.slow
 def test_killed_for_real_at_calls_to_the_system(tmp_path):
     """SIGKILL, before one call or another of those that write, move and delete."""
     calls = sorted(random.Random(0).sample(range(90), 6))
@@ -881,6 +887,7 @@ def test_killed_for_real_at_calls_to_the_system(tmp_path):
     assert int(done.stdout) > 1  # some were killed in the middle of a write
 
 
+@pytest.mark.slow
 def test_the_rows_of_the_benchmark(tmp_path):
     """One of each kind of number spoilt, and a full disk; the kills take minutes."""
     report = tmp_path / "report.json"

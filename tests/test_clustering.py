@@ -19,6 +19,8 @@ from sklearn.decomposition import PCA
 
 import hmoevae as hm
 
+pytestmark = pytest.mark.slow
+
 SCORES = {"accuracy", "nmi", "ari", "leaf_purity"}
 GATE_SCORES = {*SCORES, "usage_entropy", "calibration_error"}
 

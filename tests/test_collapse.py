@@ -155,6 +155,7 @@ def test_warnings_point_at_the_users_line(blobs: Tensor) -> None:
     assert {warning.filename for warning in caught} == {__file__}
 
 
+@pytest.mark.slow
 def test_gates_that_do_their_work_are_not_warned_of(blobs: Tensor) -> None:
     tree = hm.Mixture.of(LEAF, 4, gate=LAYER, balance=hm.Balance("kl", 5.0))
     with warnings.catch_warnings():
@@ -339,6 +340,7 @@ def test_nothing_dead_nothing_done() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", [hm.Mixture.of(LEAF, 4, gate=LAYER), hm.Mixture.of(hm.Mixture.of(LEAF, 2), 2)])
 def test_a_collapsed_run_is_mended(blobs: Tensor, tree: hm.Mixture) -> None:
     """One leaf has everything when training begins, and without revival also when it ends."""

@@ -17,6 +17,8 @@ import hmoevae as hm
 from hmoevae.errors import ArgumentError
 from hmoevae.training import CompiledPass
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).parent / "compiling.py"
 
 

@@ -130,6 +130,7 @@ def snippets(language: str) -> list[object]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "block"), snippets("python"))
 def test_a_snippet_runs_as_pasted(page: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By itself, with no name but its own, in an empty folder: as a reader does who has just installed the package."""
@@ -237,12 +238,13 @@ def test_every_diff_is_shown() -> None:
     assert {f"diffs/{diff.name}" for diff in DIFFS} == set(re.findall(r"literalinclude\} (diffs/\S+)", page))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diff", DIFFS, ids=lambda diff: diff.stem)
 def test_a_diff_applies_and_its_tests_pass(diff: Path, tmp_path: Path) -> None:
     """In a copy of the package: what the page tells a contributor to do."""
     shutil.copytree(ROOT / "hmoevae", tmp_path / "hmoevae", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "tests").mkdir()
-    for file in ("pyproject.toml", "tests/conftest.py"):
+    for file in ("pyproject.toml", "tests/checker.py", "tests/conftest.py"):
         shutil.copy(ROOT / file, tmp_path / file)
     subprocess.run(
         ["git", "apply", str(diff)],
@@ -251,7 +253,7 @@ def test_a_diff_applies_and_its_tests_pass(diff: Path, tmp_path: Path) -> None:
         env=os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)},
     )
     brought = re.findall(r"^\+\+\+ b/(tests/\S+)", diff.read_text(encoding="utf-8"), re.MULTILINE)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *brought, "hmoevae/spec.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *brought, "hmoevae/spec.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert brought
     assert done.returncode == 0, done.stdout + done.stderr

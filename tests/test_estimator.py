@@ -65,6 +65,7 @@ def weights(estimator):
 EXPECTED_FAILED_CHECKS: dict[str, str] = {}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::hmoevae.errors.DeadLeafWarning")  # the checks' data need not fill ten clusters
 @parametrize_with_checks([hm.VAEMixture()], expected_failed_checks=lambda _: EXPECTED_FAILED_CHECKS)
 def test_scikit_learns_own_checks(estimator, check):
@@ -86,6 +87,7 @@ print("ran", len(checks))
 QUIET = ("-W", "ignore:Implicitly cleaning up", "-W", "ignore:information", "-W", "ignore:usage")
 
 
+@pytest.mark.slow
 def test_the_check_that_wants_a_process_of_its_own():
     """scipy reads SCIPY_ARRAY_API when it is imported; without it `check_array_api_input` is skipped."""
     run = subprocess.run(
@@ -120,6 +122,7 @@ def test_finds_blobs_and_follows_the_model():
     assert mixture.score(x) == pytest.approx(mixture.score_samples(x).mean())
 
 
+@pytest.mark.slow
 def test_score_is_the_models_bound():
     """With many draws, the bound from shared draws is the bound from draws of each sample's own, in the mean."""
     x, _ = blobs()
@@ -168,6 +171,7 @@ def test_any_tree():
     assert clone(mixture).tree == TREE
 
 
+@pytest.mark.slow
 def test_score_puts_every_prior_with_its_own_leaf():
     """Leaves of two groups that alternate in the tree, with weights that differ."""
     thin, wide = (hm.VAE(1, hm.MLP(()), hm.MLP(()), hm.Gaussian(s, mean="identity")) for s in (0.5, 2.0))

@@ -20,6 +20,8 @@ from _run import draw, load_mnist, thinned
 import hmoevae as hm
 from hmoevae.training import has_bfloat16
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 HAS_MNIST = "HMOEVAE_DATA" in os.environ
 COMMON = {

@@ -66,6 +66,7 @@ def test_modules_are_copies_of_what_they_need(model, x):
         assert {p.shape for p in module.parameters()} == {p.shape for p in own.parameters()}
 
 
+@pytest.mark.slow
 def test_torch_export_runs_any_batch_equal_to_eager(model, x):
     routing, encoder, decoder = hm.export.routing(model), hm.export.encoder(model, 0), hm.export.decoder(model, 0)
     z = torch.randn(17, decoder.latent_dim, generator=torch.Generator().manual_seed(0))
@@ -75,6 +76,7 @@ def test_torch_export_runs_any_batch_equal_to_eager(model, x):
             torch.testing.assert_close(program(values[:n]), module(values[:n]))
 
 
+@pytest.mark.slow
 def test_onnx_runtime_runs_any_batch_equal_to_eager(model, x, tmp_path):
     last = model.plan.n_leaves - 1
     routing, encoder, decoder = hm.export.routing(model), hm.export.encoder(model, last), hm.export.decoder(model, last)

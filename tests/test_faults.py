@@ -17,6 +17,8 @@ from mutations import MUTATIONS
 
 import hmoevae as hm
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def model() -> Iterator[hm.HMoEVAE]:

@@ -69,6 +69,7 @@ ROOMS = {
     "hmoevae.training.resume": 5,
     "hmoevae.training.restarts": 5,
     "hmoevae.training.revival": 5,
+    "hmoevae.training.threads": 5,
     "hmoevae.training.usage": 5,
     "hmoevae.training.warmup": 5,
     "hmoevae.training.scales": 5,
@@ -213,6 +214,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_importing_changes_nothing_loads_little_and_says_nothing() -> None:
     """In a process of its own, warnings as errors."""
     run = subprocess.run(

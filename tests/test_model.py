@@ -407,6 +407,7 @@ def test_the_way_to_a_node_does_not_round_off_the_choice_below_it() -> None:
     assert torch.equal(model.encode(x, node="root/1"), model.encode(x, node="root/1/1"))
 
 
+@pytest.mark.slow
 def test_bounds_are_ordered_and_close_in_on_log_p() -> None:
     """E[-elbo] <= E[IW_1] <= E[IW_4] <= ... <= log p(x), for an encoder that knows nothing of the decoder."""
     model, log_density = linear_gaussian(latent=2, seed=4)
@@ -428,6 +429,7 @@ def test_bounds_are_ordered_and_close_in_on_log_p() -> None:
     assert tightest.mean().item() == pytest.approx(bounds[-1], abs=0.01)
 
 
+@pytest.mark.slow
 def test_elbo_objective_is_no_tighter_than_the_marginal_one() -> None:
     """Of the model's own terms, in the mean over draws, which for the two objectives differ in their KL."""
     tree = hm.Mixture.of(hm.Mixture.of(SMALL, 2, gate=GATE, prior="learned"), 3, gate=GATE)
@@ -568,6 +570,7 @@ def test_batches_change_nothing(name: str, batch_size: int, as_users_call: None)
     assert not whole.requires_grad
 
 
+@pytest.mark.slow
 def test_scores_in_batches_are_scores() -> None:
     """The draws differ, so the comparison is with many of them."""
     model = build(UNEQUAL, SHAPE)

@@ -115,6 +115,7 @@ def test_everything_renders(name: str, shape: tuple[int, ...], rng_untouched: No
         assert pixels.min() < 200
 
 
+@pytest.mark.slow
 def test_no_global_state() -> None:
     code = (
         "import sys, hmoevae as hm; assert 'matplotlib' not in sys.modules\n"

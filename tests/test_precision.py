@@ -6,6 +6,8 @@ from pathlib import Path
 import precision
 import pytest
 
+pytestmark = pytest.mark.slow
+
 DIGITS = ["--dataset", "digits", "--epochs", "1", "--seeds", "2", "--threads", "1", "--device", "cpu"]
 
 

@@ -18,7 +18,9 @@ from hmoevae.nn.draws import Draws, Share, for_batch
 from hmoevae.training import resolve_device
 from hmoevae.training.processes import Processes
 
-pytestmark = [  # after two epochs there may well be such leaves and gates
+pytestmark = [
+    pytest.mark.slow,
+    # After two epochs there may well be such leaves and gates.
     pytest.mark.filterwarnings("ignore::hmoevae.errors.DeadLeafWarning"),
     pytest.mark.filterwarnings("ignore::hmoevae.errors.ConstantGateWarning"),
 ]

@@ -46,6 +46,7 @@ def train(*callbacks, epochs=5, **options):
     return hm.fit(model, x, epochs=epochs, callbacks=callbacks, progress=False, device="cpu", **options)
 
 
+@pytest.mark.slow
 def test_tensorboard_has_every_column_and_the_pictures(tmp_path):
     tracking = hm.Tracking("tensorboard", run="a", folder=tmp_path, images_every=2)
     history = train(tracking, validation_data=torch.rand(6, *SHAPE))

@@ -6,6 +6,7 @@ plain GEMMs with no copy of the weights; batch-first (`"b i, g o i -> b g o"`) w
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -97,15 +98,13 @@ class GroupedLinear(nn.Module):
 
     def block_source(self) -> BlockSource:
         """Where this pass gets the memory for the tensors of a role, such as the gradient of its weights."""
-        memory = self.memory if torch.is_grad_enabled() else None
+        return partial(self._block, self.memory if torch.is_grad_enabled() else None)
 
-        def block(role: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            # A gradient of an earlier step may lie in the block that this one is to be added to.
-            if memory is None or (role == "weight gradient" and self.weight.grad is not None):
-                return torch.empty(shape, dtype=dtype, device="cpu")
-            return memory.empty((self, role), shape, dtype)
-
-        return block
+    def _block(self, memory: StepMemory | None, role: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        # A gradient of an earlier step may lie in the block that this one is to be added to.
+        if memory is None or (role == "weight gradient" and self.weight.grad is not None):
+            return torch.empty(shape, dtype=dtype, device="cpu")
+        return memory.empty((self, role), shape, dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which leave the memory of the steps behind."""

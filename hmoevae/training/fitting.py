@@ -109,7 +109,8 @@ def fit(
     or was the most probable one of no sample though no gate above it is constant (`DeadLeafWarning`), a gate whose
     answer tells less than a hundredth of what it could (`ConstantGateWarning`). Data of a table far from the scale of a
     Gaussian likelihood are named in a `ScaleWarning` when training begins. Ctrl-C ends training and returns what there
-    is, with `history.interrupted` set. The global random states stay as they are, but for what callbacks draw.
+    is, with `history.interrupted` set. The global random states stay as they are, but for what callbacks draw, and so
+    does the number of threads: a CPU computes small steps in one.
 
     Several processes, as `torchrun` or `accelerate launch` start them, train one model: from the main one's weights and
     seed, and as one process would with their batches together. All return the same history and weights; the main one
@@ -235,7 +236,8 @@ def fit(
     processes = Processes.here(where)
     if compile and processes.count > 1:
         raise ArgumentError(mismatch("compile", "False in several processes", compile))
-    processes.check_equal(model=repr(model), epochs=epochs, batch_size=batch_size, precision=precision)
+    about_model = described_model(model)
+    processes.check_equal(**about_model, epochs=epochs, batch_size=batch_size, precision=precision)
     with Checkpoints(checkpoint_dir if processes.is_main else None, checkpoint_every, checkpoint_keep) as checkpoints:
         checkpoint = processes.from_main(lambda: checkpoints.find(resume))
         given_seed = seed
@@ -247,7 +249,7 @@ def fit(
             held_out = batches_of(model, validation_data, "validation_data", batch_size, None, processes)
         if lr_schedule == "cosine" and source.length is None:
             raise ArgumentError(mismatch("lr_schedule", "'constant' for data of unknown length", repr(lr_schedule)))
-        arguments = described_model(model) | {
+        arguments = about_model | {
             "data": described_data(model, data, source),
             "validation_data": described_data(model, validation_data, held_out),
             "batch_size": batch_size * processes.count,

@@ -24,6 +24,7 @@ from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.course import Lesson
 from hmoevae.training.processes import Processes
 from hmoevae.training.revival import revive
+from hmoevae.training.threads import Threads
 from hmoevae.training.usage import gate_sums, information
 
 
@@ -58,6 +59,7 @@ class Run:
         self.compiled = compiled
         self.chosen: list[float] = []
         """Of which share of the samples of the last epoch every leaf was the most probable one."""
+        self.threads = Threads(model)
 
     def keep_weights(self) -> None:
         """Call the weights that the model has now good: what to go back to when later ones are not."""
@@ -104,7 +106,8 @@ class Run:
         for x, index, share in self.processes.rounds(batches, self.model.input_shape):
             fast = x.device.type == "cpu"  # the other way, nobody would wait until the copy is there
             x = x.to(self.noise.device, self.model.dtype, non_blocking=fast)
-            out = self.step(x, index, share, lesson)
+            with self.threads.for_samples(len(x)):
+                out = self.step(x, index, share, lesson)
             n_samples, n_own = n_samples + share.total, n_own + share.n
             with torch.no_grad():
                 names = ["loss", *out.terms]
@@ -224,11 +227,12 @@ def evaluate(model: HMoEVAE, batches: Batches, seed: int, processes: Processes) 
     """Mean terms over all batches, always with the same draws of z, so that epochs can be compared."""
     generator = Draws(model.device)
     generator.manual_seed(seed)
+    threads = Threads(model)
     n_samples = 0
     sums: dict[str, float] = {}
     for x, _, share in processes.rounds(batches, model.input_shape):
         n_samples += share.total
-        with processes.sharing(model, generator, share):
+        with threads.for_samples(len(x)), processes.sharing(model, generator, share):
             terms = model.evaluate(x, batch_size=len(x), generator=generator)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + share.n * value
