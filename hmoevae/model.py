@@ -48,6 +48,7 @@ OBSERVED_AT_A_TIME = 128
 ROUNDING = 1e-5
 """How far outside a support a value counts as one of its bounds: scaling in single precision leaves as much."""
 
+
 @dataclass(frozen=True, slots=True)
 class Routing:
     """What one forward pass of the gates alone gives.
