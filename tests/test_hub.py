@@ -1,5 +1,6 @@
 """The Hugging Face Hub, played by its client's own cache and by a fake of its upload: nothing here needs a network."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -94,9 +95,54 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, error: Exce
     def download(*args: object, **options: object) -> str:
         raise error
 
+    monkeypatch.setattr("hmoevae.storage.get_hf_file_metadata", lambda *args: None)
     monkeypatch.setattr("hmoevae.model.hf_hub_download", download)
     with pytest.raises(CheckpointError, match="me/digits: expected"):
         hm.HMoEVAE.from_pretrained("me/digits")
+
+
+@pytest.fixture
+def out_of_reach(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses that are asked for, of which none answers; a download would ask for half a minute."""
+    asked = []
+
+    class ConnectError(Exception):
+        """What the client's HTTP library raises, which is no OSError."""
+
+    def look(url: str, *_: object) -> None:
+        asked.append(url)
+        raise ConnectError("[Errno -2] Name or service not known")
+
+    def download(*args: object, **options: object) -> str:
+        raise AssertionError("asked to download")
+
+    monkeypatch.setattr("hmoevae.storage.get_hf_file_metadata", look)
+    monkeypatch.setattr("hmoevae.model.hf_hub_download", download)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "name", ["runs", "./nope", "../runs/nope", "~/nope", "/runs/nope", "runs/a/nope", r"runs\nope"]
+)
+def test_a_folder_that_is_not_there_is_not_asked_for(out_of_reach: list[str], name: str) -> None:
+    with pytest.raises(CheckpointError, match="expected a folder with a saved model, or a repository"):
+        hm.HMoEVAE.from_pretrained(name)
+    with pytest.raises(CheckpointError, match=r"runs/nope: expected a folder .*, got no such folder$"):
+        hm.HMoEVAE.from_pretrained(Path("runs/nope"))
+    assert out_of_reach == []
+
+
+def test_what_may_be_a_repository_is_asked_for_once(out_of_reach: list[str], tmp_path: Path) -> None:
+    got = "got no such folder here, and of the Hub: it cannot be reached ([Errno -2] Name or service not known)"
+    with pytest.raises(CheckpointError, match=re.escape(got)):
+        hm.HMoEVAE.from_pretrained("runs/nope", cache_dir=tmp_path)
+    assert [url.rpartition("//")[2].partition("/")[2] for url in out_of_reach] == ["runs/nope/resolve/main/config.json"]
+
+
+def test_what_is_in_the_cache_needs_no_look(cache: Path, out_of_reach: list[str]) -> None:
+    with pytest.raises(AssertionError, match="asked to download"):
+        hm.HMoEVAE.from_pretrained("me/digits", cache_dir=cache)
+    assert out_of_reach == []
 
 
 @pytest.mark.usefixtures("as_users_call")

@@ -774,8 +774,6 @@ BAD_DATA = [
         "x: expected floating point values, got int64",
     ),
     (np.full((3, 2, 3), "0.5"), ArgumentTypeError, "x: expected floating point values, got <U3"),
-    (VALID.tolist(), ArgumentTypeError, "x: expected a torch.Tensor or numpy array, got list"),
-    (None, ArgumentTypeError, "x: expected a torch.Tensor or numpy array, got NoneType"),
     (VALID[:0], DataError, "x: expected at least one sample, got none"),
     (with_value(math.nan), DataError, "x: expected finite values, got NaN or infinity in 1 samples, first 1"),
     (with_value(-math.inf, 2), DataError, "x: expected finite values, got NaN or infinity in 1 samples, first 2"),
@@ -792,7 +790,7 @@ def test_bad_data_is_refused(method: str, x: object, error: type[HMoEVAEError], 
     model = build(UNEQUAL, SHAPE).float()
     with pytest.raises(error) as caught:
         CHECKED[method](model, x)
-    assert str(caught.value) == message
+    assert str(caught.value).startswith(message)  # and ends in a hint, see test_samples
     assert isinstance(caught.value, TypeError if error is ArgumentTypeError else ValueError)
 
 
@@ -883,6 +881,14 @@ def test_data_too_large_for_the_models_dtype() -> None:
     model = build(hm.VAE(2, likelihood=hm.Gaussian(1.0, "identity")), SHAPE).float()
     with pytest.raises(DataError, match="x: expected finite values"):
         model(VALID.double() * 1e300)
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_a_training_step_takes_one_batch() -> None:
+    """Unlike the methods, which take data sets and loaders, too."""
+    for x, got in ((VALID.tolist(), "a list, of which"), (None, "None")):
+        with pytest.raises(ArgumentTypeError, match=f"x: expected a torch.Tensor or numpy array, got {got}"):
+            build(UNEQUAL, SHAPE)(x)
 
 
 def test_checks_of_values_can_be_left_out_but_not_those_of_shape() -> None:

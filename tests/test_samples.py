@@ -419,6 +419,12 @@ def test_the_estimator_refuses_a_mask():
             method(masked)
 
 
+def test_no_reshaping_is_told_that_would_mix_up_rows_and_columns():
+    with pytest.raises(ShapeError) as caught:
+        make(shape=(2, 3)).predict(torch.rand(5, 3, 2))
+    assert str(caught.value) == "x: expected (batch, 2, 3), got (5, 3, 2)"
+
+
 def test_channels_come_first():
     model = make(shape=(3, 8, 5))
     with pytest.raises(ShapeError, match=re.escape("got (2, 8, 5, 3) (channels first: x.permute(0, 3, 1, 2))")):
