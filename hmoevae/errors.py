@@ -154,8 +154,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn of what a user has called, in whose line, however deep in this package the reason was found.
 
     >>> import warnings
-    >>> with warnings.catch_warnings(record=True) as caught:
-    ...     warnings.simplefilter("always")
+    >>> with warnings.catch_warnings(record=True, action="always") as caught:
     ...     warn("all is not well")
     >>> caught[0].message, caught[0].filename == __file__
     (UserWarning('all is not well'), False)

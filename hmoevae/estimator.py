@@ -209,7 +209,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         _take_prior_from_empty_leaves(self.model_, counts)
         self.weights_ = self.model_.paths.leaf_log_prior().exp().detach().cpu().numpy()
         if self.n_iter_:
-            warn_of_collapse(self.model_.plan, self.history_.rows[-1], counts.tolist())
+            warn_of_collapse(self.model_.plan, self.history_.rows[-1], counts.astype(float).tolist())
         return self
 
     def _count(self, X: np.ndarray) -> Int[np.ndarray, " leaf"]:
