@@ -175,6 +175,13 @@ def test_a_module_lists_what_is_for_users(module: str) -> None:
         assert home.startswith(found.__name__) or not inspect.isroutine(value), f"{name} is of {home}"
 
 
+def test_every_error_and_warning_is_listed() -> None:
+    classes = {name: value for name, value in vars(hm.errors).items() if inspect.isclass(value)}
+    own = {name for name, value in classes.items() if value.__module__ == hm.errors.__name__}
+    assert "DataError" in own
+    assert own <= set(dir(hm.errors))
+
+
 PROBE = """
 import json, logging, random, sys, warnings
 import accelerate  # itself imports parts of torch 2.6 that add a warning filter
