@@ -15,6 +15,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from baselines import BASELINES
 from jaxtyping import Float
+from torch import Tensor
 
 import hmoevae as hm
 from hmoevae.datasets import LabelledImages
@@ -35,7 +37,8 @@ KINDS = ("disc", "square", "triangle", "cross", "star")
 N_STYLES = 2
 TRAIN, TEST = 3000, 1000
 COMPARED = ("k-means", "pca-gmm")
-VIEW = hm.views.RandomAffine(degrees=10.0, translate=(0.1, 0.1), scale=(0.85, 1.15), shear=10.0)
+AGREEMENT = hm.Agreement(partner=hm.views.Neighbour(features=hm.features.oriented_gradients))
+"""Neighbours by their edges: of the 5 nearest 99.8 % are of the same kind and style, by pixels 98.6 % (seed 0)."""
 
 
 def draw(n: int, seed: int) -> LabelledImages:
@@ -85,6 +88,21 @@ def make_tree() -> hm.Mixture:
     return hm.Mixture.of(kind, len(KINDS), gate=gate, balance=hm.Balance("kl", 20.0))
 
 
+class Tint(hm.views.View):
+    """Every channel brighter or darker by a draw of its own: what is left alike is the shape."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        index: Tensor | None = None,  # noqa: ARG002
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The samples, tinted."""
+        gain = 0.5 + torch.rand(len(x), 3, 1, 1, generator=generator, device=x.device)
+        return (x * gain).clamp_max(1)
+
+
 def one_run(images: LabelledImages, args: argparse.Namespace, seed: int) -> tuple[hm.HMoEVAE, hm.History]:
     """A tree, trained from clusters, then by agreement, then with the experts' bound."""
     torch.manual_seed(seed)
@@ -94,12 +112,12 @@ def one_run(images: LabelledImages, args: argparse.Namespace, seed: int) -> tupl
         images.x,
         epochs=args.epochs,
         batch_size=100,
-        lr=1e-3,
+        lr=2e-3,
         lr_schedule="cosine",
         init=args.init,
         init_epochs=max(1, args.epochs // 10),
-        view=VIEW,
-        agreement=hm.Agreement(),
+        view=hm.views.Compose([Tint(), hm.views.RandomAffine(translate=(0.1, 0.1))]),
+        agreement=AGREEMENT,
         seed=seed,
         device=args.device,
         progress=False,
@@ -107,33 +125,29 @@ def one_run(images: LabelledImages, args: argparse.Namespace, seed: int) -> tupl
     return model, command.whole(history)
 
 
-def rows_of(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
-    """The scores of one seed, ours and those of what it is compared with, at both levels."""
+def scores_of(args: argparse.Namespace, seed: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """What found clusters of which level, and its scores: of one seed, ours and what it is compared with."""
     train, test = draw(args.n, 2 * seed), draw(TEST, 2 * seed + 1)
     truth = {"kinds": test.y // N_STYLES, "styles": test.y}
     start = time.perf_counter()
     model, history = one_run(train, args, seed)
-    ours = {"kinds": model.predict(test.x, level=1), "styles": model.predict(test.x)}
+    about = {"seed": seed, "seconds": round(time.perf_counter() - start, 1)}
     informed = {name: value for name, value in history.rows[-1].items() if name.startswith("information/")}
-    about = {"seconds": round(time.perf_counter() - start, 1), "information": informed}
-    rows = [row(f"5 x 2 leaves, init={args.init!r}", seed, level, truth[level], ours[level]) | about for level in truth]
+    for level, clusters in (("kinds", model.predict(test.x, level=1)), ("styles", model.predict(test.x))):
+        scores = hm.metrics.clustering_scores(truth[level], clusters)
+        yield f"tree of 5 x 2, init {args.init}", level, about | scores | {"information": informed}
     flat, flat_test = train.x.flatten(1).numpy(), test.x.flatten(1).numpy()
     for name in COMPARED:
         for level, n_clusters in (("kinds", len(KINDS)), ("styles", len(KINDS) * N_STYLES)):
             clusters = BASELINES[name](flat, flat_test, n_clusters, seed)
-            rows.append(row(f"{name}, {n_clusters} clusters", seed, level, truth[level], clusters))
-    return rows
-
-
-def row(what: str, seed: int, level: str, labels: torch.Tensor, clusters: hm.metrics.Labels) -> dict[str, Any]:
-    """The scores of some clusters."""
-    return {"what": what, "seed": seed, "level": level, **hm.metrics.clustering_scores(labels, clusters)}
+            scores = hm.metrics.clustering_scores(truth[level], clusters)
+            yield f"{name}, {n_clusters} clusters", level, {"seed": seed} | scores
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run every seed and print the report."""
     parser = command.parser(__doc__, has_data_root=False)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
     parser.add_argument("--n", type=int, default=TRAIN, help="images to train on")
     parser.add_argument("--init", choices=get_args(StartName), default="kmeans", help="where training begins")
@@ -146,18 +160,18 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure and report."""
-    rows: list[dict[str, Any]] = []
-    about = machine.about(resolve_device(args.device), args.threads)
-    report = {"benchmark": "shapes", **about, "argv": command.given(args), "rows": rows}
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    report = {**machine.about(resolve_device(args.device), args.threads), "argv": command.given(args)}
     for seed in range(args.seeds):
-        rows += rows_of(args, seed)
-        print(f"seed {seed} done", file=sys.stderr, flush=True)
+        for what, level, scores in scores_of(args, seed):
+            runs.setdefault((level, what), []).append(scores)
+            means = ", ".join(f"{name} {scores[name]:.3f}" for name in ("nmi", "accuracy"))
+            print(f"seed {seed}, {level}: {what}: {means}", file=sys.stderr, flush=True)
+        report["rows"] = [{"level": level, "what": what, "runs": of} for (level, what), of in sorted(runs.items())]
         command.write(report, args.json)
-    for level in ("kinds", "styles"):
-        for what in dict.fromkeys(entry["what"] for entry in rows if entry["level"] == level):
-            chosen = [entry for entry in rows if (entry["what"], entry["level"]) == (what, level)]
-            means = ", ".join(f"{name} {spread([entry[name] for entry in chosen])}" for name in ("nmi", "accuracy"))
-            print(f"{level:<7} {what:<30} {means}")
+    for (level, what), of in sorted(runs.items()):
+        means = ", ".join(f"{name} {spread([scores[name] for scores in of])}" for name in ("nmi", "accuracy"))
+        print(f"{level:<7} {what:<25} {means}")
     print(json.dumps(report))
 
 
