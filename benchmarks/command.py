@@ -14,15 +14,21 @@ from hmoevae import History
 from hmoevae.errors import HMoEVAEError
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser that describes a benchmark by its docstring, with the options that say where it runs and on what."""
+def parser(doc: str | None, *, has_data_root: bool = True) -> argparse.ArgumentParser:
+    """A parser that describes a benchmark by its docstring, with the options that say where it runs and on what.
+
+    Args:
+        doc: The docstring.
+        has_data_root: Whether the benchmark reads MNIST.
+    """
     assert doc is not None
     made = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     made.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
     made.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
-    made.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
+    if has_data_root:
+        made.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
     return made
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import pandas as pd
 import torch
+from sklearn.cluster import KMeans
 from sklearn.datasets import load_wine
+from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 import hmoevae as hm
@@ -57,6 +59,23 @@ def standardised(train: pd.DataFrame, table: pd.DataFrame) -> Tensor:
     return torch.tensor(((table - train.mean()) / scale).to_numpy(), dtype=torch.float32)
 
 
+def compared(model: hm.HMoEVAE, train: Tensor, x: Tensor, labels: pd.Series) -> pd.DataFrame:
+    """How well clusters match the labels: the tree's at every level, and as many of two methods that have no levels."""
+    codes, rows = pd.factorize(labels)[0], {}
+    for level in range(1, model.plan.depth + 1):
+        n = len(model.plan.level(level))
+        others = {
+            "k-means": KMeans(n, n_init=10, random_state=0),  # type: ignore[arg-type]  # or "auto"
+            "Gaussian mixture": GaussianMixture(n, n_init=10, random_state=0),
+        }
+        found = {"tree": model.predict(x, level=level).numpy()}
+        found |= {name: method.fit(train.numpy()).predict(x.numpy()) for name, method in others.items()}
+        for name, clusters in found.items():
+            scores = hm.metrics.clustering_scores(codes, clusters)
+            rows[f"{name}, {n} clusters"] = {name: scores[name] for name in ("accuracy", "nmi")}
+    return pd.DataFrame.from_dict(rows, orient="index").round(3)
+
+
 def main() -> None:
     """Read, train, and say what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,9 +92,8 @@ def main() -> None:
         wines.frame.to_csv(args.csv, index=False)
     try:
         whole, table = read(args.csv, args.label, args.index)
-        leaf = run(table, args.out, epochs=2 if args.smoke else 100)
-        if args.label is not None:
-            print("\nrows of every label by leaf:", pd.crosstab(whole[args.label], leaf), sep="\n")
+        labels = None if args.label is None else whole.loc[table.index, args.label]
+        leaf = run(table, labels, args.out, epochs=2 if args.smoke else 100)
         column = "leaf"
         while column in whole:  # lest one of the table's own be lost
             column += "_"
@@ -83,9 +101,11 @@ def main() -> None:
     except (HMoEVAEError, OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         sys.exit(f"{parser.prog}: {error}")
     print(f"\nmodel, history.csv, clustered.csv and leaves.png are in {args.out}")
+    if args.smoke:
+        print("two epochs only show that everything works: the clusters are found without --smoke")
 
 
-def run(table: pd.DataFrame, out: Path, epochs: int) -> pd.Series:
+def run(table: pd.DataFrame, labels: pd.Series | None, out: Path, epochs: int) -> pd.Series:
     """Train on four rows of five, score the fifth, describe the clusters in the table's own units; returns leaves."""
     rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(0)).numpy()
     held_out, train = table.iloc[rows[::5]], table.drop(table.index[rows[::5]])
@@ -117,6 +137,10 @@ def run(table: pd.DataFrame, out: Path, epochs: int) -> pd.Series:
     means: pd.DataFrame = table.groupby(leaf).mean()  # type: ignore[assignment]  # pandas says it may be a number
     print("\nmean of every column by leaf:", means.T.round(2), sep="\n")
     print(f"\nrows of every leaf:\n{leaf.value_counts().sort_index().to_string()}")
+    if labels is not None:
+        print("\nrows of every label by leaf:", pd.crosstab(labels, leaf), sep="\n")
+        if len(train) >= model.plan.n_leaves:
+            print("", compared(model, standardised(train, train), x, labels), sep="\n")
     names = model.plan.level_names(None)
     hm.plot.means(
         table.to_numpy(), cluster, columns=table.columns, cluster_names=names, title="Mean of every column by leaf"

@@ -12,6 +12,7 @@ from typing import Any
 import likelihood
 import precision
 import pytest
+import shapes
 import streaming
 import torch
 import turns
@@ -298,6 +299,34 @@ def test_streaming_reports_every_source(capsys: pytest.CaptureFixture[str], tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["r"]
 
 
+def test_shapes_are_drawn_alike_from_a_seed_and_lie_in_the_picture() -> None:
+    images = shapes.draw(200, 3)
+    assert torch.equal(images.x, shapes.draw(200, 3).x)
+    assert not torch.equal(images.x, shapes.draw(200, 4).x)
+    assert images.x.shape == (200, 3, 32, 32)
+    assert (images.y // shapes.N_STYLES).bincount().tolist() == [40] * 5
+    assert set(images.y.tolist()) == set(range(10))
+    edge, middle = images.x[:, :, 0], images.x[:, :, 15:17, 15:17]  # which no shape touches, and all but holes cover
+    filled, hollow = (middle[images.y % shapes.N_STYLES == style].mean() for style in range(shapes.N_STYLES))
+    assert filled > 1.5 * hollow
+    assert edge.mean() < hollow
+
+
+@pytest.mark.filterwarnings("ignore::hmoevae.errors.CollapseWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
+def test_shapes_reports_both_levels(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    argv = ["--n", "120", "--epochs", "2", "--seeds", "1", "--device", "cpu", "--json", str(tmp_path / "r")]
+    shapes.main(argv)
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report == json.loads((tmp_path / "r").read_text())
+    found = {(row["level"], row["what"]) for row in report["rows"]}
+    assert found == {
+        *((level, "tree of 5 x 2, init kmeans") for level in ("kinds", "styles")),
+        *(("kinds", f"{name}, 5 clusters") for name in ("k-means", "pca-gmm")),
+        *(("styles", f"{name}, 10 clusters") for name in ("k-means", "pca-gmm")),
+    }
+    assert all(0 < run["nmi"] <= 1 for row in report["rows"] for run in row["runs"])
+
+
 @pytest.mark.parametrize(
     ("main", "argv"),
     [
@@ -305,8 +334,9 @@ def test_streaming_reports_every_source(capsys: pytest.CaptureFixture[str], tmp_
         (precision.main, ["--dataset", "digits", "--epochs", "1", "--seeds", "1"]),
         (likelihood.main, ["--dataset", "mnist5k", "--epochs", "1", "--importance", "1", "--precision", "fp32"]),
         (streaming.main, ["--samples", "4", "--rounds", "1"]),
+        (shapes.main, ["--n", "40", "--epochs", "1", "--seeds", "1"]),
     ],
-    ids=["unequal", "precision", "likelihood", "streaming"],
+    ids=["unequal", "precision", "likelihood", "streaming", "shapes"],
 )
 def test_half_a_run_is_no_result(
     main: Callable[[list[str]], None], argv: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -54,7 +54,6 @@ def offline(tmp_path):
         ("mnist_flat.py", ["--recipe", "article"], 10, set()),
         ("mnist_flat.py", [], 10, set()),
         ("mnist_two_level.py", [], 30, {"contingency_level1", "nearest"}),
-        ("custom_tree.py", [], 11, {"contingency_level1", "nearest"}),
     ],
 )
 def test_smoke_run_leaves_everything(script, arguments, leaves, more, tmp_path, offline):
@@ -150,6 +149,11 @@ def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
             "rows of every label by leaf",
         ),
         ("choose_tree.py", {"model", "scores.png"}, "chosen: "),
+        (
+            "custom_tree.py",
+            {"model", "history.csv", "tree.png", "samples.png", "contingency.png"},
+            "k-means, 11 clusters",
+        ),
         ("share_model.py", {"model"}, "the loaded model gives the same probabilities: True"),
         ("own_loop.py", {"model"}, "of 359 test images reach the leaf of their digit, with 30 labels"),
     ],
