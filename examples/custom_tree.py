@@ -3,7 +3,7 @@
     python examples/custom_tree.py
 
 Change `make_tree` and run it again: any depth, any mix of leaves and mixtures, other networks and likelihoods in each.
-The last lines but one compare the leaves with as many clusters of k-means, by the labels of images that neither has seen.
+The last lines compare the leaves with as many clusters of k-means, by the labels of images that neither has seen.
 """
 
 import argparse

@@ -17,11 +17,10 @@ from torch import Tensor
 from hmoevae.errors import DataError, HMoEVAEError, MissingExtraError, from_extra, mismatch
 from hmoevae.samples import Scaled
 
-__all__ = ["DatasetUnavailableError", "LabelledImages", "Scaled", "digits", "fashion_mnist", "mnist", "mnist5k"]
-
 __all__ = [
     "DatasetUnavailableError",
     "LabelledImages",
+    "Scaled",
     "digits",
     "fashion_mnist",
     "mnist",

@@ -19,8 +19,10 @@ __all__ = [
     "MissingExtraError",
     "NonFiniteError",
     "ProcessError",
+    "ScaleWarning",
     "ShapeError",
     "SpecError",
+    "VersionWarning",
     "mismatch",
 ]
 

@@ -17,8 +17,10 @@ from hmoevae.nn.grouped import GroupedMLP, sum_dtype
 
 __all__ = [
     "DecoderModule",
+    "EncoderModule",
     "RoutingModule",
     "decoder",
+    "encoder",
     "routing",
 ]
 

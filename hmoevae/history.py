@@ -13,7 +13,6 @@ from hmoevae.errors import ArgumentError, CheckpointError, mismatch
 
 NODES = ("usage/", "information/")
 """What the columns begin with of which there is one a leaf or a mixture."""
-INTERRUPTED = "interrupted"
 SHOWN = 10
 """The most rows that a notebook shows, from the beginning and the end."""
 
@@ -80,8 +79,7 @@ class History:
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write the rows as CSV with a header line, which `from_csv` reads back.
 
-        A history without an epoch has the columns that every history has; one that was interrupted has a column
-        `interrupted` with a 1 in its last row.
+        A history without an epoch has the columns that every history has. Whether it was interrupted is left to JSON.
 
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -90,14 +88,10 @@ class History:
         epoch,loss
         1,3.5
         """
-        columns, rows = list(self.columns or ("epoch", "seconds", "loss")), list(self.rows)
-        if self.interrupted:
-            columns.append(INTERRUPTED)
-            rows[-1:] = [{**row, INTERRUPTED: 1} for row in rows[-1:]]
         text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer = csv.DictWriter(text, self.columns or ("epoch", "seconds", "loss"), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(self.rows)
         storage.write_text(path, text.getvalue())
 
     @classmethod
@@ -108,7 +102,7 @@ class History:
             CheckpointError: The file is missing, damaged, or not a history.
 
         >>> import tempfile
-        >>> history = History([{"epoch": 1, "loss": 3.5}, {"epoch": 2, "val_elbo": 4.0}], interrupted=True)
+        >>> history = History([{"epoch": 1, "loss": 3.5}, {"epoch": 2, "val_elbo": 4.0}])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     history.to_csv(f"{folder}/history.csv")
         ...     History.from_csv(f"{folder}/history.csv") == history
@@ -122,9 +116,7 @@ class History:
             rows = [{c: _number(cell) for c, cell in zip(columns, line, strict=True) if cell} for line in lines]
         except (OSError, ValueError, csv.Error) as error:
             raise CheckpointError(mismatch(str(path), "a history written by to_csv", f"{error}")) from None
-        for row in rows:
-            row.pop(INTERRUPTED, None)
-        return cls(rows, INTERRUPTED in columns)
+        return cls(rows)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything as JSON, which `from_json` reads back.

@@ -448,8 +448,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
                 continue
             near = likelihood.nearest(read)
             if not likelihood.contains(near) or (near - read).abs().max() > rounding:
-                low, high = (end.item() for end in x.aminmax())
-                raise DataError(mismatch(name, likelihood.support, f"values from {low} to {high}"))
+                raise DataError(mismatch(name, likelihood.support, _range(x)))
             x, read = near.to(x.dtype), near
         return x
 
@@ -461,8 +460,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         x = self.check_input(x, name=name, support=False)
         for likelihood in (group.likelihood for group in self.experts.groups):
             if not likelihood.contains(x) and (likelihood.nearest(x) - x).abs().max() > 1:
-                low, high = (end.item() for end in x.aminmax())
-                warn(mismatch(name, f"{likelihood.support}, or close to it", f"values from {low} to {high}"))
+                warn(mismatch(name, f"{likelihood.support}, or close to it", _range(x)))
                 break
         return x
 
@@ -930,6 +928,12 @@ class HMoEVAE(nn.Module, ModelHubMixin):
 def _check_generator(generator: object) -> None:
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ArgumentTypeError(mismatch("generator", "a torch.Generator or None", repr(generator)))
+
+
+def _range(x: Tensor) -> str:
+    """Its smallest and its largest value in full, as a bound may be missed by the last digit."""
+    low, high = (repr(end.item()).removesuffix(".0") for end in x.aminmax())
+    return f"values from {low} to {high}"
 
 
 def _total(terms: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:

@@ -116,7 +116,7 @@ def test_a_leaf_that_is_never_the_most_probable_one_is_named(blobs: Tensor) -> N
     model = model_of(hm.Mixture.of(LEAF, 3, gate=LAYER))
     layer, gate = model.gates.last_layer(0)
     with torch.no_grad():  # a gate that looks at its samples, and puts the last child a little below the most used one
-        layer.weight[gate, :2] *= 10
+        layer.weight[gate, :2] *= 30
         most_used = model.predict_proba(blobs).mean(0)[:2].argmax()
         layer.weight[gate, 2] = layer.weight[gate, most_used]
         layer.bias[gate, 2] = layer.bias[gate, most_used] - 0.1

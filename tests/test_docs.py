@@ -285,6 +285,7 @@ def documented(text: str) -> dict[str, object]:
                 given = [member.strip() for member in members[1].split(",") if member.strip()]
                 hidden = {member.strip() for member in left_out[1].split(",")} if left_out else set()
                 own = [n for n, v in vars(module).items() if getattr(v, "__module__", "") == name and n[0] != "_"]
+                own = getattr(module, "__all__", own)  # as Sphinx does
                 for member in given or [n for n in own if n not in hidden]:
                     value = getattr(module, member)
                     if inspect.isclass(value) or inspect.isfunction(value):

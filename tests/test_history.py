@@ -19,12 +19,12 @@ FLAT = hm.History(
 cells = st.one_of(st.integers(-(2**40), 2**40), st.floats(allow_nan=False))
 texts = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1)
 names = st.one_of(st.sampled_from(["loss", "val_elbo", "usage/root/0", 'a "quoted", one']), texts)
-rows = st.lists(st.dictionaries(names.filter(lambda name: name not in ("epoch", "interrupted")), cells, max_size=4))
+rows = st.lists(st.dictionaries(names.filter(lambda name: name != "epoch"), cells, max_size=4))
 
 
-@given(rows=rows, interrupted=st.booleans())
-def test_what_is_read_back_is_what_was_written(tmp_path_factory, rows, interrupted):
-    history = hm.History([{"epoch": i, **row} for i, row in enumerate(rows, 1)], interrupted)
+@given(rows=rows)
+def test_what_is_read_back_is_what_was_written(tmp_path_factory, rows):
+    history = hm.History([{"epoch": i, **row} for i, row in enumerate(rows, 1)])
     file = tmp_path_factory.getbasetemp() / "history.csv"
     history.to_csv(file)
     back = hm.History.from_csv(file)
@@ -33,21 +33,6 @@ def test_what_is_read_back_is_what_was_written(tmp_path_factory, rows, interrupt
     text = file.read_bytes()
     back.to_csv(file)
     assert file.read_bytes() == text
-
-
-def test_a_history_without_an_epoch_that_was_interrupted_is_one(tmp_path):
-    hm.History(interrupted=True).to_csv(tmp_path / "history.csv")
-    assert (tmp_path / "history.csv").read_text() == "epoch,seconds,loss,interrupted\n"
-    assert hm.History.from_csv(tmp_path / "history.csv") == hm.History(interrupted=True)
-
-
-def test_interrupted_is_a_column_only_where_it_is_true(tmp_path):
-    FLAT.to_csv(tmp_path / "history.csv")
-    assert "interrupted" not in (tmp_path / "history.csv").read_text()
-    hm.History(FLAT.rows, interrupted=True).to_csv(tmp_path / "history.csv")
-    lines = (tmp_path / "history.csv").read_text().splitlines()
-    assert [line.rpartition(",")[2] for line in lines] == ["interrupted", "", "1"]
-    assert "interrupted" not in FLAT.rows[-1], "writing changes nothing"
 
 
 def test_a_trained_history_is_drawn_from_its_file(tmp_path):

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hmoevae.errors import MissingExtraError, ShapeError, check_integer, from_extra, mismatch
+from hmoevae.labels import read_labels
 from hmoevae.model import ArrayLike
 from hmoevae.plot.arguments import clusters_of, floats
 from hmoevae.plot.canvas import LABEL, SIDE, TITLE, canvas, label_columns, make_room
@@ -135,8 +136,8 @@ def _labelled(
     labels: ArrayLike, clusters: ArrayLike, cluster_names: Iterable[object] | None
 ) -> tuple[np.ndarray, Int[np.ndarray, " n"], Int[np.ndarray, " n"], list[str]]:
     """The labels that there are, every sample's as an index into them, its cluster, and the clusters' names."""
-    rows = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-    if rows.ndim != 1 or np.shape(clusters) != rows.shape:
+    rows = read_labels("labels", labels)
+    if np.shape(clusters) != rows.shape:
         raise ShapeError(mismatch("labels, clusters", "(n,) and (n,)", f"{rows.shape} and {np.shape(clusters)}"))
     columns, names = clusters_of(clusters, cluster_names)
     values, rows = np.unique(rows, return_inverse=True)

@@ -81,7 +81,7 @@ def tree(
     """
     check_model(model)
     plan = model.plan
-    x = None if x is None else model.check_input(x).cpu()
+    x = None if x is None else model.check_input(x, support=False).cpu()
     leaf = None if x is None else model.predict(x).cpu()
     is_empty = np.zeros(plan.n_leaves, dtype=bool)
     if usage is not None:

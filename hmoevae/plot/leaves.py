@@ -73,7 +73,7 @@ def nearest(model: HMoEVAE, x: ArrayLike, n: int = 5, *, generator: torch.Genera
     """
     check_model(model)
     check_integer("n", n)
-    x = model.check_input(x).cpu()
+    x = model.check_input(x, support=False).cpu()
     plan, leaf = model.plan, model.predict(x).cpu()
     z = torch.randn(n * plan.n_leaves, model.experts.latent_dim, generator=generator)
     drawn = model.decode(z, torch.arange(plan.n_leaves).repeat_interleave(n)).cpu().unflatten(0, (plan.n_leaves, n))
@@ -138,7 +138,7 @@ def reconstructions(model: HMoEVAE, x: ArrayLike, n: int = 24) -> Figure:
     """
     check_model(model)
     check_integer("n", n)
-    x = model.check_input(x).cpu()
+    x = model.check_input(x, support=False).cpu()
     leaf = model.predict(x).cpu().numpy()
     shown = spread(leaf, n)
     x, names = x[torch.from_numpy(shown)], model.plan.level_names(None)
