@@ -115,11 +115,12 @@ def test_a_leaf_that_is_never_the_most_probable_one_is_named(blobs: Tensor) -> N
     """However large its share in probability: no sample is ever in it."""
     model = model_of(hm.Mixture.of(LEAF, 3, gate=LAYER))
     layer, gate = model.gates.last_layer(0)
-    with torch.no_grad():  # a gate that looks at its samples, and puts the last child a little below the most used one
-        layer.weight[gate, :2] *= 30
-        most_used = model.predict_proba(blobs).mean(0)[:2].argmax()
-        layer.weight[gate, 2] = layer.weight[gate, most_used]
-        layer.bias[gate, 2] = layer.bias[gate, most_used] - 0.1
+    with torch.no_grad():  # a gate that divides its samples between two, and puts the last child a little below one
+        layer.weight[gate, :2] *= 20
+        layer.weight[gate, 2], layer.bias[gate, 2] = layer.weight[gate, 1], -1e9
+        log_prob = model.route(blobs)
+        layer.bias[gate, 0] -= (log_prob[:, 0] - log_prob[:, 1]).quantile(0.5)
+        layer.bias[gate, 2] = layer.bias[gate, 1] - 0.1
     assert model.predict_proba(blobs).mean(0)[2] > 0.1
     message = r"usage: expected every leaf to be the most probable one of some samples, got none for .*root/2 \("
     with pytest.warns(DeadLeafWarning, match=message) as caught:
