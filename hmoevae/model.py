@@ -790,11 +790,17 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         return x.to(self.dtype).flatten(1).t()
 
     def _in_batches(
-        self, compute: Callable[[Tensor], Tensor], x: Data, batch_size: int, *, one_answer_each: bool = True
+        self,
+        compute: Callable[[Tensor], Tensor],
+        x: Data,
+        batch_size: int,
+        *,
+        check: Callable[..., Tensor] | None = None,
+        one_answer_each: bool = True,
     ) -> Tensor:
         """Run `compute` on batches of `x` on the model's device without gradients; the results are where `x` is."""
         check_integer("batch_size", batch_size)
-        pieces = in_order(x, "x", self.check_input, int(batch_size), one_answer_each=one_answer_each)
+        pieces = in_order(x, "x", check or self.check_input, int(batch_size), one_answer_each=one_answer_each)
         with torch.no_grad():
             return torch.cat([compute(piece.to(self.device, self.dtype)).to(piece.device) for piece in pieces])
 
