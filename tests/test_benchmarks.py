@@ -306,14 +306,16 @@ def test_shapes_are_drawn_alike_from_a_seed_and_lie_in_the_picture() -> None:
     assert images.x.shape == (200, 3, 32, 32)
     assert (images.y // shapes.N_STYLES).bincount().tolist() == [40] * 5
     assert set(images.y.tolist()) == set(range(10))
-    edge, middle = images.x[:, :, 0], images.x[:, :, 15:17, 15:17]  # which no shape touches, and all but holes cover
-    filled, hollow = (middle[images.y % shapes.N_STYLES == style].mean() for style in range(shapes.N_STYLES))
-    assert filled > 1.5 * hollow
-    assert edge.mean() < hollow
+    middle = images.x[:, :, 14:18, 14:18].mean((1, 2, 3))  # which every disc covers, but for its hole
+    filled, hollow = (middle[images.y == style].mean() for style in range(shapes.N_STYLES))
+    assert filled > 2 * hollow
 
 
-@pytest.mark.filterwarnings("ignore::hmoevae.errors.CollapseWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
-def test_shapes_reports_both_levels(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::hmoevae.errors.CollapseWarning")
+def test_shapes_reports_both_levels(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shapes, "COMPARED", ("k-means",))  # so few images do not do for covariances
     argv = ["--n", "120", "--epochs", "2", "--seeds", "1", "--device", "cpu", "--json", str(tmp_path / "r")]
     shapes.main(argv)
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -321,8 +323,8 @@ def test_shapes_reports_both_levels(capsys: pytest.CaptureFixture[str], tmp_path
     found = {(row["level"], row["what"]) for row in report["rows"]}
     assert found == {
         *((level, "tree of 5 x 2, init kmeans") for level in ("kinds", "styles")),
-        *(("kinds", f"{name}, 5 clusters") for name in ("k-means", "pca-gmm")),
-        *(("styles", f"{name}, 10 clusters") for name in ("k-means", "pca-gmm")),
+        ("kinds", "k-means, 5 clusters"),
+        ("styles", "k-means, 10 clusters"),
     }
     assert all(0 < run["nmi"] <= 1 for row in report["rows"] for run in row["runs"])
 
