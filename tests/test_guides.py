@@ -16,6 +16,8 @@ import torch
 
 import hmoevae as hm
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

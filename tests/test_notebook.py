@@ -189,6 +189,7 @@ def shown(executed, end):
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:(jupyter|nbclient|zmq|traitlets).*")
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_what_its_cells_end_in(executed):
     ((data,),) = shown(executed, "\ntree")
     assert "10 x Mixture of 2" in data["text/html"]
@@ -200,6 +201,7 @@ def test_a_notebook_shows_what_its_cells_end_in(executed):
     assert max(map(len, values)) < 500
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_every_picture_once(executed):
     pictures = [source for source in executed if source.splitlines()[-1].startswith("hm.plot.")]
     assert len(pictures) == 4
@@ -211,6 +213,7 @@ def test_a_notebook_shows_every_picture_once(executed):
         assert height > 300
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_but_the_bar(executed):
     printed = [o for outputs in executed.values() for o in outputs if o["output_type"] == "stream"]
     lines = [line.strip() for output in printed for line in re.split(r"[\r\n]+", output["text"]) if line.strip()]

@@ -14,6 +14,9 @@ LOADED = {"script": "src", "img": "src", "source": "src", "iframe": "src", "embe
 """Tags whose target a browser loads by itself, beside style sheets, icons and fonts."""
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("sphinx", reason="needs the extra `docs`")
