@@ -509,7 +509,7 @@ def test_columns_scaled_to_the_unit_interval():
     new = x[:20] * 1.1
     for result in (mixture.predict(new), mixture.predict_proba(new), mixture.transform(new)):
         assert len(result) == 20
-    with pytest.raises(ValueError, match=r"X: expected values in \[0, 1\] .* got values from 0.0 to 1.1"):
+    with pytest.raises(ValueError, match=r"X: expected values in \[0, 1\] .* got values from 0 to 1.1"):
         mixture.score_samples(1.1 * x)
 
 

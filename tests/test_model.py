@@ -818,7 +818,7 @@ def test_values_outside_the_support_are_refused_where_there_is_a_density(method:
 def test_values_far_outside_the_support_are_warned_of(name: str) -> None:
     """Such as those of pixels that are not / 255."""
     model = build(UNEQUAL, SHAPE).float()
-    said = r"x: expected values in \[0, 1\] .*, or close to it, got values from 0.5 to 255.0"
+    said = r"x: expected values in \[0, 1\] .*, or close to it, got values from 0.5 to 255"
     with pytest.warns(UserWarning, match=said) as caught:
         EVALUATIONS[name](model, with_value(255.0))
     assert caught[0].filename == __file__
