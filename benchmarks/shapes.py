@@ -147,7 +147,7 @@ def scores_of(args: argparse.Namespace, seed: int) -> Iterator[tuple[str, str, d
 def main(argv: list[str] | None = None) -> None:
     """Run every seed and print the report."""
     parser = command.parser(__doc__, has_data_root=False)
-    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
     parser.add_argument("--n", type=int, default=TRAIN, help="images to train on")
     parser.add_argument("--init", choices=get_args(StartName), default="kmeans", help="where training begins")

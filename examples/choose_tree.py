@@ -11,6 +11,7 @@ import statistics
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -24,9 +25,9 @@ LAYER = hm.MLP((64,))
 LEAF = hm.VAE(latent_dim=5, encoder=LAYER, decoder=LAYER, likelihood=hm.Gaussian(scale=0.2))
 
 
-def mixture(child: hm.VAE | hm.Mixture, n: int) -> hm.Mixture:
-    """What all candidates share: the gate, a light balance, and priors that follow the data."""
-    return hm.Mixture.of(child, n, gate=LAYER, balance=hm.Balance("kl", 1.0), prior="learned")
+def mixture(child: hm.VAE | hm.Mixture, n: int, balance: float = 20.0) -> hm.Mixture:
+    """What all candidates share: the gate, a balance as agreement asks for, and priors that follow the data."""
+    return hm.Mixture.of(child, n, gate=LAYER, balance=hm.Balance("kl", balance), prior="learned")
 
 
 CANDIDATES: dict[str, hm.VAE | hm.Mixture] = {
@@ -34,8 +35,8 @@ CANDIDATES: dict[str, hm.VAE | hm.Mixture] = {
     "3": mixture(LEAF, 3),
     "10": mixture(LEAF, 10),
     "30": mixture(LEAF, 30),
-    "5 x 2": mixture(mixture(LEAF, 2), 5),
-    "10 x 3": mixture(mixture(LEAF, 3), 10),
+    "5 x 2": mixture(mixture(LEAF, 2, balance=4.0), 5),
+    "10 x 3": mixture(mixture(LEAF, 3, balance=2.0), 10),
 }
 
 
@@ -45,7 +46,9 @@ def train(tree: hm.VAE | hm.Mixture, x: Tensor, *, epochs: int, seed: int) -> hm
     model = hm.HMoEVAE(tree, input_shape=tuple(x.shape[1:]), objective="elbo")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # too many leaves is one of the answers that we look for
-        how = {"epochs": epochs, "batch_size": 64, "lr": 3e-3, "lr_schedule": "cosine", "seed": seed}
+        how: dict[str, Any] = {"epochs": epochs, "batch_size": 64, "lr": 3e-3, "lr_schedule": "cosine", "seed": seed}
+        if tree.children:
+            how |= {"init": "kmeans", "init_epochs": max(1, epochs // 10), "agreement": hm.Agreement(alone=0.2)}
         history = hm.fit(model, x, progress=False, **how)
     if history.interrupted:  # fit ends quietly on Ctrl-C; half a training is not to be compared
         raise KeyboardInterrupt
