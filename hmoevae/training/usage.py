@@ -116,7 +116,7 @@ def warn_of_collapse(plan: Plan, row: dict[str, int | float], chosen: Sequence[f
     if constant:
         expected = f"every gate to tell samples apart, by {LEAST} log(children) nats or more in the last epoch"
         got = f"next to the same answer to all samples from {_listed(constant)}"
-        got += "; more epochs may help, or init or agreement of fit"
+        got += "; more epochs may help, init or agreement of fit, or a gate without relu, whose units can die"
         warn(mismatch("information", expected, got), ConstantGateWarning)
 
 
