@@ -176,7 +176,7 @@ def print_results(result: dict[str, Any], *, smoke: bool) -> None:
 def to_resume(checkpoints: Path, *, wanted: bool) -> Literal["auto", "never"]:
     """Whether to go on with a run that was cut short, which nobody loses by mistake."""
     if not wanted and any(checkpoints.glob("epoch-*")):
-        expected = "a folder without a run that was cut short (go on with it by --resume, or delete it)"
+        expected = "a folder without a run that was cut short (go on with --resume, or delete it)"
         raise ArgumentError(mismatch("--out", expected, f"one, in {checkpoints}"))
     return "auto" if wanted else "never"
 

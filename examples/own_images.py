@@ -8,6 +8,7 @@ differ in their shapes.
 """
 
 import argparse
+import csv
 import math
 import random
 import sys
@@ -157,9 +158,8 @@ def run(args: argparse.Namespace) -> None:
         out = args.out / name.replace(" ", "_")
         model.save_pretrained(out / "model")
         hm.plot.nearest(model, x[rest]).savefig(out / "nearest.png")
-        with (out / "leaves.csv").open("w", encoding="utf-8") as table:
-            table.write("file,leaf\n")
-            table.writelines(f"{file},{leaf}\n" for file, leaf in zip(files, model.predict(x).tolist(), strict=True))
+        with (out / "leaves.csv").open("w", encoding="utf-8", newline="") as table:
+            csv.writer(table).writerows([("file", "leaf"), *zip(files, model.predict(x).tolist(), strict=True)])
     print(f"a model, nearest.png and leaves.csv (the leaf of every file) of each training are in {args.out}")
     if args.smoke:
         print("A smoke run: it only shows that everything works. For results, leave out --smoke.")

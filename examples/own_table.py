@@ -85,6 +85,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/own_table"), help="folder for the results")
     parser.add_argument("--smoke", action="store_true", help="two epochs, to see that everything works")
     args = parser.parse_args()
+    if args.csv is None and (args.label or args.index):
+        parser.error("--label, --index: expected --csv beside them, the table that they are columns of")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.csv is None:
         args.csv, args.label = args.out / "wine.csv", "target"

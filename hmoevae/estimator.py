@@ -80,8 +80,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         model_: The trained `HMoEVAE`, with all its methods.
         labels_: The most probable leaf of every sample of the last fit, `(n_samples,)`. In a mixture of `n_components`,
             leaves without a sample come last, so that the labels have no gaps; in a `tree` every leaf keeps its place.
-        weights_: The prior of every leaf, `(n_leaves,)`. Where it is learned, a leaf without a sample has none, and its
-            siblings the shares of the samples that are theirs.
+        weights_: The prior of every leaf, `(n_leaves,)`. Where it is learned, these are the shares of `labels_`.
         loss_: The objective on the data of the last fit, without balance, in nats a sample.
         history_: The `History` of the training that was kept.
         n_iter_: Its number of epochs.
@@ -206,7 +205,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         if self.tree is None and 0 in counts:
             _put_empty_leaves_last(self.model_, self.history_, counts)
             counts = self._count(X)
-        _take_prior_from_empty_leaves(self.model_, counts)
+        _make_priors_shares(self.model_, counts)
         self.weights_ = self.model_.paths.leaf_log_prior().exp().detach().cpu().numpy()
         if self.n_iter_:
             warn_of_collapse(self.model_.plan, self.history_.rows[-1], counts.astype(float).tolist())
@@ -355,13 +354,13 @@ def _put_empty_leaves_last(model: HMoEVAE, history: History, counts: Int[np.ndar
 
 
 @torch.no_grad()
-def _take_prior_from_empty_leaves(model: HMoEVAE, counts: Int[np.ndarray, " leaf"]) -> None:
-    """Where a mixture that learns its prior has a child without samples, make that the shares of the samples."""
+def _make_priors_shares(model: HMoEVAE, counts: Int[np.ndarray, " leaf"]) -> None:
+    """Make learned priors the shares of the samples, to which few steps from a uniform start do not bring them."""
     for mixture in model.plan.mixtures:
         edges = list(mixture.child_edges)
         children = [model.plan.nodes[model.plan.edge_child[edge]].leaves for edge in edges]
         n = np.array([counts[leaves.start : leaves.stop].sum() for leaves in children])
-        if isinstance(mixture.spec, Mixture) and mixture.spec.prior == "learned" and n.any() and not n.all():
+        if isinstance(mixture.spec, Mixture) and mixture.spec.prior == "learned" and n.any():
             assert model.paths.prior_logits is not None
             logits = [math.log(share) if share > 0 else NEVER for share in n / n.sum()]
             model.paths.prior_logits[edges] = model.paths.prior_logits.new_tensor(logits)

@@ -105,6 +105,8 @@ def reshaping(x: Tensor | np.ndarray, name: str, shape: tuple[int, ...]) -> str:
     if len(shape) == 3 and x.ndim == 4 and tuple(x.shape[1:]) == (*shape[1:], shape[0]) and shape[0] > 1:
         moved = "permute(0, 3, 1, 2)" if isinstance(x, Tensor) else "transpose(0, 3, 1, 2)"
         return f" (channels first: {name}.{moved})"
+    if len(shape) == 3 and x.ndim == 4 and tuple(x.shape[1:]) == (shape[2], *shape[:2]) and shape[2] > 1:
+        return f" (the model was made for channels last: input_shape={tuple(x.shape[1:])} is what a Conv gate expects)"
     own, asked = ([n for n in sizes if n != 1] for sizes in (x.shape[1:], shape))
     same = own == asked or min(len(own), len(asked)) == 1  # else reshaping would mix up rows and columns
     if x.ndim > 0 and same and np.prod(own, dtype=int) == np.prod(asked, dtype=int):

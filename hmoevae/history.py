@@ -110,12 +110,16 @@ class History:
         """
         try:
             with Path(path).open(encoding="utf-8", newline="") as file:
-                columns, *lines = csv.reader(file, strict=True)
+                columns, *lines = list(csv.reader(file, strict=True)) or [[]]
             if "epoch" not in columns:
                 raise ValueError("no column 'epoch'")
+            for number, line in enumerate(lines, 1):
+                if len(line) != len(columns):
+                    raise ValueError(f"row {number} with {len(line)} of {len(columns)} cells")
             rows = [{c: _number(cell) for c, cell in zip(columns, line, strict=True) if cell} for line in lines]
         except (OSError, ValueError, csv.Error) as error:
-            raise CheckpointError(mismatch(str(path), "a history written by to_csv", f"{error}")) from None
+            reason = "text that is not UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None)
+            raise CheckpointError(mismatch(str(path), "a history written by to_csv", reason or error)) from None
         return cls(rows)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:

@@ -50,6 +50,7 @@ class Scaled(Dataset[Tensor]):
     Raises:
         ArgumentTypeError: `data` are not numbers.
         ArgumentError: The divisor or the offset is not finite, or the divisor is zero.
+        ShapeError: One of them does not fit a sample.
 
     >>> pixels = np.array([[0, 51], [255, 102]], dtype=np.uint8)
     >>> images = Scaled(pixels, 255)
@@ -74,12 +75,26 @@ class Scaled(Dataset[Tensor]):
         self.data = data
         self.divisor = _numbers(divisor, "divisor")
         self.offset = _numbers(offset, "offset")
+        for argument, numbers in (("divisor", self.divisor), ("offset", self.offset)):
+            sample = tuple(data.shape[1:])
+            try:
+                fits = torch.broadcast_shapes(numbers.shape, sample) == sample
+            except RuntimeError:
+                fits = False
+            if not fits:
+                expected = f"a number, or an array that fits a sample of {sample}"
+                raise ShapeError(mismatch(argument, expected, f"an array of {tuple(numbers.shape)}"))
         if (self.divisor == 0).any():
             raise ArgumentError(mismatch("divisor", "numbers other than 0", "0 (of a column that is constant?)"))
 
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.data)
+
+    def __repr__(self) -> str:
+        """The shape and the type of the data, and whether they are in a file."""
+        where = " in a file" if self.is_in_file else ""
+        return f"<Scaled {self.data.dtype}, {tuple(self.data.shape)}{where}>"
 
     def __getitem__(self, index: Any) -> Tensor:
         """The samples at an index, a slice or an array of indices, scaled."""

@@ -144,6 +144,16 @@ def test_score_of_a_sample_depends_on_the_sample_alone():
     np.testing.assert_allclose(mixture.score_samples(x[1400:1401]), scores[1400:1401], rtol=1e-10)
 
 
+def test_weights_are_the_shares_of_unequal_clusters():
+    """However few steps there are to learn them in; a rare kind is not drawn more often than it occurs."""
+    rng = np.random.default_rng(0)
+    centres = np.repeat([[0.0, 0.0], [6.0, 0.0], [0.0, 6.0]], [180, 16, 4], axis=0)
+    x = centres + rng.normal(0, 0.3, centres.shape)
+    mixture = hm.VAEMixture(3, max_iter=20, random_state=0, device="cpu").fit((x - x.mean(0)) / x.std(0))
+    np.testing.assert_allclose(np.sort(mixture.weights_), [0.02, 0.08, 0.9], atol=0.015)
+    np.testing.assert_allclose(mixture.weights_, np.bincount(mixture.labels_) / 200, rtol=1e-6)
+
+
 def test_sample_follows_the_weights_and_the_density():
     x, _ = blobs()
     mixture = small(max_iter=60, random_state=0).fit(x)
@@ -265,12 +275,13 @@ def test_only_learned_priors_follow_the_samples():
     leaf = hm.VAE(1, likelihood=hm.Gaussian(mean="identity"))
     tree = hm.Mixture((hm.Mixture.of(leaf, 3, prior="learned"), hm.Mixture.of(leaf, 2)))
     model = hm.HMoEVAE(tree, (4,), objective="elbo")
-    estimator._take_prior_from_empty_leaves(model, np.array([6, 0, 2, 4, 0]))
+    estimator._make_priors_shares(model, np.array([6, 0, 2, 4, 0]))
     assert model.paths.leaf_log_prior().exp().tolist() == pytest.approx([0.375, 0, 0.125, 0.25, 0.25])
     before = model.paths.leaf_log_prior()
-    for counts in ([0, 0, 0, 4, 1], [6, 1, 2, 4, 0]):  # nothing to go by, and nothing empty
-        estimator._take_prior_from_empty_leaves(model, np.array(counts))
-        assert torch.equal(model.paths.leaf_log_prior(), before)
+    estimator._make_priors_shares(model, np.array([0, 0, 0, 4, 1]))  # nothing to go by
+    assert torch.equal(model.paths.leaf_log_prior(), before)
+    estimator._make_priors_shares(model, np.array([6, 1, 1, 4, 0]))
+    assert model.paths.leaf_log_prior().exp().tolist() == pytest.approx([0.375, 0.0625, 0.0625, 0.25, 0.25])
 
 
 def test_a_tree_keeps_the_places_of_its_leaves():

@@ -151,7 +151,7 @@ def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
         ("choose_tree.py", {"model", "scores.png"}, "chosen: "),
         (
             "custom_tree.py",
-            {"model", "history.csv", "tree.png", "samples.png", "contingency.png"},
+            {"model", "history.csv", "metrics.json", "tree.png", "samples.png", "contingency.png"},
             "k-means, 11 clusters",
         ),
         ("share_model.py", {"model"}, "the loaded model gives the same probabilities: True"),

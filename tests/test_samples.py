@@ -572,3 +572,11 @@ def test_data_of_the_likelihoods_scale_pass_in_silence(expert, data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeadLeafWarning)
         fit(make(expert), data)
+
+
+@pytest.mark.parametrize("argument", ["divisor", "offset"])
+def test_a_scaling_fits_a_sample(argument: str) -> None:
+    given = {"divisor": 2.0, argument: np.ones(5)}
+    with pytest.raises(ShapeError, match=rf"{argument}: expected .* that fits a sample of \(1, 8, 8\), got .*\(5,\)"):
+        hm.datasets.Scaled(np.zeros((3, 1, 8, 8), np.uint8), **given)
+    assert repr(hm.datasets.Scaled(np.zeros((3, 2), np.uint8), 255)) == "<Scaled uint8, (3, 2)>"

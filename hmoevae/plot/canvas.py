@@ -73,6 +73,8 @@ def no_sample(ax: Axes, left: float, top: float, width: float, height: float) ->
     """The empty frame of a leaf that none of the samples is routed to."""
     ax.add_patch(Rectangle((left, top), width - 1, height, fill=False, ec=FAINT, lw=0.5, clip_on=False))
     ((note, angle),) = fit(["no sample"], width - 2 * GAP)
+    if angle and text_width(note) > height - 2 * GAP:  # turned, it would run out of the frame
+        note, angle = "none", 0
     ax.text(left + width / 2, top + height / 2, note, ha="center", va="center", rotation=angle, **LABEL)
 
 

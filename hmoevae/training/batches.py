@@ -99,11 +99,12 @@ def batches_of(
         sampler = SequentialSampler(data) if order is None else RandomSampler(data, generator=order)  # type: ignore[arg-type]  # it is sized
         chosen = _OwnItems(BatchSampler(sampler, batch_size, drop_last=False), processes)
         loader = loader_of(data, name, batch_size, chosen)
-    seeds = order or torch.Generator()
 
     def from_loader() -> Iterator[Batch]:
-        if order is None:
-            seeds.manual_seed(0)  # held-out samples are the same after every epoch
+        # One draw an epoch: a process without a part of the last batch must not fall behind in the order of all.
+        # Held-out samples are the same after every epoch.
+        seed = 0 if order is None else int(torch.randint(1 << 62, (), generator=order, device="cpu"))
+        seeds = torch.Generator().manual_seed(seed)
         for batch in read(loader, name, seeds):
             x = model.check_input(batch, name=name)
             batches.glimpse = x if batches.glimpse is None else batches.glimpse
