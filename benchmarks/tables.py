@@ -113,6 +113,7 @@ SORTS = (
     ("log_likelihood",),
     ("what", "n_seeds", "runs"),
     ("kind", "found", "purity"),
+    ("level", "what", "runs"),
 )
 """The fields by which the reports that have a table of their own are told."""
 
@@ -211,7 +212,8 @@ def levels() -> str:
     head = ("recipe, tree", "seeds", "accuracy, level 1", "NMI, level 1", "purity, leaves", "dendrogram purity")
     fields = ("accuracy_level1", "nmi_level1", "leaf_purity", "dendrogram_purity")
     deep = [group for group in runs_of_examples() if group.depth > 1]
-    return table(head, [(g.title, str(len(g.runs)), *(percent(g.values(f)) for f in fields)) for g in deep])
+    rows = [(f"{g['dataset']}, {g.title}", str(len(g.runs)), *(percent(g.values(f)) for f in fields)) for g in deep]
+    return table(head, rows)
 
 
 def ablation() -> str:
@@ -430,6 +432,24 @@ def unequal() -> str:
 # --- all others -----------------------------------------------------------------------------------------------------
 
 
+def shapes() -> str:
+    """Kinds and styles of drawn colour images, beside what a user would try first."""
+    head = ("level", "found by", "seeds", "accuracy", "NMI")
+    parts = []
+    for name, report in reports("level", "what", "runs").items():
+        rows = [
+            (
+                row["level"],
+                row["what"],
+                str(len(row["runs"])),
+                *(percent([run[field] for run in row["runs"]]) for field in ("accuracy", "nmi")),
+            )
+            for row in report["rows"]
+        ]
+        parts.append(f"`{name}`: {where(report)}\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
 def others() -> str:
     """Every report that has no table of its own: what its rows hold, fields of several values left out."""
     own = {name for fields in SORTS for name in reports(*fields)}
@@ -470,6 +490,7 @@ def files() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "clustering": clustering,
+    "clustering-mnist5k": lambda: clustering("mnist5k"),
     "published": published,
     "published-fashion": lambda: published("fashion"),
     "levels": levels,
@@ -485,6 +506,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision": precision,
     "streaming": streaming,
     "unequal": unequal,
+    "shapes": shapes,
     "others": others,
     "files": files,
 }
