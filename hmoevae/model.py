@@ -739,6 +739,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         if push_to_hub_kwargs and not push_to_hub:
             odd = ", ".join(push_to_hub_kwargs)
             raise ArgumentError(mismatch("push_to_hub", f"True where {odd} is given", push_to_hub))
+        self.check_rebuilds()  # before the folder is made
         folder = Path(save_directory)
         source = repo_id or (folder.name if folder.is_absolute() else folder.as_posix())
         about: dict[str, Any] = {"info": info, "source": source} | (model_card_kwargs or {})
@@ -856,7 +857,6 @@ class HMoEVAE(nn.Module, ModelHubMixin):
             return cls(tree, tuple(shape) if isinstance(shape, list) else shape, objective=config["objective"])
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        self.check_rebuilds()
         storage.write_model(save_directory, self._config(), self.state_dict())
 
     @classmethod

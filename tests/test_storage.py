@@ -420,6 +420,14 @@ def test_what_loading_would_not_make_again_is_not_saved(saved: Path, change: str
     refuses_to_save(model, saved, re.escape(message))
 
 
+def test_a_model_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2), 3), (4,))
+    model.gates = torch.nn.Linear(4, 3)  # type: ignore[assignment]
+    with pytest.raises(ArgumentError, match=r"model.gates: expected Gates"):
+        model.save_pretrained(tmp_path / "new" / "model")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_with_checkpoints_refuses_such_a_model_before_it_begins(tmp_path: Path) -> None:
     model = make()
     swap_for_the_same_weights(model)
