@@ -38,8 +38,8 @@ class Threads:
     def for_samples(self, n_samples: int) -> Iterator[None]:
         """Inside, what is computed for `n_samples` samples runs in the number of threads that suits it.
 
-        The number is PyTorch's own setting of the calling thread, put back on leaving. Another thread that computes
-        for the first time meanwhile takes over the one that it finds.
+        The number is PyTorch's own setting of the calling thread, put back on leaving. A thread of the caller's that
+        computes for the first time meanwhile is left with one.
         """
         before = torch.get_num_threads()
         if before == 1 or not self.may_choose or self.n_weights * n_samples > SMALL_STEP:
