@@ -102,9 +102,10 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, error: Exce
 
 
 @pytest.fixture
-def out_of_reach(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The addresses that are asked for, of which none answers; a download would ask for half a minute."""
     asked = []
+    monkeypatch.chdir(tmp_path)  # the examples leave a folder `runs` where they are run
 
     class ConnectError(Exception):
         """What the client's HTTP library raises, which is no OSError."""
