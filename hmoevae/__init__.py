@@ -8,7 +8,7 @@ from hmoevae.callbacks import SampleRecorder
 from hmoevae.card import CardInfo
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE, Output, Routing
-from hmoevae.nn.memory import StepMemory
+from hmoevae.nn.kernels.memory import StepMemory
 from hmoevae.spec import (
     MLP,
     VAE,
