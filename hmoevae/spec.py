@@ -17,7 +17,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 from pydantic_core import PydanticCustomError
 
 from hmoevae import markup
-from hmoevae.errors import ArgumentError, SpecError, is_number, mismatch
+from hmoevae.checks import is_number
+from hmoevae.errors import ArgumentError, SpecError, mismatch
 
 if TYPE_CHECKING:
     import networkx as nx
