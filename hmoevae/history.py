@@ -8,8 +8,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hmoevae import markup, storage
+from hmoevae import markup
 from hmoevae.errors import ArgumentError, CheckpointError, mismatch
+from hmoevae.saving import files
 
 NODES = ("usage/", "information/")
 """What the columns begin with of which there is one a leaf or a mixture."""
@@ -92,7 +93,7 @@ class History:
         writer = csv.DictWriter(text, self.columns or ("epoch", "seconds", "loss"), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        storage.write_text(path, text.getvalue())
+        files.write_text(path, text.getvalue())
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str]) -> "History":
@@ -139,7 +140,7 @@ class History:
          ]
         }
         """
-        storage.write_text(path, json.dumps({"interrupted": self.interrupted, "rows": self.rows}, indent=1) + "\n")
+        files.write_text(path, json.dumps({"interrupted": self.interrupted, "rows": self.rows}, indent=1) + "\n")
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "History":

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hmoevae.errors import ArgumentError, check_number, is_number, mismatch
+from hmoevae.checks import check_number, is_number
+from hmoevae.errors import ArgumentError, mismatch
 from hmoevae.nn.draws import Draws, borrowed_random_state
 from hmoevae.plan import are_ascending
 from hmoevae.views import Compose, Neighbour, View, ViewLike

@@ -17,15 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from hmoevae.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    NonFiniteError,
-    check_integer,
-    check_number,
-    is_integer,
-    mismatch,
-)
+from hmoevae.checks import check_integer, check_number, is_integer
+from hmoevae.errors import ArgumentError, ArgumentTypeError, NonFiniteError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Draws
