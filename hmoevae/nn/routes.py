@@ -1,7 +1,7 @@
 """Routes: which (sample, leaf) pairs a pass computes, as data; and packing, which lets equal experts run them batched.
 
-Axes: `leaf` as in `hmoevae.plan`; `slot` counts the leaves of one sample; `pair` the (slot, sample) pairs at hand, in any
-order; `row` the experts of a group that run, `column` the places of each; `batch` is last.
+Axes: `leaf` as in `hmoevae.plan`; `slot` counts the leaves of one sample; `pair` the (slot, sample) pairs at hand, in
+any order; `row` the experts of a group that run, `column` the places of each; `batch` is last.
 """
 
 import math
@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, check_integer, mismatch
+from hmoevae.checks import check_integer
+from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 
 LARGEST_PADDING = 4
 """Largest ratio of computed to wanted pairs; where packing needs more, the rows are split and made even."""
@@ -26,6 +27,10 @@ class Routes(ABC):
     (True, tensor([[0, 2],
             [2, 0]]))
     """
+
+    def n_slots(self, n_leaves: int) -> int | None:  # noqa: ARG002
+        """How many leaves of so many are computed for a sample; `None` for all of them, in order."""
+        return None
 
     @abstractmethod
     def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> Int[Tensor, "slot batch"] | None:
@@ -40,8 +45,8 @@ class Routes(ABC):
 class All(Routes):
     """Every leaf for every sample."""
 
-    def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> None:  # noqa: ARG002
-        return None
+    def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> None:
+        """None: all, in order."""
 
 
 ALL = All()
@@ -63,8 +68,13 @@ class TopK(Routes):
     def __post_init__(self) -> None:
         check_integer("TopK.k", self.k)
 
+    def n_slots(self, n_leaves: int) -> int:
+        """`k`, or as many as there are."""
+        return min(int(self.k), n_leaves)
+
     def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> Int[Tensor, "slot batch"]:
-        return leaf_log_prob.detach().topk(min(int(self.k), len(leaf_log_prob)), dim=0).indices
+        """The most probable ones, best first."""
+        return leaf_log_prob.detach().topk(self.n_slots(len(leaf_log_prob)), dim=0).indices
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +100,12 @@ class Given(Routes):
         if self.leaf.ndim not in (1, 2):
             raise ArgumentError(mismatch("Given.leaf", "(batch,) or (slot, batch)", tuple(self.leaf.shape)))
 
+    def n_slots(self, n_leaves: int) -> int:  # noqa: ARG002
+        """As many as are given."""
+        return len(torch.atleast_2d(self.leaf))
+
     def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> Int[Tensor, "slot batch"]:
+        """The given ones, made sure of where that costs nothing."""
         leaf = torch.atleast_2d(self.leaf)
         n_leaves, batch = leaf_log_prob.shape
         if leaf.shape[1] != batch:
@@ -104,7 +119,7 @@ class Given(Routes):
 def restricted(
     leaf_log_prob: Float[Tensor, "leaf batch"], leaf: Int[Tensor, "slot batch"] | None
 ) -> Float[Tensor, "slot batch"]:
-    """log q restricted to some leaves and made to sum to one over them; as it is where all are computed.
+    """Log q restricted to some leaves and made to sum to one over them; as it is where all are computed.
 
     >>> restricted(torch.tensor([[0.6], [0.1], [0.3]]).log(), torch.tensor([[0], [2]])).exp().squeeze(1)
     tensor([0.6667, 0.3333])
@@ -155,8 +170,8 @@ def packing(expert: Int[Tensor, " pair"], n_experts: int) -> Packing:
     return Packing(experts, (len(experts), width), row, column % width)
 
 
-def pack(values: Float[Tensor, "inp pair"], packed: Packing) -> Float[Tensor, "row inp column"]:
-    """Values of pairs in their places; zeros in the others.
+def pack(values: Float[Tensor, "inp pair"], packed: Packing, *, fill: float = 0.0) -> Float[Tensor, "row inp column"]:
+    """Values of pairs in their places, and `fill` in the others.
 
     >>> pack(torch.tensor([[1.0, 2.0, 3.0]]), packing(torch.tensor([1, 0, 1]), 2))
     tensor([[[2., 0.]],
@@ -164,7 +179,7 @@ def pack(values: Float[Tensor, "inp pair"], packed: Packing) -> Float[Tensor, "r
             [[1., 3.]]])
     """
     rows, columns = packed.shape
-    flat = values.new_zeros(values.shape[0], rows * columns)
+    flat = values.new_full((values.shape[0], rows * columns), fill)
     flat = flat.index_copy(1, packed.row * columns + packed.column, values)
     return flat.unflatten(1, packed.shape).transpose(0, 1)
 

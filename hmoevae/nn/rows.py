@@ -1,4 +1,4 @@
-"""Rows: a grouped module restricted to some of its members, which is what "row r of a group is the node" is good for."""
+"""Rows: a grouped module restricted to some members of its group, or to one alone."""
 
 import copy
 from typing import TypeVar

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hmoevae.errors import ArgumentError, check_number, mismatch
+from hmoevae.checks import check_number
+from hmoevae.errors import ArgumentError, mismatch
 from hmoevae.nn.routes import ALL, Routes
 from hmoevae.plan import are_ascending
 
