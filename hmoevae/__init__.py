@@ -21,7 +21,17 @@ from hmoevae.spec import (
     tree_from_json,
 )
 from hmoevae.trackers import Tracking
-from hmoevae.training import Agreement, Best, EpochEnd, Warmup, best_of, fit
+from hmoevae.training import (
+    Agreement,
+    Best,
+    EarlyStopping,
+    EpochEnd,
+    Training,
+    Warmup,
+    best_of,
+    fit,
+    training_from_json,
+)
 from hmoevae.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -38,6 +48,7 @@ __all__ = [
     "CardInfo",
     "ContinuousBernoulli",
     "Conv",
+    "EarlyStopping",
     "EpochEnd",
     "Gaussian",
     "HMoEVAE",
@@ -48,6 +59,7 @@ __all__ = [
     "SampleRecorder",
     "StepMemory",
     "Tracking",
+    "Training",
     "VAEMixture",
     "Warmup",
     "best_of",
@@ -57,6 +69,7 @@ __all__ = [
     "fit",
     "metrics",
     "plot",
+    "training_from_json",
     "tree_from_json",
     "views",
 ]

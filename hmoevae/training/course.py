@@ -20,12 +20,14 @@ class Lesson:
         rate_falls: Whether a falling learning rate falls in it.
         kl_weight: Of KL(q(z|x) || p(z)).
         gate_temperature: What the gates' logits are divided by.
+        is_full: Whether all learn together and no warm-up holds anything back.
     """
 
     phase: Phase
     rate_falls: bool
     kl_weight: float
     gate_temperature: float
+    is_full: bool
 
 
 class Course:
@@ -34,10 +36,13 @@ class Course:
     Args:
         epochs: How many there are.
         start_epochs: How many of them, the first ones, teach a start.
-        agreement: As of `fit`.
-        warmup: As of `fit`.
+        agreement: As of `hmoevae.Training`.
+        warmup: As of `hmoevae.Training`.
+        kl_weight: As of `hmoevae.Training`.
 
     Attributes:
+        started_by: The last epoch of the start; 0 without one.
+        full_from: The first epoch in which all learn together and no warm-up holds anything back.
         falling_epochs: In how many of them, the last ones, a falling learning rate falls.
 
     Raises:
@@ -48,16 +53,26 @@ class Course:
     [('start', 0.0), ('alone', 0.5), ('alone', 0.5), ('alone', 0.5), ('joint', 0.5), ('joint', 1.0)]
     """
 
-    def __init__(self, epochs: int, start_epochs: int, agreement: Agreement | None, warmup: Warmup | None) -> None:
+    def __init__(
+        self,
+        epochs: int,
+        start_epochs: int = 0,
+        agreement: Agreement | None = None,
+        warmup: Warmup | None = None,
+        kl_weight: float = 1.0,
+    ) -> None:
         alone = 0 if agreement is None else round(epochs * agreement.alone)
         self.started_by = start_epochs
         self.alone_by = start_epochs + alone
         self.falls_after = self.alone_by if agreement is not None and self.alone_by < epochs else 0
         self.falling_epochs = epochs - self.falls_after
         self.warmup = warmup
+        self.kl_weight = kl_weight
+        warm_by = 0 if warmup is None else warmup.epochs + alone  # experts do not learn while gates are alone
+        self.full_from = 1 + max(self.alone_by, warm_by)
         if warmup is not None and warmup.epochs >= epochs - alone:
             expected = "fewer epochs than those in which the experts learn, so that it comes to an end"
-            raise ArgumentError(mismatch("warmup", expected, warmup))
+            raise ArgumentError(mismatch("Training.warmup", expected, warmup))
 
     def lesson(self, epoch: int) -> Lesson:
         """What is done in an epoch, counted from 1."""
@@ -65,4 +80,5 @@ class Course:
         before = epoch - 1
         experts_learnt = before - max(0, min(before, self.alone_by) - self.started_by)
         kl_weight, temperature = (1.0, 1.0) if self.warmup is None else self.warmup.at(experts_learnt)
-        return Lesson(phase, epoch > self.falls_after, kl_weight, temperature)
+        is_full = epoch >= self.full_from
+        return Lesson(phase, epoch > self.falls_after, self.kl_weight * kl_weight, temperature, is_full)

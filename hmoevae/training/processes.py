@@ -210,6 +210,16 @@ class Processes:
         """
         return flag if self.count == 1 else any(theirs for (theirs,) in self._exchange(int(flag)))
 
+    def first(self, flags: list[bool]) -> int | None:
+        """The first place at which the flag of any process is set; `None` where there is none.
+
+        Raises:
+            KeyboardInterrupt: As in `rounds`.
+        """
+        own = flags.index(True) if True in flags else len(flags)
+        first = min(theirs for (theirs,) in self._exchange(own))
+        return first if first < len(flags) else None
+
     def best(self, words: str, *, knows: bool) -> str:
         """The words of a process that knows, where there is one."""
         if self.count == 1:
