@@ -8,7 +8,7 @@ from hmoevae.callbacks import SampleRecorder
 from hmoevae.card import CardInfo
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE, Output, Routing
-from hmoevae.nn.memory import StepMemory
+from hmoevae.nn.kernels.memory import StepMemory
 from hmoevae.spec import (
     MLP,
     VAE,
@@ -16,8 +16,12 @@ from hmoevae.spec import (
     Bernoulli,
     ContinuousBernoulli,
     Conv,
+    ConvTranspose,
     Gaussian,
+    Likelihood,
     Mixture,
+    Network,
+    record,
     tree_from_json,
 )
 from hmoevae.trackers import Tracking
@@ -48,12 +52,15 @@ __all__ = [
     "CardInfo",
     "ContinuousBernoulli",
     "Conv",
+    "ConvTranspose",
     "EarlyStopping",
     "EpochEnd",
     "Gaussian",
     "HMoEVAE",
     "History",
+    "Likelihood",
     "Mixture",
+    "Network",
     "Output",
     "Routing",
     "SampleRecorder",
@@ -69,7 +76,11 @@ __all__ = [
     "fit",
     "metrics",
     "plot",
+<<<<<<< HEAD
     "training_from_json",
+=======
+    "record",
+>>>>>>> main
     "tree_from_json",
     "views",
 ]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from hmoevae.errors import ArgumentError, ArgumentTypeError, is_integer, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.experts import posterior_of
-from hmoevae.nn.grouped import GroupedMLP, sum_dtype
+from hmoevae.nn.grouped import GroupedMLP
+from hmoevae.nn.kernels.precision import sum_dtype
 
 __all__ = [
     "DecoderModule",

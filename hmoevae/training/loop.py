@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from hmoevae.errors import DataError, mismatch
 from hmoevae.model import HMoEVAE, Output, Routing
 from hmoevae.nn.draws import Draws, Share
-from hmoevae.nn.memory import StepMemory
+from hmoevae.nn.kernels.memory import StepMemory
 from hmoevae.training.batches import Batches
 from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.course import Lesson
@@ -61,16 +61,14 @@ class Run:
         self.guard = FiniteGuard(model, processes, looks)
         self.may_draw = may_draw(model)
         self.memory = StepMemory()
-        self.memory.attach(model)
         self.compiled = compiled
         self.chosen: list[float] = []
         """Of which share of the samples of the last epoch every leaf was the most probable one."""
         self.threads = Threads(model)
 
     def close(self) -> None:
-        """Let go of the memory that the steps shared, the last gradients among it, and of compiled code."""
+        """Let go of the last gradients and of compiled code."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.memory.detach(self.model)
         if self.compiled is not None:
             self.compiled.detach()
 
@@ -146,8 +144,7 @@ class Run:
         """One step of the optimiser, on the samples that this process has of the global batch."""
         self.steps += 1
         self.optimizer.zero_grad(set_to_none=True)  # before their memory is given out again
-        self.memory.next_step()
-        with nullcontext() if self.compiled is None else self.compiled.step():
+        with self.memory.step(), nullcontext() if self.compiled is None else self.compiled.step():
             with self.processes.sharing(self.model, self.noise, share):
                 out = self._forward(x, index, lesson)
             self.guard.see(self.steps, out, share)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hmoevae import features
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
+from hmoevae.spec.record import REGISTER, write
 
 
 def described(value: object) -> str:
@@ -91,7 +92,8 @@ def refuse_unknown(cls: type, given: Mapping[str, object], place: str) -> None:
 class Codec:
     """Records of known kinds as JSON, and back.
 
-    A record is an object with its `kind` and its fields. A feature function of the package is
+    A record is an object with its `kind` and its fields. One of a user's own, such as a view that is made a record by
+    `hmoevae.record`, is found by its kind too, once its class has been defined. A feature function of the package is
     `{"feature": "oriented_gradients"}`. What JSON cannot hold is `{"described": "SGD(lr=0.1)"}`, which is for people.
 
     Args:
@@ -114,6 +116,8 @@ class Codec:
         if type(value) in self.names:
             content = {field.name: self.to_data(getattr(value, field.name)) for field in fields(value)}
             return {"kind": self.names[type(value)], **content}
+        if REGISTER.has(getattr(value, "kind", None), object) and hasattr(value, "__pydantic_fields__"):
+            return write(value, self.to_data)
         if value is None or isinstance(value, bool | int | float | str):
             return value
         if isinstance(value, np.generic):
@@ -133,8 +137,9 @@ class Codec:
             place: Of the value, for errors.
 
         Raises:
-            ArgumentError: Something was written in words only, or is of an unknown kind.
+            ArgumentError: Something was written in words only, or has no place in a record.
             ArgumentTypeError: A record has no such field.
+            SpecError: A kind is not registered; the message says what to import.
         """
         if isinstance(data, list):
             return tuple(self.from_data(part, f"{place}[{i}]") for i, part in enumerate(data))
@@ -146,11 +151,12 @@ class Codec:
             raise ArgumentError(mismatch(place, expected, f"{data['described']}, in words"))
         if "feature" in data:
             return self._feature(data["feature"], place)
+        given = {name: value for name, value in data.items() if name != "kind"}
         kind = data.get("kind")
-        if not isinstance(kind, str) or kind not in self.kinds:
-            expected = f"a record with a kind among {', '.join(map(repr, self.kinds))}"
-            raise ArgumentError(mismatch(place, expected, repr(kind)))
-        return self.made(self.kinds[kind], {name: value for name, value in data.items() if name != "kind"}, place)
+        if kind in self.kinds:
+            return self.made(self.kinds[kind], given, place)
+        make = REGISTER.find(kind, place, data).make
+        return make(**{name: self.from_data(value, f"{place}.{name}") for name, value in given.items()})
 
     def made(self, cls: type, data: Mapping[str, Any], place: str, given: Mapping[str, Any] = MappingProxyType({})) -> Any:
         """The record of a class, from its fields as JSON and those given; the others take their defaults."""
