@@ -76,11 +76,8 @@ __all__ = [
     "fit",
     "metrics",
     "plot",
-<<<<<<< HEAD
-    "training_from_json",
-=======
     "record",
->>>>>>> main
+    "training_from_json",
     "tree_from_json",
     "views",
 ]
