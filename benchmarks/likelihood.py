@@ -76,9 +76,9 @@ def measure(
     start = time.perf_counter()
     if args.leaves > 1:
         first = torch.bernoulli(train, generator=torch.Generator().manual_seed(seed))
-        command.whole(hm.fit(model, first, epochs=1, batch_size=args.batch_size, init="kmeans", **how))
+        command.whole(hm.fit(model, first, hm.Training(epochs=1, batch_size=args.batch_size, init="kmeans"), **how))
     batches = DataLoader(Redrawn(train, args.batch_size, seed), batch_size=None)
-    history = command.whole(hm.fit(model, batches, epochs=args.epochs, lr_schedule="cosine", **how))
+    history = command.whole(hm.fit(model, batches, hm.Training(epochs=args.epochs, lr_schedule="cosine"), **how))
     seconds = time.perf_counter() - start
     generator = torch.Generator(model.device).manual_seed(0)
     terms = model.evaluate(scored, generator=generator)

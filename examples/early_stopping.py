@@ -64,15 +64,12 @@ def main() -> None:
     history = hm.fit(
         make_model(),
         data.x[~held_out],
-        epochs=2 if args.smoke else args.epochs,
-        batch_size=64,
-        lr=2e-3,
-        init="kmeans",
-        init_epochs=5,
+        hm.Training(
+            epochs=2 if args.smoke else args.epochs, batch_size=64, lr=2e-3, init="kmeans", init_epochs=5, seed=0
+        ),
         validation_data=data.x[held_out],
         callbacks=callbacks,
         checkpoint_dir=args.out / "checkpoints",
-        seed=0,
     )
     history.to_csv(args.out / "history.csv")
     best = hm.HMoEVAE.from_pretrained(hm.training.best_checkpoint(args.out / "checkpoints"))

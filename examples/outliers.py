@@ -36,7 +36,7 @@ def train(x: Tensor, epochs: int) -> hm.HMoEVAE:
     torch.manual_seed(0)
     model = hm.HMoEVAE(tree, input_shape=(1, 8, 8), objective="elbo")
     how = {"epochs": epochs, "init_epochs": max(1, epochs // 10), "batch_size": 64, "lr": 3e-3}
-    hm.fit(model, x, lr_schedule="cosine", init="kmeans", **how)
+    hm.fit(model, x, hm.Training(lr_schedule="cosine", init="kmeans"), **how)
     return model
 
 

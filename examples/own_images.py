@@ -54,7 +54,7 @@ def train(x: Tensor, n_kinds: int, epochs: int, start: Literal["kmeans"] | Tenso
     """The first epochs teach the clusters of `start`; then gate and experts improve on them."""
     model = make_model(n_kinds, x.shape[1:])
     how = {"epochs": epochs, "init_epochs": max(1, epochs // 4), "batch_size": 50, "lr": 5e-3}
-    hm.fit(model, x, init=start, lr_schedule="cosine", **how)
+    hm.fit(model, x, hm.Training(init=start, lr_schedule="cosine"), **how)
     return model
 
 

@@ -70,7 +70,7 @@ def test_the_log_has_a_line_for_every_epoch_and_starts_anew_with_a_run(tmp_path:
     log = early_stopping.Log(tmp_path / "log.jsonl")
     model = hm.HMoEVAE(hm.VAE(2), (4,))
     for n in (3, 2):
-        history = hm.fit(model, torch.rand(8, 4), epochs=n, callbacks=[log], progress=False)
+        history = hm.fit(model, torch.rand(8, 4), hm.Training(epochs=n), callbacks=[log], progress=False)
         lines = [json.loads(line) for line in log.file.read_text(encoding="utf-8").splitlines()]
         assert lines == history.rows
         assert len(lines) == n

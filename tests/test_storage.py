@@ -449,7 +449,7 @@ def test_a_module_swapped_in_between_checkpoints_is_named_and_the_ones_before_st
     model, x = make(), data_for(TREE, SHAPE, 8).float()
     message = r"epoch-000002: .* got model\.gates\.groups\.0\.activation: expected 'relu', .*epoch-000001$"
     with pytest.raises(CheckpointError, match=message):
-        hm.fit(model, x, epochs=3, progress=False, device="cpu", callbacks=[swap], checkpoint_dir=tmp_path)
+        hm.fit(model, x, hm.Training(epochs=3, device="cpu"), progress=False, callbacks=[swap], checkpoint_dir=tmp_path)
     assert sorted(path.name for path in tmp_path.glob("epoch-*")) == ["epoch-000001"]
     assert hm.HMoEVAE.from_pretrained(tmp_path / "epoch-000001").tree == TREE
 

@@ -46,7 +46,7 @@ def fit(trained: hm.HMoEVAE, *errors: Exception) -> dict[str, set[int]]:
 
     trained.evaluate = watched  # type: ignore[method-assign]
     options = {"epochs": 1, "batch_size": 4, "device": "cpu", "progress": False}
-    hm.fit(trained, X, view=view, validation_data=X, callbacks=[callback], **options)
+    hm.fit(trained, X, hm.Training(view=view), validation_data=X, callbacks=[callback], **options)
     return found
 
 

@@ -274,10 +274,10 @@ def test_a_model_in_half_precision_is_not_trained(model, x, dtype):
     kind = str(dtype).removeprefix("torch.")
     expected = rf"float32 or float64 parameters \(model.float\(\); for speed, fit\(precision='bf16'\) .*\), got {kind}$"
     with pytest.raises(ArgumentError, match=f"model: expected {expected}"):
-        hm.fit(model.to(dtype), x, epochs=1)
+        hm.fit(model.to(dtype), x, hm.Training(epochs=1))
     model.float().gates.to(dtype)
     with pytest.raises(ArgumentError, match=f"got {kind} and float32$"):
-        hm.fit(model, x, epochs=1)
+        hm.fit(model, x, hm.Training(epochs=1))
 
 
 def test_bf16_without_instructions_warns_and_is_fp32(x, monkeypatch):
@@ -361,7 +361,7 @@ def test_training_in_inference_mode_is_refused(model, x):
         torch.inference_mode(),
         pytest.raises(ArgumentError, match=r"fit: expected a call outside torch.inference_mode, got one inside"),
     ):
-        hm.fit(model, x, epochs=1)
+        hm.fit(model, x, hm.Training(epochs=1))
 
 
 @pytest.mark.usefixtures("as_users_call")
@@ -459,7 +459,7 @@ def test_a_model_without_anything_to_train_is_refused(model, x):
 
 
 def test_progress_bar_shows_terms(model, x, capsys):
-    hm.fit(model, x, epochs=1, device="cpu")
+    hm.fit(model, x, hm.Training(epochs=1, device="cpu"))
     shown = capsys.readouterr().err
     assert "epoch 1/1" in shown
     assert "expected=" in shown
@@ -484,7 +484,7 @@ def test_the_bar_moves_where_somebody_looks_on(monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_trains_on_cuda(model, x):
-    history = hm.fit(model, x, epochs=3, device="cuda", precision="bf16", progress=False)
+    history = hm.fit(model, x, hm.Training(epochs=3, device="cuda", precision="bf16"), progress=False)
     assert model.device.type == "cuda"
     assert history["loss"][-1] < history["loss"][0]
     assert model.predict(x).device.type == "cpu"

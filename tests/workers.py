@@ -165,7 +165,7 @@ def together() -> dict[str, Any]:
     answers["spoilt"] = refused(lambda: trained(spoilt, samples(), callbacks=[spoil]))
     answers["weights after"] = dict(spoilt.state_dict())
     answers["other epochs"] = refused(lambda: trained(new_model(), samples(), epochs=1 + RANK))
-    answers["other rate"] = refused(lambda: hm.fit(new_model(), samples(), lr=10.0**RANK, progress=False))
+    answers["other rate"] = refused(lambda: hm.fit(new_model(), samples(), hm.Training(lr=10.0**RANK), progress=False))
     answers["same loader"] = refused(lambda: trained(new_model(), DataLoader(Items())))
     # As accelerate's `prepare` divides a loader, without filling up the last round: processes end at different times.
     prepared = prepare_data_loader(DataLoader(Items(), 6), torch.device("cpu"), COUNT, RANK, even_batches=False)

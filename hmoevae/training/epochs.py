@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.training.batches import Batches
-from hmoevae.training.best import BestSoFar
 from hmoevae.training.checkpoints import Checkpoints
 from hmoevae.training.course import Course, Lesson
 from hmoevae.training.loop import evaluate

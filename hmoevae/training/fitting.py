@@ -219,10 +219,7 @@ class _Job:
     ) -> None:
         """All epochs that are left; whatever happens, the model ends in evaluation mode and without spare memory."""
         views = GateViews(self.training.view, self.training.agreement, self.source.samples)
-        if checkpoint is None:
-            start = self.processes.from_main(self._start)
-        else:
-            start = checkpoint.state["start"]
+        start = self.processes.from_main(self._start) if checkpoint is None else checkpoint.state["start"]
         self.model.to(self.device).train()
         with ExitStack() as afterwards:
             afterwards.callback(self.model.eval)

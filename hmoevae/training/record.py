@@ -118,10 +118,11 @@ class Training:
             check_integer(f"Training.{name}", getattr(self, name))
             object.__setattr__(self, name, int(getattr(self, name)))
         for name, positive in (("lr", True), ("kl_weight", False), ("max_grad_norm", True)):
-            value = getattr(self, name)
-            if value is not None or name != "max_grad_norm":
-                check_number(f"Training.{name}", value, positive=positive)
-                object.__setattr__(self, name, float(value))
+            value: Any = vars(self)[name]
+            if value is None and name == "max_grad_norm":
+                continue
+            check_number(f"Training.{name}", value, positive=positive)
+            object.__setattr__(self, name, float(value))
         for name, choices in (("lr_schedule", get_args(Schedule)), ("precision", get_args(Precision))):
             if getattr(self, name) not in choices:
                 self._refuse(name, " or ".join(map(repr, choices)))

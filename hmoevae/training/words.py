@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 from hmoevae import features
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 from hmoevae.spec.record import REGISTER, write
+
+T = TypeVar("T")
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def described(value: object) -> str:
@@ -51,7 +54,7 @@ def digest(values: Tensor | np.ndarray) -> str:
     return f"sha256 {hashlib.sha256(values.tobytes()).hexdigest()[:12]}"
 
 
-def named_fields(cls: type) -> type:
+def named_fields(cls: type[T]) -> type[T]:
     """Let the constructor of a dataclass name the fields there are where it is given another.
 
     >>> from dataclasses import dataclass
@@ -65,7 +68,7 @@ def named_fields(cls: type) -> type:
     ...
     hmoevae.errors.ArgumentTypeError: Point.z: expected no such field (there are x, y), got 1
     """
-    construct = cls.__init__
+    construct: Callable[..., None] = cls.__init__
 
     @functools.wraps(construct)
     def __init__(self: Any, *args: Any, **given: Any) -> None:  # noqa: N807
@@ -158,7 +161,9 @@ class Codec:
         make = REGISTER.find(kind, place, data).make
         return make(**{name: self.from_data(value, f"{place}.{name}") for name, value in given.items()})
 
-    def made(self, cls: type, data: Mapping[str, Any], place: str, given: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    def made(
+        self, cls: type, data: Mapping[str, Any], place: str, given: Mapping[str, Any] = MappingProxyType({})
+    ) -> Any:
         """The record of a class, from its fields as JSON and those given; the others take their defaults."""
         together = {**data, **given}
         refuse_unknown(cls, together, place)

@@ -232,7 +232,7 @@ def broken() -> dict[str, Any]:
     torch.compile = fail
     model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4))
     try:
-        hm.fit(model, torch.rand(BATCH, 1, 4, 4), batch_size=BATCH, epochs=1, compile=True, progress=False)
+        hm.fit(model, torch.rand(BATCH, 1, 4, 4), hm.Training(batch_size=BATCH, epochs=1, compile=True), progress=False)
     except HMoEVAEError as error:
         return {"error": f"{type(error).__name__}: {error}", "left": model.compiled}
     return {"error": "none", "left": model.compiled}
