@@ -183,14 +183,8 @@ def small_fit(data: hm.training.Data, folder: Path | None, **options: Any) -> hm
     prepare = options.pop("prepare", None)
     if prepare is not None:
         prepare(model)
-    hm.fit(
-        model,
-        data,
-        hm.Training(epochs=4, batch_size=50, device="cpu"),
-        progress=False,
-        checkpoint_dir=folder,
-        **options,
-    )
+    training = hm.Training(epochs=4, batch_size=50, device="cpu")
+    hm.fit(model, data, training, progress=False, checkpoint_dir=folder, **options)
     return model
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import conftest
 import kills
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ X = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
 EPOCHS = 6
 FILES = ("SHA256SUMS", "config.json", "model.safetensors", "state.json", "state.safetensors", "training.json")
 
-fit = functools.partial(hm.fit, epochs=EPOCHS, batch_size=8, device="cpu", progress=False)
+fit = functools.partial(conftest.fit, epochs=EPOCHS, batch_size=8)
 EVERYTHING = {
     "lr_schedule": "cosine",
     "precision": "bf16",
@@ -489,8 +490,8 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path):
         ({"compile": True}, r"compile: expected False, as in the checkpoint .*epoch-000003, got True"),
         ({"seed": None}, r"seed: expected 0, as in"),
         ({"lr": 0.1}, r"lr: expected 0.001, as in .*, got 0.1"),
-        ({"lr_schedule": "cosine"}, r"lr_schedule: expected constant, as in .*, got cosine"),
-        ({"precision": "bf16"}, r"precision: expected fp32, as in"),
+        ({"lr_schedule": "cosine"}, r"lr_schedule: expected 'constant', as in .*, got 'cosine'"),
+        ({"precision": "bf16"}, r"precision: expected 'fp32', as in"),
         ({"optimizer": functools.partial(torch.optim.SGD, lr=0.1)}, r"optimizer: expected None, as in .*, got SGD"),
         ({"view": torch.sin}, r"view: expected None, as in .*, got .*sin"),
         (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Case, about, build, cases, data_for
+from conftest import Case, about, build, cases, data_for, fit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -432,10 +432,9 @@ def test_a_run_with_checkpoints_refuses_such_a_model_before_it_begins(tmp_path: 
     model = make()
     swap_for_the_same_weights(model)
     seen = []
-    options = {"epochs": 1, "progress": False, "callbacks": [seen.append], "device": "cpu"}
     x = data_for(TREE, SHAPE, 8).float()
     with pytest.raises(ArgumentError, match=r"model\.gates\.groups\.0: expected GroupedMLP"):
-        hm.fit(model, x, checkpoint_dir=tmp_path / "run", **options)
+        fit(model, x, checkpoint_dir=tmp_path / "run", epochs=1, callbacks=[seen.append])
     assert not (tmp_path / "run").exists()
     assert not seen
 

@@ -8,6 +8,7 @@ import math
 import sys
 import tracemalloc
 
+import conftest
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ from hmoevae.errors import (
     ShapeError,
 )
 from hmoevae.training.batches import batches_of
-from hmoevae.training.fitting import _bar
+from hmoevae.training.epochs import _bar
 from hmoevae.training.processes import Processes
 
 N_FEATURES = 6
@@ -73,7 +74,7 @@ def weights(model):
 
 
 ALONE = Processes(torch.device("cpu"))
-quiet_fit = functools.partial(hm.fit, progress=False, batch_size=16, device="cpu")
+quiet_fit = functools.partial(conftest.fit, batch_size=16)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +273,7 @@ def test_bf16_trains_in_float32_parameters(model, x):
 def test_a_model_in_half_precision_is_not_trained(model, x, dtype):
     """Of a step of 1e-3, weights of eight bits keep next to nothing."""
     kind = str(dtype).removeprefix("torch.")
-    expected = rf"float32 or float64 parameters \(model.float\(\); for speed, fit\(precision='bf16'\) .*\), got {kind}$"
+    expected = rf"float32 or float64 parameters \(model.float\(\); for speed, Training\(precision='bf16'\) .*\), got {kind}$"
     with pytest.raises(ArgumentError, match=f"model: expected {expected}"):
         hm.fit(model.to(dtype), x, hm.Training(epochs=1))
     model.float().gates.to(dtype)
@@ -440,7 +441,7 @@ def test_validation_leaves_the_global_random_state_alone(model, x, source):
 def test_bad_input_is_refused_before_training(model, x, change, error, message):
     before = weights(model)
     with pytest.raises(error, match=message):
-        hm.fit(**{"model": model, "data": x, "progress": False, "epochs": 1, "device": "cpu"} | change)
+        conftest.fit(**{"model": model, "data": x, "epochs": 1} | change)
     assert torch.equal(weights(model), before)
 
 

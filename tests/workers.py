@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import prepare_data_loader
+from conftest import fit
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
@@ -51,10 +52,8 @@ def trained(model: hm.HMoEVAE, data: Any, **options: Any) -> dict[str, Any]:
         "batch_size": GLOBAL_BATCH // COUNT,
         "epochs": 2,
         "lr": 1e-2,
-        "device": "cpu",
-        "progress": False,
     } | options
-    history = hm.fit(model, data, **options)
+    history = fit(model, data, **options)
     rows = [{name: value for name, value in row.items() if name != "seconds"} for row in history.rows]
     return {"weights": dict(model.state_dict()), "rows": rows, "interrupted": history.interrupted}
 

@@ -109,9 +109,12 @@ def fit_both_ways(how: dict[str, Any]) -> dict[str, Any]:
     for name in ("plain", "compiled"):
         torch.manual_seed(0)
         model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4), objective="elbo")
-        usual: dict[str, Any] = {"data": X, "epochs": 6, "progress": False, "device": "cpu"}
+        usual: dict[str, Any] = {"data": X, "epochs": 6}
         with counting() as calls:
-            history = hm.fit(model, **(usual | how), compile=name == "compiled")
+            options = usual | how
+            data = options.pop("data")
+            training = hm.Training(**options, compile=name == "compiled", device="cpu")
+            history = hm.fit(model, data, training, progress=False)
         found |= {name: history["loss"], "left": model.compiled, "calls": len(calls)}
     return found
 
