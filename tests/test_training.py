@@ -273,7 +273,9 @@ def test_bf16_trains_in_float32_parameters(model, x):
 def test_a_model_in_half_precision_is_not_trained(model, x, dtype):
     """Of a step of 1e-3, weights of eight bits keep next to nothing."""
     kind = str(dtype).removeprefix("torch.")
-    expected = rf"float32 or float64 parameters \(model.float\(\); for speed, Training\(precision='bf16'\) .*\), got {kind}$"
+    expected = (
+        rf"float32 or float64 parameters \(model.float\(\); for speed, Training\(precision='bf16'\) .*\), got {kind}$"
+    )
     with pytest.raises(ArgumentError, match=f"model: expected {expected}"):
         hm.fit(model.to(dtype), x, hm.Training(epochs=1))
     model.float().gates.to(dtype)
