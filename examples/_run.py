@@ -17,8 +17,9 @@ from accelerate import PartialState
 from sklearn.cluster import KMeans
 
 import hmoevae as hm
+from hmoevae.checks import check_integer, check_number
 from hmoevae.datasets import DatasetUnavailableError, LabelledImages
-from hmoevae.errors import ArgumentError, HMoEVAEError, check_integer, check_number, mismatch
+from hmoevae.errors import ArgumentError, HMoEVAEError, mismatch
 from hmoevae.training import has_bfloat16, resolve_device
 
 Splits = tuple[LabelledImages, LabelledImages]

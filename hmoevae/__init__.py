@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from hmoevae import features, views
 from hmoevae.callbacks import SampleRecorder
-from hmoevae.card import CardInfo
 from hmoevae.history import History
-from hmoevae.model import HMoEVAE, Output, Routing
+from hmoevae.model import HMoEVAE
 from hmoevae.nn.kernels.memory import StepMemory
+from hmoevae.output import Output, Routing
+from hmoevae.saving.card import CardInfo
 from hmoevae.spec import (
     MLP,
     VAE,

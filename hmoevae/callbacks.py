@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hmoevae.errors import ArgumentError, check_integer, mismatch
+from hmoevae.checks import check_integer
+from hmoevae.errors import ArgumentError, mismatch
 from hmoevae.training import EpochEnd
 
 

@@ -1,10 +1,8 @@
 """The errors of the package: each names the argument, what was expected and what came."""
 
-import math
 import shlex
 import sys
 import warnings
-from numbers import Integral, Real
 
 __all__ = [
     "ArgumentError",
@@ -94,53 +92,6 @@ class VersionWarning(UserWarning):
 
 class ConstantGateWarning(CollapseWarning):
     """A gate that gives all samples the same answer; names the mixture."""
-
-
-def is_integer(value: object, least: int | None = None) -> bool:
-    """Whether an argument is an integer, Python's or numpy's but no truth value, and no less than `least`.
-
-    >>> is_integer(1), is_integer(1.0), is_integer(True), is_integer(0, least=1)
-    (True, False, False, False)
-    """
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        return False
-    return least is None or int(value) >= least
-
-
-def is_number(value: object, *, positive: bool = False) -> bool:
-    """Whether an argument is a finite number >= 0, or > 0, Python's or numpy's but no truth value.
-
-    >>> is_number(0), is_number(0.5, positive=True), is_number(0, positive=True), is_number(-1), is_number("1")
-    (True, True, False, False, False)
-    """
-    if not isinstance(value, Real) or isinstance(value, bool):
-        return False
-    number = float(value)
-    return 0 < number < math.inf or (number == 0 and not positive)
-
-
-def check_number(argument: str, value: object, *, positive: bool = False) -> None:
-    """Make sure of what `is_number` says.
-
-    Raises:
-        ArgumentError: It is not so.
-
-    >>> check_number("lr", 0.1, positive=True)
-    """
-    if not is_number(value, positive=positive):
-        raise ArgumentError(mismatch(argument, f"a finite number {'>' if positive else '>='} 0", repr(value)))
-
-
-def check_integer(argument: str, value: object, *, least: int = 1) -> None:
-    """Make sure of what `is_integer` says.
-
-    Raises:
-        ArgumentError: It is not so.
-
-    >>> check_integer("epochs", 5)
-    """
-    if not is_integer(value, least):
-        raise ArgumentError(mismatch(argument, f"an integer > {least - 1}", repr(value)))
 
 
 def mismatch(argument: str, expected: str, got: object) -> str:

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float, Int
 
 from hmoevae import training
+from hmoevae.checks import check_integer
 from hmoevae.errors import (
     ArgumentError,
     ArgumentTypeError,
     DataError,
     MissingExtraError,
     VersionWarning,
-    check_integer,
     from_extra,
     mismatch,
     warn,

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, is_integer, mismatch
+from hmoevae.checks import is_integer
+from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.experts import posterior_of
 from hmoevae.nn.grouped import GroupedMLP

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hmoevae import markup, storage
+from hmoevae import markup
 from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, mismatch
+from hmoevae.saving import files
 from hmoevae.training.record import Training, training_from_json
 
 NODES = ("usage/", "information/")
@@ -99,7 +100,7 @@ class History:
         writer = csv.DictWriter(text, self.columns or ("epoch", "seconds", "loss"), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        storage.write_text(path, text.getvalue())
+        files.write_text(path, text.getvalue())
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str]) -> "History":
@@ -150,7 +151,7 @@ class History:
         """
         training = json.loads(self.training.to_json()) if isinstance(self.training, Training) else self.training
         about = {"interrupted": self.interrupted, "best_epoch": self.best_epoch, "training": training}
-        storage.write_text(path, json.dumps(about | {"rows": self.rows}, indent=1) + "\n")
+        files.write_text(path, json.dumps(about | {"rows": self.rows}, indent=1) + "\n")
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "History":

@@ -8,19 +8,20 @@ them: leave it out; labels that are no vector are a `ShapeError`.
 import numpy as np
 import torch
 
+from hmoevae.checks import check_integer
 from hmoevae.errors import (
     ArgumentError,
     ArgumentTypeError,
     DataError,
     MissingExtraError,
     ShapeError,
-    check_integer,
     from_extra,
     mismatch,
 )
 from hmoevae.labels import Labels, read_labels
-from hmoevae.model import BATCH_SIZE, ArrayLike, HMoEVAE
+from hmoevae.model import HMoEVAE
 from hmoevae.plan import compile_tree
+from hmoevae.samples import BATCH_SIZE, ArrayLike
 from hmoevae.spec import Tree
 
 try:

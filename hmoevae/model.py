@@ -4,43 +4,35 @@ Axes of the public, batch-first interface: `batch`, then `leaf`, `edge` or `node
 the shape of a sample. Everything probabilistic is in nats.
 """
 
-import inspect
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from textwrap import indent
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from hmoevae import card, markup, storage
-from hmoevae.card import CardInfo
+from hmoevae import markup
+from hmoevae.checks import check_choice, check_integer, check_number, is_integer
 from hmoevae.errors import (
     ArgumentError,
     ArgumentTypeError,
-    CheckpointError,
     DataError,
-    HMoEVAEError,
     ShapeError,
-    check_integer,
-    check_number,
-    is_integer,
     mismatch,
     warn,
 )
-from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.experts import Experts
 from hmoevae.nn.gates import Gates, looks_channels_last
 from hmoevae.nn.objectives import BY_WEIGHT, OBJECTIVES, ObjectiveName, agreement, balance
 from hmoevae.nn.paths import Paths
+from hmoevae.output import Inputs, Output, Routing
 from hmoevae.plan import PlannedNode, are_ascending, compile_tree
 from hmoevae.samples import BATCH_SIZE, ArrayLike, Data, as_tensor, in_order
+from hmoevae.saving.card import ModelFacts
+from hmoevae.saving.pretrained import Pretrained
 from hmoevae.spec import VAE, Mixture, Tree, tree_from_json
 
 OBSERVED_AT_A_TIME = 128
@@ -49,71 +41,7 @@ ROUNDING = 1e-5
 """How far outside a support a value counts as one of its bounds: scaling in single precision leaves as much."""
 
 
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """What one forward pass of the gates alone gives.
-
-    Attributes:
-        loss: The number to minimise, the sum of `terms`, in nats.
-        terms: `"agreement"` and `"balance"`.
-        leaf_log_prob: log q(leaf | sample), the product of the gates on the path.
-        edge_log_prob: log g(child | sample) on every edge.
-
-    >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
-    >>> routing = model.agree(torch.rand(5, 4), torch.rand(5, 4))
-    >>> isinstance(routing, Routing), list(routing.terms), routing.leaf_log_prob.shape
-    (True, ['agreement', 'balance'], torch.Size([5, 3]))
-    """
-
-    loss: Float[Tensor, ""]
-    terms: dict[str, Float[Tensor, ""]]
-    leaf_log_prob: Float[Tensor, "batch leaf"]
-    edge_log_prob: Float[Tensor, "batch edge"]
-
-    def __repr__(self) -> str:
-        """The loss as a sum, and the sizes."""
-        batch, n_leaves = self.leaf_log_prob.shape
-        terms = " + ".join(f"{name} {value:.4g}" for name, value in self.terms.items())
-        return f"<{type(self).__name__} of {batch} samples, {n_leaves} leaves: loss {self.loss:.4g} = {terms}>"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Output(Routing):
-    """What one forward pass gives.
-
-    Attributes:
-        loss: The number to minimise, the sum of `terms`, in nats.
-        terms: The objective's parts by name, with a second view `"agreement"`, and `"balance"`.
-        leaf_log_prob: log q(leaf | sample), the product of the gates on the path.
-        edge_log_prob: log g(child | sample) on every edge.
-        leaf_elbo: ELBO of every sample under every leaf, from one draw of z each: log p(x|z) less the KL, which with
-            the objective `"marginal"` is that of the draw, log q(z|x) - log p(z).
-
-    >>> out = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))(torch.rand(5, 4))
-    >>> isinstance(out, Output), list(out.terms), out.leaf_elbo.shape
-    (True, ['expected', 'balance'], torch.Size([5, 3]))
-    """
-
-    leaf_elbo: Float[Tensor, "batch leaf"]
-
-
-class Inputs(NamedTuple):
-    """What the arithmetic of a pass starts from, features first.
-
-    Attributes:
-        samples: What the experts model.
-        seen: What the gates see.
-        other: Another view for them, where they are to agree.
-        noise: For the draws of z, one tensor for each group of equal leaves.
-    """
-
-    samples: Float[Tensor, "feature batch"]
-    seen: Float[Tensor, "feature batch"]
-    other: Float[Tensor, "feature batch"] | None
-    noise: list[Float[Tensor, "_ _ batch"]]
-
-
-class HMoEVAE(nn.Module, ModelHubMixin):
+class HMoEVAE(Pretrained):
     """A hierarchical mixture of variational auto-encoders.
 
     The tree's leaves are VAEs, its inner nodes gates. p(x) = sum_l pi_l p_l(x) is the generative model, and
@@ -184,8 +112,7 @@ class HMoEVAE(nn.Module, ModelHubMixin):
         is_shape = isinstance(input_shape, tuple | list) and all(is_integer(n, least=1) for n in input_shape)
         if not is_shape or not input_shape:
             raise ArgumentError(mismatch("input_shape", "a tuple of integers > 0", repr(input_shape)))
-        if objective not in OBJECTIVES:
-            raise ArgumentError(mismatch("objective", f"one of {', '.join(map(repr, OBJECTIVES))}", repr(objective)))
+        check_choice("objective", objective, OBJECTIVES)
         self.plan = compile_tree(tree)
         self.input_shape: tuple[int, ...] = tuple(int(n) for n in input_shape)
         self.objective: ObjectiveName = objective
@@ -699,181 +626,18 @@ class HMoEVAE(nn.Module, ModelHubMixin):
 
     # --- saving -----------------------------------------------------------------------------------------------------
 
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike[str],
-        *,
-        info: CardInfo | None = None,
-        repo_id: str | None = None,
-        push_to_hub: bool = False,
-        model_card_kwargs: dict[str, Any] | None = None,
-        **push_to_hub_kwargs: Any,
-    ) -> str | None:
-        """Write config.json, model.safetensors and a model card, README.md: each whole or not at all.
-
-        A README.md that somebody else wrote, or that has been edited since, is left as it is.
-
-        Args:
-            save_directory: The folder; made where missing, other files in it are left alone.
-            info: What the card shall say of the data and of how well the model does.
-            repo_id: The model's id on the Hugging Face Hub, for the card's usage snippet and to push to; the folder's
-                name if `None`.
-            push_to_hub: Upload the model to the Hub, too, once it is saved.
-            model_card_kwargs: Arguments of `generate_model_card`, as `push_to_hub` hands them on.
-            **push_to_hub_kwargs: As `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private=True`.
-
-        Returns:
-            With `push_to_hub` the commit's address, else `None`.
-
-        Raises:
-            ArgumentError: The folder cannot be written, the weights are not finite, the model is not what its tree
-                makes (as `check_rebuilds` says), or an argument makes no sense without `push_to_hub`.
-            ArgumentTypeError: There is no such argument.
-        """
-        push_to_hub_kwargs.pop("config", None)  # the Hub's client has one to give; the model knows its own
-        known = inspect.signature(ModelHubMixin.push_to_hub).parameters
-        for name in push_to_hub_kwargs:
-            if name not in known:
-                expected = f"an argument of save_pretrained or {ModelHubMixin.__name__}.push_to_hub"
-                raise ArgumentTypeError(mismatch(name, expected, "one of neither"))
-        if push_to_hub_kwargs and not push_to_hub:
-            odd = ", ".join(push_to_hub_kwargs)
-            raise ArgumentError(mismatch("push_to_hub", f"True where {odd} is given", push_to_hub))
-        self.check_rebuilds()  # before the folder is made
-        folder = Path(save_directory)
-        source = repo_id or (folder.name if folder.is_absolute() else folder.as_posix())
-        about: dict[str, Any] = {"info": info, "source": source} | (model_card_kwargs or {})
-        readme = folder / card.CARD_NAME
-        with storage.replacing_files_of(folder) as beside:
-            self._save_pretrained(beside)
-            ours = card.may_replace(readme)
-            if ours:
-                card.write_card(beside / card.CARD_NAME, self.generate_model_card(**about))
-        if not ours and about["info"] is not None:
-            warn(f"{readme} is not ours to write, so it does not tell the given info")
-        if push_to_hub:
-            return self.push_to_hub(repo_id or folder.name, info=about["info"], **push_to_hub_kwargs)
-        return None
-
-    def push_to_hub(self, repo_id: str, *, info: CardInfo | None = None, **kwargs: Any) -> str:
-        """Upload the model with its card to a repository on the Hugging Face Hub.
-
-        Args:
-            repo_id: The repository's id; it is made where missing.
-            info: What the card shall say of the data and of how well the model does.
-            **kwargs: As `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private=True`.
-
-        Returns:
-            The commit's address.
-        """
-        return super().push_to_hub(repo_id, model_card_kwargs={"info": info, "source": repo_id}, **kwargs)
-
-    def generate_model_card(self, *, info: CardInfo | None = None, source: str = "path/or/repository") -> ModelCard:
-        """The model card: tree, data, metrics, and how to load and use the model.
-
-        Args:
-            info: What it shall say of the data and of how well the model does.
-            source: What its usage snippet loads, a folder or a repository's id.
-        """
-        n_parameters = sum(p.numel() for p in self.parameters())
-        facts = f"Samples of shape {self.input_shape}, objective `{self.objective}`, {n_parameters:,} parameters."
-        return card.model_card(self.tree, self.input_shape, facts=facts, source=source, info=info)
-
-    @classmethod
-    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # an unknown argument is an error
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-    ) -> "HMoEVAE":
-        """Load a model that `save_pretrained` wrote, from a folder or from a repository on the Hugging Face Hub.
-
-        Args:
-            pretrained_model_name_or_path: A folder, or a repository's id.
-            revision: Branch, tag or commit of the repository.
-            cache_dir: Where downloads are kept.
-            force_download: Download what is in the cache, too.
-            local_files_only: Take what is in the cache, without a look at the network.
-            token: Of a user that may read the repository; `True` for the one that is logged in.
-
-        Raises:
-            CheckpointError: A file is missing, damaged, not ours, of a newer format, or belongs to another tree.
-        """
-        given = pretrained_model_name_or_path
-        folder = Path(given)
-        if folder.is_dir():  # a folder is ours to read; what else may be an id is the Hub's
-            return cls._load(folder / storage.CONFIG_NAME, folder / storage.WEIGHTS_NAME)
-        expected = "a folder with a saved model, or a repository on the Hugging Face Hub"
-        if not isinstance(given, str) or not storage.may_be_repository(given) or folder.exists():
-            got = "a file" if folder.exists() else "no such folder"
-            raise CheckpointError(mismatch(f"{given}", expected, got))
-
-        def download(name: str) -> Path:
-            file = hf_hub_download(
-                folder.as_posix(),
-                name,
-                revision=revision,
-                cache_dir=cache_dir if cache_dir is None else str(cache_dir),
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
-            return Path(file)
-
-        try:
-            if not local_files_only:
-                storage.check_reach(given, revision, cache_dir, token)
-            files = download(storage.CONFIG_NAME), download(storage.WEIGHTS_NAME)
-        except (OSError, ValueError) as error:  # what the Hub's client raises
-            got = f"no such folder here, and of the Hub: {f'{error}'.splitlines()[0]}"
-            raise CheckpointError(mismatch(given, expected, got)) from error
-        return cls._load(*files)
-
-    def check_rebuilds(self) -> None:
-        """Make sure that `from_pretrained` can make this model again, as `save_pretrained` and checkpoints do first.
-
-        Raises:
-            ArgumentError: A module, parameter, buffer or attribute is not what the tree makes; the message names it.
-        """
-        try:
-            rebuilt = self._outline(self._config())
-        except TypeError as error:  # of a subclass
-            raise ArgumentError(mismatch("model", "a class that is made as HMoEVAE is", f"{error}")) from None
-        storage.check_rebuilds(self, rebuilt)
-
     def _config(self) -> dict[str, Any]:
         tree = json.loads(self.tree.to_json())
         return {"tree": tree, "input_shape": list(self.input_shape), "objective": self.objective}
 
     @classmethod
-    def _outline(cls, config: dict[str, Any]) -> "HMoEVAE":
-        """The model that a config describes, without weights."""
+    def _build(cls, config: dict[str, Any]) -> "HMoEVAE":
         tree, shape = tree_from_json(json.dumps(config["tree"])), config["input_shape"]
-        with torch.device("meta"):  # takes no memory, should the config ask for more than the weights fill
-            return cls(tree, tuple(shape) if isinstance(shape, list) else shape, objective=config["objective"])
+        return cls(tree, tuple(shape) if isinstance(shape, list) else shape, objective=config["objective"])
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        storage.write_model(save_directory, self._config(), self.state_dict())
-
-    @classmethod
-    def _load(cls, config_file: Path, weights_file: Path) -> "HMoEVAE":
-        saved = storage.read_model(config_file, weights_file)
-        try:
-            outline = cls._outline(saved.config)
-        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-            # Beside our own words, Python's and PyTorch's for sizes that nothing can have.
-            own = isinstance(error, HMoEVAEError | KeyError)
-            got = f"{error}" if own else f"one that cannot be built ({f'{error}'.splitlines()[0]})"
-            raise CheckpointError(mismatch(str(config_file), "the description of a model", got)) from None
-        storage.check_weights(weights_file, saved.state, outline.state_dict())
-        with borrowed_random_state():  # the weights drawn here are not kept
-            model = cls(outline.tree, outline.input_shape, objective=outline.objective)
-        model.to(next(iter(saved.state.values())).dtype).load_state_dict(saved.state)
-        return model.eval()
+    def _facts(self) -> ModelFacts:
+        n_parameters = sum(p.numel() for p in self.parameters())
+        return ModelFacts(self.tree, self.input_shape, self.objective, n_parameters)
 
     # --- helpers ----------------------------------------------------------------------------------------------------
 

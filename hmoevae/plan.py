@@ -10,7 +10,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from hmoevae.errors import ArgumentError, is_integer, mismatch
+from hmoevae.checks import is_integer
+from hmoevae.errors import ArgumentError, mismatch
 from hmoevae.spec import VAE, Balance, Mixture, Tree
 
 S = TypeVar("S", VAE, Mixture)

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, MissingExtraError, from_extra, is_integer, mismatch
+from hmoevae.checks import check_choice, is_integer
+from hmoevae.errors import ArgumentError, ArgumentTypeError, MissingExtraError, from_extra, mismatch
 from hmoevae.training import EpochEnd
 
 if TYPE_CHECKING:
@@ -130,8 +131,7 @@ def _class_of(name: str) -> Any:
     from accelerate.utils import LoggerType
 
     classes: dict[str, Any] = {str(key): kind for key, kind in LOGGER_TYPE_TO_CLASS.items()}
-    if name not in classes:
-        raise ArgumentError(mismatch("tracker", f"one of {', '.join(map(repr, sorted(classes)))}", repr(name)))
+    check_choice("tracker", name, sorted(classes))
     if name in LoggerType.list() and name not in map(str, get_available_trackers()):
         expected = from_extra(name, "trackers") if name == "tensorboard" else f"{name} to be installed"
         raise MissingExtraError(mismatch("tracker", expected, "no such module"))

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hmoevae.checks import check_integer
 from hmoevae.errors import (
     ArgumentError,
     ArgumentTypeError,
     DataError,
     MissingExtraError,
     ShapeError,
-    check_integer,
     from_extra,
     mismatch,
 )

@@ -666,7 +666,7 @@ def test_a_full_disk_stops_with_the_last_one_kept(tmp_path, call):
         patch.setattr(Path, "mkdir", full(Path.mkdir))
         patch.setattr(os, "fsync", full(os.fsync))
         patch.setattr(checkpoints, "save_file", full(checkpoints.save_file))
-        patch.setattr("hmoevae.storage.save_file", full(hm.storage.save_file))
+        patch.setattr("hmoevae.saving.files.save_file", full(hm.saving.files.save_file))
         patch.setattr("tempfile.mkdtemp", full(tempfile.mkdtemp))
         with pytest.raises((CheckpointError, ArgumentError), match="No space left on device") as caught:
             fit(model, X, checkpoint_dir=tmp_path)

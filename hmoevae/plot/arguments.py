@@ -9,8 +9,9 @@ from torch import Tensor
 
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, mismatch
 from hmoevae.history import History
-from hmoevae.model import ArrayLike, HMoEVAE
+from hmoevae.model import HMoEVAE
 from hmoevae.plan import Plan
+from hmoevae.samples import ArrayLike
 
 
 def check(fits: bool, argument: str, expected: str, got: object) -> None:

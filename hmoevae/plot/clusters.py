@@ -11,12 +11,13 @@ from jaxtyping import Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hmoevae.errors import MissingExtraError, ShapeError, check_integer, from_extra, mismatch
+from hmoevae.checks import check_integer
+from hmoevae.errors import MissingExtraError, ShapeError, from_extra, mismatch
 from hmoevae.labels import read_labels
-from hmoevae.model import ArrayLike
 from hmoevae.plot.arguments import clusters_of, floats
 from hmoevae.plot.canvas import LABEL, SIDE, TITLE, canvas, label_columns, make_room
 from hmoevae.plot.grids import captioned, evenly, pictures_of
+from hmoevae.samples import ArrayLike
 
 
 def contingency(

@@ -18,7 +18,7 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from hmoevae.errors import DataError, ShapeError, mismatch
-from hmoevae.model import ArrayLike, HMoEVAE
+from hmoevae.model import HMoEVAE
 from hmoevae.plan import Plan, PlannedNode
 from hmoevae.plot.arguments import check_model, floats
 from hmoevae.plot.canvas import (
@@ -38,6 +38,7 @@ from hmoevae.plot.canvas import (
     text_width,
 )
 from hmoevae.plot.grids import pictures_of, zoom_of
+from hmoevae.samples import ArrayLike
 from hmoevae.spec import VAE
 
 HALF, PAD = 8.0, 3.0

@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from hmoevae.errors import DataError, ShapeError, check_integer, mismatch
-from hmoevae.model import ArrayLike
+from hmoevae.checks import check_integer
+from hmoevae.errors import DataError, ShapeError, mismatch
 from hmoevae.plot.arguments import clusters_of, floats, labels_of
 from hmoevae.plot.canvas import GAP, LABEL, LINE, SIDE, TITLE, canvas, label_columns, make_room, text_width
+from hmoevae.samples import ArrayLike
 
 
 def means(

@@ -11,11 +11,11 @@ from matplotlib.ticker import MaxNLocator
 
 from hmoevae.errors import ArgumentError, ShapeError, mismatch
 from hmoevae.history import NODES, History
-from hmoevae.model import ArrayLike
 from hmoevae.plan import Plan
 from hmoevae.plot.arguments import check_plan, epochs_of, floats, labels_of
 from hmoevae.plot.canvas import BLUE, GREY, LABEL, ORANGE, TITLE, make_room, panels
 from hmoevae.plot.grids import branches_of, pictures_of, show
+from hmoevae.samples import ArrayLike
 
 TITLES = {"loss": "loss (the sum of the terms below)", "elbo": "elbo (as a loss: the negative of the bound)"}
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from hmoevae.errors import is_number
+from hmoevae.checks import is_number
 from hmoevae.spec.record import expected, record
 
 

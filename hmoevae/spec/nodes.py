@@ -9,7 +9,8 @@ import pydantic
 from pydantic import Field, InstanceOf
 
 from hmoevae import markup
-from hmoevae.errors import ArgumentError, SpecError, is_integer, mismatch
+from hmoevae.checks import is_integer
+from hmoevae.errors import ArgumentError, SpecError, mismatch
 from hmoevae.spec.balances import Balance
 from hmoevae.spec.likelihoods import Gaussian, Likelihood
 from hmoevae.spec.networks import MLP, Network

@@ -15,7 +15,8 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from hmoevae.errors import HMoEVAEError, SpecError, is_number, mismatch
+from hmoevae.checks import is_number
+from hmoevae.errors import HMoEVAEError, SpecError, mismatch
 
 T = TypeVar("T")
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from hmoevae.errors import ArgumentError, check_number, is_number, mismatch
+from hmoevae.checks import check_number, is_number
+from hmoevae.errors import ArgumentError, mismatch
 from hmoevae.plan import are_ascending
 from hmoevae.views import Neighbour, ViewLike
 

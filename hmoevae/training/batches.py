@@ -16,8 +16,8 @@ from torch.utils.data import (
 )
 
 from hmoevae.errors import DataError, mismatch
-from hmoevae.model import BATCH_SIZE, HMoEVAE
-from hmoevae.samples import Data, is_in_file, loader_of, nothing_from, opened, read
+from hmoevae.model import HMoEVAE
+from hmoevae.samples import BATCH_SIZE, Data, is_in_file, loader_of, nothing_from, opened, read
 from hmoevae.training.processes import Batch, Processes
 
 WINDOW_BYTES = 1 << 28

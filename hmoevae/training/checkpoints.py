@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hmoevae import storage
 from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, CheckpointWarning, mismatch, warn
 from hmoevae.model import HMoEVAE
+from hmoevae.saving import files
 from hmoevae.training.states import pack, unpack
 
 FORMAT_VERSION = 3
@@ -33,7 +33,7 @@ SUMS_NAME = "SHA256SUMS"
 """Digests of the files that a checkpoint needs, as `sha256sum --check` reads them."""
 LOCK_NAME = ".in-use"
 """Locked, by the system, for as long as a run lives; the file stays."""
-NEEDED = (storage.CONFIG_NAME, storage.WEIGHTS_NAME, STATE_NAME, TENSORS_NAME)
+NEEDED = (files.CONFIG_NAME, files.WEIGHTS_NAME, STATE_NAME, TENSORS_NAME)
 Resume = str | os.PathLike[str]
 
 
@@ -106,8 +106,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             content["validation_loss"],
             dict(map(tuple, content["kept"])),
             content["arguments"],
-            json.loads((path / storage.CONFIG_NAME).read_text(encoding="utf-8"))["tree"],
-            load_file(path / storage.WEIGHTS_NAME),
+            json.loads((path / files.CONFIG_NAME).read_text(encoding="utf-8"))["tree"],
+            load_file(path / files.WEIGHTS_NAME),
             unpack(content["state"], load_file(path / TENSORS_NAME)),
         )
     except OSError as error:

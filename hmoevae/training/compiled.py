@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from hmoevae.errors import ArgumentError, mismatch, warn
-from hmoevae.model import HMoEVAE, Inputs, Output
+from hmoevae.model import HMoEVAE
 from hmoevae.nn.grouped import GroupedLinear
 from hmoevae.nn.kernels.memory import GLIBC_LARGEST
 from hmoevae.nn.kernels.products import faster_library
+from hmoevae.output import Inputs, Output
 
 
 class CompiledPass:

@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hmoevae.errors import NonFiniteError, mismatch
-from hmoevae.model import HMoEVAE, Output, Routing
+from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Share
+from hmoevae.output import Output, Routing
 from hmoevae.training.processes import Processes
 
 STEPS_UNSEEN = 50

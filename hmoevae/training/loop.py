@@ -13,9 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from hmoevae.errors import DataError, mismatch
-from hmoevae.model import HMoEVAE, Output, Routing
+from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Draws, Share
 from hmoevae.nn.kernels.memory import StepMemory
+from hmoevae.output import Output, Routing
 from hmoevae.training.batches import Batches
 from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.course import Lesson

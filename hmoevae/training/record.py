@@ -10,14 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hmoevae.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    check_integer,
-    check_number,
-    is_integer,
-    mismatch,
-)
+from hmoevae.checks import check_integer, check_number, is_integer
+from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 from hmoevae.starts import Start, check_start
 from hmoevae.training.agreement import Agreement
 from hmoevae.training.course import Course

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from hmoevae.errors import ArgumentError, ArgumentTypeError, NonFiniteError, mismatch
 from hmoevae.history import History
-from hmoevae.model import BATCH_SIZE, HMoEVAE
+from hmoevae.model import HMoEVAE
+from hmoevae.samples import BATCH_SIZE
 from hmoevae.training.batches import Data, batches_of
 from hmoevae.training.loop import evaluate
 from hmoevae.training.processes import Processes

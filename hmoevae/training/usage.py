@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hmoevae.errors import ConstantGateWarning, DeadLeafWarning, mismatch, warn
-from hmoevae.model import Routing
 from hmoevae.nn.paths import Paths
+from hmoevae.output import Routing
 from hmoevae.plan import Plan, PlannedNode
 
 LEAST = 0.01

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hmoevae.errors import check_integer, check_number
+from hmoevae.checks import check_integer, check_number
 
 
 @dataclass(frozen=True, slots=True)

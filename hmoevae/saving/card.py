@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import SupportsFloat
+from typing import Protocol, SupportsFloat, runtime_checkable
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -14,6 +14,7 @@ from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 from hmoevae.spec import VAE, Bernoulli, Tree
 
 CARD_NAME = "README.md"
+TRAINING_NAME = "training.json"
 _TEMPLATE = """\
 ---
 {{ card_data }}
@@ -32,6 +33,10 @@ _TEMPLATE = """\
 ## Data
 
 {{ data }}
+
+## Training
+
+{{ training }}
 
 ## Metrics
 
@@ -57,9 +62,47 @@ _NO_DIGEST = b"0" * 64
 _SEAL = b"\n<!-- hmoevae writes this card anew with the model, until somebody edits it: %s -->\n"
 
 
+@runtime_checkable
+class TrainingRecord(Protocol):
+    """A training as data, such as `hmoevae.Training`; its `str` is what the card shows.
+
+    >>> isinstance("epochs=20", TrainingRecord)
+    False
+    """
+
+    def to_json(self) -> str:
+        """The record as JSON."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model card tells and the model knows.
+
+    Args:
+        tree: The model's tree, which the card draws.
+        input_shape: Shape of one sample.
+        objective: What it was made to minimise.
+        n_parameters: How many numbers it has learned.
+
+    >>> from hmoevae.spec import VAE
+    >>> str(ModelFacts(VAE(latent_dim=2), (4,), "elbo", 1234))
+    'Samples of shape (4,), objective `elbo`, 1,234 parameters.'
+    """
+
+    tree: Tree
+    input_shape: tuple[int, ...]
+    objective: str
+    n_parameters: int
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"Samples of shape {self.input_shape}, objective `{self.objective}`, {self.n_parameters:,} parameters."
+
+
 @dataclass(frozen=True)
 class CardInfo:
-    """What a model card tells and the model cannot know: the data that it was trained on, and how well it does.
+    """What a model card tells and the model cannot know: its data, its training, and how well it does.
 
     Args:
         dataset: Name of the data.
@@ -67,13 +110,15 @@ class CardInfo:
         dataset_id: The data's id on the Hugging Face Hub, such as `"ylecun/mnist"`, where they are there.
         split: The part of the data that the metrics were measured on, such as `"test"`.
         metrics: Values by name, such as `hmoevae.metrics.report` gives.
+        training: How the model was trained, the record that `hmoevae.fit` was given.
 
     Raises:
         ArgumentError: The name is empty, or a metric is not finite.
-        ArgumentTypeError: The metrics are not a mapping, or one of them is not a number.
+        ArgumentTypeError: The metrics are not a mapping, one of them is not a number, or the training is no record.
 
     >>> CardInfo("MNIST", split="test", metrics={"accuracy": 0.98})
-    CardInfo(dataset='MNIST', description=None, dataset_id=None, split='test', metrics={'accuracy': 0.98})
+    CardInfo(dataset='MNIST', description=None, dataset_id=None, split='test', metrics={'accuracy': 0.98},
+             training=None)
     """
 
     dataset: str
@@ -81,6 +126,7 @@ class CardInfo:
     dataset_id: str | None = None
     split: str | None = None
     metrics: Mapping[str, SupportsFloat] = field(default_factory=dict)
+    training: TrainingRecord | None = None
 
     def __post_init__(self) -> None:
         if not self.dataset:
@@ -95,19 +141,19 @@ class CardInfo:
                 raise ArgumentTypeError(mismatch(f"metrics[{name!r}]", "a number", repr(value))) from None
             if not finite:
                 raise ArgumentError(mismatch(f"metrics[{name!r}]", "a finite number", value))
+        given = self.training
+        is_record = isinstance(given, TrainingRecord) and not isinstance(given, type)  # which has the method too
+        if given is not None and not is_record:
+            raise ArgumentTypeError(mismatch("training", "a Training or None", repr(given)))
 
 
-def model_card(
-    tree: Tree, input_shape: tuple[int, ...], *, facts: str, source: str, info: CardInfo | None = None
-) -> ModelCard:
+def model_card(facts: ModelFacts, *, source: str, info: CardInfo | None = None) -> ModelCard:
     """Write the card of a model.
 
     Args:
-        tree: The model's tree, which the card draws.
-        input_shape: Shape of one sample.
-        facts: One line about the model.
+        facts: What the model is.
         source: What `from_pretrained` shall be given: a folder, or a repository's id.
-        info: Data and metrics.
+        info: Data, training and metrics.
 
     Returns:
         The card; its metadata hold the metrics as the Hub's evaluation results.
@@ -117,8 +163,8 @@ def model_card(
     """
     if info is not None and not isinstance(info, CardInfo):
         raise ArgumentTypeError(mismatch("info", "a CardInfo or None", type(info).__name__))
-    binary = any(isinstance(node, VAE) and isinstance(node.likelihood, Bernoulli) for _, node in tree.walk())
-    samples = f"torch.rand({', '.join(map(str, (8, *input_shape)))}){'.round()' if binary else ''}"
+    binary = any(isinstance(node, VAE) and isinstance(node.likelihood, Bernoulli) for _, node in facts.tree.walk())
+    samples = f"torch.rand({', '.join(map(str, (8, *facts.input_shape)))}){'.round()' if binary else ''}"
     return ModelCard.from_template(
         ModelCardData(
             library_name="hmoevae",
@@ -129,11 +175,12 @@ def model_card(
             eval_results=_eval_results(info) if info and info.metrics else None,
         ),
         template_str=_TEMPLATE,
-        facts=facts,
-        tree=str(tree),
+        facts=str(facts),
+        tree=str(facts.tree),
         data=_data(info),
+        training=f"```text\n{info.training}\n```" if info and info.training else "Not described.",
         metrics=_table(info) if info and info.metrics else "None were given.",
-        usage=_USAGE.format(source=json.dumps(source, ensure_ascii=False), x=samples, n_leaves=tree.n_leaves),
+        usage=_USAGE.format(source=json.dumps(source, ensure_ascii=False), x=samples, n_leaves=facts.tree.n_leaves),
     )
 
 
@@ -141,6 +188,23 @@ def write_card(path: Path, card: ModelCard) -> None:
     """Write a card so that `may_replace` knows it again."""
     text = str(card).encode()
     path.write_bytes(text + _SEAL % hashlib.sha256(text).hexdigest().encode())
+
+
+def write_training(path: Path, info: CardInfo | None) -> bool:
+    """Write how a model was trained, where that is known; returns whether it is.
+
+    Raises:
+        ArgumentError: The record gives no JSON.
+    """
+    if info is None or info.training is None:
+        return False
+    text = info.training.to_json()
+    try:
+        json.loads(text)
+    except ValueError as error:
+        raise ArgumentError(mismatch("training", "a record whose to_json gives JSON", f"{error}")) from None
+    path.write_text(text.rstrip() + "\n", encoding="utf-8")
+    return True
 
 
 def may_replace(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """The model card: what it tells, code that runs as printed, and respect for what others have written."""
 
+import json
 import re
 from pathlib import Path
 
@@ -69,6 +70,51 @@ def test_what_is_not_given_is_not_made_up(tmp_path: Path) -> None:
     text, data = readme(tmp_path / "named"), ModelCard.load(tmp_path / "named" / "README.md").data
     assert "## Data\n\nmy scans\n" in text
     assert (data.datasets, data.eval_results) == (None, None)
+
+
+class Record:
+    """A training as data, as far as saving knows one."""
+
+    def __init__(self, text: str = '{"epochs": 3}') -> None:
+        self.text = text
+
+    def to_json(self) -> str:
+        return self.text
+
+    def __str__(self) -> str:
+        return "Training(epochs=3)"
+
+
+def test_a_training_is_told_and_kept_beside_the_model(tmp_path: Path) -> None:
+    model = make()
+    model.save_pretrained(tmp_path, info=hm.CardInfo("noise", training=Record()))
+    assert "## Training\n\n```text\nTraining(epochs=3)\n```\n" in readme(tmp_path)
+    assert json.loads((tmp_path / "training.json").read_text()) == {"epochs": 3}
+    assert hm.HMoEVAE.from_pretrained(tmp_path).tree == model.tree
+    (tmp_path / "training.json").unlink()  # as in a folder of a model that was saved without
+    assert hm.HMoEVAE.from_pretrained(tmp_path).tree == model.tree
+
+
+def test_a_training_of_another_model_is_pointed_out(tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path, info=hm.CardInfo("noise", training=Record()))
+    with pytest.warns(UserWarning, match=r"training\.json was there before, and says nothing of how this model was"):
+        make().save_pretrained(tmp_path)
+    assert "## Training\n\nNot described.\n" in readme(tmp_path)
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("training", [{"epochs": 3}, "epochs=3", Record], ids=["a dict", "a text", "a class"])
+def test_a_training_that_is_no_record(training: object) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"^training: expected a Training or None, got "):
+        hm.CardInfo("noise", training=training)
+
+
+def test_a_training_that_gives_no_json_leaves_the_old_model(tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ArgumentError, match=r"^training: expected a record whose to_json gives JSON, got "):
+        make().save_pretrained(tmp_path, info=hm.CardInfo("noise", training=Record("epochs: 3")))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_metrics_of_a_model_fit_in(tmp_path: Path) -> None:

@@ -107,8 +107,21 @@ def _from_2(saved: Saved) -> Saved:
     return Saved(saved.config, state)
 
 
+def _from_3(saved: Saved) -> Saved:
+    """In format 4 convolutions lie as (group, out, inp, k, k) and (group, out), no longer as (group * out, ...)."""
+    state = dict(saved.state)
+    for name, tensor in saved.state.items():
+        found = _CONVOLUTION.fullmatch(name)
+        head = saved.state.get(f"{found[1]}.head.layers.0.weight") if found else None
+        # What does not fit is of another tree, as whoever asked for it will see.
+        if head is not None and head.ndim == 3 and tensor.ndim > 0 and len(tensor) % len(head) == 0:
+            state[name] = tensor.unflatten(0, (len(head), -1))
+    return Saved(saved.config, state)
+
+
 _DECODER_WEIGHT = re.compile(r"(experts\.groups\.\d+\.decoder\.layers)\.(\d+)\.weight")
-_MIGRATIONS: dict[int, Callable[[Saved], Saved]] = {1: _from_1, 2: _from_2}
+_CONVOLUTION = re.compile(r"(.+)\.convolutions\.\d+\.(?:weight|bias)")
+_MIGRATIONS: dict[int, Callable[[Saved], Saved]] = {1: _from_1, 2: _from_2, 3: _from_3}
 """From each older format to the one after it, for files whose digests have been found right."""
 
 
@@ -262,7 +275,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], int]:
     if not isinstance(config, dict) or config.pop("format", None) != "hmoevae":
         raise CheckpointError(mismatch(str(path), "a config.json written by hmoevae", "another file's content"))
     version = config.pop("format_version", None)
-    known = [*_MIGRATIONS, FORMAT_VERSION]
+    known = range(1, FORMAT_VERSION + 1)
     if type(version) is not int or version not in known:  # 1.0 and true would be equal to 1
         newer = type(version) is int and version > FORMAT_VERSION
         hint = " (written by a newer hmoevae: upgrade to read it)" if newer else ""

@@ -75,7 +75,7 @@ def test_everything_that_is_said_reaches_the_client(
         asked.append((repo_id, filename, options))
         return str(tmp_path / "remote" / filename)
 
-    monkeypatch.setattr("hmoevae.model.hf_hub_download", download)
+    monkeypatch.setattr("hmoevae.saving.pretrained.hf_hub_download", download)
     options = {"revision": "v1", "cache_dir": str(cache), "force_download": True, "token": "secret"}
     assert same(hm.HMoEVAE.from_pretrained("me/digits", **options), make())
     options["local_files_only"] = False
@@ -95,8 +95,8 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, error: Exce
     def download(*args: object, **options: object) -> str:
         raise error
 
-    monkeypatch.setattr("hmoevae.storage.get_hf_file_metadata", lambda *args: None)
-    monkeypatch.setattr("hmoevae.model.hf_hub_download", download)
+    monkeypatch.setattr("hmoevae.saving.files.get_hf_file_metadata", lambda *args: None)
+    monkeypatch.setattr("hmoevae.saving.pretrained.hf_hub_download", download)
     with pytest.raises(CheckpointError, match="me/digits: expected"):
         hm.HMoEVAE.from_pretrained("me/digits")
 
@@ -117,8 +117,8 @@ def out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     def download(*args: object, **options: object) -> str:
         raise AssertionError("asked to download")
 
-    monkeypatch.setattr("hmoevae.storage.get_hf_file_metadata", look)
-    monkeypatch.setattr("hmoevae.model.hf_hub_download", download)
+    monkeypatch.setattr("hmoevae.saving.files.get_hf_file_metadata", look)
+    monkeypatch.setattr("hmoevae.saving.pretrained.hf_hub_download", download)
     return asked
 
 

@@ -1,0 +1,75 @@
+"""What goes into a pass of the model and what comes out: records of tensors, without arithmetic."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What one forward pass of the gates alone gives.
+
+    Attributes:
+        loss: The number to minimise, the sum of `terms`, in nats.
+        terms: `"agreement"` and `"balance"`.
+        leaf_log_prob: log q(leaf | sample), the product of the gates on the path.
+        edge_log_prob: log g(child | sample) on every edge.
+
+    >>> import torch
+    >>> import hmoevae as hm
+    >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=2), 3), input_shape=(4,))
+    >>> routing = model.agree(torch.rand(5, 4), torch.rand(5, 4))
+    >>> isinstance(routing, Routing), list(routing.terms), routing.leaf_log_prob.shape
+    (True, ['agreement', 'balance'], torch.Size([5, 3]))
+    """
+
+    loss: Float[Tensor, ""]
+    terms: dict[str, Float[Tensor, ""]]
+    leaf_log_prob: Float[Tensor, "batch leaf"]
+    edge_log_prob: Float[Tensor, "batch edge"]
+
+    def __repr__(self) -> str:
+        """The loss as a sum, and the sizes."""
+        batch, n_leaves = self.leaf_log_prob.shape
+        terms = " + ".join(f"{name} {value:.4g}" for name, value in self.terms.items())
+        return f"<{type(self).__name__} of {batch} samples, {n_leaves} leaves: loss {self.loss:.4g} = {terms}>"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Output(Routing):
+    """What one forward pass gives.
+
+    Attributes:
+        loss: The number to minimise, the sum of `terms`, in nats.
+        terms: The objective's parts by name, with a second view `"agreement"`, and `"balance"`.
+        leaf_log_prob: log q(leaf | sample), the product of the gates on the path.
+        edge_log_prob: log g(child | sample) on every edge.
+        leaf_elbo: ELBO of every sample under every leaf, from one draw of z each: log p(x|z) less the KL, which with
+            the objective `"marginal"` is that of the draw, log q(z|x) - log p(z).
+
+    >>> import torch
+    >>> import hmoevae as hm
+    >>> out = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=2), 3), input_shape=(4,))(torch.rand(5, 4))
+    >>> isinstance(out, Output), list(out.terms), out.leaf_elbo.shape
+    (True, ['expected', 'balance'], torch.Size([5, 3]))
+    """
+
+    leaf_elbo: Float[Tensor, "batch leaf"]
+
+
+class Inputs(NamedTuple):
+    """What the arithmetic of a pass starts from, features first.
+
+    Attributes:
+        samples: What the experts model.
+        seen: What the gates see.
+        other: Another view for them, where they are to agree.
+        noise: For the draws of z, one tensor for each group of equal leaves.
+    """
+
+    samples: Float[Tensor, "feature batch"]
+    seen: Float[Tensor, "feature batch"]
+    other: Float[Tensor, "feature batch"] | None
+    noise: list[Float[Tensor, "_ _ batch"]]
