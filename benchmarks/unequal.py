@@ -27,7 +27,6 @@ from torch import Tensor
 import hmoevae as hm
 from hmoevae.datasets import LabelledImages
 from hmoevae.errors import CollapseWarning
-from hmoevae.nn.objectives import ObjectiveName
 from hmoevae.training import resolve_device
 
 KINDS = (0, 1, 2)
@@ -51,7 +50,7 @@ class Way:
 
     balance: hm.Balance
     prior: Literal["uniform", "learned"] = "uniform"
-    objective: ObjectiveName = "elbo"
+    objective: str = "elbo"
     gate: hm.MLP | hm.Conv = LAYER
     fit: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 

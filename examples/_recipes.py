@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import hmoevae as hm
-from hmoevae.nn.objectives import ObjectiveName
 from hmoevae.plan import compile_tree
 from hmoevae.starts import Start, first_leaves
 from hmoevae.training import Callback, Precision, Schedule
@@ -91,7 +90,7 @@ def train(
     x: Tensor,
     training: Training,
     *,
-    objective: ObjectiveName = "expected",
+    objective: str = "expected",
     lr_schedule: Schedule = "constant",
     view: ViewLike | None = None,
     agreement: hm.Agreement | None = None,

@@ -26,7 +26,7 @@ from hmoevae.errors import (
     mismatch,
 )
 from hmoevae.features import principal_components
-from hmoevae.nn.draws import for_batch
+from hmoevae.nn.draws import Share, for_batch
 
 __all__ = [
     "Compose",
@@ -50,11 +50,11 @@ class View(ABC):
 
     To make your own, write `__call__`, and `prepare` if it needs the whole data set. Where no more is needed than the
     batch and the global random states, which `hmoevae.fit` lends from its seed, any callable from samples to samples
-    will do in a view's place. One that makes its draws through `hmoevae.nn.draws.for_batch` does the same in several
-    processes as in one.
+    will do in a view's place. One that takes its random numbers by way of `hmoevae.nn.draws.for_batch` does the same in
+    several processes as in one.
 
     >>> class Brighter(View):
-    ...     def __call__(self, x, *, index=None, generator=None):
+    ...     def __call__(self, x, *, index=None, generator=None, share=None):
     ...         return (1.2 * x).clamp_max(1)
     >>> Brighter().prepare(None)(torch.tensor([[0.5, 1.0]]))
     tensor([[0.6000, 1.0000]])
@@ -75,13 +75,15 @@ class View(ABC):
         *,
         index: Index | None = None,
         generator: torch.Generator | None = None,
+        share: Share | None = None,
     ) -> Float[Tensor, "batch *sample"]:
         """The samples, changed.
 
         Args:
             x: Samples.
             index: Which of the samples that the view was prepared for they are.
-            generator: Source of the draws, on the device of `x`; torch's global one if `None`.
+            generator: Source of the random numbers, on the device of `x`; torch's global one if `None`.
+            share: What the samples are of the global batch, in a process of several.
         """
 
 
@@ -100,6 +102,7 @@ class _Plain(View):
         *,
         index: Index | None = None,  # noqa: ARG002
         generator: torch.Generator | None = None,  # noqa: ARG002
+        share: Share | None = None,  # noqa: ARG002
     ) -> Float[Tensor, "batch *sample"]:
         return self.change(x)
 
@@ -143,7 +146,12 @@ class Compose(View):
         return Compose(tuple(as_view(view).prepare(samples) for view in self.views))
 
     def __call__(
-        self, x: Tensor, *, index: Index | None = None, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        *,
+        index: Index | None = None,
+        generator: torch.Generator | None = None,
+        share: Share | None = None,
     ) -> Float[Tensor, "batch *sample"]:
         """The changes one after the other.
 
@@ -151,7 +159,7 @@ class Compose(View):
             ArgumentTypeError: One of the views does not return a tensor.
         """
         for view in self.views:
-            x = as_view(view)(x, index=index, generator=generator)
+            x = as_view(view)(x, index=index, generator=generator, share=share)
             if not isinstance(x, Tensor):
                 raise ArgumentTypeError(mismatch("view", "a tensor from the callable", type(x).__name__))
         return x
@@ -200,6 +208,7 @@ class RandomAffine(View):
         *,
         index: Index | None = None,  # noqa: ARG002
         generator: torch.Generator | None = None,
+        share: Share | None = None,
     ) -> Float[Tensor, "batch channel height width"]:
         """Every image changed by a draw of its own."""
         if x.ndim != 4:
@@ -211,7 +220,7 @@ class RandomAffine(View):
         def draw(n: int) -> Tensor:
             return torch.rand(5, n, generator=generator, device=x.device, dtype=x.dtype)
 
-        draws = for_batch(draw, len(x), generator)
+        draws = for_batch(draw, len(x), share)
         lowest, highest = x.new_tensor([_between(self.degrees), _between(self.shear)]).deg2rad().t().unsqueeze(2)
         angle, shear = (lowest + highest) / 2 + (2 * draws[:2] - 1) * (highest - lowest) / 2
         shift = (2 * draws[2:4] - 1) * x.new_tensor(self.translate).unsqueeze(1) * x.new_tensor([[width], [height]])
@@ -313,6 +322,7 @@ class Neighbour(View):
         *,
         index: Index | None = None,  # noqa: ARG002
         generator: torch.Generator | None = None,  # noqa: ARG002
+        share: Share | None = None,  # noqa: ARG002
     ) -> Float[Tensor, "batch *sample"]:
         """Not before `prepare`."""
         raise ArgumentError(mismatch("Neighbour", "prepare(samples) to be called first", "no samples"))
@@ -326,7 +336,12 @@ class _NeighbourOf(View):
     table: Int[Tensor, "n k"] = field(repr=False)
 
     def __call__(
-        self, x: Tensor, *, index: Index | None = None, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        *,
+        index: Index | None = None,
+        generator: torch.Generator | None = None,
+        share: Share | None = None,
     ) -> Float[Tensor, "batch *sample"]:
         if index is None:
             raise ArgumentError(mismatch("index", "the samples' places in the data set for Neighbour", None))
@@ -335,6 +350,6 @@ class _NeighbourOf(View):
         def draw(n: int) -> Tensor:
             return torch.randint(k, (n,), generator=generator, device=x.device)
 
-        which = for_batch(draw, len(x), generator).to(self.table.device)
+        which = for_batch(draw, len(x), share).to(self.table.device)
         chosen = self.table[index.to(self.table.device), which]
         return self.samples.index_select(0, chosen).to(x.device, x.dtype)

@@ -127,7 +127,7 @@ def test_every_parameter_of_every_network_gets_a_gradient(model: hm.HMoEVAE, x: 
         gradient = parameter.grad
         assert gradient is not None, name
         assert torch.isfinite(gradient).all(), name
-        if name == "paths.prior_logits":
+        if name == "prior.logits":
             assert torch.equal(gradient != 0, learned)
         else:
             assert (gradient.reshape(len(gradient), -1).abs().sum(1) > 0).all(), name

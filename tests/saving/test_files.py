@@ -79,7 +79,7 @@ def test_a_loaded_model_is_the_saved_one(
 def test_double_precision_survives(tmp_path: Path) -> None:
     model = make().double()
     with torch.no_grad():
-        model.paths.prior_logits[2] = 0.1  # not a float32
+        model.prior.logits[2] = 0.1  # not a float32
     model.save_pretrained(tmp_path)
     assert_equal(hm.HMoEVAE.from_pretrained(tmp_path), model)
 
@@ -610,7 +610,7 @@ def test_a_model_of_an_older_format_loads_for_ever(folder: Path, monkeypatch: py
         "encode": model.encode(x),
         "reconstruct": model.reconstruct(x),
         "decode": model.decode(answers["z"], leaves),
-        "leaf_log_prior": model.paths.leaf_log_prior().detach(),
+        "leaf_log_prior": model.prior.leaf_log_prob().detach(),
     }.items():
         torch.testing.assert_close(value, answers[name], msg=about(name))
 
@@ -626,7 +626,7 @@ def test_a_model_of_format_3_loads_for_ever() -> None:
         "encode": model.encode(x),
         "reconstruct": model.reconstruct(x),
         "decode": model.decode(answers["z"], leaves),
-        "leaf_log_prior": model.paths.leaf_log_prior().detach(),
+        "leaf_log_prior": model.prior.leaf_log_prob().detach(),
     }.items():
         torch.testing.assert_close(value, answers[name], msg=about(name))
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hmoevae.nn.kernels import cpu, plain
-from hmoevae.nn.kernels.readout import Likelihood, chunked, fused, scored, unfused
+from hmoevae.nn.kernels.readouts import Likelihood, chunked, fused, has_state, scored, unfused
 from hmoevae.spec import Activation
 
 
@@ -87,7 +87,7 @@ def readout(
     by_hand, records = _by_hand(x), torch.is_grad_enabled()
     if by_hand and not records:
         return chunked(cpu.affine, likelihood, weight, bias, h, x, present, input_major=input_major)
-    has_gradient = present is None and not x.requires_grad and not _has_state(likelihood)
+    has_gradient = present is None and not x.requires_grad and not has_state(likelihood)
     if input_major and records and has_gradient:
         if by_hand:
             return fused(likelihood, weight, bias, h, x)
@@ -106,10 +106,3 @@ def _by_hand(x: Tensor) -> bool:
 
 def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
-
-
-def _has_state(likelihood: Likelihood) -> bool:
-    """Whether a likelihood has parameters or buffers, of which the kernels with written gradients know nothing."""
-    if not isinstance(likelihood, torch.nn.Module):
-        return False
-    return any(True for _ in likelihood.parameters()) or any(True for _ in likelihood.buffers())
