@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from hmoevae.errors import ArgumentError, ArgumentTypeError, NonFiniteError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
-from hmoevae.nn.draws import Draws
 from hmoevae.starts import first_leaves
 from hmoevae.training.batches import Batches, Data, batches_of
 from hmoevae.training.best import BestSoFar
@@ -264,15 +263,13 @@ class _Job:
         cosine = None
         if training.lr_schedule == "cosine":
             cosine = CosineAnnealingLR(optimizer, training.course.falling_epochs * len(self.source))
-        noise = Draws(self.device)
-        noise.manual_seed(self.seed)
         return Run(
             self.model,
             optimizer,
             cosine,
             views,
             start,
-            noise,
+            torch.Generator(self.device).manual_seed(self.seed),
             autocast(self.device, training.precision),
             self.processes,
             compiled=CompiledPass(self.model) if training.compile else None,

@@ -6,24 +6,25 @@ from contextlib import AbstractContextManager
 import torch
 from torch import nn
 
-from hmoevae.nn.draws import Draws, borrowed_random_state
+from hmoevae.nn.draws import Share, borrowed_random_state
 
 DRAWS_BY_ITSELF = (nn.modules.dropout._DropoutNd, nn.RReLU)
 """Modules of torch that draw as they compute."""
 
 
-def lent(generator: torch.Generator, device: torch.device, salt: bytes = b"") -> AbstractContextManager[None]:
+def lent(
+    generator: torch.Generator, share: Share, device: torch.device, salt: bytes = b""
+) -> AbstractContextManager[None]:
     """Inside, the global random states are those that follow from a generator, others wherever it has come to.
 
     Args:
-        generator: From which nothing is drawn here. Those of several processes stand at the same place, and what they
-            lend differs.
+        generator: From which nothing is drawn here. Those of several processes stand at the same place.
+        share: What tells this process from the others.
         device: Where is drawn.
         salt: Makes different draws of two loans at one place.
     """
     digest = hashlib.blake2b(generator.get_state().cpu().numpy().tobytes() + salt, digest_size=7).digest()
-    share = generator.share if isinstance(generator, Draws) else None
-    return borrowed_random_state(int.from_bytes(digest, "big") + (0 if share is None else share.start), device)
+    return borrowed_random_state(int.from_bytes(digest, "big") + share.start, device)
 
 
 def may_draw(model: nn.Module) -> bool:

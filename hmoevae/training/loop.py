@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from hmoevae.errors import DataError, mismatch
 from hmoevae.model import HMoEVAE
-from hmoevae.nn.draws import Draws, Share
+from hmoevae.nn.draws import Share
 from hmoevae.nn.kernels.memory import StepMemory
 from hmoevae.output import Output, Routing
 from hmoevae.training.batches import Batches
@@ -39,7 +39,7 @@ class Run:
         schedule: LRScheduler | None,
         views: GateViews,
         start: Tensor | None,
-        noise: Draws,
+        noise: torch.Generator,
         autocast: torch.autocast,
         processes: Processes,
         *,
@@ -68,10 +68,8 @@ class Run:
         self.threads = Threads(model)
 
     def close(self) -> None:
-        """Let go of the last gradients and of compiled code."""
+        """Let go of the last gradients."""
         self.optimizer.zero_grad(set_to_none=True)
-        if self.compiled is not None:
-            self.compiled.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes from step to step, but the weights."""
@@ -102,8 +100,6 @@ class Run:
         sums: Tensor | None = None
         shown = 0.0
         bar.set_description(title, refresh=False)
-        if self.compiled is not None and lesson.phase == "joint":  # a start makes a loss of its own from the output
-            self.compiled.attach()
         for x, index, share in self.processes.rounds(batches, self.model.input_shape):
             fast = x.device.type == "cpu"  # the other way, nobody would wait until the copy is there
             x = x.to(self.noise.device, self.model.dtype, non_blocking=fast)
@@ -146,8 +142,7 @@ class Run:
         self.steps += 1
         self.optimizer.zero_grad(set_to_none=True)  # before their memory is given out again
         with self.memory.step(), nullcontext() if self.compiled is None else self.compiled.step():
-            with self.processes.sharing(self.model, self.noise, share):
-                out = self._forward(x, index, lesson)
+            out = self._forward(x, index, share, lesson)
             self.guard.see(self.steps, out, share)
             self.processes.backward(out.loss, self.model, share)
         if self.max_grad_norm is not None:
@@ -157,32 +152,22 @@ class Run:
             self.schedule.step()
         return out
 
-    def _states(self, device: torch.device) -> AbstractContextManager[None]:
+    def _states(self, share: Share, device: torch.device) -> AbstractContextManager[None]:
         """The global random states, lent to networks that may draw by themselves."""
-        return lent(self.noise, device, b"networks") if self.may_draw else nullcontext()
+        return lent(self.noise, share, device, b"networks") if self.may_draw else nullcontext()
 
-    def _forward(self, x: Tensor, index: Tensor | None, lesson: Lesson) -> Routing:
+    def _forward(self, x: Tensor, index: Tensor | None, share: Share, lesson: Lesson) -> Routing:
         """What the lesson asks of the model."""
-        view, other = self.views(x, index, self.noise)
-        scheduled = {"kl_weight": lesson.kl_weight, "gate_temperature": lesson.gate_temperature}
-        with self.autocast, self._states(x.device):
+        view, other = self.views(x, index, self.noise, share)
+        told: dict[str, Any] = {"settings": lesson.settings, "share": share, "validate": False}
+        with self.autocast, self._states(share, x.device):
             if lesson.phase == "alone" and other is not None:
-                out = self.model.agree(
-                    x if view is None else view,
-                    other,
-                    agreement_weight=self.views.weight,
-                    agreement_levels=self.views.levels,
-                    validate=False,
-                )
-            elif lesson.phase == "start" and self.start is not None and index is not None:
-                out = self.model(x, view=view, **scheduled, generator=self.noise, validate=False)
-                out = _towards(out, self.start[index.cpu()].to(x.device))
-            else:
-                agree: dict[str, Any] = {"agreement_weight": self.views.weight, "agreement_levels": self.views.levels}
-                out = self.model(
-                    x, view=view, other_view=other, **agree, **scheduled, generator=self.noise, validate=False
-                )
-        return out
+                return self.model.agree(x if view is None else view, other, **told)
+            if lesson.phase == "start" and self.start is not None and index is not None:
+                out = self.model(x, view=view, generator=self.noise, **told)
+                return _towards(out, self.start[index.cpu()].to(x.device))
+            forward = self.model if self.compiled is None or lesson.phase != "joint" else self.compiled
+            return forward(x, view=view, other_view=other, generator=self.noise, **told)
 
 
 def _towards(out: Output, leaf: Int[Tensor, " batch"]) -> Output:
@@ -197,15 +182,14 @@ def _towards(out: Output, leaf: Int[Tensor, " batch"]) -> Output:
 
 def evaluate(model: HMoEVAE, batches: Batches, seed: int, processes: Processes) -> dict[str, float]:
     """Mean terms over all batches, always with the same draws of z, so that epochs can be compared."""
-    generator = Draws(model.device)
-    generator.manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(seed)
     threads = Threads(model)
     n_samples = 0
     sums: dict[str, float] = {}
     for x, _, share in processes.rounds(batches, model.input_shape):
         n_samples += share.total
-        with threads.for_samples(len(x)), processes.sharing(model, generator, share):
-            terms = model.evaluate(x, batch_size=len(x), generator=generator)
+        with threads.for_samples(len(x)):
+            terms = model.evaluate(x, batch_size=len(x), generator=generator, share=share)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + share.n * value
     if n_samples == 0:
