@@ -58,7 +58,9 @@ SORTS: dict[str, tuple[Tree, tuple[int, ...], str]] = {
         "elbo",
     ),
     "convolutional experts": (
-        hm.Mixture.of(hm.VAE(2, hm.Conv((2, 3), 3, 2, (4,), "tanh"), hm.Conv((2, 3), 3, 2, (4,), "tanh").transpose()), 3),
+        hm.Mixture.of(
+            hm.VAE(2, hm.Conv((2, 3), 3, 2, (4,), "tanh"), hm.Conv((2, 3), 3, 2, (4,), "tanh").transpose()), 3
+        ),
         (1, 5, 6),
         "expected",
     ),

@@ -209,7 +209,7 @@ def ways(likelihood: readouts.Likelihood, x: Tensor, *, input_major: bool) -> di
 @either_layout
 @each_precision
 def test_readout(spec: Likelihood, shared: bool, input_major: bool, dtype: torch.dtype, step: Callable) -> None:
-    likelihood = likelihood_module(spec, GROUPS, FEATURES)
+    likelihood = likelihood_module(spec, GROUPS, OUT)
     x = samples(spec, OUT, BATCH) if shared else samples(spec, GROUPS, OUT, BATCH)
     tensors = [*weight_bias(input_major), normal(GROUPS, INP, BATCH, seed=2)]
 
@@ -304,7 +304,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def readout_of_ones(*, input_major: bool = True, device: str = "cpu", likelihood: Likelihood | None = None) -> None:
     weight = torch.ones(GROUPS, *((INP, OUT) if input_major else (OUT, INP)), device=device, requires_grad=True)
     bias, h = torch.ones(GROUPS, OUT, device=device), torch.ones(GROUPS, INP, BATCH, device=device)
-    model = likelihood_module(likelihood or hm.Bernoulli(), GROUPS, FEATURES)
+    model = likelihood_module(likelihood or hm.Bernoulli(), GROUPS, OUT)
     kernels.readout(model, weight, bias, h, torch.ones(OUT, BATCH, device=device), input_major=input_major)
 
 
