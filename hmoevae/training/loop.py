@@ -66,10 +66,8 @@ class Run:
         self.good = copy.deepcopy(self.model.state_dict())
 
     def close(self) -> None:
-        """Let go of the last gradients and of compiled code."""
+        """Let go of the last gradients."""
         self.optimizer.zero_grad(set_to_none=True)
-        if self.compiled is not None:
-            self.compiled.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes from step to step, but the weights."""
@@ -100,8 +98,6 @@ class Run:
         sums: Tensor | None = None
         shown = 0.0
         bar.set_description(title, refresh=False)
-        if self.compiled is not None and lesson.phase == "joint":  # a start makes a loss of its own from the output
-            self.compiled.attach()
         for x, index, share in self.processes.rounds(batches, self.model.input_shape):
             fast = x.device.type == "cpu"  # the other way, nobody would wait until the copy is there
             x = x.to(self.noise.device, self.model.dtype, non_blocking=fast)
@@ -167,9 +163,8 @@ class Run:
                 out = _towards(out, self.start[index.cpu()].to(x.device))
             else:
                 agree: dict[str, Any] = {"agreement_weight": self.views.weight, "agreement_levels": self.views.levels}
-                out = self.model(
-                    x, view=view, other_view=other, **agree, **scheduled, generator=self.noise, validate=False
-                )
+                run = self.model if self.compiled is None or lesson.phase != "joint" else self.compiled
+                out = run(x, view=view, other_view=other, **agree, **scheduled, generator=self.noise, validate=False)
         return out
 
     def check_weights(self) -> None:

@@ -8,7 +8,7 @@ from conftest import ACTIVATIONS
 from torch import Tensor, nn
 
 import hmoevae as hm
-from hmoevae.nn.gates import GroupedConv
+from hmoevae.nn.conv import GroupedConv
 from hmoevae.nn.grouped import GroupedLinear, GroupedMLP
 
 TORCH = {
@@ -175,10 +175,9 @@ def test_grouped_conv_is_a_loop_over_convolutions(
         chain: list[nn.Module] = []
         for in_channels, out_channels, grouped in zip((2, *channels), channels, network.convolutions, strict=False):
             layer = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, dtype=torch.float64)
-            rows = slice(place * out_channels, (place + 1) * out_channels)
             with torch.no_grad():
-                layer.weight.copy_(grouped.weight[rows])
-                layer.bias.copy_(grouped.bias[rows])
+                layer.weight.copy_(grouped.weight[place])
+                layer.bias.copy_(grouped.bias[place])
             chain += [layer, nn.Tanh()]
         heads.append(plain_mlp(network.head, place, "tanh"))
         plain.append(nn.Sequential(*chain, nn.Flatten(), heads[-1]))
@@ -194,8 +193,8 @@ def test_grouped_conv_is_a_loop_over_convolutions(
     torch.testing.assert_close(x.grad, y.grad)
     assert_same_gradients(network.head, heads)
     for i, grouped in enumerate(network.convolutions):
-        torch.testing.assert_close(grouped.weight.grad, torch.cat([one[2 * i].weight.grad for one in plain]))
-        torch.testing.assert_close(grouped.bias.grad, torch.cat([one[2 * i].bias.grad for one in plain]))
+        torch.testing.assert_close(grouped.weight.grad, torch.stack([one[2 * i].weight.grad for one in plain]))
+        torch.testing.assert_close(grouped.bias.grad, torch.stack([one[2 * i].bias.grad for one in plain]))
 
 
 @pytest.mark.parametrize(("groups", "in_features", "out_features"), [(1, 400, 30), (50, 16, 25), (3, 100, 100)])
