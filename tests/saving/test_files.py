@@ -21,7 +21,7 @@ from torch.distributions import ContinuousBernoulli
 import hmoevae as hm
 from hmoevae.errors import ArgumentError, CheckpointError, HMoEVAEError
 from hmoevae.nn.grouped import GroupedMLP
-from hmoevae.nn.likelihoods import ContinuousBernoulliModel
+from hmoevae.nn.likelihoods import ContinuousBernoulliModule
 from hmoevae.saving import files
 
 LEAF = hm.VAE(2, hm.MLP((4,)), hm.MLP((4,)), hm.Gaussian(0.3))
@@ -388,7 +388,7 @@ CHANGES: dict[str, tuple[Callable[[hm.HMoEVAE], object], str]] = {
     ),
     "a likelihood": (
         lambda model: setattr(model.experts.groups[0].likelihood, "scale", 2.0),
-        "model.experts.groups.0.likelihood: expected GaussianModel with {'scale': 0.3, ",
+        "model.experts.groups.0.likelihood: expected GaussianModule with {'scale': 0.3, ",
     ),
     "a shape of the samples": (
         lambda model: setattr(model, "input_shape", (7,)),
@@ -600,7 +600,7 @@ of_each_format = pytest.mark.parametrize("folder", [FORMAT_1, FORMAT_2], ids=lam
 @of_each_format
 def test_a_model_of_an_older_format_loads_for_ever(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answers are of a time when the mean of a continuous Bernoulli was that of `torch.distributions`."""
-    monkeypatch.setattr(ContinuousBernoulliModel, "mean", lambda _, raw: ContinuousBernoulli(logits=raw).mean)
+    monkeypatch.setattr(ContinuousBernoulliModule, "mean", lambda _, raw: ContinuousBernoulli(logits=raw).mean)
     model = hm.HMoEVAE.from_pretrained(folder)
     answers = {k: torch.tensor(v) for k, v in json.loads((FORMAT_1 / "outputs.json").read_text()).items()}
     assert (model.tree.name, model.input_shape, model.objective) == ("tiny", (1, 4, 3), "elbo")

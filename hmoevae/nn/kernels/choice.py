@@ -76,10 +76,11 @@ def readout(
     Returns:
         In the precision of `x`, which is single or more although weights and `h` may be in half.
 
-    >>> from hmoevae.nn.likelihoods import likelihood_model
+    >>> from hmoevae.nn.likelihoods import likelihood_module
     >>> from hmoevae.spec import Bernoulli
     >>> weight, bias, h, x = torch.zeros(3, 4, 2), torch.zeros(3, 2), torch.zeros(3, 4, 1), torch.ones(2, 1)
-    >>> readout(likelihood_model(Bernoulli()), weight, bias, h, x, input_major=True).exp()  # two fair coins
+    >>> coins = likelihood_module(Bernoulli(), 3, 2)
+    >>> readout(coins, weight, bias, h, x, input_major=True).exp()
     tensor([[0.2500],
             [0.2500],
             [0.2500]])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import hmoevae as hm
 from hmoevae.nn import kernels
 from hmoevae.nn.kernels import choice, cpu, plain, readouts
-from hmoevae.nn.likelihoods import likelihood_model
+from hmoevae.nn.likelihoods import likelihood_module
 from hmoevae.spec import Activation, Likelihood
 
 GROUPS, INP, OUT, BATCH = 5, 3, 4, 6
@@ -209,7 +209,7 @@ def ways(likelihood: readouts.Likelihood, x: Tensor, *, input_major: bool) -> di
 @either_layout
 @each_precision
 def test_readout(spec: Likelihood, shared: bool, input_major: bool, dtype: torch.dtype, step: Callable) -> None:
-    likelihood = likelihood_model(spec)
+    likelihood = likelihood_module(spec, GROUPS, FEATURES)
     x = samples(spec, OUT, BATCH) if shared else samples(spec, GROUPS, OUT, BATCH)
     tensors = [*weight_bias(input_major), normal(GROUPS, INP, BATCH, seed=2)]
 
@@ -304,7 +304,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def readout_of_ones(*, input_major: bool = True, device: str = "cpu", likelihood: Likelihood | None = None) -> None:
     weight = torch.ones(GROUPS, *((INP, OUT) if input_major else (OUT, INP)), device=device, requires_grad=True)
     bias, h = torch.ones(GROUPS, OUT, device=device), torch.ones(GROUPS, INP, BATCH, device=device)
-    model = likelihood_model(likelihood or hm.Bernoulli())
+    model = likelihood_module(likelihood or hm.Bernoulli(), GROUPS, FEATURES)
     kernels.readout(model, weight, bias, h, torch.ones(OUT, BATCH, device=device), input_major=input_major)
 
 
