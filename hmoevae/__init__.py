@@ -8,6 +8,7 @@ from hmoevae.callbacks import SampleRecorder
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.kernels.memory import StepMemory
+from hmoevae.nn.settings import StepSettings
 from hmoevae.output import Output, Routing
 from hmoevae.saving.card import CardInfo
 from hmoevae.spec import (
@@ -66,6 +67,7 @@ __all__ = [
     "Routing",
     "SampleRecorder",
     "StepMemory",
+    "StepSettings",
     "Tracking",
     "Training",
     "VAEMixture",
