@@ -34,6 +34,22 @@ class Group(Generic[S]):
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where the weights of a node lie: row `row` of every parameter and buffer of a group *is* the node.
+
+    Attributes:
+        group: Which of the plan's groups, of experts for a leaf and of gates for a mixture.
+        row: Which entry of the group axis, the first axis of all that the group has.
+
+    >>> compile_tree(Mixture((VAE(2), VAE(3), VAE(2)))).leaves[2].place
+    Place(group=0, row=1)
+    """
+
+    group: int
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedNode:
     """One node of the tree with its place in the tables.
 
@@ -42,12 +58,13 @@ class PlannedNode:
         spec: The node itself.
         edges: The edges from the root to this node; empty at the root.
         leaves: The leaves at or below this node, as a range of leaf indices.
-        index: Its place among the plan's nodes.
+        index: Which of the plan's nodes it is.
         child_edges: The edges to its children; empty at a leaf.
+        place: Where its weights lie.
 
     >>> root, leaf, *_ = compile_tree(Mixture.of(VAE(), 3)).nodes
-    >>> leaf == PlannedNode("root/0", VAE(), edges=(0,), leaves=range(0, 1), index=1, child_edges=range(0))
-    True
+    >>> leaf.path, leaf.edges, leaf.leaves, leaf.index, leaf.place
+    ('root/0', (0,), range(0, 1), 1, Place(group=0, row=0))
     >>> root.child_edges, root.depth, leaf.depth
     (range(0, 3), 0, 1)
     """
@@ -58,6 +75,7 @@ class PlannedNode:
     leaves: range
     index: int
     child_edges: range
+    place: Place
 
     @property
     def depth(self) -> int:
@@ -224,29 +242,37 @@ def compile_tree(tree: Tree) -> Plan:
             edge_mixture.append(n_mixtures)
         n_mixtures += 1
 
+    leaf_specs = [node for _, node in walked if isinstance(node, VAE)]
+    expert_groups = _group(leaf_specs, lambda leaf: replace(leaf, name=None))
+    gate_specs = [node for _, node in walked if isinstance(node, Mixture)]
+    gate_groups = _group(gate_specs, lambda mixture: (mixture.gate, len(mixture.children)))
+    leaf_places, gate_places = iter(_places(expert_groups)), iter(_places(gate_groups))
+
     nodes: list[PlannedNode] = []
     n_leaves = 0
     for index, (path, node) in enumerate(walked):
-        leaves_below = range(n_leaves, n_leaves + node.n_leaves)
-        nodes.append(PlannedNode(path, node, edges[path], leaves_below, index, child_edges.get(path, range(0))))
+        below = range(n_leaves, n_leaves + node.n_leaves)
+        place = next(leaf_places if isinstance(node, VAE) else gate_places)
+        nodes.append(PlannedNode(path, node, edges[path], below, index, child_edges.get(path, range(0)), place))
         n_leaves += isinstance(node, VAE)
-    leaves = tuple(n for n in nodes if isinstance(n.spec, VAE))
-    mixtures = tuple(n for n in nodes if isinstance(n.spec, Mixture))
+    mixtures = tuple(node for node in nodes if isinstance(node.spec, Mixture))
     return Plan(
         tree=tree,
         nodes=tuple(nodes),
-        leaves=leaves,
+        leaves=tuple(node for node in nodes if isinstance(node.spec, VAE)),
         mixtures=mixtures,
         edge_mixture=tuple(edge_mixture),
         edge_child=tuple(edge_child),
-        balances=tuple(balance[n.path] for n in mixtures),
-        expert_groups=_group(
-            (n.spec for n in leaves if isinstance(n.spec, VAE)), lambda leaf: replace(leaf, name=None)
-        ),
-        gate_groups=_group(
-            (n.spec for n in mixtures if isinstance(n.spec, Mixture)), lambda mix: (mix.gate, len(mix.children))
-        ),
+        balances=tuple(balance[node.path] for node in mixtures),
+        expert_groups=expert_groups,
+        gate_groups=gate_groups,
     )
+
+
+def _places(groups: Iterable[Group[S]]) -> list[Place]:
+    """The places of the members of all groups, in the members' own order."""
+    by_member = {member: Place(g, row) for g, group in enumerate(groups) for row, member in enumerate(group.members)}
+    return [by_member[member] for member in sorted(by_member)]
 
 
 def _group(specs: Iterable[S], key: Callable[[S], Hashable]) -> tuple[Group[S], ...]:

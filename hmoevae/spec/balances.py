@@ -1,0 +1,45 @@
+"""Balances as data: how a mixture is kept from sending everything to one child."""
+
+import functools
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from hmoevae.spec.record import REGISTER, NonNegativeFloat, Registered, expected, record
+
+
+def _registered(value: Any) -> Any:
+    if not REGISTER.has(value, Balance):
+        *others, last = map(repr, REGISTER.kinds(Balance))
+        raise expected(f"{', '.join(others)} or {last}")
+    return value
+
+
+@record()
+class Balance:
+    """How a mixture is kept from sending everything to one child; formulas in `hmoevae.nn.balance`.
+
+    Args:
+        kind: `"variance"`: population variance of the children's importance, summed over the batch, so that its
+            strength grows with the batch size; `"cv2"`: squared coefficient of variation (Shazeer et al. 2017);
+            `"kl"`: divergence of the mean usage from the prior, in nats; or one of your own (`hmoevae.nn.balance`).
+        weight: Factor in front of the term; 0 switches it off.
+
+    >>> print(Balance("kl", weight=20))
+    balance kl 20
+    """
+
+    kind: Annotated[str, BeforeValidator(_registered)] = "variance"
+    weight: NonNegativeFloat = 0.1
+
+    def __str__(self) -> str:
+        return f"balance {self.kind} {self.weight:g}"
+
+
+def register_balance(kind: str) -> None:
+    """Let `Balance` be of a kind, in Python and in files; `hmoevae.nn.balance.balance` says what it computes."""
+    REGISTER.add(kind, Registered(Balance, functools.partial(Balance, kind), "Balance(...)"))
+
+
+for _kind in ("variance", "cv2", "kl"):
+    register_balance(_kind)

@@ -1,0 +1,88 @@
+"""Likelihoods as data: what an expert takes its samples to be, the package's own and a user's."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from hmoevae.checks import is_number
+from hmoevae.spec.record import expected, record
+
+
+def _scale(value: Any) -> float:
+    if not is_number(value, positive=True):
+        raise expected("a finite number > 0")
+    if not 1e-15 <= float(value) <= 1e15:  # so that its square and the inverse of it are numbers in single precision
+        raise expected("a number from 1e-15 to 1e15")
+    return float(value)
+
+
+def _scale_or_learned(value: Any) -> Any:
+    return value if isinstance(value, str) and value == "learned" else _scale(value)
+
+
+class Likelihood:
+    """What p(x|z) may be: a record that says how the module that computes it is made.
+
+    A likelihood of your own is a frozen record of this family with the method `build`.
+    """
+
+    kind: str
+
+    def build(self, n_experts: int, n_features: int) -> Any:
+        """Make the module that computes it, a `hmoevae.nn.likelihoods.LikelihoodModule`.
+
+        Args:
+            n_experts: How many experts it serves; parameters of its own have that many rows, the first axis.
+            n_features: Entries of a sample.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.build")
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
+@record(kind="gaussian")
+class Gaussian(Likelihood):
+    """p(x|z) = N(mean(z), scale^2), independent over the features.
+
+    Args:
+        scale: The standard deviation, in the units of the data, from 1e-15 to 1e15; or `"learned"`: one of every
+            feature and expert, a parameter that starts at 0.5.
+        mean: `"sigmoid"` keeps the mean in (0, 1) and asks for data in [0, 1]; `"identity"` leaves both free.
+
+    >>> print(Gaussian(scale=0.1, mean="identity")), print(Gaussian("learned"))
+    Gaussian(0.1, identity)
+    Gaussian(learned)
+    (None, None)
+    """
+
+    scale: Annotated[float | Literal["learned"], BeforeValidator(_scale_or_learned)] = 0.5
+    mean: Literal["sigmoid", "identity"] = "sigmoid"
+
+    def __str__(self) -> str:
+        scale = self.scale if isinstance(self.scale, str) else f"{self.scale:g}"
+        return f"Gaussian({scale}{', identity' if self.mean == 'identity' else ''})"
+
+
+@record(kind="bernoulli")
+class Bernoulli(Likelihood):
+    """p(x|z) = Bernoulli(sigmoid(f(z))) for data that are 0 or 1, independent over the features.
+
+    >>> print(Bernoulli())
+    Bernoulli
+    """
+
+    def __str__(self) -> str:
+        return "Bernoulli"
+
+
+@record(kind="continuous_bernoulli")
+class ContinuousBernoulli(Likelihood):
+    """A proper density for grey levels in [0, 1] (Loaiza-Ganem & Cunningham 2019, The continuous Bernoulli).
+
+    >>> print(ContinuousBernoulli())
+    ContinuousBernoulli
+    """
+
+    def __str__(self) -> str:
+        return "ContinuousBernoulli"

@@ -1,0 +1,349 @@
+"""Records: frozen, validated data with a `kind`, lossless as JSON, and the register that finds a record by its kind.
+
+Everything a model is made of is a record: nodes, networks, likelihoods, balances. Those of the package and those of a
+user go the same way in: `@record(kind="...")` makes a class a record and registers it.
+"""
+
+import dataclasses
+import functools
+import json
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+import pydantic
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from hmoevae.checks import is_number
+from hmoevae.errors import HMoEVAEError, SpecError, mismatch
+
+T = TypeVar("T")
+
+# --- fields ---------------------------------------------------------------------------------------------------------
+
+
+def expected(words: str) -> PydanticCustomError:
+    """What a validator of a field raises: the field, what came and the record are added by `record`.
+
+    >>> expected("an even number").message()
+    'an even number'
+    """
+    return PydanticCustomError("expected", words)  # type: ignore[arg-type]  # a LiteralString
+
+
+def _positive_int(value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise expected("an integer > 0")
+    return number
+
+
+def _finite_float(value: Any, *, positive: bool) -> float:
+    if not is_number(value, positive=positive):
+        raise expected("a finite number > 0" if positive else "a finite number >= 0")
+    return float(value)
+
+
+PositiveInt = Annotated[int, BeforeValidator(_positive_int)]
+PositiveFloat = Annotated[float, BeforeValidator(functools.partial(_finite_float, positive=True))]
+NonNegativeFloat = Annotated[float, BeforeValidator(functools.partial(_finite_float, positive=False))]
+
+# --- the register ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Registered:
+    """What the register keeps of a kind.
+
+    Attributes:
+        family: The class of records that it belongs to, such as `Network`.
+        make: Makes a record from its fields.
+        call: How it is written in Python, such as `MLP(...)`.
+    """
+
+    family: type
+    make: Callable[..., Any]
+    call: str
+
+
+class Register:
+    """Kinds, the word by which a file names a record, and what makes the record.
+
+    >>> class Colour:
+    ...     pass
+    >>> register = Register()
+    >>> register.add("red", Registered(Colour, Colour, "Red()"))
+    >>> register.kinds(Colour), register.calls(Colour)
+    (['red'], ['Red()'])
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, Registered] = {}
+
+    def add(self, kind: str, registered: Registered) -> None:
+        """Register a kind; a module that is loaded anew, as in a notebook, replaces what it registered before.
+
+        Raises:
+            SpecError: Something else has that kind already.
+        """
+        before = self._known.get(kind)
+        if before is not None and (_origin(before.make), before.family) != (
+            _origin(registered.make),
+            registered.family,
+        ):
+            there = ".".join(_origin(before.make))
+            raise SpecError(mismatch("kind", f"one that is free ({kind!r} is {there})", repr(kind)))
+        self._known[kind] = registered
+
+    def has(self, kind: object, family: type) -> bool:
+        """Whether a family has a kind."""
+        return isinstance(kind, str) and kind in self._known and issubclass(self._known[kind].family, family)
+
+    def kinds(self, family: type) -> list[str]:
+        """The kinds of a family, in the order in which they were registered."""
+        return [kind for kind, known in self._known.items() if issubclass(known.family, family)]
+
+    def calls(self, family: type) -> list[str]:
+        """How the records of a family are written in Python."""
+        return list(dict.fromkeys(known.call for known in self._known.values() if issubclass(known.family, family)))
+
+    def __iter__(self) -> Iterator[Registered]:
+        return iter(self._known.values())
+
+    def find(self, kind: object, path: str, data: object) -> Registered:
+        """What makes the records of a kind.
+
+        Raises:
+            SpecError: Nothing is registered under it; the message says what to do.
+        """
+        if not isinstance(kind, str):
+            raise SpecError(mismatch(path, "a record with a known kind", f"{data!r:.200}"))
+        if kind not in self._known:
+            known = ", ".join(map(repr, sorted(self._known)))
+            words = f"a registered kind: import the module that registers {kind!r} first (known are {known})"
+            raise SpecError(mismatch(path, words, f"{data!r:.200}"))
+        return self._known[kind]
+
+
+def _origin(make: Callable[..., Any]) -> tuple[str, str]:
+    """Where a class or function was defined."""
+    while isinstance(make, functools.partial):
+        make = make.func
+    return make.__module__, make.__qualname__
+
+
+REGISTER = Register()
+"""The one of this process."""
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+# pydantic's words for the errors that users meet, put into the package's one form (`errors.mismatch`).
+_WORDS = {
+    "literal_error": "{expected}",
+    "bool_type": "True or False",
+    "bool_parsing": "True or False",
+    "callable_type": "a callable",
+    "extra_forbidden": "no such field",
+    "unexpected_keyword_argument": "no such field",
+    "missing": "a value",
+    "missing_argument": "a value",
+    "too_short": "at least {min_length} items",
+    "tuple_type": "a tuple such as (128, 64)",
+    "string_type": "a string or None",
+}
+
+
+def _alternatives(words: Sequence[str]) -> str:
+    """Several things of which one is wanted, in words."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _worded(name: str, cls: type, error: pydantic.ValidationError) -> str:
+    """The first of pydantic's complaints as `Name.field[1]: expected ..., got ...`."""
+    first = error.errors(include_url=False)[0]
+    path = name
+    for part in first["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    context = first.get("ctx", {})
+    words = _WORDS.get(first["type"], first["msg"].removeprefix("Input should be ")).format(**context)
+    if first["type"] == "is_instance_of":
+        words = _family_words(context["class"])
+    elif first["type"] == "unexpected_keyword_argument" and len(first["loc"]) == 1:
+        words += f" (there are {', '.join(fields_of(cls)) or 'none'})"
+    elif first["type"] == "tuple_type" and first["loc"][-1] == "children":
+        words = "a tuple of nodes"
+    got = f"{first['input']!r:.200}"
+    if first["type"].startswith("missing"):
+        got = "nothing"
+    elif first["type"] == "too_short":
+        got = f"{context['actual_length']}"
+    return mismatch(path, words, got)
+
+
+def _family_words(family: str) -> str:
+    """What may stand in a field: the constructors of its family."""
+    for known in REGISTER:
+        if any(base.__name__ == family for base in known.family.__mro__):
+            return _alternatives(REGISTER.calls(known.family))
+    return f"a record of type {family}"
+
+
+def fields_of(cls: type) -> list[str]:
+    """The names of a record's fields."""
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+def record(kind: str | None = None, *, error: type[HMoEVAEError] = SpecError) -> Callable[[type[T]], type[T]]:
+    """Make a class a record: frozen and hashable, its fields validated by pydantic, with a `repr` that makes it again.
+
+    A file names a record by its kind, so a record with a kind can be read back once its class has been defined; it is
+    registered under its family, the first of its base classes.
+
+    Args:
+        kind: The word that stands for the class in JSON; `None` for a record that only stands in one field of another.
+        error: What a bad field raises.
+
+    Raises:
+        SpecError: Another class has that kind.
+
+    >>> class Shape:
+    ...     pass
+    >>> @record(kind="square")
+    ... class Square(Shape):
+    ...     side: PositiveInt = 2
+    >>> Square(), Square(3), read(write(Square(3)), "shape") == Square(3)
+    (Square(), Square(side=3), True)
+    >>> Square(side=0)
+    Traceback (most recent call last):
+    ...
+    hmoevae.errors.SpecError: Square.side: expected an integer > 0, got 0
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+        made: Any = pydantic.dataclasses.dataclass(frozen=True, repr=False, config=config)(cls)
+        construct = made.__init__
+        names = fields_of(made)
+
+        @functools.wraps(construct)
+        def __init__(self: T, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            if len(args) > len(names):
+                raise error(mismatch(cls.__name__, f"at most the arguments ({', '.join(names)})", len(args)))
+            try:  # by name, so that an error can say which field it is
+                construct(self, **dict(zip(names, args, strict=False)), **kwargs)  # type: ignore[arg-type]
+            except pydantic.ValidationError as complaint:
+                raise error(_worded(cls.__name__, made, complaint)) from None
+
+        made.__init__ = __init__
+        if "__repr__" not in vars(cls):
+            made.__repr__ = call
+        if kind is not None:
+            made.kind = kind
+            family = next((base for base in cls.__mro__[1:] if base is not object), cls)
+            REGISTER.add(kind, Registered(family, made, f"{cls.__name__}({'...' if names else ''})"))
+        return made
+
+    return decorate
+
+
+def arguments(record: Any) -> list[str]:
+    """The arguments that make a record, as code; those at their defaults are left out."""
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in _pydantic_fields(record).items()}
+    given = ((name, getattr(record, name)) for name in fields_of(type(record)))
+    return [f"{name}={value!r}" for name, value in given if name not in defaults or value != defaults[name]]
+
+
+def _pydantic_fields(record: Any) -> dict[str, Any]:
+    return {name: field for name, field in type(record).__pydantic_fields__.items() if not field.is_required()}
+
+
+def call(record: Any) -> str:
+    """The call that makes a record again."""
+    return f"{type(record).__name__}({', '.join(arguments(record))})"
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def write(value: Any, other: Callable[[object], Any] | None = None) -> Any:
+    """A record as what JSON knows: objects, lists, strings, numbers, truth values and `None`.
+
+    Args:
+        value: A record, or what stands in a field of one.
+        other: Writes what JSON has no form for.
+
+    Raises:
+        SpecError: There is such a value, and no `other`.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and hasattr(value, "__pydantic_fields__"):
+        kind = {} if "kind" in fields_of(type(value)) else {"kind": getattr(value, "kind", None)}
+        fields = {name: write(getattr(value, name), other) for name in fields_of(type(value))}
+        return {name: part for name, part in kind.items() if part is not None} | fields
+    if isinstance(value, list | tuple):
+        return [write(part, other) for part in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if other is None:
+        raise SpecError(mismatch("value", "a record, a sequence, a string, a number or None", f"{value!r:.200}"))
+    return other(value)
+
+
+def read(data: Any, path: str) -> Any:
+    """The record that `write` wrote, validated by its own constructor.
+
+    Args:
+        data: What `write` gives.
+        path: What an error calls it, such as `"root"`.
+
+    Raises:
+        HMoEVAEError: It is no record, or one with a bad field, which the message names by its path; what its class
+            raises, `SpecError` for a tree.
+
+    >>> read({"kind": "mlp", "hidden": [128, 0]}, "root.encoder")
+    Traceback (most recent call last):
+    ...
+    hmoevae.errors.SpecError: root.encoder.hidden[1]: expected an integer > 0, got 0
+    """
+    if isinstance(data, list):
+        return tuple(read(part, f"{path}[{i}]") for i, part in enumerate(data))
+    if not isinstance(data, dict):
+        return data
+    registered = REGISTER.find(data.get("kind"), path, data)
+    given = {name: read(part, f"{path}.{name}") for name, part in data.items() if name != "kind"}
+    try:
+        return registered.make(**given)
+    except HMoEVAEError as error:
+        name = registered.call.partition("(")[0]
+        raise type(error)(f"{path}{str(error).removeprefix(name)}") from None
+
+
+def read_json(text: str | bytes, path: str) -> Any:
+    """The record in a JSON text.
+
+    Raises:
+        SpecError: It is not JSON, or as `read` says.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SpecError(mismatch(path, f"valid JSON ({error})", f"{text!r:.200}")) from None
+    return read(data, path)
+
+
+def check_family(value: object, family: type, path: str) -> None:
+    """Make sure that a value is a record of a family.
+
+    Raises:
+        SpecError: It is something else.
+
+    >>> from hmoevae.spec import MLP, Network
+    >>> check_family(MLP(), Network, "encoder")
+    """
+    if not isinstance(value, family):
+        raise SpecError(mismatch(path, _alternatives(REGISTER.calls(family)), f"{value!r:.200}"))
