@@ -149,16 +149,15 @@ def training_step(
     loss: Callable[[torch.Tensor], torch.Tensor],
     optimizer: torch.optim.Optimizer,
     cell: Cell,
-    begin: Callable[[], None] = lambda: None,
+    memory: Callable[[], AbstractContextManager[None]] = nullcontext,
     products: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Callable[[], None]:
-    """zero_grad, `begin`, forward and backward inside `products`, the optimiser; on batches made beforehand."""
+    """zero_grad, forward and backward inside `memory` and `products`, the optimiser; on batches made beforehand."""
     batches = itertools.cycle(torch.rand(8, cell.batch, N_FEATURES, device=cell.device).unbind())
 
     def step() -> None:
         optimizer.zero_grad()
-        begin()
-        with products():
+        with memory(), products():
             with cell.autocast():
                 value = loss(next(batches))
             value.backward()
@@ -190,12 +189,11 @@ def our_step(cell: Cell, tree: hm.VAE | hm.Mixture, *, compiled: bool = False) -
 
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     memory = hm.StepMemory()
-    memory.attach(model)
     if compiled:
         code = CompiledPass(model)
         code.attach()
-        return training_step(loss, optimizer, cell, memory.next_step, code.step)
-    return training_step(loss, optimizer, cell, memory.next_step)
+        return training_step(loss, optimizer, cell, memory.step, code.step)
+    return training_step(loss, optimizer, cell, memory.step)
 
 
 def peer_step(cell: Cell, name: str, *, fused: bool, compiled: bool = False) -> Callable[[], None] | None:

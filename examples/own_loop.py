@@ -34,25 +34,23 @@ def train(model: hm.HMoEVAE, x: Tensor, x_labelled: Tensor, y_labelled: Tensor, 
     view = hm.views.RandomAffine(degrees=8, translate=(0.05, 0.05), scale=(0.95, 1.05), shear=5)
     # Optional, and for CPUs: the tensors of one step lie where those of the last one lay.
     memory = hm.StepMemory()
-    memory.attach(model)
     model.train()
     terms: dict[str, torch.Tensor] = {}
     for epoch in range(1, epochs + 1):
         for batch in x[torch.randperm(len(x))].split(64):
-            optimizer.zero_grad()
-            memory.next_step()
-            out = model(batch, view=view(batch), other_view=view(batch), agreement_weight=10.0)
-            labelled = model(x_labelled, view=view(x_labelled))
-            own = 20 * F.nll_loss(labelled.leaf_log_prob, y_labelled)
-            (out.loss + own).backward()
-            terms = {**out.terms, "labels": own}
-            torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=100.0)
-            optimizer.step()
+            with memory.step():
+                optimizer.zero_grad()
+                out = model(batch, view=view(batch), other_view=view(batch), agreement_weight=10.0)
+                labelled = model(x_labelled, view=view(x_labelled))
+                own = 20 * F.nll_loss(labelled.leaf_log_prob, y_labelled)
+                (out.loss + own).backward()
+                terms = {**out.terms, "labels": own}
+                torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=100.0)
+                optimizer.step()
         schedule.step()
         if epoch % 10 == 0 or epoch == epochs:
             print(f"epoch {epoch}: {', '.join(f'{name} {value.item():.2f}' for name, value in terms.items())}")
     optimizer.zero_grad()
-    memory.detach(model)
     model.eval()
 
 

@@ -7,7 +7,7 @@ from hmoevae import features, views
 from hmoevae.callbacks import SampleRecorder
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
-from hmoevae.nn.memory import StepMemory
+from hmoevae.nn.kernels.memory import StepMemory
 from hmoevae.output import Output, Routing
 from hmoevae.saving.card import CardInfo
 from hmoevae.spec import (

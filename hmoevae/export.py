@@ -14,7 +14,8 @@ from hmoevae.checks import is_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.experts import posterior_of
-from hmoevae.nn.grouped import GroupedMLP, sum_dtype
+from hmoevae.nn.grouped import GroupedMLP
+from hmoevae.nn.kernels.precision import sum_dtype
 
 __all__ = [
     "DecoderModule",

@@ -15,7 +15,7 @@ def test_a_wrong_shape_is_noticed() -> None:
 
 def test_a_wrong_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = GroupedLinear(3, 5, 2)
-    monkeypatch.setattr("hmoevae.nn.grouped.affine", lambda *_: torch.rand(2))
+    monkeypatch.setattr("hmoevae.nn.grouped.affine", lambda *_, **__: torch.rand(2))
     with pytest.raises(jaxtyping.TypeCheckError, match="return"):
         layer(torch.rand(5, 7))
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hmoevae.nn.draws import for_batch
-from hmoevae.nn.grouped import GroupedMLP, sum_dtype
+from hmoevae.nn.grouped import GroupedMLP
+from hmoevae.nn.kernels import readout
+from hmoevae.nn.kernels.precision import sum_dtype
 from hmoevae.nn.likelihoods import likelihood_model
 from hmoevae.nn.paths import joined, permutation
-from hmoevae.nn.readout import log_prob
 from hmoevae.plan import Plan
 from hmoevae.spec import VAE
 
@@ -151,7 +152,10 @@ class ExpertGroup(nn.Module):
         """A draw of z from the posterior of `x`, and log p(x|z)."""
         z = posterior.sample(noise)
         hidden = self.decoder.hidden(z.to(x.dtype))
-        return Draw(posterior, noise, z, log_prob(self.likelihood, self.decoder.layers[-1], hidden, x.to(z.dtype)))
+        last = self.decoder.layers[-1]
+        x = x.to(z.dtype)
+        log_prob = readout(self.likelihood, last.weight, last.bias, hidden, x, input_major=last.input_major)
+        return Draw(posterior, noise, z, log_prob)
 
 
 class Experts(nn.Module):

@@ -11,10 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hmoevae.errors import SpecError, mismatch
-from hmoevae.nn.grouped import ACTIVATIONS, GroupedLinear, GroupedMLP, sum_dtype
+from hmoevae.nn.grouped import GroupedLinear, GroupedMLP
+from hmoevae.nn.kernels import activate
+from hmoevae.nn.kernels.precision import sum_dtype
 from hmoevae.nn.paths import joined, permutation
 from hmoevae.plan import Group, Plan
-from hmoevae.spec import MLP, Conv, Mixture
+from hmoevae.spec import MLP, Activation, Conv, Mixture
 
 
 class GroupedConv(nn.Module):
@@ -35,7 +37,7 @@ class GroupedConv(nn.Module):
         channels, height, width = input_shape
         self.input_shape = input_shape
         self.n_networks = groups
-        self.activation = ACTIVATIONS[spec.activation]
+        self.activation: Activation = spec.activation
         self.convolutions = nn.ModuleList()
         padding = spec.kernel_size // 2
         for i, out_channels in enumerate(spec.channels):
@@ -59,7 +61,7 @@ class GroupedConv(nn.Module):
         channels, height, width = self.input_shape
         maps = rearrange(x, "(c h w) b -> b c h w", c=channels, h=height, w=width)
         for convolution in self.convolutions:
-            maps = self.activation(convolution(maps))
+            maps = activate(convolution(maps), self.activation)
         if self.n_networks == 1:  # a view, and its gradient lies as that of the maps
             return self.head(rearrange(maps, "b c h w -> (c h w) b"))
         return self.head(rearrange(maps, "b (g c) h w -> g (c h w) b", g=self.n_networks))

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hmoevae import spec
-from hmoevae.nn.grouped import sum_dtype
+from hmoevae.nn.kernels.precision import sum_dtype
 
 Raw = Float[Tensor, "group feature batch"]
 Sample = Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]

@@ -10,8 +10,8 @@ from torch import Tensor
 from hmoevae.errors import ArgumentError, mismatch, warn
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.grouped import GroupedLinear
-from hmoevae.nn.memory import GLIBC_LARGEST
-from hmoevae.nn.products import faster_library
+from hmoevae.nn.kernels.memory import GLIBC_LARGEST
+from hmoevae.nn.kernels.products import faster_library
 from hmoevae.output import Inputs, Output
 
 
@@ -78,7 +78,7 @@ class CompiledPass:
 
     @staticmethod
     def step() -> AbstractContextManager[None]:
-        """For forward and backward pass: the products are given to the faster library (see `hmoevae.nn.products`)."""
+        """For forward and backward pass: products go to the faster library (see `hmoevae.nn.kernels.products`)."""
         return faster_library()
 
     def __call__(self, inputs: Inputs, *, kl_weight: float, gate_temperature: float, **settings: Any) -> Output:

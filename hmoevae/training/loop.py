@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from hmoevae.errors import DataError, NonFiniteError, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Draws, Share
-from hmoevae.nn.memory import StepMemory
+from hmoevae.nn.kernels.memory import StepMemory
 from hmoevae.output import Output, Routing
 from hmoevae.training.agreement import GateViews
 from hmoevae.training.batches import Batches
@@ -56,7 +56,6 @@ class Run:
         self.sum_dtype = torch.float32 if noise.device.type == "mps" else torch.float64  # MPS has no float64
         self.keep_weights()
         self.memory = StepMemory()
-        self.memory.attach(model)
         self.compiled = compiled
         self.chosen: list[float] = []
         """Of which share of the samples of the last epoch every leaf was the most probable one."""
@@ -67,9 +66,8 @@ class Run:
         self.good = copy.deepcopy(self.model.state_dict())
 
     def close(self) -> None:
-        """Let go of the memory that the steps shared, the last gradients among it, and of compiled code."""
+        """Let go of the last gradients and of compiled code."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.memory.detach(self.model)
         if self.compiled is not None:
             self.compiled.detach()
 
@@ -140,8 +138,7 @@ class Run:
         """One step of the optimiser, on the samples that this process has of the global batch."""
         self.steps += 1
         self.optimizer.zero_grad(set_to_none=True)  # before their memory is given out again
-        self.memory.next_step()
-        with nullcontext() if self.compiled is None else self.compiled.step():
+        with self.memory.step(), nullcontext() if self.compiled is None else self.compiled.step():
             with self.processes.sharing(self.model, self.noise, share):
                 out = self._forward(x, index, lesson)
             if not math.isfinite(self.processes.mean(out.loss, share)):

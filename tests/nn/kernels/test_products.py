@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from hmoevae.nn import products
+from hmoevae.nn.kernels import products
 
 SETTING = products.ONEDNN_MATMUL
 HAS_ONEDNN = SETTING is not None and torch.backends.mkldnn.is_available()

@@ -5,10 +5,9 @@ import torch
 from test_likelihoods import each_likelihood, samples
 from torch import Tensor
 
-from hmoevae.nn import grouped
 from hmoevae.nn.grouped import GroupedLinear
-from hmoevae.nn.likelihoods import likelihood_model
-from hmoevae.nn.readout import log_prob
+from hmoevae.nn.kernels import cpu, readout
+from hmoevae.nn.likelihoods import LikelihoodModel, likelihood_model
 from hmoevae.spec import Gaussian, Likelihood
 
 GROUPS, INP, FEATURES, BATCH = 5, 3, 4, 6
@@ -17,7 +16,12 @@ GROUPS, INP, FEATURES, BATCH = 5, 3, 4, 6
 @pytest.fixture(params=[1, 50, 1 << 20], ids=lambda n: f"chunk {n}")
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """One expert at a time, two, all."""
-    monkeypatch.setattr(grouped, "CHUNK", request.param)
+    monkeypatch.setattr(cpu, "CHUNK", request.param)
+
+
+def log_prob(likelihood: LikelihoodModel, layer: GroupedLinear, h: Tensor, x: Tensor) -> Tensor:
+    """The readout by a layer."""
+    return readout(likelihood, layer.weight, layer.bias, h, x, input_major=layer.input_major)
 
 
 def both_ways(

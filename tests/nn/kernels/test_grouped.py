@@ -101,7 +101,7 @@ def test_grouped_mlp_is_a_loop_over_mlps(
     shared: bool, hidden: tuple[int, ...], activation: str, large: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether or not its tensors count as large."""
-    monkeypatch.setattr("hmoevae.nn.grouped.GLIBC_LARGEST", large)
+    monkeypatch.setattr("hmoevae.nn.kernels.cpu.GLIBC_LARGEST", large)
     torch.manual_seed(1)
     network = GroupedMLP(GROUPS, 4, 3, hm.MLP(hidden, activation)).double()
     plain = [plain_mlp(network, place, activation) for place in range(GROUPS)]
@@ -122,7 +122,7 @@ def test_grouped_mlp_is_a_loop_over_mlps(
 @pytest.mark.parametrize("shared", [True, False])
 def test_bf16_is_as_near_to_fp32_as_autocast_is(shared: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 2 % of the largest entry, whether weights are cast one group at a time, two or all together."""
-    monkeypatch.setattr("hmoevae.nn.grouped.CHUNK", chunk)
+    monkeypatch.setattr("hmoevae.nn.kernels.cpu.CHUNK", chunk)
     torch.manual_seed(2)
     layer = GroupedLinear(GROUPS, 4, 5)
     x, g = torch.randn(4, BATCH) if shared else torch.randn(GROUPS, 4, BATCH), torch.randn(GROUPS, 5, BATCH)

@@ -1,0 +1,26 @@
+"""The precision of products and of sums."""
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The precision of products on the device of `x`: autocast's, or that of `x`.
+
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     compute_dtype(torch.ones(2))
+    torch.bfloat16
+    """
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """The precision of logarithms of probabilities and of sums of them: that of `x`, or single where that is more.
+
+    A model in half precision computes its products in that; a log-density of an image would be beyond its range.
+
+    >>> sum_dtype(torch.ones(2, dtype=torch.bfloat16)), sum_dtype(torch.ones(2, dtype=torch.float64))
+    (torch.float32, torch.float64)
+    """
+    return torch.promote_types(x.dtype, torch.float32)

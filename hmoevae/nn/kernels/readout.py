@@ -1,0 +1,189 @@
+"""The last layer of the decoders and the likelihood of what they say, as one function with its gradient written out.
+
+Axes: `group` counts experts, `feature` the entries of a sample, `inp` the last hidden layer; `batch` is last.
+
+The widest tensors of a training step are here, (group, feature, batch). With raw = W h + b and score = d log p / d raw,
+for a loss whose gradient with respect to log p(x|z) is g, (group, batch)::
+
+    d loss / dW = score (g h)^T,    d loss / dh = g W^T score,    d loss / db = score g^T
+
+g scales columns, so it is applied to the narrow h instead of the wide score, which is computed in the forward pass, a
+chunk of experts at a time, and is all that is kept. It lies as (group, batch, feature), so the samples come, and W as
+(group, inp, feature): so all three products find their operands, and give their results as they are wanted.
+
+`fused` does that by hand. `scored` does it in PyTorch's own operations and for all experts at once: it is for
+`torch.compile`, whose code makes one pass over a wide tensor anyway. `chunked` is for passes without gradients: it
+keeps nothing wide, and makes nothing wide for more than a chunk of experts. `unfused` runs the layer, then the
+likelihood. `choice.py` says which of them runs.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hmoevae.nn.kernels.cpu import chunks, matmul_by_chunks
+from hmoevae.nn.kernels.memory import Blocks, blocks_of
+from hmoevae.nn.kernels.precision import compute_dtype
+from hmoevae.nn.kernels.products import matmul
+
+Raw = Float[Tensor, "group raw batch"]
+Sample = Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
+Present = Bool[Tensor, "feature batch"] | Bool[Tensor, "group feature batch"]
+Affine = Callable[..., Raw]
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """What a readout asks of a likelihood; see `hmoevae.nn.likelihoods`."""
+
+    score_unit: float
+
+    def log_prob(self, raw: Raw, x: Sample, present: Present | None = None, /) -> Float[Tensor, "group batch"]:
+        """The log-density, summed over the observed entries."""
+        ...
+
+    def score(self, raw: Raw, x: Sample, /) -> Raw | None:
+        """Its gradient with respect to `raw`, where it is known."""
+        ...
+
+    def log_prob_and_score(self, raw: Raw, x: Sample, score: Raw, /) -> Float[Tensor, "group batch"]:
+        """The log-density; its gradient over `score_unit` is written to `score`."""
+        ...
+
+
+def unfused(
+    affine: Affine,
+    likelihood: Likelihood,
+    weight: Float[Tensor, "group _ _"],
+    bias: Float[Tensor, "group raw"],
+    h: Float[Tensor, "group inp batch"],
+    x: Sample,
+    present: Present | None,
+    *,
+    input_major: bool,
+) -> Float[Tensor, "group batch"]:
+    """The affine map, then the likelihood."""
+    return _log_prob(likelihood, affine(weight, bias, h, input_major=input_major), x, present)
+
+
+def chunked(
+    affine: Affine,
+    likelihood: Likelihood,
+    weight: Float[Tensor, "group _ _"],
+    bias: Float[Tensor, "group raw"],
+    h: Float[Tensor, "group inp batch"],
+    x: Sample,
+    present: Present | None,
+    *,
+    input_major: bool,
+) -> Float[Tensor, "group batch"]:
+    """The same, a few experts at a time."""
+    result = x.new_empty(h.shape[0], h.shape[-1])
+    for rows in chunks(bias.shape[1] * h.shape[-1], len(h)):
+        raw = affine(weight[rows], bias[rows], h[rows], input_major=input_major)
+        result[rows] = _log_prob(likelihood, raw, _at(x, rows), None if present is None else _at(present, rows))
+    return result
+
+
+def _log_prob(likelihood: Likelihood, raw: Raw, x: Sample, present: Present | None) -> Float[Tensor, "group batch"]:
+    return likelihood.log_prob(raw, x) if present is None else likelihood.log_prob(raw, x, present)
+
+
+def _at(x: Tensor, rows: slice) -> Tensor:
+    """What of the samples belongs to some of the experts."""
+    return x if x.ndim == 2 else x[rows]
+
+
+def fused(
+    likelihood: Likelihood,
+    weight: Float[Tensor, "group inp raw"],
+    bias: Float[Tensor, "group raw"],
+    h: Float[Tensor, "group inp batch"],
+    x: Sample,
+) -> Float[Tensor, "group batch"]:
+    """Log-densities with the gradients that the head of this file has, on a CPU."""
+    return _LogProb.apply(weight, bias, h, x, likelihood, blocks_of(weight))
+
+
+def scored(
+    likelihood: Likelihood,
+    weight: Float[Tensor, "group inp raw"],
+    bias: Float[Tensor, "group raw"],
+    h: Float[Tensor, "group inp batch"],
+    x: Sample,
+) -> Float[Tensor, "group batch"] | None:
+    """The same in PyTorch's own operations; `None` where the likelihood does not know its score."""
+    h = h.to(compute_dtype(x))
+    with torch.no_grad():
+        raw = torch.bmm(h.mT, weight.to(h.dtype)).to(x.dtype) + bias.unsqueeze(1)
+        score = likelihood.score(raw.mT, x)
+        result = likelihood.log_prob(raw.mT, x)
+    return None if score is None else _Scored.apply(weight, bias, h, result, score.mT.to(h.dtype))
+
+
+class _Scored(torch.autograd.Function):
+    """Log-densities that are known already, with the gradients that the head of this file has."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, h: Tensor, result: Tensor, score: Tensor) -> Tensor:  # noqa: ARG004
+        ctx.save_for_backward(weight, h, score)
+        return result.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        weight, h, score = ctx.saved_tensors
+        g = g.to(score.dtype).unsqueeze(1)
+        weight_grad = torch.bmm(g * h, score).to(weight.dtype)
+        bias_grad = torch.bmm(g, score).squeeze(1).to(weight.dtype)
+        h_grad = torch.bmm(weight.to(score.dtype), score.mT) * g
+        return weight_grad, bias_grad, h_grad, None, None
+
+
+class _LogProb(torch.autograd.Function):
+    """See the head of this file."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, bias: Tensor, h: Tensor, x: Tensor, likelihood: Likelihood, blocks: Blocks
+    ) -> Tensor:
+        dtype = compute_dtype(x)
+        h = h.to(dtype)
+        groups, _, n_raw = weight.shape
+        n_batch = h.shape[-1]
+        result = x.new_empty(groups, n_batch)
+        score = blocks.empty("score", (groups, n_batch, n_raw), dtype)
+        for rows in chunks(n_raw * n_batch, groups):
+            scores = score[rows]
+            raw = torch.empty_like(scores) if dtype == x.dtype else scores  # in bfloat16 there is a copy anyway
+            matmul(h[rows].mT, weight[rows].to(dtype), raw)
+            raw = raw.to(x.dtype).add_(bias[rows].unsqueeze(1))
+            result[rows] = likelihood.log_prob_and_score(raw.mT, _at(x, rows), scores.mT)
+            del raw  # so that the next one takes its place, which is still in the cache
+        ctx.save_for_backward(weight, h, score)
+        ctx.blocks, ctx.score_unit = blocks, likelihood.score_unit
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # its decorator hides the names
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        (g,) = grad_outputs
+        weight, h, score = ctx.saved_tensors
+        g = (g * ctx.score_unit).to(score.dtype).unsqueeze(1)
+        weight_grad, bias_grad, h_grad = None, None, None
+        if ctx.needs_input_grad[0]:
+            weight_grad = ctx.blocks.gradient_of(weight)
+            scratch = ctx.blocks.empty("scratch", tuple(h.shape), h.dtype)
+            matmul_by_chunks(torch.mul(g, h, out=scratch), score, weight_grad)
+        if ctx.needs_input_grad[1]:
+            bias_grad = torch.bmm(g, score).squeeze(1).to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            h_grad = ctx.blocks.empty("input gradient", tuple(h.shape), h.dtype)
+            matmul_by_chunks(weight, score.mT, h_grad)
+            h_grad.mul_(g)
+        return weight_grad, bias_grad, h_grad, None, None, None
