@@ -19,6 +19,7 @@ from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Draws, Share
 from hmoevae.nn.kernels.memory import StepMemory
 from hmoevae.output import Output, Routing
+from hmoevae.samples import Checked
 from hmoevae.training.agreement import GateViews
 from hmoevae.training.batches import Batches
 from hmoevae.training.compiled import CompiledPass
@@ -226,12 +227,13 @@ def evaluate(model: HMoEVAE, batches: Batches, seed: int, processes: Processes) 
     generator = Draws(model.device)
     generator.manual_seed(seed)
     threads = Threads(model)
+    door = model.door  # which all of them have passed
     n_samples = 0
     sums: dict[str, float] = {}
     for x, _, share in processes.rounds(batches, model.input_shape):
         n_samples += share.total
         with threads.for_samples(len(x)), processes.sharing(model, generator, share):
-            terms = model.evaluate(x, batch_size=len(x), generator=generator)
+            terms = model.evaluate(Checked(x, door), batch_size=len(x), generator=generator)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + share.n * value
     if n_samples == 0:
