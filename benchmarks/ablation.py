@@ -27,7 +27,6 @@ from torch import Tensor
 
 import hmoevae as hm
 from hmoevae.datasets import LabelledImages
-from hmoevae.nn.objectives import ObjectiveName
 from hmoevae.training import Schedule, resolve_device
 from hmoevae.views import ViewLike
 
@@ -59,7 +58,7 @@ class Ingredients:
     view: ViewLike | None = STYLES.view
     gate: hm.MLP | hm.Conv | None = None
     balance: float | None = None
-    objective: ObjectiveName = "elbo"
+    objective: str = "elbo"
     lr_schedule: Schedule = "cosine"
 
 

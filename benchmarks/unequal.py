@@ -27,7 +27,6 @@ from torch import Tensor
 import hmoevae as hm
 from hmoevae.datasets import LabelledImages
 from hmoevae.errors import CollapseWarning
-from hmoevae.nn.objectives import ObjectiveName
 from hmoevae.training import resolve_device
 
 KINDS = (0, 1, 2)
@@ -51,7 +50,7 @@ class Way:
 
     balance: hm.Balance
     prior: Literal["uniform", "learned"] = "uniform"
-    objective: ObjectiveName = "elbo"
+    objective: str = "elbo"
     gate: hm.MLP | hm.Conv = LAYER
     fit: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -87,8 +86,8 @@ def one_run(way: Way, x: Tensor, x_test: Tensor, y_test: Tensor, args: argparse.
     model = hm.HMoEVAE(tree, input_shape=tuple(x.shape[1:]), objective=way.objective)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # it is what we count
-        how = {"epochs": args.epochs, "batch_size": 100, "seed": seed, "device": args.device, **way.fit}
-        command.whole(hm.fit(model, x, progress=False, **how))
+        training = hm.Training(epochs=args.epochs, batch_size=100, seed=seed, device=args.device, **way.fit)
+        command.whole(hm.fit(model, x, training, progress=False))
     leaf = model.predict(x_test)
     counts = torch.zeros(len(KINDS), tree.n_leaves, dtype=torch.long)
     counts.index_put_((y_test, leaf), torch.ones_like(leaf), accumulate=True)

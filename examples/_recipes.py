@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import hmoevae as hm
-from hmoevae.nn.objectives import ObjectiveName
 from hmoevae.plan import compile_tree
 from hmoevae.starts import Start, first_leaves
 from hmoevae.training import Callback, Precision, Schedule
@@ -91,7 +90,7 @@ def train(
     x: Tensor,
     training: Training,
     *,
-    objective: ObjectiveName = "expected",
+    objective: str = "expected",
     lr_schedule: Schedule = "constant",
     view: ViewLike | None = None,
     agreement: hm.Agreement | None = None,
@@ -113,22 +112,24 @@ def train(
     history = hm.fit(
         model,
         x,
-        epochs=epochs,
-        batch_size=training.batch_size,
-        lr=training.lr,
-        lr_schedule=lr_schedule,
-        optimizer=adam,
-        view=view,
-        agreement=agreement,
-        init=init,
-        seed=training.seed,
-        device=training.device,
-        precision=training.precision,
-        compile=training.compile,
+        hm.Training(
+            epochs=epochs,
+            batch_size=training.batch_size,
+            lr=training.lr,
+            lr_schedule=lr_schedule,
+            optimizer=adam,
+            view=view,
+            agreement=agreement,
+            init=init,
+            seed=training.seed,
+            device=training.device,
+            precision=training.precision,
+            compile=training.compile,
+            checkpoint_every=max(1, epochs // MOST_CHECKPOINTS),
+        ),
         callbacks=training.callbacks,
         progress=training.progress,
         checkpoint_dir=training.checkpoint_dir,
-        checkpoint_every=max(1, epochs // MOST_CHECKPOINTS),  # epochs of few images take less time than a checkpoint
         resume=training.resume,
     )
     return model, history

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from hmoevae.errors import (
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
-from hmoevae.nn.objectives import ObjectiveName
 from hmoevae.samples import Checked, refuse_masked
 from hmoevae.spec import MLP, VAE, Balance, Gaussian, Likelihood, Mixture, Tree
 from hmoevae.starts import StartName
@@ -106,7 +106,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         hidden: tuple[int, ...] = (32,),
         likelihood: Likelihood | None = None,
         balance: Balance | None = None,
-        objective: ObjectiveName = "marginal",
+        objective: str = "marginal",
         max_iter: int = 100,
         batch_size: int = 64,
         lr: float = 3e-3,
@@ -124,7 +124,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         self.hidden = hidden
         self.likelihood = likelihood
         self.balance = balance
-        self.objective: ObjectiveName = objective
+        self.objective: str = objective
         self.max_iter = max_iter
         self.batch_size = batch_size
         self.lr = lr
@@ -176,25 +176,22 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             outline = self.model_ if goes_on else HMoEVAE(tree, shape, objective=self.objective)
         data = outline.to(dtype).checked(X, name="X")
 
+        usual = training.Training(
+            epochs=self.max_iter,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            init="random" if goes_on or tree.n_leaves == 1 else self.init,
+            init_epochs=max(1, self.max_iter // 10),
+            device=where,
+        )
+
         def train(seed: int) -> tuple[HMoEVAE, History]:
             if goes_on:
                 model = self.model_
             else:
                 with borrowed_random_state(seed):
                     model = HMoEVAE(tree, shape, objective=self.objective).to(dtype)
-            history = training.fit(
-                model,
-                data,
-                epochs=self.max_iter,
-                batch_size=self.batch_size,
-                lr=self.lr,
-                init="random" if goes_on or tree.n_leaves == 1 else self.init,
-                init_epochs=max(1, self.max_iter // 10),
-                seed=seed,
-                device=where,
-                progress=self.verbose > 0,
-            )
-            return model, history
+            return model, training.fit(model, data, replace(usual, seed=seed), progress=self.verbose > 0)
 
         seeds = (_seed(random) for _ in range(1 if goes_on else int(self.n_init)))
         with left_to_the_caller():
@@ -208,7 +205,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             _put_empty_leaves_last(self.model_, self.history_, counts)
             counts = self._count(data)
         _make_priors_shares(self.model_, counts)
-        self.weights_ = self.model_.paths.leaf_log_prior().exp().detach().cpu().numpy()
+        self.weights_ = self.model_.prior.leaf_log_prob().exp().detach().cpu().numpy()
         if self.n_iter_:
             warn_of_collapse(self.model_.plan, self.history_.rows[-1], counts.astype(float).tolist())
         return self
@@ -345,10 +342,10 @@ def _put_empty_leaves_last(model: HMoEVAE, history: History, counts: Int[np.ndar
     """Renumber the leaves of a flat mixture of equals, in weights and history; the others stay in their order."""
     order = np.argsort(counts == 0, kind="stable")
     index = torch.from_numpy(order).to(model.device)
-    gate, _ = model.gates.last_layer(0)
+    gate = model.gates.groups[0].last
     rows = [(parameter, 0) for parameter in model.experts.parameters()] + [(gate.weight, 1), (gate.bias, 1)]
-    if model.paths.prior_logits is not None:
-        rows.append((model.paths.prior_logits, 0))
+    if model.prior.logits is not None:
+        rows.append((model.prior.logits, 0))
     for parameter, axis in rows:
         parameter.copy_(parameter.index_select(axis, index))
     columns = [f"usage/{leaf.path}" for leaf in model.plan.leaves]
@@ -364,6 +361,6 @@ def _make_priors_shares(model: HMoEVAE, counts: Int[np.ndarray, " leaf"]) -> Non
         children = [model.plan.nodes[model.plan.edge_child[edge]].leaves for edge in edges]
         n = np.array([counts[leaves.start : leaves.stop].sum() for leaves in children])
         if isinstance(mixture.spec, Mixture) and mixture.spec.prior == "learned" and n.any():
-            assert model.paths.prior_logits is not None
+            assert model.prior.logits is not None
             logits = [math.log(share) if share > 0 else NEVER for share in n / n.sum()]
-            model.paths.prior_logits[edges] = model.paths.prior_logits.new_tensor(logits)
+            model.prior.logits[edges] = model.prior.logits.new_tensor(logits)

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from hmoevae.checks import is_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 from hmoevae.model import HMoEVAE
-from hmoevae.nn.experts import posterior_of
-from hmoevae.nn.grouped import GroupedMLP
-from hmoevae.nn.kernels.precision import sum_dtype
+from hmoevae.nn.rows import alone
 
 __all__ = [
     "DecoderModule",
@@ -106,14 +104,6 @@ def _check_leaf(model: HMoEVAE, leaf: int) -> None:
         raise ArgumentError(mismatch("leaf", f"an integer from 0 to {model.plan.n_leaves - 1}", repr(leaf)))
 
 
-def _alone(networks: GroupedMLP, place: int) -> GroupedMLP:
-    """A copy of one of the networks, as a group of one."""
-    network = copy.deepcopy(networks)
-    for parameter in network.parameters():  # the group axis comes first in all of them
-        parameter.data = parameter.data[place : place + 1].clone()
-    return network
-
-
 class RoutingModule(nn.Module):
     """What `routing` returns.
 
@@ -150,16 +140,16 @@ class EncoderModule(nn.Module):
 
     def __init__(self, model: HMoEVAE, leaf: int) -> None:
         super().__init__()
-        group = model.experts.groups[int(model.experts.group_of_leaf[leaf])]
-        self.latent_dim = group.latent_dim
-        self.network = _alone(group.encoder, int(model.experts.place_of_leaf[leaf]))
+        place = model.plan.leaves[leaf].place
+        self.expert = alone(model.experts.groups[place.group], place.row)
+        self.latent_dim = self.expert.latent_dim
+        del self.expert.decoder, self.expert.likelihood
 
     def forward(
         self, x: Float[Tensor, "batch ..."]
     ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
         """Means and standard deviations `(batch, latent_dim)`, the leaf's own, of samples `(batch, *input_shape)`."""
-        raw = self.network(x.flatten(1).t())
-        mean, variance = posterior_of(raw.to(sum_dtype(raw)))
+        mean, variance = self.expert.posterior(x.flatten(1).t())
         return mean.squeeze(0).t(), variance.squeeze(0).t().sqrt()
 
 
@@ -174,13 +164,13 @@ class DecoderModule(nn.Module):
 
     def __init__(self, model: HMoEVAE, leaf: int) -> None:
         super().__init__()
-        group = model.experts.groups[int(model.experts.group_of_leaf[leaf])]
-        self.latent_dim = group.latent_dim
+        place = model.plan.leaves[leaf].place
+        self.expert = alone(model.experts.groups[place.group], place.row)
+        self.latent_dim = self.expert.latent_dim
         self.sample_shape = model.input_shape
-        self.likelihood = group.likelihood
-        self.network = _alone(group.decoder, int(model.experts.place_of_leaf[leaf]))
+        del self.expert.encoder
 
     def forward(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch ..."]:
         """Means `(batch, *input_shape)` of latents `(batch, latent_dim)`, the leaf's own."""
-        mean = self.likelihood.mean(self.network(z.t()))
+        mean = self.expert.likelihood.mean(self.expert.decoder(z.t()))
         return mean.squeeze(0).t().unflatten(1, self.sample_shape)

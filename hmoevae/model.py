@@ -5,7 +5,7 @@ the shape of a sample. Everything probabilistic is in nats.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from textwrap import indent
 from typing import Any, Literal, overload
 
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hmoevae import markup
-from hmoevae.checks import check_choice, check_integer, check_number, is_integer
+from hmoevae.checks import check_integer, is_integer
 from hmoevae.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -22,16 +22,22 @@ from hmoevae.errors import (
     mismatch,
     warn,
 )
-from hmoevae.nn.experts import Experts
+from hmoevae.nn.agreement import agreement
+from hmoevae.nn.balance import Balances
+from hmoevae.nn.draws import Share
+from hmoevae.nn.experts import Draw, Experts
 from hmoevae.nn.gates import Gates, looks_channels_last
-from hmoevae.nn.objectives import BY_WEIGHT, OBJECTIVES, ObjectiveName, agreement, balance
+from hmoevae.nn.objectives import OBJECTIVES, find_objective
 from hmoevae.nn.paths import Paths
+from hmoevae.nn.prior import Prior
+from hmoevae.nn.routes import restricted
+from hmoevae.nn.settings import USUAL, StepSettings
 from hmoevae.output import Inputs, Output, Routing
-from hmoevae.plan import PlannedNode, are_ascending, compile_tree
+from hmoevae.plan import PlannedNode, compile_tree
 from hmoevae.samples import BATCH_SIZE, ArrayLike, Checked, Data, Door, in_order
 from hmoevae.saving.card import ModelFacts
 from hmoevae.saving.pretrained import Pretrained
-from hmoevae.spec import VAE, Mixture, Tree, tree_from_json
+from hmoevae.spec import VAE, Conv, Mixture, Tree, tree_from_json
 
 OBSERVED_AT_A_TIME = 128
 """Samples whose draws from p(x|z) are made in one go, whatever `batch_size`: so they do not depend on it."""
@@ -101,36 +107,31 @@ class HMoEVAE(Pretrained):
     hmoevae.errors.ShapeError: x: expected (batch, 4), got (5, 3)
     """
 
-    compiled: Callable[..., Output] | None = None
-    """In place of `compute` where there is one: what `hmoevae.training.CompiledPass` makes of it."""
-
-    def __init__(self, tree: Tree, input_shape: tuple[int, ...], *, objective: ObjectiveName = "expected") -> None:
+    def __init__(self, tree: Tree, input_shape: tuple[int, ...], *, objective: str = "expected") -> None:
         super().__init__()
         if not isinstance(tree, VAE | Mixture):
             raise ArgumentTypeError(mismatch("tree", "a VAE or a Mixture", type(tree).__name__))
         is_shape = isinstance(input_shape, tuple | list) and all(is_integer(n, least=1) for n in input_shape)
         if not is_shape or not input_shape:
             raise ArgumentError(mismatch("input_shape", "a tuple of integers > 0", repr(input_shape)))
-        check_choice("objective", objective, OBJECTIVES)
+        find_objective(objective)
         self.plan = compile_tree(tree)
         self.input_shape: tuple[int, ...] = tuple(int(n) for n in input_shape)
-        self.objective: ObjectiveName = objective
+        self.objective = objective
         self.paths = Paths(self.plan)
-        if self.paths.prior_logits is not None and objective == "expected":
+        self.prior = Prior(self.plan)
+        self.balances = Balances(self.plan)
+        if self.prior.logits is not None and objective == "expected":
             expected = "'elbo' or 'marginal' for a tree with a learned prior, which 'expected' never reads"
             raise ArgumentError(mismatch("objective", expected, repr(objective)))
         self.gates = Gates(self.plan, self.input_shape)
-        self.experts = Experts(self.plan, torch.Size(self.input_shape).numel())
+        self.experts = Experts(self.plan, self.input_shape)
         is_outline = self.device.type == "meta"  # of a model that has been warned of itself
-        if self.gates.take_images and looks_channels_last(self.input_shape) and not is_outline:
+        if looks_channels_last(self.input_shape) and _convolves(tree) and not is_outline:
             height, width, channels = self.input_shape
-            expected = f"(channels, height, width) for a Conv gate, such as {(channels, height, width)} for "
+            expected = f"(channels, height, width) for Conv, such as {(channels, height, width)} for "
             got = f"{self.input_shape}, which looks like (height, width, channels)"
             warn(mismatch("input_shape", f"{expected}x.permute(0, 3, 1, 2)", got))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, which leave compiled code behind: it would go on computing with this model."""
-        return {name: value for name, value in vars(self).items() if name != "compiled"}
 
     @property
     def tree(self) -> Tree:
@@ -140,12 +141,12 @@ class HMoEVAE(Pretrained):
     @property
     def device(self) -> torch.device:
         """Where the parameters live."""
-        return self.paths.fixed_leaf.device  # a buffer goes where they go; finding one of them takes ten times as long
+        return self.prior.fixed_leaf.device  # a buffer goes where they go; finding one of them takes ten times as long
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating point type of the parameters."""
-        return self.paths.fixed_leaf.dtype
+        return self.prior.fixed_leaf.dtype
 
     def extra_repr(self) -> str:
         """The sizes and the tree, for `repr`."""
@@ -172,11 +173,9 @@ class HMoEVAE(Pretrained):
         *,
         view: Tensor | None = None,
         other_view: Tensor | None = None,
-        agreement_weight: float = 1.0,
-        agreement_levels: Sequence[int] | None = None,
-        kl_weight: float = 1.0,
-        gate_temperature: float = 1.0,
+        settings: StepSettings = USUAL,
         generator: torch.Generator | None = None,
+        share: Share | None = None,
         validate: bool = True,
     ) -> Output:
         """Everything that a training step needs, in one pass.
@@ -185,73 +184,73 @@ class HMoEVAE(Pretrained):
             x: Samples, `(batch, *input_shape)`, on the model's device.
             view: What the gates see of each sample in place of it, of the same shape; the experts model `x` itself.
             other_view: Another view of each sample, which the gates shall send the same way: the term `"agreement"`.
-            agreement_weight: Factor in front of that term.
-            agreement_levels: At which levels the two are to arrive at the same node, from 1 on and ascending (see
-                `hmoevae.nn.objectives.agreement`). Gates below the last of them see the sample itself and learn from
-                the objective. `None` means all levels.
-            kl_weight: Factor in front of KL(q(z|x) || p(z)) in `leaf_elbo`, which only at 1 is a bound.
-            gate_temperature: What the gates' logits are divided by, > 0.
+            settings: Weights, temperature and routes of this pass.
             generator: Source of the draws of z, on the model's device; torch's global one if `None`.
+            share: What the samples are of a global batch, in a process of several.
             validate: Check the values too, not only the shape. Switch it off for data already checked.
 
         Raises:
             ShapeError: `x` does not have the shape of a batch of samples, or a view not the shape of `x`.
             DataError: `x` is empty, not finite, or outside the support of a leaf's likelihood; a view is not finite.
-            ArgumentError: The tree has no such levels, or a weight or the temperature is no finite number in its range.
+            ArgumentError: The tree has no such levels or leaves as the settings name.
         """
-        check_number("agreement_weight", agreement_weight)
-        check_number("kl_weight", kl_weight)
-        check_number("gate_temperature", gate_temperature, positive=True)
+        how: dict[str, Any] = {"settings": settings, "generator": generator, "share": share, "validate": validate}
+        return self.compute(self.prepare(x, view=view, other_view=other_view, **how), settings, share)
+
+    def prepare(
+        self,
+        x: Tensor,
+        *,
+        view: Tensor | None = None,
+        other_view: Tensor | None = None,
+        settings: StepSettings = USUAL,
+        generator: torch.Generator | None = None,
+        share: Share | None = None,
+        validate: bool = True,
+    ) -> Inputs:
+        """The first half of `forward`, with the same arguments: what has side effects, checks and random numbers."""
         _check_generator(generator)
         self.check_can_learn()
         x = self.check_input(x, values=validate)
         flat = self._features_first(x)
         seen = flat if view is None else self._view(view, "view", x, validate=validate)
         other = None if other_view is None else self._view(other_view, "other_view", x, validate=validate)
-        return (self.compiled or self.compute)(
-            Inputs(flat, seen, other, self.experts.noise(flat, generator)),
-            agreement_weight=agreement_weight,
-            agreement_levels=agreement_levels,
-            kl_weight=kl_weight,
-            gate_temperature=gate_temperature,
-        )
+        n_slots = settings.routes.n_slots(self.plan.n_leaves)
+        return Inputs(flat, seen, other, self.experts.noise(flat, generator, share, n_slots=n_slots))
 
-    def compute(
-        self,
-        inputs: Inputs,
-        *,
-        agreement_weight: float,
-        agreement_levels: Sequence[int] | None,
-        kl_weight: float,
-        gate_temperature: float,
-    ) -> Output:
-        """What `forward` gives, from inputs that have been checked and drawn: arithmetic without side effects.
+    def compute(self, inputs: Inputs, settings: StepSettings = USUAL, share: Share | None = None) -> Output:
+        """The other half of `forward`: arithmetic without side effects.
 
         Args:
-            inputs: Samples, views and noise, features first.
-            agreement_weight: As in `forward`, like the others.
-            agreement_levels: Likewise.
-            kl_weight: Likewise.
-            gate_temperature: Likewise.
+            inputs: As `prepare` gives them.
+            settings: As of `forward`.
+            share: Likewise.
 
-        >>> model, x = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)), torch.rand(4, 5)
-        >>> usual = {"agreement_weight": 1.0, "agreement_levels": None, "kl_weight": 1.0, "gate_temperature": 1.0}
-        >>> model.compute(Inputs(x, x, None, model.experts.noise(x)), **usual).leaf_elbo.shape
+        >>> model, x = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)), torch.rand(5, 4)
+        >>> model.compute(model.prepare(x)).leaf_elbo.shape
         torch.Size([5, 3])
         """
         flat, seen, other, noise = inputs
-        routing = self._routing(seen, other, flat, agreement_weight, agreement_levels, gate_temperature)
-        draws = self.experts.draw(flat, noise)
-        by_weight = self.objective in BY_WEIGHT
-        leaf_elbo = self.experts.by_leaf([d.log_weight(kl_weight) if by_weight else d.elbo(kl_weight) for d in draws])
-        terms = OBJECTIVES[self.objective](leaf_elbo, routing.leaf_log_prob.t(), self.paths.leaf_log_prior())
-        terms |= routing.terms
+        routing = self._routing(seen, other, flat, settings, share)
+        objective = find_objective(self.objective)
+        kl_weight = settings.kl_weight
+
+        def estimate(draw: Draw) -> Float[Tensor, "_ _"]:
+            return draw.log_weight(kl_weight) if objective.by_weight else draw.elbo(kl_weight)
+
+        leaf_log_prob = routing.leaf_log_prob.t()
+        log_prior = self.prior.leaf_log_prob()
+        leaf = settings.routes.leaves(leaf_log_prob)
+        elbo = self.experts.estimates(flat, noise, of=estimate, leaf=leaf)
+        slot_log_prior = log_prior.unsqueeze(1) if leaf is None else log_prior[leaf]
+        terms = objective.terms(elbo, restricted(leaf_log_prob, leaf), slot_log_prior) | routing.terms
         return Output(
             loss=_total(terms),
             terms=terms,
             leaf_log_prob=routing.leaf_log_prob,
             edge_log_prob=routing.edge_log_prob,
-            leaf_elbo=leaf_elbo.t(),
+            leaf_elbo=elbo.t(),
+            leaf=None if leaf is None else leaf.t(),
         )
 
     def agree(
@@ -259,8 +258,8 @@ class HMoEVAE(Pretrained):
         view: Tensor,
         other_view: Tensor,
         *,
-        agreement_weight: float = 1.0,
-        agreement_levels: Sequence[int] | None = None,
+        settings: StepSettings = USUAL,
+        share: Share | None = None,
         validate: bool = True,
     ) -> Routing:
         """A training step of the gates without the experts: agreement on two views of each sample, and balance.
@@ -268,35 +267,33 @@ class HMoEVAE(Pretrained):
         Args:
             view: One view of each sample, `(batch, *input_shape)`, on the model's device.
             other_view: Another view of each sample, of the same shape.
-            agreement_weight: Factor in front of the term `"agreement"`.
-            agreement_levels: As in `forward`; gates below the last of them learn from their balance only.
+            settings: As of `forward`; gates below the last of its levels learn from their balance only.
+            share: As of `forward`.
             validate: Check the values too, not only the shape.
 
         Raises:
             ShapeError: A view does not have the shape of a batch of samples.
             DataError: A view is empty or not finite.
-            ArgumentError: The tree has no such levels, or the weight is no finite number >= 0.
+            ArgumentError: The tree has no such levels.
         """
-        check_number("agreement_weight", agreement_weight)
         self.check_can_learn()
         view = self.check_input(view, name="view", values=False)
         seen = self._view(view, "view", view, validate=validate)
         other = self._view(other_view, "other_view", view, validate=validate)
-        return self._routing(seen, other, seen, agreement_weight, agreement_levels)
+        return self._routing(seen, other, seen, settings, share)
 
     def _routing(
         self,
         seen: Float[Tensor, "feature batch"],
         other: Float[Tensor, "feature batch"] | None,
         own: Float[Tensor, "feature batch"],
-        weight: float,
-        levels: Sequence[int] | None,
-        temperature: float = 1.0,
+        settings: StepSettings,
+        share: Share | None,
     ) -> Routing:
-        """The gates' answers and their own terms; gates below the last of `levels` see `own`."""
-        depth = self.plan.depth
-        levels = range(1, depth + 1) if levels is None else levels
-        if not are_ascending(levels) or max(levels, default=0) > depth:
+        """The gates' answers and their own terms; gates below the last of the settings' levels see `own`."""
+        depth, temperature = self.plan.depth, settings.gate_temperature
+        levels = range(1, depth + 1) if settings.agreement_levels is None else settings.agreement_levels
+        if max(levels, default=0) > depth:
             expected = f"ascending levels from 1 to the tree's depth {depth}"
             raise ArgumentError(mismatch("agreement_levels", expected, levels))
         last = levels[-1] if levels else 0
@@ -304,13 +301,15 @@ class HMoEVAE(Pretrained):
         both = seen if other is None else torch.cat([seen.t(), other.t()]).t()
         answers = self.gates(both, temperature) if last == depth else self.gates.split(both, own, last, temperature)
         edges = [answers] if other is None else answers.chunk(2, dim=1)
-        importance = self.paths.importance(edges[0])
+        importances = [self.paths.importance(edge_log_prob) for edge_log_prob in edges]
+        if share is not None and share.importance_of_all is not None:
+            importances = [share.importance_of_all(importance) for importance in importances]
         terms: dict[str, Tensor] = {}
         if other is not None:
             first, second = (self.paths.node_log_prob(edge_log_prob) for edge_log_prob in edges)
-            terms["agreement"] = weight * agreement((first, second), self.paths, levels)
-            importance = (importance + self.paths.importance(edges[1])) / 2
-        terms["balance"] = balance(importance, self.paths.edge_log_prior().detach(), self.paths)
+            terms["agreement"] = settings.agreement_weight * agreement((first, second), self.paths, levels)
+        importance = importances[0] if other is None else (importances[0] + importances[1]) / 2
+        terms["balance"] = self.balances(importance, self.prior.edge_log_prob().detach())
         return Routing(
             loss=_total(terms),
             terms=terms,
@@ -333,7 +332,7 @@ class HMoEVAE(Pretrained):
 
         >>> HMoEVAE(VAE(latent_dim=2), input_shape=(4,)).check_can_learn()
         """
-        if torch.is_grad_enabled() and self.paths.fixed_leaf.is_inference():
+        if torch.is_grad_enabled() and self.prior.fixed_leaf.is_inference():
             got = "one made inside (copy.deepcopy(model), called outside, is one that can be trained)"
             raise ArgumentError(mismatch("model", "one made outside torch.inference_mode, for gradients", got))
 
@@ -538,14 +537,12 @@ class HMoEVAE(Pretrained):
         where = generator.device if generator is not None else torch.device("cpu")
         leaves = self._node(node).leaves
         with torch.no_grad():
-            prior = self.paths.leaf_log_prior()[leaves.start : leaves.stop].softmax(0)
+            prior = self.prior.leaf_log_prob()[leaves.start : leaves.stop].softmax(0)
         leaf = leaves.start + torch.multinomial(prior.to(where), n, replacement=True, generator=generator)
         z = torch.randn(n, self.experts.latent_dim, generator=generator, device=where, dtype=self.dtype)
         leaf = leaf.to(self.device)
-        flat = self._decode(z, leaf, batch_size, raw=observe)
-        if observe:
-            pieces = zip(flat.split(OBSERVED_AT_A_TIME), leaf.split(OBSERVED_AT_A_TIME), strict=True)
-            flat = torch.cat([self.experts.observe(*piece, generator) for piece in pieces])
+        at_a_time = OBSERVED_AT_A_TIME if observe else batch_size
+        flat = self._decode(z, leaf, at_a_time, observe=observe, generator=generator)
         return flat.unflatten(1, self.input_shape)
 
     # --- scores -----------------------------------------------------------------------------------------------------
@@ -575,7 +572,7 @@ class HMoEVAE(Pretrained):
         """
         check_integer("n_importance", n_importance)
         _check_generator(generator)
-        log_prior = self.paths.leaf_log_prior().unsqueeze(1)
+        log_prior = self.prior.leaf_log_prob().unsqueeze(1)
 
         def score(chunk: Tensor) -> Tensor:
             draws = self._same_draws() if generator is None else generator
@@ -587,7 +584,12 @@ class HMoEVAE(Pretrained):
         return self._in_batches(score, x, batch_size)
 
     def evaluate(
-        self, x: Data, *, batch_size: int = BATCH_SIZE, generator: torch.Generator | None = None
+        self,
+        x: Data,
+        *,
+        batch_size: int = BATCH_SIZE,
+        generator: torch.Generator | None = None,
+        share: Share | None = None,
     ) -> dict[str, float]:
         """Means over `x` of every objective's terms (one draw of z for each leaf), in nats; balance is left out.
 
@@ -595,6 +597,7 @@ class HMoEVAE(Pretrained):
             x: Samples, as `data` of `hmoevae.fit`.
             batch_size: Samples evaluated at a time.
             generator: Source of the draws of z, on the model's device; without one every call draws the same.
+            share: What the samples, a single batch of them, are of a global batch, in a process of several.
         """
         _check_generator(generator)
         generator = self._same_draws() if generator is None else generator
@@ -603,13 +606,13 @@ class HMoEVAE(Pretrained):
         def evaluate(chunk: Tensor) -> Tensor:
             flat = self._features_first(chunk)
             leaf_log_prob = self.paths.leaf_log_prob(self.gates(flat))
-            draws = self.experts.draw(flat, self.experts.noise(flat, generator))
-            leaf_elbo = self.experts.by_leaf([draw.elbo() for draw in draws])
-            leaf_log_weight = self.experts.by_leaf([draw.log_weight() for draw in draws])
-            log_prior = self.paths.leaf_log_prior()
+            draws = self.experts.draw(flat, self.experts.noise(flat, generator, share))
+            elbo = self.experts.by_leaf([draw.elbo() for draw in draws])
+            log_weight = self.experts.by_leaf([draw.log_weight() for draw in draws])
+            log_prior = self.prior.leaf_log_prob().unsqueeze(1)
             terms: dict[str, Tensor] = {}
-            for name, objective in OBJECTIVES.items():
-                terms |= objective(leaf_log_weight if name in BY_WEIGHT else leaf_elbo, leaf_log_prob, log_prior)
+            for objective in OBJECTIVES.values():
+                terms |= objective.terms(log_weight if objective.by_weight else elbo, leaf_log_prob, log_prior)
             names[:] = terms
             means = torch.stack(list(terms.values()))
             return (len(chunk) * torch.cat([means, means.new_ones(1)])).unsqueeze(0)
@@ -681,6 +684,12 @@ class HMoEVAE(Pretrained):
         with torch.no_grad():
             pieces = zip(z.split(int(batch_size)), leaf.split(int(batch_size)), strict=True)
             return torch.cat([self.experts.decode(*piece, **how) for piece in pieces])
+
+
+def _convolves(tree: Tree) -> bool:
+    """Whether a network looks at samples as images, so that it matters which axis of them counts channels."""
+    networks = (node.encoder if isinstance(node, VAE) else node.gate for _, node in tree.walk())
+    return any(isinstance(network, Conv) for network in networks)
 
 
 def _check_generator(generator: object) -> None:

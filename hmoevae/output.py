@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -47,7 +47,9 @@ class Output(Routing):
         leaf_log_prob: log q(leaf | sample), the product of the gates on the path.
         edge_log_prob: log g(child | sample) on every edge.
         leaf_elbo: ELBO of every sample under every leaf, from one draw of z each: log p(x|z) less the KL, which with
-            the objective `"marginal"` is that of the draw, log q(z|x) - log p(z).
+            the objective `"marginal"` is that of the draw, log q(z|x) - log p(z). Where the routes choose leaves, of
+            those: a column is a slot.
+        leaf: The leaf in every slot of every sample, where the routes choose leaves; `None` for all, in order.
 
     >>> import torch
     >>> import hmoevae as hm
@@ -56,7 +58,8 @@ class Output(Routing):
     (True, ['expected', 'balance'], torch.Size([5, 3]))
     """
 
-    leaf_elbo: Float[Tensor, "batch leaf"]
+    leaf_elbo: Float[Tensor, "batch slot"]
+    leaf: Int[Tensor, "batch slot"] | None = None
 
 
 class Inputs(NamedTuple):

@@ -26,7 +26,7 @@ from hmoevae.errors import (
     mismatch,
 )
 from hmoevae.features import principal_components
-from hmoevae.nn.draws import for_batch
+from hmoevae.nn.draws import Share, for_batch
 
 __all__ = [
     "Compose",
@@ -50,11 +50,11 @@ class View(ABC):
 
     To make your own, write `__call__`, and `prepare` if it needs the whole data set. Where no more is needed than the
     batch and the global random states, which `hmoevae.fit` lends from its seed, any callable from samples to samples
-    will do in a view's place. One that makes its draws through `hmoevae.nn.draws.for_batch` does the same in several
-    processes as in one.
+    will do in a view's place. One that takes its random numbers by way of `hmoevae.nn.draws.for_batch` does the same in
+    several processes as in one.
 
     >>> class Brighter(View):
-    ...     def __call__(self, x, *, index=None, generator=None):
+    ...     def __call__(self, x, *, index=None, generator=None, share=None):
     ...         return (1.2 * x).clamp_max(1)
     >>> Brighter().prepare(None)(torch.tensor([[0.5, 1.0]]))
     tensor([[0.6000, 1.0000]])
@@ -75,13 +75,15 @@ class View(ABC):
         *,
         index: Index | None = None,
         generator: torch.Generator | None = None,
+        share: Share | None = None,
     ) -> Float[Tensor, "batch *sample"]:
         """The samples, changed.
 
         Args:
             x: Samples.
             index: Which of the samples that the view was prepared for they are.
-            generator: Source of the draws, on the device of `x`; torch's global one if `None`.
+            generator: Source of the random numbers, on the device of `x`; torch's global one if `None`.
+            share: What the samples are of the global batch, in a process of several.
         """
 
 
@@ -100,11 +102,12 @@ class _Plain(View):
         *,
         index: Index | None = None,  # noqa: ARG002
         generator: torch.Generator | None = None,  # noqa: ARG002
+        share: Share | None = None,  # noqa: ARG002
     ) -> Float[Tensor, "batch *sample"]:
         return self.change(x)
 
 
-def as_view(view: ViewLike) -> View:
+def as_view(view: ViewLike, argument: str = "view") -> View:
     """A `View` that does what `view` does, which may be any callable from samples to samples.
 
     Raises:
@@ -114,7 +117,7 @@ def as_view(view: ViewLike) -> View:
         return view
     if not callable(view) or isinstance(view, type):  # a class would make an object of the samples
         got = f"the class {view.__name__}" if isinstance(view, type) else type(view).__name__
-        raise ArgumentTypeError(mismatch("view", "a View or a callable from samples to samples", got))
+        raise ArgumentTypeError(mismatch(argument, "a View or a callable from samples to samples", got))
     return _Plain(view)
 
 
@@ -133,12 +136,22 @@ class Compose(View):
 
     views: Sequence[ViewLike]
 
+    def __post_init__(self) -> None:
+        """Take the views as a tuple, as JSON gives them back."""
+        if isinstance(self.views, list):
+            object.__setattr__(self, "views", tuple(self.views))
+
     def prepare(self, samples: Float[Tensor, "n *sample"] | None) -> "Compose":
         """Prepare every view."""
         return Compose(tuple(as_view(view).prepare(samples) for view in self.views))
 
     def __call__(
-        self, x: Tensor, *, index: Index | None = None, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        *,
+        index: Index | None = None,
+        generator: torch.Generator | None = None,
+        share: Share | None = None,
     ) -> Float[Tensor, "batch *sample"]:
         """The changes one after the other.
 
@@ -146,7 +159,7 @@ class Compose(View):
             ArgumentTypeError: One of the views does not return a tensor.
         """
         for view in self.views:
-            x = as_view(view)(x, index=index, generator=generator)
+            x = as_view(view)(x, index=index, generator=generator, share=share)
             if not isinstance(x, Tensor):
                 raise ArgumentTypeError(mismatch("view", "a tensor from the callable", type(x).__name__))
         return x
@@ -185,6 +198,9 @@ class RandomAffine(View):
             raise ArgumentError(mismatch("RandomAffine.translate", "two numbers from 0 to 1", repr(self.translate)))
         if not _is_pair(self.scale) or not 0 < self.scale[0] <= self.scale[1] < math.inf:
             raise ArgumentError(mismatch("RandomAffine.scale", "two rising numbers > 0", repr(self.scale)))
+        for name in ("degrees", "translate", "scale", "shear"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))  # as JSON gives it back
 
     def __call__(
         self,
@@ -192,6 +208,7 @@ class RandomAffine(View):
         *,
         index: Index | None = None,  # noqa: ARG002
         generator: torch.Generator | None = None,
+        share: Share | None = None,
     ) -> Float[Tensor, "batch channel height width"]:
         """Every image changed by a draw of its own."""
         if x.ndim != 4:
@@ -203,7 +220,7 @@ class RandomAffine(View):
         def draw(n: int) -> Tensor:
             return torch.rand(5, n, generator=generator, device=x.device, dtype=x.dtype)
 
-        draws = for_batch(draw, len(x), generator)
+        draws = for_batch(draw, len(x), share)
         lowest, highest = x.new_tensor([_between(self.degrees), _between(self.shear)]).deg2rad().t().unsqueeze(2)
         angle, shear = (lowest + highest) / 2 + (2 * draws[:2] - 1) * (highest - lowest) / 2
         shift = (2 * draws[2:4] - 1) * x.new_tensor(self.translate).unsqueeze(1) * x.new_tensor([[width], [height]])
@@ -305,6 +322,7 @@ class Neighbour(View):
         *,
         index: Index | None = None,  # noqa: ARG002
         generator: torch.Generator | None = None,  # noqa: ARG002
+        share: Share | None = None,  # noqa: ARG002
     ) -> Float[Tensor, "batch *sample"]:
         """Not before `prepare`."""
         raise ArgumentError(mismatch("Neighbour", "prepare(samples) to be called first", "no samples"))
@@ -318,7 +336,12 @@ class _NeighbourOf(View):
     table: Int[Tensor, "n k"] = field(repr=False)
 
     def __call__(
-        self, x: Tensor, *, index: Index | None = None, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        *,
+        index: Index | None = None,
+        generator: torch.Generator | None = None,
+        share: Share | None = None,
     ) -> Float[Tensor, "batch *sample"]:
         if index is None:
             raise ArgumentError(mismatch("index", "the samples' places in the data set for Neighbour", None))
@@ -327,6 +350,6 @@ class _NeighbourOf(View):
         def draw(n: int) -> Tensor:
             return torch.randint(k, (n,), generator=generator, device=x.device)
 
-        which = for_batch(draw, len(x), generator).to(self.table.device)
+        which = for_batch(draw, len(x), share).to(self.table.device)
         chosen = self.table[index.to(self.table.device), which]
         return self.samples.index_select(0, chosen).to(x.device, x.dtype)

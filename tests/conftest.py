@@ -1,5 +1,6 @@
 """What the tests share: random trees, models on them with data that they can model, and small fixtures."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -117,8 +118,8 @@ def build(tree: Tree, shape: tuple[int, ...], *, objective: str = "elbo", seed: 
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         model = hm.HMoEVAE(tree, shape, objective=objective).double()
-        if model.paths.prior_logits is not None:
-            torch.nn.init.normal_(model.paths.prior_logits)
+        if model.prior.logits is not None:
+            torch.nn.init.normal_(model.prior.logits)
     return model
 
 
@@ -167,11 +168,18 @@ def about(name: str) -> Callable[[str], str]:
     return lambda text: f"{name}: {text}"
 
 
+def fit(model: hm.HMoEVAE, data: Any, **options: Any) -> hm.History:
+    """`hm.fit` on the CPU without a bar, told fields of its `hm.Training` and arguments of its own alike."""
+    options = {"device": "cpu", "progress": False} | options
+    own = {name: options.pop(name) for name in inspect.signature(hm.fit).parameters if name in options}
+    return hm.fit(model, data, hm.Training(**options), **own)
+
+
 @contextmanager
 def fixed_noise() -> Iterator[None]:
     """Inside, every expert draws the same noise for the same sample, whatever its place in the tree, in every pass."""
 
-    def noise(group: Any, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def noise(group: Any, x: Tensor, generator: torch.Generator | None = None, share: object = None) -> Tensor:
         drawn = torch.randn(8, x.shape[-1], generator=torch.Generator().manual_seed(0), dtype=x.dtype)
         return drawn[: group.latent_dim].expand(group.n_experts, -1, -1)
 

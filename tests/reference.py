@@ -5,13 +5,14 @@ nothing else of `hmoevae.nn`. All results carry gradients to the model's paramet
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributions
 
 import hmoevae as hm
+from hmoevae.plan import Place
 from hmoevae.spec import Tree
 
 FUNCTIONS = {
@@ -48,8 +49,6 @@ class Reference:
         self.leaves: list[tuple[str, hm.VAE]] = []
         self.mixtures: list[tuple[str, hm.Mixture]] = []
         self._collect(model.tree, "root")
-        self._expert_place = _places([(path, replace(leaf, name=None)) for path, leaf in self.leaves])
-        self._gate_place = _places([(path, (mix.gate, len(mix.children))) for path, mix in self.mixtures])
         self.first_edge = {}
         edges = 0
         for path, mixture in self.mixtures:
@@ -66,28 +65,24 @@ class Reference:
 
     # --- one node's own weights, as views of the grouped ones -------------------------------------------------------
 
-    def encoder_weights(self, path: str) -> list[Tensor]:
-        """Weight and bias of every layer of one leaf's encoder."""
-        group, place = self._expert_place[path]
-        return _dense_weights(self.model.experts.groups[group].encoder, place)
+    def place(self, path: str) -> Place:
+        """Where the weights of a node lie."""
+        return self.model.plan.node(path).place
 
-    def decoder_weights(self, path: str) -> list[Tensor]:
-        """Weight and bias of every layer of one leaf's decoder."""
-        group, place = self._expert_place[path]
-        return _dense_weights(self.model.experts.groups[group].decoder, place)
+    def group(self, path: str) -> torch.nn.Module:
+        """The group that a node is a row of."""
+        groups = (
+            self.model.experts.groups if self.model.plan.node(path).spec.children == () else self.model.gates.groups
+        )
+        return groups[self.place(path).group]
+
+    def expert_weights(self, path: str) -> list[Tensor]:
+        """All parameters of one leaf."""
+        return [parameter[self.place(path).row] for parameter in self.group(path).parameters()]
 
     def gate_weights(self, path: str) -> list[Tensor]:
-        """Weight and bias of every layer of one mixture's gate; the rows of the last two are its children."""
-        group, place = self._gate_place[path]
-        network = self.model.gates.groups[group]
-        if not hasattr(network, "convolutions"):
-            return _dense_weights(network, place)
-        spec = self.model.tree.at(path).gate
-        weights = []
-        for channels, layer in zip(spec.channels, network.convolutions, strict=True):
-            rows = slice(place * channels, (place + 1) * channels)
-            weights += [layer.weight[rows], layer.bias[rows]]
-        return weights + _dense_weights(network.head, place)
+        """All parameters of one mixture's gate; the rows of the last two are its children."""
+        return [parameter[self.place(path).row] for parameter in self.group(path).parameters()]
 
     def prior_logits(self, path: str) -> Tensor | None:
         """The learned logits of one mixture's prior, or nothing where it is fixed."""
@@ -95,20 +90,17 @@ class Reference:
         if mixture.prior != "learned":
             return None
         first = self.first_edge[path]
-        return self.model.paths.prior_logits[first : first + len(mixture.children)]
+        return self.model.prior.logits[first : first + len(mixture.children)]
 
     # --- one node ---------------------------------------------------------------------------------------------------
 
     def gate(self, path: str, x: Tensor) -> Tensor:
         """log g(child | x) of one mixture, (batch, child)."""
-        spec = self.model.tree.at(path).gate
-        weights = self.gate_weights(path)
-        if isinstance(spec, hm.Conv):
-            for _ in spec.channels:
-                weight, bias, *weights = weights
-                x = F.conv2d(x, weight, bias, stride=spec.stride, padding=spec.kernel_size // 2)
-                x = FUNCTIONS[spec.activation](x)
-        return _dense(weights, x.flatten(1), spec.activation).log_softmax(1)
+        mixture, group, row = self.model.tree.at(path), self.group(path), self.place(path).row
+        logits = run_network(mixture.gate, group.network, row, x, (len(mixture.children),))
+        if group.head is not None:
+            logits = F.linear(logits, group.head.weight[row], group.head.bias[row])
+        return logits.log_softmax(1)
 
     def log_prior(self, path: str) -> Tensor:
         """log pi of one mixture's children."""
@@ -122,7 +114,8 @@ class Reference:
     def posterior(self, path: str, x: Tensor) -> distributions.Normal:
         """q(z|x) of one leaf."""
         leaf = self.model.tree.at(path)
-        raw = _dense(self.encoder_weights(path), x.flatten(1), leaf.encoder.activation)
+        encoder = self.group(path).encoder
+        raw = run_network(leaf.encoder, encoder, self.place(path).row, x, (2 * leaf.latent_dim,))
         mean, log_variance = raw[:, : leaf.latent_dim], raw[:, leaf.latent_dim :]
         variance = log_variance.clamp_max(10).exp()
         tangent = math.exp(10) * (log_variance - 9)
@@ -132,8 +125,12 @@ class Reference:
     def observation(self, path: str, z: Tensor) -> distributions.Distribution:
         """p(x|z) of one leaf, over (batch, feature)."""
         leaf = self.model.tree.at(path)
-        raw = _dense(self.decoder_weights(path), z, leaf.decoder.activation)
+        group, row = self.group(path), self.place(path).row
+        raw = run_network(leaf.decoder, group.decoder, row, z, self.model.input_shape, is_decoder=True).flatten(1)
         match leaf.likelihood:
+            case hm.Gaussian(scale="learned", mean=mean):
+                scale = 1e-3 + group.likelihood.log_scale[row].exp()
+                return distributions.Normal(torch.sigmoid(raw) if mean == "sigmoid" else raw, scale)
             case hm.Gaussian(scale=scale, mean="sigmoid"):
                 return distributions.Normal(torch.sigmoid(raw), scale)
             case hm.Gaussian(scale=scale, mean="identity"):
@@ -165,11 +162,10 @@ class Reference:
     def draw_noise(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
         """One draw for every leaf, `(batch, latent)` by path, from the numbers that the model takes of `generator`."""
         noise = {}
-        for group in range(1 + max(group for group, _ in self._expert_place.values())):
-            members = [path for path, _ in self.leaves if self._expert_place[path][0] == group]
-            latent = self.model.tree.at(members[0]).latent_dim
-            drawn = torch.randn(len(members), latent, batch, generator=generator, dtype=self.model.dtype)
-            noise |= {path: drawn[self._expert_place[path][1]].t() for path in members}
+        for group in self.model.plan.expert_groups:
+            members = [self.model.plan.leaves[i].path for i in group.members]
+            drawn = torch.randn(len(members), group.spec.latent_dim, batch, generator=generator, dtype=self.model.dtype)
+            noise |= {path: drawn[self.place(path).row].t() for path in members}
         return noise
 
     def run(self, x: Tensor, noise: dict[str, Tensor]) -> Result:
@@ -293,9 +289,7 @@ def copy_weights(source: hm.HMoEVAE, target: hm.HMoEVAE, origin: dict[str, str])
         if path not in origin:
             continue
         if isinstance(node, hm.VAE):
-            mine = new.encoder_weights(path) + new.decoder_weights(path)
-            theirs = old.encoder_weights(origin[path]) + old.decoder_weights(origin[path])
-            for a, b in zip(mine, theirs, strict=True):
+            for a, b in zip(new.expert_weights(path), old.expert_weights(origin[path]), strict=True):
                 a.copy_(b)
             continue
         order = [int(origin[f"{path}/{i}"].rpartition("/")[2]) for i in range(len(node.children))]
@@ -311,21 +305,53 @@ def copy_weights(source: hm.HMoEVAE, target: hm.HMoEVAE, origin: dict[str, str])
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 
-def _places(keys: list[tuple[str, object]]) -> dict[str, tuple[int, int]]:
-    """(group, place in the group) of every path: equal keys share a group, all in order of appearance."""
-    groups: list[tuple[object, list[str]]] = []
-    for path, key in keys:
-        for known, members in groups:
-            if known == key:
-                members.append(path)
-                break
-        else:
-            groups.append((key, [path]))
-    return {path: (g, place) for g, (_, members) in enumerate(groups) for place, path in enumerate(members)}
+def run_network(
+    record: hm.Network,
+    grouped: torch.nn.Module,
+    row: int,
+    x: Tensor,
+    output_shape: tuple[int, ...],
+    *,
+    is_decoder: bool = False,
+) -> Tensor:
+    """One network of a group on (batch, *input_shape), from its own row of the weights."""
+    weights = [parameter[row] for parameter in grouped.parameters()]
+    match record:
+        case hm.MLP(activation=activation):
+            if is_decoder:  # whose last matrix lies as (inp, out)
+                weights[-2] = weights[-2].t()
+            return _dense(weights, x.flatten(1), activation)
+        case hm.Conv(activation=activation, stride=stride, kernel_size=kernel_size):
+            for _ in record.channels:
+                weight, bias, *weights = weights
+                x = F.conv2d(x, weight, bias, stride=stride, padding=kernel_size // 2)
+                x = FUNCTIONS[activation](x)
+            return _dense(weights, x.flatten(1), activation)
+        case hm.ConvTranspose(activation=activation, stride=stride, kernel_size=kernel_size):
+            n_dense = 2 * (1 + len(record.hidden))
+            sizes = [output_shape[1:]]
+            for _ in record.channels:
+                sizes.append(tuple((n + 2 * (kernel_size // 2) - kernel_size) // stride + 1 for n in sizes[-1]))
+            x = _dense(weights[:n_dense], x.flatten(1), activation).reshape(len(x), record.channels[0], *sizes[-1])
+            for i, size in enumerate(reversed(sizes[:-1])):
+                weight, bias = weights[n_dense + 2 * i : n_dense + 2 * i + 2]
+                x = _enlarged(FUNCTIONS[activation](x), weight, bias, stride, kernel_size // 2, size)
+            return x
+        case _:  # a user's own: a fresh module with the weights of the row
+            module = record.build(tuple(x.shape[1:]), output_shape).to(x.dtype)
+            names = [name for name, _ in module.named_parameters()]
+            return torch.func.functional_call(module, dict(zip(names, weights, strict=True)), (x,))
 
 
-def _dense_weights(network: torch.nn.Module, place: int) -> list[Tensor]:
-    return [tensor[place] for layer in network.layers for tensor in (layer.matrices, layer.bias)]
+def _enlarged(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, size: tuple[int, ...]) -> Tensor:
+    """A transposed convolution, product by product: every pixel adds its kernel to the image, which is then cut out."""
+    (batch, _, height, width), side = x.shape, weight.shape[-1]
+    full = x.new_zeros(batch, weight.shape[1], (height + 1) * stride + side, (width + 1) * stride + side)
+    for i in range(height):
+        for j in range(width):
+            rows, columns = slice(i * stride, i * stride + side), slice(j * stride, j * stride + side)
+            full[:, :, rows, columns] += torch.einsum("bi,iokl->bokl", x[:, :, i, j], weight)
+    return full[:, :, padding : padding + size[0], padding : padding + size[1]] + bias.reshape(-1, 1, 1)
 
 
 def _dense(weights: list[Tensor], x: Tensor, activation: str) -> Tensor:

@@ -4,6 +4,7 @@ import functools
 import math
 import warnings
 
+import conftest
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ LAYER = hm.MLP((8,))
 LEAF, OTHER = hm.VAE(2, LAYER, LAYER), hm.VAE(3, LAYER, LAYER)
 TREE = hm.Mixture(children=(LEAF, hm.Mixture.of(LEAF, 2, gate=LAYER), OTHER), gate=LAYER)
 
-quiet_fit = functools.partial(hm.fit, progress=False, batch_size=25, device="cpu")
+quiet_fit = functools.partial(conftest.fit, batch_size=25)
 
 
 def model_of(tree: hm.Mixture = TREE, objective: str = "elbo", seed: int = 0) -> hm.HMoEVAE:
@@ -323,11 +324,11 @@ def test_revival_copies_the_prior_and_the_optimisers_state(blobs: Tensor) -> Non
     optimizer = torch.optim.Adam(model.parameters())
     model(blobs).loss.backward()
     optimizer.step()
-    assert model.paths.prior_logits is not None
+    assert model.prior.logits is not None
     with torch.no_grad():
-        model.paths.prior_logits[:] = torch.tensor([0.0, 0.0, -20.0])
+        model.prior.logits[:] = torch.tensor([0.0, 0.0, -20.0])
     assert revive(model, optimizer, torch.tensor([0.6, 0.4, 0.0]), torch.Generator()) == ["root/2"]
-    torch.testing.assert_close(model.paths.leaf_log_prior().exp(), torch.tensor([0.25, 0.5, 0.25]))
+    torch.testing.assert_close(model.prior.leaf_log_prob().exp(), torch.tensor([0.25, 0.5, 0.25]))
     for parameter in model.experts.parameters():
         moments = optimizer.state[parameter]
         assert torch.equal(moments["exp_avg"][2], moments["exp_avg"][0])

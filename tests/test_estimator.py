@@ -190,7 +190,7 @@ def test_score_puts_every_prior_with_its_own_leaf():
     x, _ = blobs()
     mixture = small(tree=tree, max_iter=1, n_importance=2000, random_state=0).fit(x)
     with torch.no_grad():
-        mixture.model_.paths.prior_logits.copy_(torch.tensor([-3.0, 0.0, 3.0]))
+        mixture.model_.prior.logits.copy_(torch.tensor([-3.0, 0.0, 3.0]))
     own = mixture.model_.score_samples(torch.from_numpy(x), n_importance=2000)
     assert mixture.score(x) == pytest.approx(own.mean().item(), abs=0.05)
 
@@ -210,7 +210,7 @@ def test_every_objective(objective):
     before = mixture.loss_
     assert mixture.set_params(max_iter=40).fit(x).loss_ < before
     assert mixture.model_.objective == objective
-    prior = mixture.model_.paths.prior_logits
+    prior = mixture.model_.prior.logits
     assert (prior is None) == (objective == "expected")
 
 
@@ -263,7 +263,7 @@ def test_leaves_that_change_places_are_the_same_leaves():
     estimator._put_empty_leaves_last(model, mixture.history_, counts)
     data = torch.from_numpy(x)
     torch.testing.assert_close(model.predict_proba(data), before.predict_proba(data)[:, order])
-    torch.testing.assert_close(model.paths.leaf_log_prior(), before.paths.leaf_log_prior()[order])
+    torch.testing.assert_close(model.prior.leaf_log_prob(), before.prior.leaf_log_prob()[order])
     noise = [torch.zeros(5, 2, len(x), dtype=torch.float64)]
     elbos = [m.experts.draw(data.t(), noise)[0].elbo() for m in (model, before)]
     torch.testing.assert_close(elbos[0], elbos[1][order])
@@ -276,12 +276,12 @@ def test_only_learned_priors_follow_the_samples():
     tree = hm.Mixture((hm.Mixture.of(leaf, 3, prior="learned"), hm.Mixture.of(leaf, 2)))
     model = hm.HMoEVAE(tree, (4,), objective="elbo")
     estimator._make_priors_shares(model, np.array([6, 0, 2, 4, 0]))
-    assert model.paths.leaf_log_prior().exp().tolist() == pytest.approx([0.375, 0, 0.125, 0.25, 0.25])
-    before = model.paths.leaf_log_prior()
+    assert model.prior.leaf_log_prob().exp().tolist() == pytest.approx([0.375, 0, 0.125, 0.25, 0.25])
+    before = model.prior.leaf_log_prob()
     estimator._make_priors_shares(model, np.array([0, 0, 0, 4, 1]))  # nothing to go by
-    assert torch.equal(model.paths.leaf_log_prior(), before)
+    assert torch.equal(model.prior.leaf_log_prob(), before)
     estimator._make_priors_shares(model, np.array([6, 1, 1, 4, 0]))
-    assert model.paths.leaf_log_prior().exp().tolist() == pytest.approx([0.375, 0.0625, 0.0625, 0.25, 0.25])
+    assert model.prior.leaf_log_prob().exp().tolist() == pytest.approx([0.375, 0.0625, 0.0625, 0.25, 0.25])
 
 
 def test_a_tree_keeps_the_places_of_its_leaves():
@@ -336,8 +336,8 @@ def test_n_init_keeps_the_smallest_objective_and_never_reads_labels(monkeypatch)
     runs = []
     fit = training.fit
 
-    def spy(model, data, **options):
-        history = fit(model, data, **options)
+    def spy(model, data, *arguments, **options):
+        history = fit(model, data, *arguments, **options)
         runs.append((model.evaluate(x, generator=torch.Generator().manual_seed(0))["marginal"], model))
         return history
 
@@ -583,8 +583,8 @@ def test_weights_that_the_last_step_spoils_are_no_result(monkeypatch):
     x, _ = blobs()
     fit = training.fit
 
-    def spoil(model, data, **options):
-        history = fit(model, data, **options)
+    def spoil(model, data, *arguments, **options):
+        history = fit(model, data, *arguments, **options)
         with torch.no_grad():
             model.experts.groups[0].decoder.layers[0].bias.fill_(math.nan)
         return history

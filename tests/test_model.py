@@ -326,7 +326,7 @@ def linear_gaussian(latent: int, seed: int) -> tuple[hm.HMoEVAE, Callable[[Tenso
             weight, bias = slow.decoder_weights(path)
             covariance = weight @ weight.T + 0.6**2 * torch.eye(4, dtype=torch.float64)
             joint.append(torch.distributions.MultivariateNormal(bias, covariance).log_prob(x))
-        log_prior = model.paths.prior_logits.log_softmax(0)
+        log_prior = model.prior.logits.log_softmax(0)
         return (torch.stack(joint, 1) + log_prior).logsumexp(1).detach()
 
     return model, log_density
@@ -387,7 +387,7 @@ def test_one_row_far_off_does_not_hold_up_the_others() -> None:
         model = hm.HMoEVAE(hm.Mixture.of(expert, 3, gate=hm.MLP((32,))), (8,))
     x = torch.randn(201, 8, generator=seeded(0))
     x[100] = 1000.0
-    history = hm.fit(model, x, epochs=10, batch_size=50, progress=False, device="cpu")
+    history = hm.fit(model, x, hm.Training(epochs=10, batch_size=50, device="cpu"), progress=False)
     assert history["loss"][0] < 1e5
     assert history["loss"][-1] < 1000**2 * 8 / 2 / 201
 
@@ -451,7 +451,7 @@ def labelled(scale: float = 0.01) -> hm.HMoEVAE:
     model = build(tree, (2,)).float()
     slow = Reference(model)
     with torch.no_grad():
-        model.paths.prior_logits.copy_(torch.tensor([0.3, 0.9, -0.5, 1.0, 0.0, -1.0]))
+        model.prior.logits.copy_(torch.tensor([0.3, 0.9, -0.5, 1.0, 0.0, -1.0]))
         for index, (path, _) in enumerate(slow.leaves):
             weight, bias = slow.decoder_weights(path)
             weight.zero_()
@@ -482,7 +482,7 @@ def test_samples_below_an_unlikely_node() -> None:
     """Its leaves have a prior that is zero in float32, and are drawn all the same when asked for."""
     model = labelled()
     with torch.no_grad():
-        model.paths.prior_logits[1] = -300.0
+        model.prior.logits[1] = -300.0
     assert set(drawn_leaves(model.sample(200, node="root/1", generator=seeded(0))).tolist()) == {1, 2, 3}
     assert 1 not in drawn_leaves(model.sample(200, generator=seeded(0)))
 

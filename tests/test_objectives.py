@@ -99,7 +99,7 @@ def run_balance(plan: Plan, edges: Tensor, log_prior: Tensor | None = None) -> T
     """The balance of all mixtures, as the model computes it."""
     paths = Paths(plan).to(edges.dtype)
     importance = paths.importance(edges)
-    return balance(importance, paths.edge_log_prior().detach() if log_prior is None else log_prior, paths)
+    return balance(importance, prior.edge_log_prob().detach() if log_prior is None else log_prior, paths)
 
 
 def naive_total(tree: Tree, plan: Plan, edges: Tensor, log_prior: list[float]) -> Tensor:
@@ -333,15 +333,15 @@ def test_what_a_sub_mixture_thinks_counts_as_far_as_both_views_reach_it() -> Non
 def test_leaf_and_prior_probabilities_are_products_of_the_edges(tree: Tree, batch: int, seed: int) -> None:
     plan = compile_tree(tree)
     paths = Paths(plan).double()
-    if paths.prior_logits is not None:
-        torch.nn.init.normal_(paths.prior_logits, generator=torch.Generator().manual_seed(seed))
+    if prior.logits is not None:
+        torch.nn.init.normal_(prior.logits, generator=torch.Generator().manual_seed(seed))
     edges = random_edges(plan, batch, seed)
     by_node = paths.node_log_prob(edges)
-    prior = paths.edge_log_prior()
+    prior = prior.edge_log_prob()
     for i, node in enumerate(plan.nodes):
         torch.testing.assert_close(by_node[i], edges[list(node.edges)].sum(0))
     leaf_log_prob = paths.leaf_log_prob(edges)
-    leaf_log_prior = paths.leaf_log_prior()
+    leaf_log_prior = prior.leaf_log_prob()
     for i, leaf in enumerate(plan.leaves):
         torch.testing.assert_close(leaf_log_prob[i], edges[list(leaf.edges)].sum(0))
         torch.testing.assert_close(leaf_log_prior[i], prior[list(leaf.edges)].sum())
@@ -358,12 +358,12 @@ def test_leaf_and_prior_probabilities_are_products_of_the_edges(tree: Tree, batc
 def test_far_apart_prior_logits_do_not_overflow() -> None:
     paths = Paths(compile_tree(hm.Mixture.of(hm.Mixture.of(LEAF, 2, prior="learned"), 2, prior="learned")))
     with torch.no_grad():
-        paths.prior_logits.copy_(torch.tensor([300.0, -300.0, 1e4, 1e4, -1e4, -1e4]))
-    prior = paths.edge_log_prior()
+        prior.logits.copy_(torch.tensor([300.0, -300.0, 1e4, 1e4, -1e4, -1e4]))
+    prior = prior.edge_log_prob()
     prior.sum().backward()
     half = math.log(0.5)
     torch.testing.assert_close(prior, torch.tensor([0.0, -600.0, half, half, half, half]))
-    assert torch.isfinite(paths.prior_logits.grad).all()
+    assert torch.isfinite(prior.logits.grad).all()
 
 
 # --- the article ----------------------------------------------------------------------------------------------------

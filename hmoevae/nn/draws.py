@@ -1,4 +1,4 @@
-"""Draws: random numbers for one process's part of a batch that several processes share; the global generator, lent.
+"""Random numbers for one process's part of a batch that several processes share; and the global generators, lent.
 
 Axes: `batch` counts samples and is last. Every process holds a generator in the same state, draws for the batch of all
 and takes its own columns, so that what a sample is given does not depend on how many processes there are.
@@ -60,6 +60,7 @@ class Share:
         start: Place of the first of them in the global batch.
         n: How many. A process without any runs one made-up sample, which counts for nothing, so that all do the same.
         total: Samples of the global batch.
+        importance_of_all: Makes the importance of the global batch of that of this process's samples.
 
     >>> Share(start=2, n=3, total=5).rows, Share(start=2, n=3, total=5).weight
     (slice(2, 5, None), 0.6)
@@ -68,6 +69,7 @@ class Share:
     start: int
     n: int
     total: int
+    importance_of_all: Callable[[Tensor], Tensor] | None = None
 
     @property
     def weight(self) -> float:
@@ -80,37 +82,21 @@ class Share:
         return slice(self.start, self.start + self.n) if self.n else slice(1)
 
 
-class Draws(torch.Generator):
-    """A generator whose draws for a batch are those of a share of the global batch, where it has one.
-
-    Attributes:
-        share: The share, or `None` where a batch is all there is.
-
-    >>> draws, alone = Draws("cpu").manual_seed(0), torch.Generator().manual_seed(0)
-    >>> draws.share = Share(start=2, n=3, total=5)
-    >>> own = for_batch(lambda n: torch.rand(4, n, generator=draws), 3, draws)
-    >>> torch.equal(own, torch.rand(4, 5, generator=alone)[:, 2:])
-    True
-    """
-
-    def __init__(self, device: torch.device | str) -> None:  # noqa: ARG002  # torch reads it when it makes the object
-        super().__init__()
-        self.share: Share | None = None
-
-
 def for_batch(
-    draw: Callable[[int], Shaped[Tensor, "*axis batch"]], n: int, generator: torch.Generator | None
+    draw: Callable[[int], Shaped[Tensor, "*axis batch"]], n: int, share: Share | None
 ) -> Shaped[Tensor, "*axis own_batch"]:
-    """What `draw` gives for a batch of `n`; with `Draws` that have a share, its columns of a draw for the global batch.
+    """What `draw` gives for a batch of `n`; of a share, its columns of a draw for the global batch.
 
     Args:
-        draw: From a number of samples to draws from `generator`, one a sample along the last axis.
+        draw: From a number of samples to random numbers, one a sample along the last axis.
         n: Samples at hand.
-        generator: As `draw` uses it.
+        share: What they are of the global batch, in a process of several.
 
     >>> generator = torch.Generator()
-    >>> for_batch(lambda n: torch.randn(2, n, generator=generator), 3, generator).shape
+    >>> for_batch(lambda n: torch.randn(2, n, generator=generator), 3, None).shape
     torch.Size([2, 3])
+    >>> for_batch(lambda n: torch.arange(n).expand(2, -1), 3, Share(start=2, n=3, total=5))
+    tensor([[2, 3, 4],
+            [2, 3, 4]])
     """
-    share = generator.share if isinstance(generator, Draws) else None
     return draw(n) if share is None else draw(share.total)[..., share.rows]

@@ -1,26 +1,27 @@
 """The leaves of a tree: every group of equal VAE experts runs as one batched encoder and decoder.
 
 Axes: `leaf` counts all leaves in the plan's order, `group` the leaves of one group, `feature` the entries of a sample,
-`latent` a group's latent features, `slot` the places that routed samples are packed into; `batch` is last.
+`latent` a group's latent features; `slot` the leaves that are computed for a sample, `pair` the (slot, sample) pairs;
+`batch` is last.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from hmoevae.nn.draws import for_batch
-from hmoevae.nn.grouped import GroupedMLP
+from hmoevae.nn.draws import Share, for_batch
 from hmoevae.nn.kernels import readout
 from hmoevae.nn.kernels.precision import sum_dtype
-from hmoevae.nn.likelihoods import likelihood_model
+from hmoevae.nn.likelihoods import LikelihoodModule, likelihood_module
+from hmoevae.nn.networks import GroupedNetwork, grouped_network
 from hmoevae.nn.paths import joined, permutation
+from hmoevae.nn.routes import Packing, pack, packing, unpack
+from hmoevae.nn.rows import rows_of
 from hmoevae.plan import Plan
 from hmoevae.spec import VAE
 
@@ -32,9 +33,6 @@ LARGE_LOG_VARIANCE = 10.0
 An infinite variance would spoil other leaves' scores too, one without a gradient would stay as large as it is, and one
 with the exponential's own would make Adam's steps tiny for thousands to come.
 """
-
-SPARE = 4
-"""How many times its samples a group may run with what fills up its experts' rows, before the rows are made even."""
 
 
 class Posterior(NamedTuple):
@@ -113,21 +111,43 @@ class ExpertGroup(nn.Module):
     Args:
         spec: The VAE that all of them are.
         groups: How many there are.
-        n_features: Entries of a sample.
+        sample_shape: Shape of one sample.
+        place: What an error calls the first of them, such as `"root/0"`.
 
-    >>> group = ExpertGroup(VAE(latent_dim=2), groups=3, n_features=4)
+    Raises:
+        SpecError: A network of the VAE does not fit the samples.
+
+    >>> group = ExpertGroup(VAE(latent_dim=2), 3, (4,), "root/0")
     >>> x = torch.rand(4, 5)
     >>> group.draw(x, group.posterior(x), group.noise(x)).elbo().shape
     torch.Size([3, 5])
     """
 
-    def __init__(self, spec: VAE, groups: int, n_features: int) -> None:
+    encoder: GroupedNetwork
+    decoder: GroupedNetwork
+    likelihood: LikelihoodModule
+
+    def __init__(self, spec: VAE, groups: int, sample_shape: tuple[int, ...], place: str) -> None:
         super().__init__()
-        self.encoder = GroupedMLP(groups, n_features, 2 * spec.latent_dim, spec.encoder)
-        self.decoder = GroupedMLP(groups, spec.latent_dim, n_features, spec.decoder, input_major=True)
-        self.likelihood = likelihood_model(spec.likelihood)
-        self.n_experts = groups
+        likelihood = likelihood_module(spec.likelihood, groups, torch.Size(sample_shape).numel())
+        first, *others = sample_shape
+        decoded_shape = (likelihood.outputs * first, *others)
+        latent_shape, posterior_shape = (spec.latent_dim,), (2 * spec.latent_dim,)
+        self.encoder = grouped_network(spec.encoder, groups, sample_shape, posterior_shape, f"{place}.encoder")
+        self.decoder = grouped_network(
+            spec.decoder, groups, latent_shape, decoded_shape, f"{place}.decoder", is_decoder=True
+        )
+        self.likelihood = likelihood
         self.latent_dim = spec.latent_dim
+
+    @property
+    def n_experts(self) -> int:
+        """How many there are."""
+        return len(next(self.parameters()))
+
+    def at(self, rows: Int[Tensor, " row"] | None) -> "ExpertGroup":
+        """Some of the experts, in any order and as often as wanted; all of them where `rows` is `None`."""
+        return self if rows is None else rows_of(self, rows)
 
     def posterior(self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]) -> Posterior:
         """q(z|x) of every expert, for samples that all share (2-D) or for each its own (3-D)."""
@@ -135,27 +155,35 @@ class ExpertGroup(nn.Module):
         return posterior_of(self.encoder(x).to(sum_dtype(x)))
 
     def noise(
-        self, x: Float[Tensor, "feature batch"], generator: torch.Generator | None = None
+        self,
+        x: Float[Tensor, "feature batch"],
+        generator: torch.Generator | None = None,
+        share: Share | None = None,
     ) -> Float[Tensor, "group latent batch"]:
         """Standard normal noise for a draw of z from every expert for every sample."""
-        # `torch.compile` refuses `generator=None` where the size of a batch is left open.
-        how: dict[str, Any] = {} if generator is None else {"generator": generator}
-
-        def draw(n: int) -> Tensor:
-            return torch.randn(self.n_experts, self.latent_dim, n, device=x.device, dtype=sum_dtype(x), **how)
-
-        return for_batch(draw, x.shape[-1], generator)
+        return for_batch(lambda n: _normal((self.n_experts, self.latent_dim, n), x, generator), x.shape[-1], share)
 
     def draw(
-        self, x: Float[Tensor, "feature batch"], posterior: Posterior, noise: Float[Tensor, "group latent batch"]
+        self,
+        x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"],
+        posterior: Posterior,
+        noise: Float[Tensor, "group latent batch"],
     ) -> Draw:
         """A draw of z from the posterior of `x`, and log p(x|z)."""
         z = posterior.sample(noise)
-        hidden = self.decoder.hidden(z.to(x.dtype))
-        last = self.decoder.layers[-1]
-        x = x.to(z.dtype)
-        log_prob = readout(self.likelihood, last.weight, last.bias, hidden, x, input_major=last.input_major)
-        return Draw(posterior, noise, z, log_prob)
+        return Draw(posterior, noise, z, self.log_prob(z.to(x.dtype), x.to(z.dtype)))
+
+    def log_prob(
+        self,
+        z: Float[Tensor, "group latent batch"],
+        x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"],
+    ) -> Float[Tensor, "group batch"]:
+        """Log p(x|z) in nats; a decoder that ends in an affine layer is fused with the likelihood."""
+        last = self.decoder.last
+        if last is None:
+            return self.likelihood.log_prob(self.decoder(z), x)
+        hidden = self.decoder.hidden(z)  # type: ignore[attr-defined]  # which every network with a last layer has
+        return readout(self.likelihood, last.weight, last.bias, hidden, x, input_major=last.input_major)
 
 
 class Experts(nn.Module):
@@ -163,43 +191,60 @@ class Experts(nn.Module):
 
     Args:
         plan: The compiled tree.
-        n_features: Entries of a sample.
+        sample_shape: Shape of one sample.
+
+    Raises:
+        SpecError: A network of a leaf does not fit the samples.
 
     >>> from hmoevae.plan import compile_tree
     >>> from hmoevae.spec import Mixture
-    >>> experts = Experts(compile_tree(Mixture(children=(VAE(2), VAE(3), VAE(2)))), n_features=4)
+    >>> experts = Experts(compile_tree(Mixture(children=(VAE(2), VAE(3), VAE(2)))), (4,))
     >>> x = torch.rand(4, 5)
-    >>> len(experts.groups), experts.by_leaf([draw.elbo() for draw in experts.draw(x, experts.noise(x))]).shape
-    (2, torch.Size([3, 5]))
+    >>> experts.estimates(x, experts.noise(x), of=Draw.elbo).shape
+    torch.Size([3, 5])
+
+    Of some leaves alone, two a sample:
+
+    >>> leaf = torch.tensor([[0, 1, 2, 0, 1], [2, 0, 1, 1, 2]])
+    >>> experts.estimates(x, experts.noise(x, n_slots=2), of=Draw.elbo, leaf=leaf).shape
+    torch.Size([2, 5])
     """
 
     groups: Sequence[ExpertGroup]
     group_of_leaf: Int[Tensor, " leaf"]
-    place_of_leaf: Int[Tensor, " leaf"]
+    row_of_leaf: Int[Tensor, " leaf"]
     leaf_order: Int[Tensor, " leaf"] | None
 
-    def __init__(self, plan: Plan, n_features: int) -> None:
+    def __init__(self, plan: Plan, sample_shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.n_features = n_features
-        self.members = [group.members for group in plan.expert_groups]
-        groups = nn.ModuleList(ExpertGroup(g.spec, len(g.members), n_features) for g in plan.expert_groups)
+        self.n_features = torch.Size(sample_shape).numel()
+        groups = nn.ModuleList(
+            ExpertGroup(group.spec, len(group.members), sample_shape, plan.leaves[group.members[0]].path)
+            for group in plan.expert_groups
+        )
         self.groups = groups  # type: ignore[assignment]  # a ModuleList cannot say what it holds
         self.latent_dim = max(group.spec.latent_dim for group in plan.expert_groups)
-        group_of_leaf = torch.empty(plan.n_leaves, dtype=torch.long)
-        place_of_leaf = torch.empty(plan.n_leaves, dtype=torch.long)
-        for i, members in enumerate(self.members):
-            group_of_leaf[list(members)] = i
-            place_of_leaf[list(members)] = torch.arange(len(members))
-        self.register_buffer("group_of_leaf", group_of_leaf, persistent=False)
-        self.register_buffer("place_of_leaf", place_of_leaf, persistent=False)
-        order = [leaf for members in self.members for leaf in members]
+        places = [leaf.place for leaf in plan.leaves]
+        self.register_buffer("group_of_leaf", torch.tensor([place.group for place in places]), persistent=False)
+        self.register_buffer("row_of_leaf", torch.tensor([place.row for place in places]), persistent=False)
+        order = [leaf for group in plan.expert_groups for leaf in group.members]
         self.register_buffer("leaf_order", permutation(order), persistent=False)
 
+    # --- all leaves, or some, features first ------------------------------------------------------------------------
+
     def noise(
-        self, x: Float[Tensor, "feature batch"], generator: torch.Generator | None = None
+        self,
+        x: Float[Tensor, "feature batch"],
+        generator: torch.Generator | None = None,
+        share: Share | None = None,
+        *,
+        n_slots: int | None = None,
     ) -> list[Float[Tensor, "_ _ batch"]]:
-        """Standard normal noise for a draw of z from every leaf for every sample, group by group."""
-        return [group.noise(x, generator) for group in self.groups]
+        """Standard normal noise for a draw of z: group by group for every leaf, or one tensor for so many slots."""
+        if n_slots is None:
+            return [group.noise(x, generator, share) for group in self.groups]
+        sizes = n_slots, self.latent_dim
+        return [for_batch(lambda n: _normal((*sizes, n), x, generator), x.shape[-1], share)]
 
     def draw(self, x: Float[Tensor, "feature batch"], noise: list[Float[Tensor, "_ _ batch"]]) -> list[Draw]:
         """A draw of z from every leaf for every sample, group by group."""
@@ -209,6 +254,36 @@ class Experts(nn.Module):
     def by_leaf(self, by_group: list[Float[Tensor, "_ batch"]]) -> Float[Tensor, "leaf batch"]:
         """What is given for the experts of each group, in the order of the leaves."""
         return joined(by_group, self.leaf_order)
+
+    def estimates(
+        self,
+        x: Float[Tensor, "feature batch"],
+        noise: list[Float[Tensor, "_ _ batch"]],
+        *,
+        of: Callable[[Draw], Float[Tensor, "_ _"]],
+        leaf: Int[Tensor, "slot batch"] | None = None,
+    ) -> Float[Tensor, "slot batch"]:
+        """A number of every draw, such as its ELBO: of all leaves, or for each sample of the leaves in its slots.
+
+        Args:
+            x: Samples.
+            noise: As `noise` gives it, for all leaves or for as many slots.
+            of: The number.
+            leaf: The leaf in every slot of every sample; `None` for all leaves in their order.
+        """
+        if leaf is None:
+            return self.by_leaf([of(draw) for draw in self.draw(x, noise)])
+        n_slots, batch = leaf.shape
+        sample = torch.arange(batch, device=x.device).repeat(n_slots)
+        by_pair = noise[0].movedim(0, 1).flatten(1)
+        found: list[Tensor] = []
+        order: list[Tensor] = []
+        for group, pairs, packed in self._packed(leaf.flatten()):
+            own = pack(x.index_select(1, sample[pairs]), packed, fill=group.likelihood.example)
+            drawn = pack(by_pair[: group.latent_dim, pairs], packed)
+            found.append(unpack(of(group.draw(own, group.posterior(own), drawn)), packed))
+            order.append(pairs)
+        return torch.cat(found).index_select(0, torch.cat(order).argsort()).unflatten(0, (n_slots, batch))
 
     def log_marginal(
         self,
@@ -233,74 +308,67 @@ class Experts(nn.Module):
             bounds.append(total)
         return self.by_leaf(bounds) - math.log(n_importance)
 
+    # --- one given leaf a sample, batch first -----------------------------------------------------------------------
+
     def encode(
         self, x: Float[Tensor, "batch feature"], leaf: Int[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
-        """Mean and standard deviation of q(z|x) of each sample's own leaf, shorter ones filled up with zeros."""
+        """Mean and standard deviation of q(z|x) of each sample's own leaf, shorter ones padded with zeros."""
 
-        def read(group: ExpertGroup, raw: Tensor) -> Tensor:
-            mean, variance = posterior_of(raw.to(sum_dtype(raw)))
-            fill = (0, 0, 0, self.latent_dim - group.latent_dim)
-            return torch.cat([F.pad(mean, fill), F.pad(variance.sqrt(), fill)], dim=1)
+        def run(group: ExpertGroup, own: Tensor) -> Tensor:
+            mean, variance = group.posterior(own)
+            padding = (0, 0, 0, self.latent_dim - group.latent_dim)
+            return torch.cat([F.pad(mean, padding), F.pad(variance.sqrt(), padding)], dim=1)
 
-        mean, std = self._routed("encoder", read, x, leaf, 2 * self.latent_dim).chunk(2, dim=1)
+        mean, std = self._given(run, x, leaf, 2 * self.latent_dim).chunk(2, dim=1)
         return mean, std
 
     def decode(
-        self, z: Float[Tensor, "batch latent"], leaf: Int[Tensor, " batch"], *, raw: bool = False
-    ) -> Float[Tensor, "batch feature"]:
-        """Mean of p(x|z) of each sample's own leaf, or the decoder's outputs as they are (`raw`), for `observe`."""
-
-        def read(group: ExpertGroup, outputs: Tensor) -> Tensor:
-            return outputs if raw else group.likelihood.mean(outputs)
-
-        return self._routed("decoder", read, z, leaf, self.n_features)
-
-    def observe(
         self,
-        raw: Float[Tensor, "batch feature"],
+        z: Float[Tensor, "batch latent"],
         leaf: Int[Tensor, " batch"],
-        generator: torch.Generator | None = None,
+        *,
+        generator: Any = None,
+        observe: bool = False,
     ) -> Float[Tensor, "batch feature"]:
-        """A draw from p(x|z) of each sample's own leaf, given its decoder's outputs."""
-        result = torch.empty_like(raw)
-        for i, group in enumerate(self.groups):
-            mine = (self.group_of_leaf[leaf] == i).nonzero().squeeze(1)
-            drawn = group.likelihood.sample(raw[mine].t().unsqueeze(0), generator)
-            result[mine] = drawn.squeeze(0).t().to(result.dtype)
-        return result
+        """Mean of p(x|z) of each sample's own leaf, or with `observe` a draw from it."""
 
-    def _routed(
+        def run(group: ExpertGroup, own: Tensor) -> Tensor:
+            return group.likelihood.mean(group.decoder(own[:, : group.latent_dim]))
+
+        def draw(group: ExpertGroup, own: Tensor) -> Tensor:
+            return group.likelihood.sample(group.decoder(own[:, : group.latent_dim]), generator)
+
+        return self._given(draw if observe else run, z, leaf, self.n_features)
+
+    def _given(
         self,
-        network: Literal["encoder", "decoder"],
-        read: Callable[[ExpertGroup, Tensor], Tensor],
+        run: Callable[[ExpertGroup, Float[Tensor, "row inp column"]], Float[Tensor, "row out column"]],
         values: Float[Tensor, "batch inp"],
         leaf: Int[Tensor, " batch"],
-        out_features: int,
+        n_outputs: int,
     ) -> Float[Tensor, "batch out"]:
-        """Run a network of each sample's own leaf: pack the samples of a leaf side by side, run, read, unpack."""
-        counts = leaf.bincount(minlength=len(self.group_of_leaf))
-        order = leaf.argsort(stable=True)
-        starts = counts.cumsum(0) - counts
-        slot = torch.empty_like(leaf)
-        slot[order] = torch.arange(len(leaf), device=leaf.device) - starts[leaf[order]]
-        result = values.new_zeros(len(leaf), out_features)
-        for i, (group, members) in enumerate(zip(self.groups, self.members, strict=True)):
-            mine = (self.group_of_leaf[leaf] == i).nonzero().squeeze(1)
-            if len(mine) == 0:
-                continue
-            row, column = self.place_of_leaf[leaf[mine]], slot[mine]
-            layers: GroupedMLP = getattr(group, network)
-            n_rows, width = len(members), int(column.max()) + 1
-            run: Callable[[Tensor], Tensor] = layers
-            if n_rows * width > SPARE * len(mine):  # uneven: busy leaves run as several, idle ones not at all
-                width = math.ceil(len(mine) / len(row.unique()))
-                pieces = torch.stack([row, column // width])
-                (experts, _), row = pieces.unique(dim=1, return_inverse=True)
-                column, n_rows = column % width, len(experts)
-                run = partial(functional_call, layers, {name: p[experts] for name, p in layers.named_parameters()})
-            n_inputs = layers.layers[0].matrices.shape[-1]  # of latents that are filled up, the group's own
-            packed = values.new_zeros(n_rows, n_inputs, width)
-            packed[row, :, column] = values[mine, :n_inputs]
-            result[mine] = read(group, run(packed))[row, :, column].to(result.dtype)
+        """What `run` makes of every sample with its own leaf."""
+        result = values.new_zeros(len(leaf), n_outputs)
+        for group, samples, packed in self._packed(leaf):
+            outputs = unpack(run(group, pack(values[samples].t(), packed)), packed)
+            result[samples] = outputs.t().to(result.dtype)
         return result
+
+    def _packed(self, leaf: Int[Tensor, " pair"]) -> Iterator[tuple[ExpertGroup, Int[Tensor, " own"], Packing]]:
+        """For every group that some pairs are for: its experts row by row, those pairs, and their packing."""
+        of_pair = self.group_of_leaf[leaf]
+        for i, group in enumerate(self.groups):
+            pairs = (of_pair == i).nonzero().squeeze(1)
+            if len(pairs):
+                packed = packing(self.row_of_leaf[leaf[pairs]], group.n_experts)
+                yield group.at(packed.experts), pairs, packed
+
+
+def _normal(
+    sizes: tuple[int, int, int], x: Tensor, generator: torch.Generator | None
+) -> Float[Tensor, "group latent batch"]:
+    """Standard normal numbers in the precision of sums over `x`."""
+    # `torch.compile` refuses `generator=None` where the size of a batch is left open.
+    how: dict[str, Any] = {} if generator is None else {"generator": generator}
+    return torch.randn(sizes, device=x.device, dtype=sum_dtype(x), **how)

@@ -95,11 +95,16 @@ class GroupedMLP(nn.Module):
         self.layers = nn.ModuleList(layers)  # type: ignore[assignment]  # a ModuleList cannot say what it holds
         self.activation: Activation = spec.activation
 
+    @property
+    def last(self) -> GroupedLinear:
+        """The affine layer that gives the outputs."""
+        return self.layers[-1]
+
     def forward(
         self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
     ) -> Float[Tensor, "group out batch"]:
         """Run every network on the shared input (2-D) or on its own (3-D)."""
-        return self.layers[-1](self.hidden(x))
+        return self.last(self.hidden(x))
 
     def hidden(
         self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]

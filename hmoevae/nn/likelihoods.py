@@ -1,36 +1,58 @@
-"""Observation models p(x|z): log-density, mean and draws, from a decoder's raw outputs.
+"""Likelihoods p(x|z): log-density, mean and draws, from a decoder's raw outputs.
 
-Axes: `group` counts experts, `feature` the entries of a sample, `batch` is last. All log-densities are in nats, summed
-over the features, constants included, and computed in the raw outputs' precision or float32, whichever is higher.
+Axes: `group` counts experts, `raw` the numbers that a decoder gives, `feature` the entries of a sample; `batch` is
+last. All log-densities are in nats, summed over the observed features, constants included, and computed in the raw
+outputs' precision or float32, whichever is higher.
 """
 
+import functools
 import math
 from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
-from hmoevae import spec
 from hmoevae.nn.kernels.precision import sum_dtype
+from hmoevae.spec import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
 
-Raw = Float[Tensor, "group feature batch"]
+Raw = Float[Tensor, "group raw batch"]
+Features = Float[Tensor, "group feature batch"]
 Sample = Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
+Present = Bool[Tensor, "feature batch"] | Bool[Tensor, "group feature batch"]
+HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
+FIRST_SCALE = 0.5
+"""What a learned scale starts from, that of a Gaussian by default."""
+LEAST_SCALE = 1e-3
+"""What a learned scale stays above, in the units of the data."""
 
 
-class LikelihoodModel(ABC):
-    """What an observation model offers.
+class LikelihoodModule(nn.Module, ABC):
+    """What a likelihood computes, for all experts of a group side by side.
 
-    >>> model = likelihood_model(spec.Gaussian(scale=1.0, mean="identity"))
-    >>> isinstance(model, LikelihoodModel), model.support, model.contains(torch.tensor([3.0]))
+    One of your own gives `log_density`, `mean` and `sample`, says what its support is, and may have parameters of its
+    own: with the group axis first, as everything that a group has. It is made by its record (`hmoevae.Likelihood`).
+
+    Attributes:
+        outputs: Numbers that a decoder gives for every feature. `raw` has outputs x features of them, all the first
+            ones before all the second ones.
+        support: The values that data may take, in words.
+        example: A value in the support.
+
+    >>> module = likelihood_module(Gaussian(scale=1.0, mean="identity"), 1, n_features=2)
+    >>> isinstance(module, LikelihoodModule), module.support, module.contains(torch.tensor([3.0]))
     (True, 'finite values', True)
-    >>> likelihood_model(spec.ContinuousBernoulli()).nearest(torch.tensor([-1.0, 0.5, 1.25]))
+    >>> likelihood_module(ContinuousBernoulli(), 1, 3).nearest(torch.tensor([-1.0, 0.5, 1.25]))
     tensor([0.0000, 0.5000, 1.0000])
+    >>> raw, x = torch.zeros(1, 2, 1), torch.tensor([[1.0], [torch.nan]])
+    >>> module.log_prob(raw, x, torch.tensor([[True], [False]])) == module.log_density(raw, x)[:, 0]
+    tensor([[True]])
     """
 
+    outputs: int = 1
     support: str
-    """The values that data may take, in words."""
+    example: float = 0.0
     score_unit: float = 1.0
     """What `log_prob_and_score` gives the score in, so that a factor of it takes no pass over the widest tensor."""
 
@@ -43,8 +65,22 @@ class LikelihoodModel(ABC):
         return x
 
     @abstractmethod
-    def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
-        """The log-density log p(x|z), summed over the features; `x` may be shared by all groups."""
+    def log_density(self, raw: Raw, x: Sample) -> Features:
+        """The log-density of every feature by itself; `x` may be shared by all groups."""
+
+    def log_prob(self, raw: Raw, x: Sample, present: Present | None = None) -> Float[Tensor, "group batch"]:
+        """The log-density log p(x|z), summed over the features.
+
+        Args:
+            raw: What the decoders give.
+            x: Samples; those of all groups, or each its own.
+            present: Which features were observed, of the shape of `x`; what others hold, such as NaN, is not read.
+        """
+        raw = raw.to(sum_dtype(raw))
+        if present is None:
+            return self.log_density(raw, x).sum(1)
+        density = self.log_density(raw, torch.where(present, x, self.example))
+        return torch.where(present, density, 0.0).sum(1)
 
     def score(self, raw: Raw, x: Sample) -> Raw | None:  # noqa: ARG002
         """The gradient of the log-density with respect to `raw`; `None` where only autograd knows it."""
@@ -68,11 +104,11 @@ class LikelihoodModel(ABC):
         return result
 
     @abstractmethod
-    def mean(self, raw: Raw) -> Raw:
+    def mean(self, raw: Raw) -> Features:
         """E[x|z]."""
 
     @abstractmethod
-    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Raw:
+    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
         """A draw from p(x|z)."""
 
 
@@ -82,10 +118,11 @@ def in_unit_interval(x: Tensor) -> bool:
     return bool((low >= 0) & (high <= 1))
 
 
-class GaussianModel(LikelihoodModel):
+class GaussianModule(LikelihoodModule):
     """N(link(raw), scale^2), where the link is a sigmoid or the identity."""
 
     def __init__(self, scale: float, *, sigmoid: bool) -> None:
+        super().__init__()
         self.scale = scale
         self.score_unit = 1 / scale**2
         self.sigmoid = sigmoid
@@ -97,10 +134,16 @@ class GaussianModel(LikelihoodModel):
     def nearest(self, x: Tensor) -> Tensor:
         return x.clamp(0, 1) if self.sigmoid else x
 
-    def mean(self, raw: Raw) -> Raw:
+    def mean(self, raw: Raw) -> Features:
         return torch.sigmoid(raw) if self.sigmoid else raw
 
-    def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
+    def log_density(self, raw: Raw, x: Sample) -> Features:
+        standardised = (x - self.mean(raw)) / self.scale
+        return -0.5 * standardised.square() - (math.log(self.scale) + HALF_LOG_2_PI)
+
+    def log_prob(self, raw: Raw, x: Sample, present: Present | None = None) -> Float[Tensor, "group batch"]:
+        if present is not None:
+            return super().log_prob(raw, x, present)
         mean = self.mean(raw.to(sum_dtype(raw)))
         # mse_loss makes the squared difference in one pass over the widest tensor of a training step.
         squared = F.mse_loss(mean, x.expand_as(mean), reduction="none").sum(1)
@@ -122,17 +165,58 @@ class GaussianModel(LikelihoodModel):
             score.copy_(wide)
         return self._log_density(squared, raw.shape[1])
 
-    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Raw:
+    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
         mean = self.mean(raw)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return mean + self.scale * noise
 
     def _log_density(self, squared: Float[Tensor, "group batch"], n_features: int) -> Float[Tensor, "group batch"]:
         """From the squared distances between samples and means."""
-        return squared * (-0.5 / self.scale**2) - n_features * (math.log(self.scale) + 0.5 * math.log(2 * math.pi))
+        return squared * (-0.5 / self.scale**2) - n_features * (math.log(self.scale) + HALF_LOG_2_PI)
 
 
-class BernoulliModel(LikelihoodModel):
+class LearnedGaussianModule(LikelihoodModule):
+    """N(link(raw), scale^2) with a scale of every expert and feature that is learned.
+
+    Args:
+        n_experts: How many experts.
+        n_features: Entries of a sample.
+        sigmoid: Whether the link is a sigmoid, else the identity.
+    """
+
+    log_scale: Float[nn.Parameter, "group feature"]
+
+    def __init__(self, n_experts: int, n_features: int, *, sigmoid: bool) -> None:
+        super().__init__()
+        self.fixed = GaussianModule(1.0, sigmoid=sigmoid)
+        self.support = self.fixed.support
+        self.log_scale = nn.Parameter(torch.full((n_experts, n_features), math.log(FIRST_SCALE - LEAST_SCALE)))
+
+    @property
+    def scale(self) -> Float[Tensor, "group feature 1"]:
+        """The standard deviations, above a floor: a feature of a few values would have an infinite density."""
+        return (LEAST_SCALE + self.log_scale.to(sum_dtype(self.log_scale)).exp()).unsqueeze(2)
+
+    def contains(self, x: Tensor) -> bool:
+        return self.fixed.contains(x)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        return self.fixed.nearest(x)
+
+    def mean(self, raw: Raw) -> Features:
+        return self.fixed.mean(raw)
+
+    def log_density(self, raw: Raw, x: Sample) -> Features:
+        scale = self.scale
+        return -0.5 * ((x - self.mean(raw)) / scale).square() - (scale.log() + HALF_LOG_2_PI)
+
+    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
+        mean = self.mean(raw)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + self.scale.to(mean.dtype) * noise
+
+
+class BernoulliModule(LikelihoodModule):
     """Bernoulli(sigmoid(raw))."""
 
     support = "values 0 or 1 (for grey levels in [0, 1], ContinuousBernoulli is a density)"
@@ -143,12 +227,11 @@ class BernoulliModel(LikelihoodModel):
     def nearest(self, x: Tensor) -> Tensor:
         return (x > 0.5).to(x.dtype)
 
-    def mean(self, raw: Raw) -> Raw:
+    def mean(self, raw: Raw) -> Features:
         return torch.sigmoid(raw)
 
-    def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
-        raw = raw.to(sum_dtype(raw))
-        return -F.binary_cross_entropy_with_logits(raw, x.expand_as(raw), reduction="none").sum(1)
+    def log_density(self, raw: Raw, x: Sample) -> Features:
+        return -F.binary_cross_entropy_with_logits(raw, x.expand_as(raw), reduction="none")
 
     def score(self, raw: Raw, x: Sample) -> Raw:
         return x - self.mean(raw)
@@ -158,11 +241,11 @@ class BernoulliModel(LikelihoodModel):
         score.copy_(x - raw.sigmoid_())
         return result
 
-    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Raw:
+    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
         return torch.bernoulli(self.mean(raw), generator=generator)
 
 
-class ContinuousBernoulliModel(LikelihoodModel):
+class ContinuousBernoulliModule(LikelihoodModule):
     """ContinuousBernoulli(sigmoid(raw)) (Loaiza-Ganem & Cunningham 2019), all in terms of raw = l.
 
     On [0, 1] the density is exp(l x) over its integral A(l) = (exp(l) - 1) / l, and its mean the derivative of log A.
@@ -181,7 +264,7 @@ class ContinuousBernoulliModel(LikelihoodModel):
     def nearest(self, x: Tensor) -> Tensor:
         return x.clamp(0, 1)
 
-    def mean(self, raw: Raw) -> Raw:
+    def mean(self, raw: Raw) -> Features:
         raw, is_near, half, size = self._split(raw)
         square = half.square()
         near = 0.5 + half * (1 / 6 - square * (1 / 90 - square * (1 / 945 - square * (1 / 9450 - square / 93555))))
@@ -189,18 +272,18 @@ class ContinuousBernoulliModel(LikelihoodModel):
         below = size.reciprocal() + torch.exp(-size) / torch.expm1(-size)
         return torch.where(is_near, near, torch.where(raw > 0, 1 - below, below))
 
-    def log_prob(self, raw: Raw, x: Sample) -> Float[Tensor, "group batch"]:
+    def log_density(self, raw: Raw, x: Sample) -> Features:
         raw, is_near, half, size = self._split(raw)
         square = half.square()
         fourth = 1 / 37800 - square / 467775
         series = square * (1 / 6 - square * (1 / 180 - square * (1 / 2835 - square * fourth)))  # log(A) - l / 2
         far = raw * (x - (raw > 0).to(raw.dtype)) - torch.log(-torch.expm1(-size) / size)
-        return torch.where(is_near, raw * (x - 0.5) - series, far).sum(1)
+        return torch.where(is_near, raw * (x - 0.5) - series, far)
 
     def score(self, raw: Raw, x: Sample) -> Raw:
         return x - self.mean(raw)
 
-    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Raw:
+    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
         raw = raw.to(sum_dtype(raw))
         u = torch.rand(raw.shape, generator=generator, device=raw.device, dtype=raw.dtype)
         size = raw.abs().clamp_min(torch.finfo(raw.dtype).tiny ** 0.5)
@@ -214,17 +297,39 @@ class ContinuousBernoulliModel(LikelihoodModel):
         return raw, is_near, torch.where(is_near, raw / 2, 0.0), torch.where(is_near, 1.0, raw.abs())
 
 
-def likelihood_model(likelihood: spec.Likelihood) -> LikelihoodModel:
-    """The observation model that a likelihood's spec describes.
+@functools.singledispatch
+def likelihood_module(record: Likelihood, n_experts: int, n_features: int) -> LikelihoodModule:
+    """The module that computes a likelihood.
 
-    >>> model = likelihood_model(spec.Bernoulli())
-    >>> model.log_prob(torch.zeros(1, 2, 1), torch.ones(2, 1)).exp()  # two features, each with probability 1/2
+    Args:
+        record: What it is.
+        n_experts: How many experts it serves.
+        n_features: Entries of a sample.
+
+    >>> module = likelihood_module(Bernoulli(), 1, n_features=2)
+    >>> module.log_prob(torch.zeros(1, 2, 1), torch.ones(2, 1)).exp()  # two features, each with probability 1/2
     tensor([[0.2500]])
     """
-    match likelihood:
-        case spec.Gaussian(scale=scale, mean=mean):
-            return GaussianModel(scale, sigmoid=mean == "sigmoid")
-        case spec.Bernoulli():
-            return BernoulliModel()
-        case spec.ContinuousBernoulli():
-            return ContinuousBernoulliModel()
+    return record.build(n_experts, n_features)
+
+
+@likelihood_module.register(Gaussian)
+def _gaussian(record: Gaussian, n_experts: int, n_features: int) -> LikelihoodModule:
+    sigmoid = record.mean == "sigmoid"
+    if isinstance(record.scale, str):
+        return LearnedGaussianModule(n_experts, n_features, sigmoid=sigmoid)
+    return GaussianModule(record.scale, sigmoid=sigmoid)
+
+
+@likelihood_module.register(Bernoulli)
+def _bernoulli(record: Bernoulli, n_experts: int, n_features: int) -> LikelihoodModule:  # noqa: ARG001
+    return BernoulliModule()
+
+
+@likelihood_module.register(ContinuousBernoulli)
+def _continuous_bernoulli(
+    record: ContinuousBernoulli,  # noqa: ARG001
+    n_experts: int,  # noqa: ARG001
+    n_features: int,  # noqa: ARG001
+) -> LikelihoodModule:
+    return ContinuousBernoulliModule()

@@ -3,7 +3,7 @@
 Axes: `node`, `leaf`, `mixture` and `edge` as in `hmoevae.plan`, `step` along a path from the root; `batch` is last.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,58 @@ class Between(nn.Module):
             self.register_buffer(name, torch.tensor(table), persistent=False)
 
 
+class Siblings(nn.Module):
+    """The children of every mixture: sums, shares and means over them.
+
+    Args:
+        plan: The compiled tree.
+
+    Attributes:
+        edge_mixture: The mixture that each edge leaves from.
+        count: How many siblings each child is one of.
+
+    >>> from hmoevae.plan import compile_tree
+    >>> from hmoevae.spec import Mixture
+    >>> siblings = Siblings(compile_tree(Mixture(children=(VAE(), Mixture.of(VAE(), 2)))))
+    >>> siblings.total(torch.tensor([1.0, 2.0, 3.0, 4.0])), siblings.share(torch.tensor([1.0, 3.0, 0.0, 0.0]))
+    (tensor([3., 3., 7., 7.]), tensor([0.2500, 0.7500, 0.0000, 0.0000]))
+    """
+
+    edge_mixture: Int[Tensor, " edge"]
+    count: Float[Tensor, " edge"]
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.n_mixtures = len(plan.mixtures)
+        self.register_buffer("edge_mixture", torch.tensor(plan.edge_mixture, dtype=torch.long), persistent=False)
+        counts = [float(len(plan.mixtures[m].spec.children)) for m in plan.edge_mixture]
+        self.register_buffer("count", torch.tensor(counts), persistent=False)
+
+    def total(self, per_edge: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
+        """The sum over the siblings, at each of them."""
+        totals = per_edge.new_zeros(self.n_mixtures).index_add(0, self.edge_mixture, per_edge)
+        return totals.index_select(0, self.edge_mixture)
+
+    def from_mean(self, per_edge: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
+        """The difference from the mean of the siblings."""
+        return per_edge - self.total(per_edge) / self.count
+
+    def share(self, per_edge: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
+        """Each child's part of the sum; zero, gradient and all, where there is next to nothing to share."""
+        # Below the floor squares and quotients leave the dtype's range.
+        floor = torch.finfo(per_edge.dtype).tiny ** 0.5
+        total = self.total(per_edge)
+        return per_edge / torch.where(total > floor, total, torch.inf)
+
+    def log_softmax(self, logits: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
+        """Logits made log-probabilities among the siblings."""
+        # Shifted by the largest of them against overflow.
+        none = logits.new_zeros(self.n_mixtures)
+        largest = none.scatter_reduce(0, self.edge_mixture, logits.detach(), "amax", include_self=False)
+        shifted = logits - largest[self.edge_mixture]
+        return shifted - self.total(shifted.exp()).log()
+
+
 class Paths(nn.Module):
     """Index tables of a plan, moved between devices with the model but not saved with it: they follow from the tree.
 
@@ -93,20 +145,11 @@ class Paths(nn.Module):
     >>> from hmoevae.plan import compile_tree
     >>> from hmoevae.spec import Mixture
     >>> paths = Paths(compile_tree(Mixture(children=(VAE(), Mixture.of(VAE(), 2)))))
-    >>> paths.leaf_log_prior().exp()
-    tensor([0.5000, 0.2500, 0.2500])
+    >>> paths.leaf_log_prob(torch.tensor([[0.5], [0.5], [0.9], [0.1]]).log()).exp().squeeze(1)
+    tensor([0.5000, 0.4500, 0.0500])
     """
 
     steps_down: Sequence[Between]
-    edge_mixture: Int[Tensor, " edge"]
-    n_children: Float[Tensor, " mixture"]
-    weight_variance: Float[Tensor, " edge"]
-    weight_cv2: Float[Tensor, " edge"]
-    weight_kl: Float[Tensor, " edge"]
-    learned: Float[Tensor, " edge"]
-    fixed_edge: Float[Tensor, " edge"]
-    fixed_leaf: Float[Tensor, " leaf"]
-    importance_of_all: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -114,28 +157,9 @@ class Paths(nn.Module):
         self.to_nodes = PathSums([node.edges for node in plan.nodes], plan.n_edges)
         self.to_leaves = PathSums([leaf.edges for leaf in plan.leaves], plan.n_edges)
         self.to_mixtures = PathSums([plan.nodes[child].edges[:-1] for child in plan.edge_child], plan.n_edges)
-        self._table("edge_mixture", torch.tensor(plan.edge_mixture, dtype=torch.long))
-        self._table("n_children", torch.tensor([float(len(m.spec.children)) for m in plan.mixtures]))
-        # The weight of a mixture's balance on the summand of each child, with what makes its sum the formula's mean.
-        n_siblings = self.n_children[self.edge_mixture]
-        for kind, factor in (("variance", 1 / n_siblings), ("cv2", n_siblings), ("kl", torch.ones_like(n_siblings))):
-            weights = torch.tensor([b.weight if b.kind == kind else 0.0 for b in plan.balances])
-            self._table(f"weight_{kind}", weights[self.edge_mixture] * factor)
-        self.balance_kinds = frozenset(b.kind for b in plan.balances if b.weight > 0)
-        priors = [getattr(plan.mixtures[m].spec, "prior", None) for m in plan.edge_mixture]
-        self._table("learned", torch.tensor([float(prior == "learned") for prior in priors]))
-        self.prior_logits = nn.Parameter(torch.zeros(plan.n_edges)) if "learned" in priors else None
-        weights = torch.tensor([float(len(plan.nodes[child].leaves)) for child in plan.edge_child])
-        by_leaves = torch.tensor([prior == "leaves" for prior in priors], dtype=torch.bool)
-        weights = torch.where(by_leaves, weights, 1.0)
-        self._table("fixed_edge", (weights / self.sum_children(weights)[self.edge_mixture]).log())
-        self._table("fixed_leaf", self._along_paths(self.fixed_edge))
         # What agreement asks for in every step.
         steps_down = nn.ModuleList(Between(plan, level, level + 1) for level in range(plan.depth))
         self.steps_down = steps_down  # type: ignore[assignment]  # a ModuleList cannot say what it holds
-
-    def _table(self, name: str, values: Tensor) -> None:
-        self.register_buffer(name, values, persistent=False)
 
     def node_log_prob(self, edge_log_prob: Float[Tensor, "edge batch"]) -> Float[Tensor, "node batch"]:
         """Log of the probability of arriving at every node: the sum of the edges on its path, zero at the root."""
@@ -155,41 +179,14 @@ class Paths(nn.Module):
         """How much of the batch arrives at the child of every edge, in samples.
 
         How many samples arrive at a mixture is not for its children to teach, so its gradient is that of its own gate.
-        The batch is the global one where several processes share it: `importance_of_all` makes that of one's own.
         """
-        own = self.child_log_prob(edge_log_prob).exp().sum(1)
-        return own if self.importance_of_all is None else self.importance_of_all(own)
+        return self.child_log_prob(edge_log_prob).exp().sum(1)
 
-    def between(self, upper: int, lower: int) -> "Between":
+    def between(self, upper: int, lower: int, device: torch.device) -> "Between":
         """The tables between two levels."""
         if lower == upper + 1:
             return self.steps_down[upper]
-        return Between(self.plan, upper, lower).to(self.edge_mixture.device)
-
-    def sum_children(self, per_edge: Float[Tensor, " edge"]) -> Float[Tensor, " mixture"]:
-        """Sum over the children of every mixture."""
-        return per_edge.new_zeros(len(self.n_children)).index_add(0, self.edge_mixture, per_edge)
-
-    def edge_log_prior(self) -> Float[Tensor, " edge"]:
-        """Log pi of every child among its siblings: uniform, by their leaves, or the softmax of learned logits."""
-        if self.prior_logits is None:
-            return self.fixed_edge
-        logits = self.fixed_edge + self.prior_logits * self.learned
-        # log_softmax over each mixture's children, shifted by the largest of them against overflow.
-        largest = torch.zeros_like(self.n_children).scatter_reduce(
-            0, self.edge_mixture, logits.detach(), "amax", include_self=False
-        )
-        shifted = logits - largest[self.edge_mixture]
-        return shifted - self.sum_children(shifted.exp()).log()[self.edge_mixture]
-
-    def leaf_log_prior(self) -> Float[Tensor, " leaf"]:
-        """Log pi_l of every leaf: the product of the priors on its path."""
-        if self.prior_logits is None:
-            return self.fixed_leaf
-        return self._along_paths(self.edge_log_prior())
-
-    def _along_paths(self, edge: Float[Tensor, " edge"]) -> Float[Tensor, " leaf"]:
-        return self.to_leaves(edge.unsqueeze(1)).squeeze(1)
+        return Between(self.plan, upper, lower).to(device)
 
 
 def logsumexp_by(

@@ -90,7 +90,7 @@ def tree(
     elif leaf is not None:
         share, of_share = leaf.bincount(minlength=plan.n_leaves).float(), "the share routed to it"
     else:
-        share, of_share = model.paths.leaf_log_prior().detach().exp().float().cpu(), "its prior"
+        share, of_share = model.prior.leaf_log_prob().detach().exp().float().cpu(), "its prior"
     if share.shape != (plan.n_leaves,):
         raise ShapeError(mismatch("usage", f"({plan.n_leaves},), one number a leaf", tuple(share.shape)))
     if not (torch.isfinite(share).all() and share.min() >= 0 and share.sum() > 0):

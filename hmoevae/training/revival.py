@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hmoevae.model import HMoEVAE
-from hmoevae.plan import Plan, PlannedNode
+from hmoevae.plan import Place, Plan, PlannedNode
 from hmoevae.training.usage import is_dead
 
 NOISE = 0.1
@@ -37,7 +37,7 @@ def revive(
     plan = model.plan
     copies = _Copies(optimizer, generator)
     revived = []
-    for i, mixture in enumerate(plan.mixtures):
+    for mixture in plan.mixtures:
         if is_dead(mixture, _share(mixture, usage), plan):
             continue  # its parent has just seen to it
         edges = mixture.child_edges
@@ -47,7 +47,7 @@ def revive(
             if not is_dead(child, shares[place], plan):
                 continue
             donor = max((i for i in range(len(children)) if i != place), key=shares.__getitem__)
-            _split_samples(model, copies, i, (edges[donor], donor), (edges[place], place))
+            _split_samples(model, copies, mixture.place, (edges[donor], donor), (edges[place], place))
             for leaf in child.leaves:
                 _copy_expert(model, copies, _donor_of(plan, leaf, children[donor], usage), leaf)
             shares[donor] = shares[place] = shares[donor] / 2
@@ -60,16 +60,16 @@ def _share(node: PlannedNode, usage: Float[Tensor, " leaf"]) -> float:
 
 
 def _split_samples(
-    model: HMoEVAE, copies: "_Copies", mixture: int, donor: tuple[int, int], child: tuple[int, int]
+    model: HMoEVAE, copies: "_Copies", gate: Place, donor: tuple[int, int], child: tuple[int, int]
 ) -> None:
     """Let the gate send half of the donor's samples to the child; both are (edge, place among the children)."""
-    layer, gate = model.gates.last_layer(mixture)
+    layer = model.gates.groups[gate.group].last
     n_children = layer.bias.shape[1]
-    source, target = gate * n_children + donor[1], gate * n_children + child[1]
-    layer.bias[gate, donor[1]] -= math.log(2)
+    source, target = gate.row * n_children + donor[1], gate.row * n_children + child[1]
+    layer.bias[gate.row, donor[1]] -= math.log(2)
     copies.row(layer.bias, source, target, layer.bias.numel(), noise=0.0)  # a bias's noise would tip the halves
     copies.row(layer.weight, source, target, layer.bias.numel())
-    prior = model.paths.prior_logits
+    prior = model.prior.logits
     if prior is not None:
         prior[donor[0]] -= math.log(2)
         copies.row(prior, donor[0], child[0], len(prior), noise=0.0)
@@ -85,11 +85,9 @@ def _donor_of(plan: Plan, leaf: int, sibling: PlannedNode, usage: Float[Tensor, 
 def _copy_expert(model: HMoEVAE, copies: "_Copies", source: int | None, target: int) -> None:
     if source is None:
         return
-    experts = model.experts
-    group = int(experts.group_of_leaf[target])
-    rows = len(experts.members[group])
-    for parameter in experts.groups[group].parameters():
-        copies.row(parameter, int(experts.place_of_leaf[source]), int(experts.place_of_leaf[target]), rows)
+    here, there = model.plan.leaves[source].place, model.plan.leaves[target].place
+    for parameter in model.experts.groups[there.group].parameters():
+        copies.row(parameter, here.row, there.row, len(parameter))
 
 
 class _Copies:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hmoevae.nn.kernels import cpu, plain
-from hmoevae.nn.kernels.readout import Likelihood, chunked, fused, scored, unfused
+from hmoevae.nn.kernels.readouts import Likelihood, chunked, fused, has_state, scored, unfused
 from hmoevae.spec import Activation
 
 
@@ -76,10 +76,11 @@ def readout(
     Returns:
         In the precision of `x`, which is single or more although weights and `h` may be in half.
 
-    >>> from hmoevae.nn.likelihoods import likelihood_model
+    >>> from hmoevae.nn.likelihoods import likelihood_module
     >>> from hmoevae.spec import Bernoulli
     >>> weight, bias, h, x = torch.zeros(3, 4, 2), torch.zeros(3, 2), torch.zeros(3, 4, 1), torch.ones(2, 1)
-    >>> readout(likelihood_model(Bernoulli()), weight, bias, h, x, input_major=True).exp()  # two fair coins
+    >>> coins = likelihood_module(Bernoulli(), 3, 2)
+    >>> readout(coins, weight, bias, h, x, input_major=True).exp()
     tensor([[0.2500],
             [0.2500],
             [0.2500]])
@@ -87,7 +88,7 @@ def readout(
     by_hand, records = _by_hand(x), torch.is_grad_enabled()
     if by_hand and not records:
         return chunked(cpu.affine, likelihood, weight, bias, h, x, present, input_major=input_major)
-    has_gradient = present is None and not x.requires_grad and not _has_state(likelihood)
+    has_gradient = present is None and not x.requires_grad and not has_state(likelihood)
     if input_major and records and has_gradient:
         if by_hand:
             return fused(likelihood, weight, bias, h, x)
@@ -106,10 +107,3 @@ def _by_hand(x: Tensor) -> bool:
 
 def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
-
-
-def _has_state(likelihood: Likelihood) -> bool:
-    """Whether a likelihood has parameters or buffers, of which the kernels with written gradients know nothing."""
-    if not isinstance(likelihood, torch.nn.Module):
-        return False
-    return any(True for _ in likelihood.parameters()) or any(True for _ in likelihood.buffers())

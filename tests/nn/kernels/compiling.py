@@ -109,9 +109,12 @@ def fit_both_ways(how: dict[str, Any]) -> dict[str, Any]:
     for name in ("plain", "compiled"):
         torch.manual_seed(0)
         model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4), objective="elbo")
-        usual: dict[str, Any] = {"data": X, "epochs": 6, "progress": False, "device": "cpu"}
+        usual: dict[str, Any] = {"data": X, "epochs": 6}
         with counting() as calls:
-            history = hm.fit(model, **(usual | how), compile=name == "compiled")
+            options = usual | how
+            data = options.pop("data")
+            training = hm.Training(**options, compile=name == "compiled", device="cpu")
+            history = hm.fit(model, data, training, progress=False)
         found |= {name: history["loss"], "left": model.compiled, "calls": len(calls)}
     return found
 
@@ -232,7 +235,7 @@ def broken() -> dict[str, Any]:
     torch.compile = fail
     model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4))
     try:
-        hm.fit(model, torch.rand(BATCH, 1, 4, 4), batch_size=BATCH, epochs=1, compile=True, progress=False)
+        hm.fit(model, torch.rand(BATCH, 1, 4, 4), hm.Training(batch_size=BATCH, epochs=1, compile=True), progress=False)
     except HMoEVAEError as error:
         return {"error": f"{type(error).__name__}: {error}", "left": model.compiled}
     return {"error": "none", "left": model.compiled}

@@ -93,7 +93,7 @@ def test_pytorch_2_6_is_refused_before_training(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.6.0+cpu"))
     model = hm.HMoEVAE(hm.VAE(latent_dim=2), (4,))
     with pytest.raises(ArgumentError, match=r"compile: expected False, or PyTorch 2\.7 or newer, got 2\.6\.0"):
-        hm.fit(model, torch.rand(8, 4), compile=True, progress=False)
+        hm.fit(model, torch.rand(8, 4), hm.Training(compile=True), progress=False)
     assert model.compiled is None
 
 
@@ -118,4 +118,4 @@ def test_without_a_compiler_fit_says_so_and_is_undone() -> None:
 def test_compile_is_a_truth_value(as_users_call: None) -> None:
     model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=2), 2), (4,))
     with pytest.raises(hm.errors.ArgumentTypeError, match="compile: expected True or False, got 'max-autotune'"):
-        hm.fit(model, torch.rand(8, 4), compile="max-autotune")  # type: ignore[arg-type]
+        hm.fit(model, torch.rand(8, 4), hm.Training(compile="max-autotune"))  # type: ignore[arg-type]

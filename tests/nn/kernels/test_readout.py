@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hmoevae.nn.grouped import GroupedLinear
 from hmoevae.nn.kernels import cpu, readout
-from hmoevae.nn.likelihoods import LikelihoodModel, likelihood_model
+from hmoevae.nn.likelihoods import LikelihoodModule, likelihood_module
 from hmoevae.spec import Gaussian, Likelihood
 
 GROUPS, INP, FEATURES, BATCH = 5, 3, 4, 6
@@ -19,7 +19,7 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(cpu, "CHUNK", request.param)
 
 
-def log_prob(likelihood: LikelihoodModel, layer: GroupedLinear, h: Tensor, x: Tensor) -> Tensor:
+def log_prob(likelihood: LikelihoodModule, layer: GroupedLinear, h: Tensor, x: Tensor) -> Tensor:
     """The readout by a layer."""
     return readout(likelihood, layer.weight, layer.bias, h, x, input_major=layer.input_major)
 
@@ -30,7 +30,7 @@ def both_ways(
     """Log-densities and the gradients of weight, bias and hidden units, fused and one after the other."""
     torch.manual_seed(0)
     layer = GroupedLinear(GROUPS, INP, FEATURES, input_major=True).to(dtype)
-    likelihood = likelihood_model(spec)
+    likelihood = likelihood_module(spec, GROUPS, FEATURES)
     x, hidden = samples(spec, FEATURES, BATCH, dtype=dtype), torch.randn(GROUPS, INP, BATCH, dtype=dtype)
     g = torch.randn(GROUPS, BATCH, dtype=dtype)
     answers = []
@@ -65,9 +65,9 @@ def test_same_without_gradients(spec: Likelihood) -> None:
     layer = GroupedLinear(GROUPS, INP, FEATURES, input_major=True).double()
     x, h = samples(spec, FEATURES, BATCH), torch.randn(GROUPS, INP, BATCH, dtype=torch.float64)
     with torch.no_grad():
-        result = log_prob(likelihood_model(spec), layer, h, x)
+        result = log_prob(likelihood_module(spec, GROUPS, FEATURES), layer, h, x)
         raw = torch.einsum("gio,gib->gob", layer.weight, h) + layer.bias.unsqueeze(-1)
-    torch.testing.assert_close(result, likelihood_model(spec).log_prob(raw, x))
+    torch.testing.assert_close(result, likelihood_module(spec, GROUPS, FEATURES).log_prob(raw, x))
 
 
 @pytest.mark.usefixtures("chunk")
@@ -93,7 +93,7 @@ def test_bf16_is_as_near_to_fp32_as_autocast_is(spec: Likelihood) -> None:
 @each_likelihood
 def test_gradients_with_respect_to_the_samples(spec: Likelihood) -> None:
     layer = GroupedLinear(GROUPS, INP, FEATURES, input_major=True).double()
-    likelihood = likelihood_model(spec)
+    likelihood = likelihood_module(spec, GROUPS, FEATURES)
     x, h = samples(spec, FEATURES, BATCH).requires_grad_(), torch.randn(GROUPS, INP, BATCH, dtype=torch.float64)
     twin = x.detach().clone().requires_grad_()
     log_prob(likelihood, layer, h, x).sum().backward()
@@ -112,7 +112,7 @@ def test_a_layer_whose_weights_lie_otherwise_is_read_as_they_lie() -> None:
     with torch.no_grad():
         layers[1].weight.copy_(layers[0].weight.mT)
         layers[1].bias.copy_(layers[0].bias)
-    one, other = (log_prob(likelihood_model(spec), layer, h, x) for layer in layers)
+    one, other = (log_prob(likelihood_module(spec, GROUPS, FEATURES), layer, h, x) for layer in layers)
     torch.testing.assert_close(one, other)
     one.sum().backward()
     other.sum().backward()

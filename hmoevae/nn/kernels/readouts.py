@@ -22,13 +22,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hmoevae.nn.kernels.cpu import chunks, matmul_by_chunks
 from hmoevae.nn.kernels.memory import Blocks, blocks_of
 from hmoevae.nn.kernels.precision import compute_dtype
 from hmoevae.nn.kernels.products import matmul
+from hmoevae.nn.rows import rows_of
 
 Raw = Float[Tensor, "group raw batch"]
 Sample = Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
@@ -85,8 +86,16 @@ def chunked(
     result = x.new_empty(h.shape[0], h.shape[-1])
     for rows in chunks(bias.shape[1] * h.shape[-1], len(h)):
         raw = affine(weight[rows], bias[rows], h[rows], input_major=input_major)
-        result[rows] = _log_prob(likelihood, raw, _at(x, rows), None if present is None else _at(present, rows))
+        own = rows_of(likelihood, rows) if isinstance(likelihood, nn.Module) and has_state(likelihood) else likelihood
+        result[rows] = _log_prob(own, raw, _at(x, rows), None if present is None else _at(present, rows))
     return result
+
+
+def has_state(likelihood: Likelihood) -> bool:
+    """Whether a likelihood has parameters or buffers, of which a gradient written by hand knows nothing."""
+    if not isinstance(likelihood, nn.Module):
+        return False
+    return any(True for _ in likelihood.parameters()) or any(True for _ in likelihood.buffers())
 
 
 def _log_prob(likelihood: Likelihood, raw: Raw, x: Sample, present: Present | None) -> Float[Tensor, "group batch"]:

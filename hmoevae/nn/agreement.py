@@ -1,0 +1,53 @@
+"""Agreement: how far the gates are from sending two views of a sample the same way.
+
+Axes: `node` and `mixture` as in `hmoevae.plan`; `batch` is last.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from hmoevae.nn.paths import Paths, logsumexp_by
+
+NodeBatch = Float[Tensor, "node batch"]
+
+
+def agreement(node_log_prob: tuple[NodeBatch, NodeBatch], paths: Paths, levels: Sequence[int]) -> Float[Tensor, ""]:
+    """How far the gates are from sending two views v, v' of a sample to the same node of each of `levels`.
+
+    With r_n the probability of arriving at mixture n, a weight through which no gradient flows, and q(m|n) that of
+    going on from there to node m, the sum over pairs of one of `levels` and the one before it, at first the root::
+
+        mean_x sum_{n of the level before} r_n(v) r_n(v') (-log sum_{m below n, of the level} q(m|n, v) q(m|n, v'))
+
+    Each term is the negative log-probability that draws of m for v and for v' are the same. It is zero where both are
+    certain of one node, so alone it is content with a single node for all: a balance has to hold the usage. Over all
+    levels every gate agrees by itself; over the last level alone all gates on the way to a leaf agree together.
+
+    Args:
+        node_log_prob: Log of the probability of arriving at every node, for the one and for the other view.
+        paths: The plan's tables.
+        levels: As in `hmoevae.plan.Plan.level`, from 1 on, ascending.
+
+    >>> import torch
+    >>> from hmoevae.plan import compile_tree
+    >>> from hmoevae.spec import VAE, Mixture
+    >>> paths = Paths(compile_tree(Mixture.of(VAE(), 2)))
+    >>> undecided = torch.tensor([[0.5], [0.5]]).log()
+    >>> nodes = paths.node_log_prob(undecided)
+    >>> agreement((nodes, nodes), paths, levels=[1])  # two tosses of a coin agree half the time: log 2
+    tensor(0.6931)
+    """
+    total = node_log_prob[0].new_zeros(())
+    for upper, lower in itertools.pairwise((0, *levels)):
+        tables = paths.between(upper, lower, total.device)
+        reach = [by_node.index_select(0, tables.mixtures) for by_node in node_log_prob]
+        onward = [
+            by_node.index_select(0, tables.below) - above.index_select(0, tables.owner)
+            for by_node, above in zip(node_log_prob, reach, strict=True)
+        ]
+        apart = -logsumexp_by(onward[0] + onward[1], tables.owner, len(tables.mixtures))
+        total = total + ((reach[0] + reach[1]).detach().exp() * apart).sum(0).mean()
+    return total

@@ -1,0 +1,198 @@
+"""Many equal convolutional networks run as one: encoders and gates that look at images, decoders that draw them.
+
+Axes: `group` counts the networks, `out` and `inp` are channels of one of them; `batch` is last. Inside, images lie as
+(batch, channel, height, width), the channels of all networks side by side.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hmoevae.nn.grouped import GroupedLinear, GroupedMLP
+from hmoevae.nn.kernels import activate
+from hmoevae.spec import MLP, Conv, ConvTranspose
+
+Inputs = Float[Tensor, "batch all_inp height width"]
+Outputs = Float[Tensor, "batch all_out _ _"]
+
+
+class GroupedConv2d(nn.Module):
+    """`groups` strided convolutions side by side; weights and biases start as those of `torch.nn.Conv2d`.
+
+    Args:
+        groups: Number of networks.
+        inp: Input channels of each.
+        out: Output channels of each.
+        kernel_size: Side of the kernels; the padding is half of it.
+        stride: Step, in pixels.
+
+    >>> layer = GroupedConv2d(3, 1, 4, kernel_size=3, stride=2)
+    >>> layer(torch.rand(5, 1, 8, 8), shared=True).shape, layer.weight.shape
+    (torch.Size([5, 12, 4, 4]), torch.Size([3, 4, 1, 3, 3]))
+    """
+
+    weight: Float[nn.Parameter, "group out inp kernel kernel"]
+    bias: Float[nn.Parameter, "group out"]
+
+    def __init__(self, groups: int, inp: int, out: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        bound = 1 / math.sqrt(inp * kernel_size**2)
+        self.weight = nn.Parameter(torch.empty(groups, out, inp, kernel_size, kernel_size).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(groups, out).uniform_(-bound, bound))
+
+    def forward(self, x: Inputs, *, shared: bool) -> Outputs:
+        """Convolve images that all networks share, or the channels of each its own."""
+        groups = 1 if shared else len(self.weight)
+        padding = self.weight.shape[-1] // 2
+        return F.conv2d(x, self.weight.flatten(0, 1), self.bias.flatten(), self.stride, padding, groups=groups)
+
+
+class GroupedConvTranspose2d(nn.Module):
+    """`groups` strided transposed convolutions side by side.
+
+    Weights and biases start as U(-b, b), where 1 / b^2 = inp (kernel_size / stride)^2 is the number of products in an
+    output.
+
+    Args:
+        groups: Number of networks.
+        inp: Input channels of each.
+        out: Output channels of each.
+        kernel_size: Side of the kernels; the padding is half of it.
+        stride: By how much the images grow.
+        output_padding: Rows and columns that the output has beyond the smallest size.
+
+    >>> layer = GroupedConvTranspose2d(3, 4, 1, kernel_size=3, stride=2, output_padding=(1, 1))
+    >>> layer(torch.rand(5, 12, 4, 4)).shape, layer.weight.shape
+    (torch.Size([5, 3, 8, 8]), torch.Size([3, 4, 1, 3, 3]))
+    """
+
+    weight: Float[nn.Parameter, "group inp out kernel kernel"]
+    bias: Float[nn.Parameter, "group out"]
+
+    def __init__(
+        self, groups: int, inp: int, out: int, kernel_size: int, stride: int, output_padding: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.output_padding = output_padding
+        bound = stride / math.sqrt(inp * kernel_size**2)
+        self.weight = nn.Parameter(torch.empty(groups, inp, out, kernel_size, kernel_size).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(groups, out).uniform_(-bound, bound))
+
+    def forward(self, x: Inputs) -> Outputs:
+        """Transposed convolution of the channels of each network."""
+        weight, padding = self.weight.flatten(0, 1), self.weight.shape[-1] // 2
+        bias, groups = self.bias.flatten(), len(self.weight)
+        return F.conv_transpose2d(x, weight, bias, self.stride, padding, self.output_padding, groups)
+
+
+class GroupedConv(nn.Module):
+    """`groups` small convolutional networks side by side, described by one `Conv`.
+
+    Args:
+        groups: Number of networks.
+        input_shape: Channels, height and width of the images.
+        out_features: Size of each network's output.
+        spec: Channels, kernel, stride, hidden widths and activation.
+
+    >>> GroupedConv(3, (1, 8, 8), 2, Conv(channels=(4,)))(torch.rand(64, 5)).shape
+    torch.Size([3, 2, 5])
+    """
+
+    def __init__(self, groups: int, input_shape: tuple[int, ...], out_features: int, spec: Conv) -> None:
+        super().__init__()
+        self.input_shape = input_shape
+        self.activation = spec.activation
+        channels = (input_shape[0], *spec.channels)
+        self.convolutions = nn.ModuleList(
+            GroupedConv2d(groups, inp, out, spec.kernel_size, spec.stride) for inp, out in pairwise(channels)
+        )
+        height, width = _sizes(input_shape, spec)[-1]
+        dense = MLP(spec.hidden, spec.activation)
+        self.head = GroupedMLP(groups, channels[-1] * height * width, out_features, dense)
+
+    @property
+    def last(self) -> GroupedLinear:
+        """The affine layer that gives the outputs."""
+        return self.head.last
+
+    def forward(
+        self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
+    ) -> Float[Tensor, "group out batch"]:
+        """Run every network on images, flat and features-first, that all share (2-D) or that are its own (3-D)."""
+        c, h, w = self.input_shape
+        shared = x.ndim == 2
+        if shared:
+            maps = rearrange(x, "(c h w) b -> b c h w", c=c, h=h, w=w)
+        else:
+            maps = rearrange(x, "g (c h w) b -> b (g c) h w", c=c, h=h, w=w)
+        for convolution in self.convolutions:
+            maps = activate(convolution(maps, shared=shared), self.activation)
+            shared = False
+        groups = len(self.last.bias)
+        if groups == 1:  # a view, and its gradient lies as that of the maps
+            return self.head(rearrange(maps, "b c h w -> (c h w) b"))
+        return self.head(rearrange(maps, "b (g c) h w -> g (c h w) b", g=groups))
+
+
+class GroupedConvTranspose(nn.Module):
+    """`groups` small convolutional decoders side by side, described by one `ConvTranspose`.
+
+    Args:
+        groups: Number of networks.
+        in_features: Size of each network's input.
+        output_shape: Channels, height and width of the images.
+        spec: Channels, kernel, stride, hidden widths and activation.
+
+    >>> GroupedConvTranspose(3, 2, (1, 8, 8), ConvTranspose(channels=(4,)))(torch.rand(3, 2, 5)).shape
+    torch.Size([3, 64, 5])
+    """
+
+    last: None = None
+    """The outputs come from no affine layer."""
+
+    def __init__(self, groups: int, in_features: int, output_shape: tuple[int, ...], spec: ConvTranspose) -> None:
+        super().__init__()
+        self.activation = spec.activation
+        sizes = _sizes(output_shape, spec)
+        self.first_shape = (spec.channels[0], *sizes[-1])
+        dense = MLP(spec.hidden, spec.activation)
+        self.head = GroupedMLP(groups, in_features, torch.Size(self.first_shape).numel(), dense)
+        self.convolutions = nn.ModuleList()
+        channels = (*spec.channels, output_shape[0])
+        for i, (small, large) in enumerate(zip(sizes[:0:-1], sizes[-2::-1], strict=True)):
+            reached = [(n - 1) * spec.stride - 2 * (spec.kernel_size // 2) + spec.kernel_size for n in small]
+            missing = (large[0] - reached[0], large[1] - reached[1])
+            self.convolutions.append(
+                GroupedConvTranspose2d(groups, channels[i], channels[i + 1], spec.kernel_size, spec.stride, missing)
+            )
+
+    def forward(
+        self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
+    ) -> Float[Tensor, "group feature batch"]:
+        """Run every decoder on latents that all share (2-D) or that are its own (3-D); images are flat."""
+        c, h, w = self.first_shape
+        flat = self.head(x)
+        maps = rearrange(flat, "g (c h w) b -> b (g c) h w", c=c, h=h, w=w)
+        for convolution in self.convolutions:
+            maps = convolution(activate(maps, self.activation))
+        return rearrange(maps, "b (g c) h w -> g (c h w) b", g=len(flat))
+
+
+def _sizes(shape: tuple[int, ...], spec: Conv | ConvTranspose) -> list[tuple[int, int]]:
+    """Height and width of an image and behind every strided convolution of it.
+
+    >>> _sizes((1, 28, 28), Conv())
+    [(28, 28), (14, 14), (7, 7)]
+    """
+    sizes = [(shape[1], shape[2])]
+    for _ in spec.channels:
+        height, width = ((n + 2 * (spec.kernel_size // 2) - spec.kernel_size) // spec.stride + 1 for n in sizes[-1])
+        sizes.append((height, width))
+    return sizes

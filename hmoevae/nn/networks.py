@@ -1,0 +1,105 @@
+"""From the record of a network to the grouped module that runs it: ours by hand, a user's stacked."""
+
+import functools
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hmoevae.errors import SpecError, mismatch
+from hmoevae.nn.conv import GroupedConv, GroupedConvTranspose
+from hmoevae.nn.grouped import GroupedLinear, GroupedMLP
+from hmoevae.nn.stacked import Stacked
+from hmoevae.spec import MLP, Conv, ConvTranspose, Network
+
+
+class GroupedNetwork(Protocol):
+    """What the networks of a group are: one module whose parameters and buffers have the group axis first.
+
+    Attributes:
+        last: The affine layer that gives the outputs, where there is one.
+    """
+
+    last: GroupedLinear | None
+
+    def __call__(
+        self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
+    ) -> Float[Tensor, "group out batch"]:
+        """Run every network on inputs, flat and features-first, that all share (2-D) or that are its own (3-D)."""
+        ...
+
+
+@functools.singledispatch
+def grouped_network(
+    record: Network,
+    groups: int,
+    input_shape: tuple[int, ...],
+    output_shape: tuple[int, ...],
+    place: str,
+    *,
+    is_decoder: bool = False,  # noqa: ARG001
+) -> nn.Module:
+    """The `GroupedNetwork` that a record describes, with fresh weights.
+
+    Args:
+        record: What it is.
+        groups: How many equal networks run side by side.
+        input_shape: Shape of one input.
+        output_shape: Shape of one output.
+        place: What an error calls it, such as `"root/0.encoder"`.
+        is_decoder: Whether a likelihood follows, with which the last layer may be fused.
+
+    Raises:
+        SpecError: Such a network cannot stand there.
+
+    >>> grouped_network(MLP((8,)), 3, (2, 2), (5,), "root.gate")(torch.rand(4, 7)).shape
+    torch.Size([3, 5, 7])
+    """
+    return Stacked(record, groups, input_shape, output_shape, place)
+
+
+@grouped_network.register(MLP)
+def _mlp(
+    record: MLP,
+    groups: int,
+    input_shape: tuple[int, ...],
+    output_shape: tuple[int, ...],
+    place: str,  # noqa: ARG001
+    *,
+    is_decoder: bool = False,
+) -> nn.Module:
+    sizes = torch.Size(input_shape).numel(), torch.Size(output_shape).numel()
+    return GroupedMLP(groups, *sizes, record, input_major=is_decoder)
+
+
+@grouped_network.register(Conv)
+def _conv(
+    record: Conv,
+    groups: int,
+    input_shape: tuple[int, ...],
+    output_shape: tuple[int, ...],
+    place: str,
+    *,
+    is_decoder: bool = False,
+) -> nn.Module:
+    if len(input_shape) != 3:
+        hint = "ConvTranspose for a decoder" if is_decoder else "samples of shape (channels, height, width)"
+        raise SpecError(mismatch(place, f"another network than Conv, or {hint}", f"{record} for inputs {input_shape}"))
+    return GroupedConv(groups, input_shape, torch.Size(output_shape).numel(), record)
+
+
+@grouped_network.register(ConvTranspose)
+def _conv_transpose(
+    record: ConvTranspose,
+    groups: int,
+    input_shape: tuple[int, ...],
+    output_shape: tuple[int, ...],
+    place: str,
+    *,
+    is_decoder: bool = False,
+) -> nn.Module:
+    if len(output_shape) != 3 or not is_decoder:
+        expected = "another network than ConvTranspose, which decodes samples of shape (channels, height, width)"
+        raise SpecError(mismatch(place, expected, f"{record} for outputs {output_shape}"))
+    return GroupedConvTranspose(groups, torch.Size(input_shape).numel(), output_shape, record)

@@ -1,0 +1,57 @@
+"""The prior of the leaves: the product of the mixtures' own priors along the path.
+
+Axes: `leaf`, `edge` and `mixture` as in `hmoevae.plan`.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hmoevae.nn.paths import PathSums, Siblings
+from hmoevae.plan import Plan
+
+
+class Prior(nn.Module):
+    """The prior of every child among its siblings: uniform, by their leaves, or the softmax of learned logits.
+
+    Args:
+        plan: The compiled tree.
+
+    Attributes:
+        logits: One of every edge, where a mixture learns its prior; those of other mixtures are not read.
+
+    >>> from hmoevae.plan import compile_tree
+    >>> from hmoevae.spec import VAE, Mixture
+    >>> Prior(compile_tree(Mixture(children=(VAE(), Mixture.of(VAE(), 2))))).leaf_log_prob().exp()
+    tensor([0.5000, 0.2500, 0.2500])
+    """
+
+    learned: Float[Tensor, " edge"]
+    fixed_edge: Float[Tensor, " edge"]
+    fixed_leaf: Float[Tensor, " leaf"]
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.siblings = Siblings(plan)
+        self.to_leaves = PathSums([leaf.edges for leaf in plan.leaves], plan.n_edges)
+        kinds = [getattr(plan.mixtures[m].spec, "prior", None) for m in plan.edge_mixture]
+        self.logits = nn.Parameter(torch.zeros(plan.n_edges)) if "learned" in kinds else None
+        n_leaves = torch.tensor([float(len(plan.nodes[child].leaves)) for child in plan.edge_child])
+        weights = torch.where(torch.tensor([kind == "leaves" for kind in kinds], dtype=torch.bool), n_leaves, 1.0)
+        fixed_edge = (weights / self.siblings.total(weights)).log()
+        self.register_buffer("learned", torch.tensor([float(kind == "learned") for kind in kinds]), persistent=False)
+        self.register_buffer("fixed_edge", fixed_edge, persistent=False)
+        self.register_buffer("fixed_leaf", self._along_paths(fixed_edge), persistent=False)
+
+    def edge_log_prob(self) -> Float[Tensor, " edge"]:
+        """Log pi of every child among its siblings."""
+        if self.logits is None:
+            return self.fixed_edge
+        return self.siblings.log_softmax(self.fixed_edge + self.logits * self.learned)
+
+    def leaf_log_prob(self) -> Float[Tensor, " leaf"]:
+        """Log pi_l of every leaf: the product of the priors on its path."""
+        return self.fixed_leaf if self.logits is None else self._along_paths(self.edge_log_prob())
+
+    def _along_paths(self, edge: Float[Tensor, " edge"]) -> Float[Tensor, " leaf"]:
+        return self.to_leaves(edge.unsqueeze(1)).squeeze(1)

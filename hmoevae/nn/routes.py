@@ -1,0 +1,195 @@
+"""Routes: which (sample, leaf) pairs a pass computes, as data; and packing, which lets equal experts run them batched.
+
+Axes: `leaf` as in `hmoevae.plan`; `slot` counts the leaves of one sample; `pair` the (slot, sample) pairs at hand, in
+any order; `row` the experts of a group that run, `column` the places of each; `batch` is last.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hmoevae.checks import check_integer
+from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
+
+LARGEST_PADDING = 4
+"""Largest ratio of computed to wanted pairs; where packing needs more, the rows are split and made even."""
+
+
+class Routes(ABC):
+    """Which leaves are computed for which samples.
+
+    >>> isinstance(ALL, Routes), TopK(2).leaves(torch.tensor([[0.5, 0.1], [0.2, 0.1], [0.3, 0.8]]).log())
+    (True, tensor([[0, 2],
+            [2, 0]]))
+    """
+
+    def n_slots(self, n_leaves: int) -> int | None:  # noqa: ARG002
+        """How many leaves of so many are computed for a sample; `None` for all of them, in order."""
+        return None
+
+    @abstractmethod
+    def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> Int[Tensor, "slot batch"] | None:
+        """The leaves of every sample, those of a sample distinct; `None` for all of them, in order.
+
+        Args:
+            leaf_log_prob: log q(leaf | x), by the gates.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class All(Routes):
+    """Every leaf for every sample."""
+
+    def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> None:
+        """None: all, in order."""
+
+
+ALL = All()
+
+
+@dataclass(frozen=True, slots=True)
+class TopK(Routes):
+    """The leaves that the gates think most probable.
+
+    Args:
+        k: How many of them; of a tree with fewer leaves, all.
+
+    Raises:
+        ArgumentError: `k` is no integer > 0.
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        check_integer("TopK.k", self.k)
+
+    def n_slots(self, n_leaves: int) -> int:
+        """`k`, or as many as there are."""
+        return min(int(self.k), n_leaves)
+
+    def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> Int[Tensor, "slot batch"]:
+        """The most probable ones, best first."""
+        return leaf_log_prob.detach().topk(self.n_slots(len(leaf_log_prob)), dim=0).indices
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Given(Routes):
+    """One given leaf, or several, for each sample.
+
+    Args:
+        leaf: Indices of leaves, one a sample, `(batch,)`, or as many for each, `(slot, batch)`.
+
+    Raises:
+        ArgumentError: It has another number of axes.
+        ArgumentTypeError: These are no integers.
+
+    >>> Given(torch.tensor([2, 0])).leaves(torch.zeros(3, 2))
+    tensor([[2, 0]])
+    """
+
+    leaf: Int[Tensor, " batch"] | Int[Tensor, "slot batch"]
+
+    def __post_init__(self) -> None:
+        if self.leaf.dtype != torch.long:
+            raise ArgumentTypeError(mismatch("Given.leaf", "integers (torch.long)", self.leaf.dtype))
+        if self.leaf.ndim not in (1, 2):
+            raise ArgumentError(mismatch("Given.leaf", "(batch,) or (slot, batch)", tuple(self.leaf.shape)))
+
+    def n_slots(self, n_leaves: int) -> int:  # noqa: ARG002
+        """As many as are given."""
+        return len(torch.atleast_2d(self.leaf))
+
+    def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> Int[Tensor, "slot batch"]:
+        """The given ones, made sure of where that costs nothing."""
+        leaf = torch.atleast_2d(self.leaf)
+        n_leaves, batch = leaf_log_prob.shape
+        if leaf.shape[1] != batch:
+            raise ArgumentError(mismatch("Given.leaf", f"leaves of {batch} samples", f"of {leaf.shape[1]}"))
+        if leaf.device.type == "cpu" and leaf.numel() and not 0 <= int(leaf.min()) <= int(leaf.max()) < n_leaves:
+            got = f"{int(leaf.min())} to {int(leaf.max())}"
+            raise ArgumentError(mismatch("Given.leaf", f"indices from 0 to {n_leaves - 1}", got))
+        return leaf
+
+
+def restricted(
+    leaf_log_prob: Float[Tensor, "leaf batch"], leaf: Int[Tensor, "slot batch"] | None
+) -> Float[Tensor, "slot batch"]:
+    """Log q restricted to some leaves and made to sum to one over them; as it is where all are computed.
+
+    >>> restricted(torch.tensor([[0.6], [0.1], [0.3]]).log(), torch.tensor([[0], [2]])).exp().squeeze(1)
+    tensor([0.6667, 0.3333])
+    """
+    return leaf_log_prob if leaf is None else leaf_log_prob.gather(0, leaf).log_softmax(0)
+
+
+# --- packing --------------------------------------------------------------------------------------------------------
+
+
+class Packing(NamedTuple):
+    """Where every pair lies when the pairs of a group are packed expert by expert.
+
+    Attributes:
+        experts: Which of the group's experts runs in each row, `(row,)`; `None` where row r is expert r.
+        shape: Numbers of rows and columns.
+        row: Row of every pair.
+        column: Column of every pair.
+    """
+
+    experts: Int[Tensor, " row"] | None
+    shape: tuple[int, int]
+    row: Int[Tensor, " pair"]
+    column: Int[Tensor, " pair"]
+
+
+def packing(expert: Int[Tensor, " pair"], n_experts: int) -> Packing:
+    """Put the pairs of each expert side by side.
+
+    Args:
+        expert: The expert of every pair, of which there is at least one.
+        n_experts: How many experts the group has.
+
+    >>> packed = packing(torch.tensor([2, 0, 2]), 3)
+    >>> packed.shape, packed.row, packed.column, packed.experts is None
+    ((3, 2), tensor([2, 0, 2]), tensor([0, 0, 1]), True)
+    """
+    counts = expert.bincount(minlength=n_experts)
+    order = expert.argsort(stable=True)
+    column = torch.empty_like(expert)
+    column[order] = torch.arange(len(expert), device=expert.device) - (counts.cumsum(0) - counts)[expert[order]]
+    width = int(counts.max())
+    if n_experts * width <= LARGEST_PADDING * len(expert):
+        return Packing(None, (n_experts, width), expert, column)
+    width = math.ceil(len(expert) / int((counts > 0).sum()))  # busy experts run in several rows, idle ones in none
+    pieces = torch.stack([expert, column // width])
+    (experts, _), row = pieces.unique(dim=1, return_inverse=True)
+    return Packing(experts, (len(experts), width), row, column % width)
+
+
+def pack(values: Float[Tensor, "inp pair"], packed: Packing, *, fill: float = 0.0) -> Float[Tensor, "row inp column"]:
+    """Values of pairs in their places, and `fill` in the others.
+
+    >>> pack(torch.tensor([[1.0, 2.0, 3.0]]), packing(torch.tensor([1, 0, 1]), 2))
+    tensor([[[2., 0.]],
+    <BLANKLINE>
+            [[1., 3.]]])
+    """
+    rows, columns = packed.shape
+    flat = values.new_full((values.shape[0], rows * columns), fill)
+    flat = flat.index_copy(1, packed.row * columns + packed.column, values)
+    return flat.unflatten(1, packed.shape).transpose(0, 1)
+
+
+def unpack(values: Float[Tensor, "row *out column"], packed: Packing) -> Float[Tensor, "*out pair"]:
+    """The values of the pairs, out of their places.
+
+    >>> packed = packing(torch.tensor([1, 0, 1]), 2)
+    >>> unpack(pack(torch.tensor([[1.0, 2.0, 3.0]]), packed), packed)
+    tensor([[1., 2., 3.]])
+    """
+    flat = values.movedim(0, -2).flatten(-2)
+    return flat.index_select(-1, packed.row * packed.shape[1] + packed.column)

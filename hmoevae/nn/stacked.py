@@ -1,0 +1,116 @@
+"""Stacked: a user's plain module, made once for every member of a group and run batched over their stacked weights.
+
+Axes: `group` counts the networks, `inp` and `out` are flat features; `batch` is last. The user's module itself is
+batch-first.
+"""
+
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.modules.batchnorm import _NormBase
+
+from hmoevae.errors import SpecError, mismatch
+from hmoevae.spec import Network
+
+
+class Stacked(nn.Module):
+    """`groups` modules of a user's own side by side.
+
+    Args:
+        record: Makes one of them.
+        groups: Number of networks.
+        input_shape: Shape of one input.
+        output_shape: Shape of one output.
+        place: What an error calls the network, such as `"root/0.encoder"`.
+
+    Raises:
+        SpecError: The module cannot be stacked, or does not give such outputs; the message says why.
+
+    >>> from hmoevae.spec import record
+    >>> @record(kind="affine")
+    ... class Affine(Network):
+    ...     def build(self, input_shape, output_shape):
+    ...         return nn.Linear(*input_shape, *output_shape)
+    >>> network = Stacked(Affine(), 3, (4,), (2,), "root.gate")
+    >>> network(torch.rand(4, 5)).shape, [(name, p.shape[0]) for name, p in network.named_parameters()]
+    (torch.Size([3, 2, 5]), [('module.weight', 3), ('module.bias', 3)])
+    """
+
+    last: None = None
+    """Nothing is known of where its outputs come from."""
+
+    def __init__(
+        self, record: Network, groups: int, input_shape: tuple[int, ...], output_shape: tuple[int, ...], place: str
+    ) -> None:
+        super().__init__()
+        self.input_shape = input_shape
+        modules = [record.build(input_shape, output_shape) for _ in range(groups)]
+        _check(modules[0], record, input_shape, output_shape, place)
+        self.module: nn.Module = modules[0]
+        weights, buffers = stack_module_state(modules)
+        stacked = {name: nn.Parameter(w.detach(), w.requires_grad) for name, w in weights.items()} | buffers
+        own = dict(chain(self.module.named_parameters(), self.module.named_buffers()))
+        # By what they are, not by name: a weight that is used in two places stays one.
+        by_original = {id(own[name]): tensor for name, tensor in stacked.items()}
+        for part in self.module.modules():
+            for tensors in (part._parameters, part._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        tensors[name] = by_original[id(tensor)]  # type: ignore[assignment]
+
+    def forward(
+        self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
+    ) -> Float[Tensor, "group out batch"]:
+        """Run every module on inputs that all share (2-D) or that are its own (3-D)."""
+        state = dict(chain(self.module.named_parameters(), self.module.named_buffers()))
+
+        def one(state: dict[str, Tensor], x: Tensor) -> Tensor:
+            return functional_call(self.module, state, (x.t().unflatten(1, self.input_shape),)).flatten(1).t()
+
+        return vmap(one, in_dims=(0, None if x.ndim == 2 else 0), randomness="different")(state, x)
+
+
+def _check(
+    module: object, record: Network, input_shape: tuple[int, ...], output_shape: tuple[int, ...], place: str
+) -> None:
+    """Refuse what cannot be stacked, and what is no network of such shapes."""
+    if not isinstance(module, nn.Module):
+        raise SpecError(mismatch(place, f"a torch.nn.Module from {record}.build", type(module).__name__))
+    for words in _obstacles(module):
+        raise SpecError(mismatch(place, "a module that can be stacked", words))
+    was_training = module.training
+    reference = next(module.parameters())
+    probe = torch.zeros(2, *input_shape, device=reference.device, dtype=reference.dtype)
+    try:
+        with torch.no_grad():
+            given = module.eval()(probe)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        first = f"{type(error).__name__}: {f'{error}'.splitlines()[0]}" if f"{error}" else type(error).__name__
+        raise SpecError(mismatch(place, f"a module that takes (batch, {_sizes(input_shape)})", first)) from error
+    finally:
+        module.train(was_training)
+    if not isinstance(given, Tensor) or tuple(given.shape) != (2, *output_shape):
+        got = f"(2, {_sizes(tuple(given.shape[1:]))})" if isinstance(given, Tensor) else type(given).__name__
+        raise SpecError(mismatch(place, f"outputs (batch, {_sizes(output_shape)}) of {record}", f"{got} of 2 inputs"))
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def _obstacles(module: nn.Module) -> Iterator[str]:
+    """In words, what about a module makes stacking impossible."""
+    for name, part in module.named_modules():
+        if isinstance(part, _NormBase) and part.track_running_stats:
+            yield f"{type(part).__name__} at {name or 'its root'}, whose running statistics change (GroupNorm has none)"
+        if isinstance(part, nn.modules.lazy.LazyModuleMixin) and part.has_uninitialized_params():
+            yield f"{type(part).__name__} at {name or 'its root'}, whose sizes are not known yet"
+    for name, buffer in module.named_buffers():
+        if not buffer.is_floating_point():
+            yield f"the buffer {name} of {buffer.dtype} (a plain attribute will do)"
+    if next(module.parameters(), None) is None:
+        yield "one without parameters"
