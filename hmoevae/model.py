@@ -634,7 +634,9 @@ class HMoEVAE(Pretrained):
 
     def _facts(self) -> ModelFacts:
         n_parameters = sum(p.numel() for p in self.parameters())
-        return ModelFacts(self.tree, self.input_shape, self.objective, n_parameters)
+        any_grey = self.door.takes(torch.tensor([0.25, 0.75], device="cpu"))
+        example = None if any_grey else self.door.example
+        return ModelFacts(self.tree, self.input_shape, self.objective, n_parameters, example)
 
     # --- helpers ----------------------------------------------------------------------------------------------------
 

@@ -208,6 +208,7 @@ class Support(Protocol):
     """What the door asks of a likelihood."""
 
     support: str
+    example: float
 
     def contains(self, x: Tensor) -> bool:
         """Whether every entry of the finite tensor `x` lies in the support."""
@@ -278,6 +279,16 @@ class Door:
         if isinstance(x, Checked) and x.passes(self, support=support):
             return x
         return Checked(self.check(x, name) if support else self.seen(x, name), self, in_support=support)
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether finite values lie in the support of every likelihood."""
+        return all(likelihood.contains(x) for likelihood in self.likelihoods)
+
+    @property
+    def example(self) -> float:
+        """A value that samples may have."""
+        values = [likelihood.example for likelihood in self.likelihoods]
+        return next((value for value in values if self.takes(torch.tensor([value], device="cpu"))), 0.0)
 
     def _looked_at(self, x: Tensor, name: str, *, support: bool) -> Tensor:
         read = x.to(self.dtype)  # as the model will read them

@@ -101,7 +101,7 @@ class Run:
         sums: Tensor | None = None
         shown = 0.0
         bar.set_description(title, refresh=False)
-        for x, index, share in self.processes.rounds(batches, self.model.input_shape):
+        for x, index, share in self.processes.rounds(batches, _made_up(self.model)):
             fast = x.device.type == "cpu"  # the other way, nobody would wait until the copy is there
             x = x.to(self.noise.device, self.model.dtype, non_blocking=fast)
             with self.threads.for_samples(len(x)):
@@ -181,6 +181,11 @@ def _towards(out: Output, leaf: Int[Tensor, " batch"]) -> Output:
     return replace(out, loss=terms["start_gate"] + terms["start_expert"], terms=terms)
 
 
+def _made_up(model: HMoEVAE) -> Tensor:
+    """A sample for a process that has run out of its own, whose likelihood is finite."""
+    return torch.full((1, *model.input_shape), model.door.example, device="cpu")
+
+
 def evaluate(model: HMoEVAE, batches: Batches, seed: int, processes: Processes) -> dict[str, float]:
     """Mean terms over all batches, always with the same draws of z, so that epochs can be compared."""
     generator = torch.Generator(model.device).manual_seed(seed)
@@ -188,7 +193,7 @@ def evaluate(model: HMoEVAE, batches: Batches, seed: int, processes: Processes) 
     door = model.door  # which all of them have passed
     n_samples = 0
     sums: dict[str, float] = {}
-    for x, _, share in processes.rounds(batches, model.input_shape):
+    for x, _, share in processes.rounds(batches, _made_up(model)):
         n_samples += share.total
         with threads.for_samples(len(x)):
             terms = model.evaluate(Checked(x, door), batch_size=len(x), generator=generator, share=share)
