@@ -234,7 +234,7 @@ def tally(fault: str, results: list[tuple[str, str]]) -> Row:
 def fit_once(_: Path) -> None:
     """Train a fresh model."""
     model, x = mixed_model(), torch.rand(64, 1, 4, 3).round()
-    hm.fit(model, x, epochs=2, batch_size=16, validation_data=x[:16], progress=False, device="cpu")
+    hm.fit(model, x, hm.Training(epochs=2, batch_size=16, device="cpu"), validation_data=x[:16], progress=False)
 
 
 def load_once(folder: Path) -> None:

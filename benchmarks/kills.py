@@ -58,13 +58,15 @@ def train(checkpoints: Path, out: Path) -> None:
     history = hm.fit(
         model,
         images.x,
-        epochs=EPOCHS,
-        batch_size=100,
-        lr_schedule="cosine",
-        view=hm.views.RandomAffine(),
-        agreement=hm.Agreement(alone=1 / 3),
+        hm.Training(
+            epochs=EPOCHS,
+            batch_size=100,
+            lr_schedule="cosine",
+            view=hm.views.RandomAffine(),
+            agreement=hm.Agreement(alone=1 / 3),
+            device="cpu",
+        ),
         validation_data=held_out.x,
-        device="cpu",
         callbacks=[recorder],
         progress=False,
         checkpoint_dir=checkpoints,
@@ -181,7 +183,8 @@ def small_fit(data: hm.training.Data, folder: Path | None, **options: Any) -> hm
     prepare = options.pop("prepare", None)
     if prepare is not None:
         prepare(model)
-    hm.fit(model, data, epochs=4, batch_size=50, progress=False, device="cpu", checkpoint_dir=folder, **options)
+    training = hm.Training(epochs=4, batch_size=50, device="cpu")
+    hm.fit(model, data, training, progress=False, checkpoint_dir=folder, **options)
     return model
 
 

@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,23 @@ def measure(
     """Train on grey images with one seed, and score binarised ones."""
     torch.manual_seed(seed)
     model = hm.HMoEVAE(make_tree(args), tuple(train.shape[1:]), objective="elbo")
-    how: dict[str, Any] = {"lr": args.lr, "device": args.device, "precision": args.precision, "seed": seed}
-    how |= {"progress": sys.stderr.isatty()}
-    start = time.perf_counter()
+    training = hm.Training(
+        epochs=args.epochs,
+        lr=args.lr,
+        lr_schedule="cosine",
+        device=args.device,
+        precision=args.precision,
+        seed=seed,
+    )
+    is_seen = sys.stderr.isatty()
+    began = time.perf_counter()
     if args.leaves > 1:
+        start = replace(training, epochs=1, batch_size=args.batch_size, lr_schedule="constant", init="kmeans")
         first = torch.bernoulli(train, generator=torch.Generator().manual_seed(seed))
-        command.whole(hm.fit(model, first, epochs=1, batch_size=args.batch_size, init="kmeans", **how))
+        command.whole(hm.fit(model, first, start, progress=is_seen))
     batches = DataLoader(Redrawn(train, args.batch_size, seed), batch_size=None)
-    history = command.whole(hm.fit(model, batches, epochs=args.epochs, lr_schedule="cosine", **how))
-    seconds = time.perf_counter() - start
+    history = command.whole(hm.fit(model, batches, training, progress=is_seen))
+    seconds = time.perf_counter() - began
     generator = torch.Generator(model.device).manual_seed(0)
     terms = model.evaluate(scored, generator=generator)
     score = model.score_samples(scored, n_importance=args.importance, generator=generator).double()
@@ -92,7 +101,7 @@ def measure(
         "usage": [round(share, 4) for share in model.predict_proba(scored).mean(0).tolist()],
         "epochs": len(history),
         "seconds": seconds,
-        "score_seconds": time.perf_counter() - start - seconds,
+        "score_seconds": time.perf_counter() - began - seconds,
     }
 
 

@@ -110,16 +110,18 @@ def one_run(images: LabelledImages, args: argparse.Namespace, seed: int) -> tupl
     history = hm.fit(
         model,
         images.x,
-        epochs=args.epochs,
-        batch_size=100,
-        lr=2e-3,
-        lr_schedule="cosine",
-        init=args.init,
-        init_epochs=max(1, args.epochs // 10),
-        view=hm.views.Compose([Tint(), hm.views.RandomAffine(translate=(0.1, 0.1))]),
-        agreement=AGREEMENT,
-        seed=seed,
-        device=args.device,
+        hm.Training(
+            epochs=args.epochs,
+            batch_size=100,
+            lr=2e-3,
+            lr_schedule="cosine",
+            init=args.init,
+            init_epochs=max(1, args.epochs // 10),
+            view=hm.views.Compose([Tint(), hm.views.RandomAffine(translate=(0.1, 0.1))]),
+            agreement=AGREEMENT,
+            seed=seed,
+            device=args.device,
+        ),
         progress=False,
     )
     return model, command.whole(history)

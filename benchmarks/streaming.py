@@ -74,7 +74,7 @@ def seconds_of(data: Callable[[], hm.training.Data], leaves: int, batch: int, de
     start, cpu_start = time.perf_counter(), time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # there is nothing to find in noise
-        history = hm.fit(model, source, epochs=1, batch_size=batch, device=device, progress=False)
+        history = hm.fit(model, source, hm.Training(epochs=1, batch_size=batch, device=device), progress=False)
     command.whole(history)
     return time.perf_counter() - start, time.process_time() - cpu_start
 

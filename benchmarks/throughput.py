@@ -220,12 +220,9 @@ def fit_step(cell: Cell, tree: hm.VAE | hm.Mixture, n_steps: int) -> Callable[[]
             return hm.fit(
                 model,
                 x,
-                epochs=1,
-                batch_size=cell.batch,
-                lr=1e-3,
-                seed=0,
-                device=cell.device.type,
-                precision=cell.precision,
+                hm.Training(
+                    epochs=1, batch_size=cell.batch, lr=1e-3, seed=0, device=cell.device.type, precision=cell.precision
+                ),
                 progress=False,
             )
 

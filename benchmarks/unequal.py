@@ -86,8 +86,8 @@ def one_run(way: Way, x: Tensor, x_test: Tensor, y_test: Tensor, args: argparse.
     model = hm.HMoEVAE(tree, input_shape=tuple(x.shape[1:]), objective=way.objective)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # it is what we count
-        how = {"epochs": args.epochs, "batch_size": 100, "seed": seed, "device": args.device, **way.fit}
-        command.whole(hm.fit(model, x, progress=False, **how))
+        training = hm.Training(epochs=args.epochs, batch_size=100, seed=seed, device=args.device, **way.fit)
+        command.whole(hm.fit(model, x, training, progress=False))
     leaf = model.predict(x_test)
     counts = torch.zeros(len(KINDS), tree.n_leaves, dtype=torch.long)
     counts.index_put_((y_test, leaf), torch.ones_like(leaf), accumulate=True)

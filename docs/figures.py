@@ -68,10 +68,10 @@ def idea(model: hm.HMoEVAE, x: Tensor, y: Tensor, epochs: int) -> Figure:
     tree = best_tree("flat")
     torch.manual_seed(0)
     single = hm.HMoEVAE(tree.children[0], (1, 28, 28))
-    hm.fit(single, x, epochs=epochs, batch_size=250, device="cpu")
+    hm.fit(single, x, hm.Training(epochs=epochs, batch_size=250, device="cpu"))
     labelled = hm.HMoEVAE(tree, (1, 28, 28))
     # A start that lasts to the end: gate and experts are fitted to the labels and nothing else.
-    hm.fit(labelled, x, epochs=epochs, batch_size=250, init=y, init_epochs=epochs, device="cpu")
+    hm.fit(labelled, x, hm.Training(epochs=epochs, batch_size=250, init=y, init_epochs=epochs, device="cpu"))
     generator = torch.Generator().manual_seed(0)
     panels = {
         "One VAE: some digits, much in between": single.sample(N_ROWS * N_KINDS, generator=generator),

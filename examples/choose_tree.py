@@ -10,8 +10,8 @@ import argparse
 import statistics
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -46,10 +46,11 @@ def train(tree: hm.VAE | hm.Mixture, x: Tensor, *, epochs: int, seed: int) -> hm
     model = hm.HMoEVAE(tree, input_shape=tuple(x.shape[1:]), objective="elbo")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # too many leaves is one of the answers that we look for
-        how: dict[str, Any] = {"epochs": epochs, "batch_size": 64, "lr": 3e-3, "lr_schedule": "cosine", "seed": seed}
+        training = hm.Training(epochs=epochs, batch_size=64, lr=3e-3, lr_schedule="cosine", seed=seed)
         if tree.children:
-            how |= {"init": "kmeans", "init_epochs": max(1, epochs // 10), "agreement": hm.Agreement(alone=0.2)}
-        history = hm.fit(model, x, progress=False, **how)
+            start = {"init": "kmeans", "init_epochs": max(1, epochs // 10)}
+            training = replace(training, agreement=hm.Agreement(alone=0.2), **start)
+        history = hm.fit(model, x, training, progress=False)
     if history.interrupted:  # fit ends quietly on Ctrl-C; half a training is not to be compared
         raise KeyboardInterrupt
     return model

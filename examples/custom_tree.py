@@ -45,14 +45,16 @@ def train(x: Tensor, epochs: int, seed: int, device: str) -> tuple[hm.HMoEVAE, h
     history = hm.fit(
         model,
         x,
-        epochs=epochs,
-        lr=3e-3,
-        init="kmeans",
-        init_epochs=max(1, epochs // 12),
-        view=VIEW,
-        agreement=hm.Agreement(alone=0.4),
-        seed=seed,
-        device=device,
+        hm.Training(
+            epochs=epochs,
+            lr=3e-3,
+            init="kmeans",
+            init_epochs=max(1, epochs // 12),
+            view=VIEW,
+            agreement=hm.Agreement(alone=0.4),
+            seed=seed,
+            device=device,
+        ),
     )
     return model, history
 

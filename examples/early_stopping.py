@@ -17,12 +17,6 @@ from sklearn.cluster import KMeans
 import hmoevae as hm
 
 
-def patient(end: hm.EpochEnd, patience: int = 10) -> bool:
-    """Whether the smallest validation loss so far is `patience` epochs old; `True` ends training."""
-    losses = end.history[f"val_{end.model.objective}"]
-    return len(losses) - 1 - losses.index(min(losses)) >= patience
-
-
 class Log:
     """A line of JSON for every epoch, written at once: it can be read while training goes on."""
 
@@ -46,7 +40,7 @@ def make_model() -> hm.HMoEVAE:
 
 
 def main() -> None:
-    """Train until the held-out loss falls no more, and take the model of the smallest one."""
+    """Train until the held-out loss falls no more; the model is left with the weights of the smallest one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=300, help="the most that you would wait for")
     parser.add_argument("--out", type=Path, default=Path("runs/early_stopping"), help="folder for everything")
@@ -58,31 +52,34 @@ def main() -> None:
 
     data, test = hm.datasets.digits()
     held_out = torch.arange(len(data)) % 5 == 4  # other images than those of the final test
-    callbacks = [patient, Log(args.out / "log.jsonl")]
+    callbacks: list[hm.training.Callback] = [Log(args.out / "log.jsonl")]
     if importlib.util.find_spec("tensorboard"):
         callbacks.append(hm.Tracking("tensorboard", run="tensorboard", folder=args.out))
-    history = hm.fit(
-        make_model(),
-        data.x[~held_out],
+    training = hm.Training(
         epochs=2 if args.smoke else args.epochs,
         batch_size=64,
         lr=2e-3,
         init="kmeans",
-        init_epochs=5,
+        init_epochs=1 if args.smoke else 5,
+        early_stopping=hm.EarlyStopping(patience=10),
+    )
+    model = make_model()
+    history = hm.fit(
+        model,
+        data.x[~held_out],
+        training,
         validation_data=data.x[held_out],
         callbacks=callbacks,
         checkpoint_dir=args.out / "checkpoints",
-        seed=0,
     )
     history.to_csv(args.out / "history.csv")
-    best = hm.HMoEVAE.from_pretrained(hm.training.best_checkpoint(args.out / "checkpoints"))
-    best.save_pretrained(args.out / "model")
+    model.save_pretrained(args.out / "model")
 
-    losses = history["val_elbo"]
+    losses, best = history["val_elbo"], history.best_epoch or len(history)
     print(f"{len(losses)} epochs; held-out loss {losses[0]:.2f} at first, {losses[-1]:.2f} in the end,", end=" ")
-    print(f"{min(losses):.2f} at the best, in epoch {1 + losses.index(min(losses))}")
+    print(f"{losses[best - 1]:.2f} at the best, in epoch {best}")
     clusters = KMeans(10, n_init=10, random_state=0).fit(data.x.flatten(1).numpy())  # type: ignore[arg-type]  # or "auto"
-    found = {"k-means": clusters.predict(test.x.flatten(1).numpy()), "hmoevae": best.predict(test.x)}
+    found = {"k-means": clusters.predict(test.x.flatten(1).numpy()), "hmoevae": model.predict(test.x)}
     for name, leaf in found.items():
         print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in hm.metrics.clustering_scores(test.y, leaf).items()))
     print(f"the best model, log.jsonl, history.csv and checkpoints are in {args.out}")

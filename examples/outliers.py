@@ -35,8 +35,8 @@ def train(x: Tensor, epochs: int) -> hm.HMoEVAE:
     tree = hm.Mixture.of(leaf, 10, gate=layer, balance=hm.Balance("kl", 1.0))
     torch.manual_seed(0)
     model = hm.HMoEVAE(tree, input_shape=(1, 8, 8), objective="elbo")
-    how = {"epochs": epochs, "init_epochs": max(1, epochs // 10), "batch_size": 64, "lr": 3e-3}
-    hm.fit(model, x, lr_schedule="cosine", init="kmeans", **how)
+    how = {"init": "kmeans", "init_epochs": max(1, epochs // 10), "lr_schedule": "cosine"}
+    hm.fit(model, x, hm.Training(epochs=epochs, batch_size=64, lr=3e-3, **how))
     return model
 
 

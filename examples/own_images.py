@@ -53,8 +53,8 @@ def make_model(n_kinds: int, shape: Sequence[int]) -> hm.HMoEVAE:
 def train(x: Tensor, n_kinds: int, epochs: int, start: Literal["kmeans"] | Tensor) -> hm.HMoEVAE:
     """The first epochs teach the clusters of `start`; then gate and experts improve on them."""
     model = make_model(n_kinds, x.shape[1:])
-    how = {"epochs": epochs, "init_epochs": max(1, epochs // 4), "batch_size": 50, "lr": 5e-3}
-    hm.fit(model, x, init=start, lr_schedule="cosine", **how)
+    how = {"init": start, "init_epochs": max(1, epochs // 4), "lr_schedule": "cosine"}
+    hm.fit(model, x, hm.Training(epochs=epochs, batch_size=50, lr=5e-3, **how))
     return model
 
 

@@ -117,13 +117,15 @@ def run(table: pd.DataFrame, labels: pd.Series | None, out: Path, epochs: int) -
     history = hm.fit(
         model,
         standardised(train, train),
-        epochs=epochs,
-        batch_size=32,
-        lr=1e-2,
-        lr_schedule="cosine",
-        init="kmeans",  # a table has few rows: a start from clusters, level by level, spares many epochs
-        init_epochs=max(1, epochs // 5),
-        seed=0,
+        hm.Training(
+            epochs=epochs,
+            batch_size=32,
+            lr=1e-2,
+            lr_schedule="cosine",
+            init="kmeans",
+            init_epochs=max(1, epochs // 5),
+            seed=0,
+        ),
     )
     model.save_pretrained(out / "model")
     history.to_csv(out / "history.csv")

@@ -21,7 +21,7 @@ def train(epochs: int) -> tuple[hm.HMoEVAE, hm.CardInfo]:
     leaf = hm.VAE(latent_dim=5, encoder=layer, decoder=layer, likelihood=hm.Gaussian(scale=0.2))
     torch.manual_seed(0)
     model = hm.HMoEVAE(hm.Mixture.of(leaf, 10, gate=layer), input_shape=(1, 8, 8))
-    history = hm.fit(model, train.x, epochs=epochs, batch_size=64, lr=3e-3)
+    history = hm.fit(model, train.x, hm.Training(epochs=epochs, batch_size=64, lr=3e-3))
     if history.interrupted:  # fit ends quietly on Ctrl-C; half a training is not to be shared
         raise KeyboardInterrupt
     info = hm.CardInfo(

@@ -26,7 +26,17 @@ from hmoevae.spec import (
     tree_from_json,
 )
 from hmoevae.trackers import Tracking
-from hmoevae.training import Agreement, Best, EpochEnd, Warmup, best_of, fit
+from hmoevae.training import (
+    Agreement,
+    Best,
+    EarlyStopping,
+    EpochEnd,
+    Training,
+    Warmup,
+    best_of,
+    fit,
+    training_from_json,
+)
 from hmoevae.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -44,6 +54,7 @@ __all__ = [
     "ContinuousBernoulli",
     "Conv",
     "ConvTranspose",
+    "EarlyStopping",
     "EpochEnd",
     "Gaussian",
     "HMoEVAE",
@@ -56,6 +67,7 @@ __all__ = [
     "SampleRecorder",
     "StepMemory",
     "Tracking",
+    "Training",
     "VAEMixture",
     "Warmup",
     "best_of",
@@ -66,6 +78,7 @@ __all__ = [
     "metrics",
     "plot",
     "record",
+    "training_from_json",
     "tree_from_json",
     "views",
 ]

@@ -27,7 +27,7 @@ class SampleRecorder:
 
     >>> import hmoevae as hm
     >>> model, recorder = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2), 3), (4,)), SampleRecorder(n_frames=2)
-    >>> _ = hm.fit(model, torch.rand(8, 4), epochs=5, callbacks=[recorder], progress=False)
+    >>> _ = hm.fit(model, torch.rand(8, 4), hm.Training(epochs=5), callbacks=[recorder], progress=False)
     >>> recorder.epochs, recorder.frames.shape
     ([1, 5], torch.Size([2, 3, 4]))
     >>> again = SampleRecorder(n_frames=2)

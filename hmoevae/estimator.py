@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,15 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         dtype = torch.float64 if X.dtype == np.float64 and where.type == "cpu" else torch.float32
         random = check_random_state(self.random_state)
 
+        usual = training.Training(
+            epochs=self.max_iter,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            init="random" if goes_on or tree.n_leaves == 1 else self.init,
+            init_epochs=max(1, self.max_iter // 10),
+            device=where,
+        )
+
         def train(seed: int) -> tuple[HMoEVAE, History]:
             if goes_on:
                 model = self.model_.to(dtype)  # of the new data
@@ -179,19 +189,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
                 with borrowed_random_state(seed):
                     model = HMoEVAE(tree, shape, objective=self.objective).to(dtype)
             model.check_input(X, name="X")
-            history = training.fit(
-                model,
-                X,
-                epochs=self.max_iter,
-                batch_size=self.batch_size,
-                lr=self.lr,
-                init="random" if goes_on or tree.n_leaves == 1 else self.init,
-                init_epochs=max(1, self.max_iter // 10),
-                seed=seed,
-                device=where,
-                progress=self.verbose > 0,
-            )
-            return model, history
+            return model, training.fit(model, X, replace(usual, seed=seed), progress=self.verbose > 0)
 
         seeds = (_seed(random) for _ in range(1 if goes_on else int(self.n_init)))
         with left_to_the_caller():

@@ -7,10 +7,12 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hmoevae import markup
-from hmoevae.errors import ArgumentError, CheckpointError, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, mismatch
 from hmoevae.saving import files
+from hmoevae.training.record import Training, training_from_json
 
 NODES = ("usage/", "information/")
 """What the columns begin with of which there is one a leaf or a mixture."""
@@ -31,6 +33,9 @@ class History:
     Attributes:
         rows: One mapping from column to value for every finished epoch.
         interrupted: Whether training was ended early by Ctrl-C.
+        best_epoch: The epoch whose weights the model was left with by early stopping; `None` without.
+        training: The options of the training; as JSON makes them where they were read from a file that describes one of
+            them in words only.
 
     >>> history = History([{"epoch": 1.0, "loss": 3.5}, {"epoch": 2.0, "loss": 3.25}])
     >>> history["loss"], history.columns, len(history)
@@ -41,6 +46,8 @@ class History:
 
     rows: list[dict[str, int | float]] = field(default_factory=list)
     interrupted: bool = False
+    best_epoch: int | None = None
+    training: Training | dict[str, Any] | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -80,7 +87,7 @@ class History:
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write the rows as CSV with a header line, which `from_csv` reads back.
 
-        A history without an epoch has the columns that every history has. Whether it was interrupted is left to JSON.
+        A history without an epoch has the columns that every history has. Everything but the rows is left to JSON.
 
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -132,6 +139,8 @@ class History:
         ...     print(Path(f"{folder}/history.json").read_text(), end="")
         {
          "interrupted": false,
+         "best_epoch": null,
+         "training": null,
          "rows": [
           {
            "epoch": 1,
@@ -140,7 +149,9 @@ class History:
          ]
         }
         """
-        files.write_text(path, json.dumps({"interrupted": self.interrupted, "rows": self.rows}, indent=1) + "\n")
+        training = json.loads(self.training.to_json()) if isinstance(self.training, Training) else self.training
+        about = {"interrupted": self.interrupted, "best_epoch": self.best_epoch, "training": training}
+        files.write_text(path, json.dumps(about | {"rows": self.rows}, indent=1) + "\n")
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "History":
@@ -159,9 +170,20 @@ class History:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             rows = [{column: float(value) for column, value in row.items()} for row in content["rows"]]
-            return cls(rows, bool(content["interrupted"]))
+            best_epoch, training = content.get("best_epoch"), content.get("training")
+            return cls(rows, bool(content["interrupted"]), best_epoch, _training(training))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(mismatch(str(path), "a history written by to_json", f"{error}")) from None
+
+
+def _training(content: Any) -> Training | dict[str, Any] | None:
+    """The record, where JSON holds all of it."""
+    if content is None:
+        return None
+    try:
+        return training_from_json(json.dumps(content))
+    except (ArgumentError, ArgumentTypeError):  # of this or another version, or with an option in words
+        return dict(content)
 
 
 def _number(cell: str) -> int | float:

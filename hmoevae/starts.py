@@ -60,13 +60,31 @@ def umap(features: Float[np.ndarray, "n feature"], n_clusters: int, seed: int) -
 _BY_NAME: dict[str, Clustering] = {"kmeans": kmeans, "umap": umap}
 
 
+def check_start(start: object, argument: str) -> None:
+    """Make sure that `start` is one, as far as can be seen without data.
+
+    Raises:
+        ArgumentError: There is none of that name.
+        ArgumentTypeError: It is neither a name nor labels nor a callable.
+
+    >>> check_start("kmeans", "init")
+    """
+    if isinstance(start, str):
+        if start not in get_args(StartName):
+            names = ", ".join(map(repr, get_args(StartName)))
+            raise ArgumentError(mismatch(argument, f"one of {names}, labels or a callable", repr(start)))
+    elif not isinstance(start, Tensor | np.ndarray) and not callable(start):
+        expected = "a name, an array of leaf indices or a callable"
+        raise ArgumentTypeError(mismatch(argument, expected, type(start).__name__))
+
+
 def first_leaves(plan: Plan, samples: Tensor, start: Start | str, seed: int) -> Int[Tensor, " n"]:
     """The leaf that every sample starts in: given, or found level by level, clusters within clusters.
 
     Args:
         plan: The compiled tree.
         samples: All samples.
-        start: As `init` of `hmoevae.fit`, other than `"random"`.
+        start: As `init` of `hmoevae.Training`, other than `"random"`.
         seed: Of the clustering.
 
     Returns:
@@ -76,16 +94,13 @@ def first_leaves(plan: Plan, samples: Tensor, start: Start | str, seed: int) -> 
         ArgumentError: `start` is not one of those, or some of its labels or clusters cannot be leaves or are masked.
         MissingExtraError: The clustering's library is not installed.
     """
+    check_start(start, "init")
     if isinstance(start, Tensor | np.ndarray):
         return _checked(start, len(samples), plan.n_leaves)
     leaf = torch.zeros(len(samples), dtype=torch.long, device="cpu")
     clustering = _BY_NAME.get(start) if isinstance(start, str) else start
     if clustering is None:
-        names = ", ".join(map(repr, get_args(StartName)))
-        raise ArgumentError(mismatch("init", f"one of {names}, labels or a callable", repr(start)))
-    if not callable(clustering):
-        expected = "a name, an array of leaf indices or a callable"
-        raise ArgumentTypeError(mismatch("init", expected, type(start).__name__))
+        raise ArgumentError(mismatch("init", "a start other than 'random'", repr(start)))
     seed %= 1 << 32  # as scikit-learn takes them
     everything = torch.arange(len(samples), device="cpu")
     _split(plan, plan.nodes[0], everything, samples.flatten(1).cpu(), clustering, seed, leaf)

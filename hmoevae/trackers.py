@@ -42,7 +42,7 @@ class Tracking:
     >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2), 3), (4,))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     tracking = hm.Tracking("tensorboard", run="first", folder=folder, images_every=None)
-    ...     _ = hm.fit(model, torch.rand(8, 4), epochs=2, callbacks=[tracking], progress=False)
+    ...     _ = hm.fit(model, torch.rand(8, 4), hm.Training(epochs=2), callbacks=[tracking], progress=False)
     ...     tracking.close()  # nothing is open any more
     ...     os.listdir(os.path.join(folder, "first"))
     ['events.out.tfevents...']

@@ -107,7 +107,7 @@ class _Plain(View):
         return self.change(x)
 
 
-def as_view(view: ViewLike) -> View:
+def as_view(view: ViewLike, argument: str = "view") -> View:
     """A `View` that does what `view` does, which may be any callable from samples to samples.
 
     Raises:
@@ -117,7 +117,7 @@ def as_view(view: ViewLike) -> View:
         return view
     if not callable(view) or isinstance(view, type):  # a class would make an object of the samples
         got = f"the class {view.__name__}" if isinstance(view, type) else type(view).__name__
-        raise ArgumentTypeError(mismatch("view", "a View or a callable from samples to samples", got))
+        raise ArgumentTypeError(mismatch(argument, "a View or a callable from samples to samples", got))
     return _Plain(view)
 
 
@@ -135,6 +135,11 @@ class Compose(View):
     """
 
     views: Sequence[ViewLike]
+
+    def __post_init__(self) -> None:
+        """Take the views as a tuple, as JSON gives them back."""
+        if isinstance(self.views, list):
+            object.__setattr__(self, "views", tuple(self.views))
 
     def prepare(self, samples: Float[Tensor, "n *sample"] | None) -> "Compose":
         """Prepare every view."""
@@ -193,6 +198,9 @@ class RandomAffine(View):
             raise ArgumentError(mismatch("RandomAffine.translate", "two numbers from 0 to 1", repr(self.translate)))
         if not _is_pair(self.scale) or not 0 < self.scale[0] <= self.scale[1] < math.inf:
             raise ArgumentError(mismatch("RandomAffine.scale", "two rising numbers > 0", repr(self.scale)))
+        for name in ("degrees", "translate", "scale", "shear"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))  # as JSON gives it back
 
     def __call__(
         self,

@@ -1,5 +1,6 @@
 """What the tests share: random trees, models on them with data that they can model, and small fixtures."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -165,6 +166,13 @@ def cases(
 def about(name: str) -> Callable[[str], str]:
     """For `assert_close(..., msg=about(name))`: put the name in front of the numbers."""
     return lambda text: f"{name}: {text}"
+
+
+def fit(model: hm.HMoEVAE, data: Any, **options: Any) -> hm.History:
+    """`hm.fit` on the CPU without a bar, told fields of its `hm.Training` and arguments of its own alike."""
+    options = {"device": "cpu", "progress": False} | options
+    own = {name: options.pop(name) for name in inspect.signature(hm.fit).parameters if name in options}
+    return hm.fit(model, data, hm.Training(**options), **own)
 
 
 @contextmanager

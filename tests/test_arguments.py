@@ -1,5 +1,8 @@
 """Bad arguments of callbacks, data and histories: each is named, with what was expected of it."""
 
+import functools
+
+import conftest
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,8 +22,7 @@ def model():
     return hm.HMoEVAE(hm.Mixture.of(hm.VAE(2, hm.MLP((4,)), hm.MLP((4,))), 3, gate=hm.MLP((4,))), (4,))
 
 
-def fit(model, data, **options):
-    return hm.fit(model, data, **{"epochs": 1, "batch_size": 8, "device": "cpu", "progress": False} | options)
+fit = functools.partial(conftest.fit, epochs=1, batch_size=8)
 
 
 # --- callbacks ------------------------------------------------------------------------------------------------------

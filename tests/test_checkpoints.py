@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import conftest
 import kills
 import numpy as np
 import pytest
@@ -35,9 +36,9 @@ LEAF = hm.VAE(2, hm.MLP((5,)), hm.MLP((5,)))
 TREE = hm.Mixture(children=(LEAF, hm.Mixture.of(hm.VAE(3), 2)), gate=hm.MLP((4,)))
 X = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
 EPOCHS = 6
-FILES = ("SHA256SUMS", "config.json", "model.safetensors", "training.json", "training.safetensors")
+FILES = ("SHA256SUMS", "config.json", "model.safetensors", "state.json", "state.safetensors", "training.json")
 
-fit = functools.partial(hm.fit, epochs=EPOCHS, batch_size=8, device="cpu", progress=False)
+fit = functools.partial(conftest.fit, epochs=EPOCHS, batch_size=8)
 EVERYTHING = {
     "lr_schedule": "cosine",
     "precision": "bf16",
@@ -425,7 +426,7 @@ def test_no_bit_can_be_flipped_unseen(killed_at_4, data):
 def test_all_damaged_starts_anew_and_loses_nothing(tmp_path):
     run(tmp_path, kill_at(4))
     for folder in tmp_path.glob("epoch-*"):
-        (folder / "training.json").unlink()
+        (folder / "state.json").unlink()
     with pytest.warns(CheckpointWarning) as seen:
         assert run(tmp_path) == uninterrupted()
     assert [warning.filename for warning in seen if warning.category is CheckpointWarning] == [__file__] * 3
@@ -454,7 +455,7 @@ def signed(folder):
 )
 def test_another_programs_checkpoint_is_refused(tmp_path, change, message):
     run(tmp_path, epochs=1)
-    path = tmp_path / "epoch-000001" / "training.json"
+    path = tmp_path / "epoch-000001" / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     signed(path.parent)
     with pytest.raises(CheckpointError, match=message):
@@ -464,7 +465,7 @@ def test_another_programs_checkpoint_is_refused(tmp_path, change, message):
 @pytest.mark.usefixtures("as_users_call")
 def test_a_state_that_does_not_fit_is_refused(tmp_path):
     run(tmp_path, epochs=1)
-    path = tmp_path / "epoch-000001" / "training.json"
+    path = tmp_path / "epoch-000001" / "state.json"
     content = json.loads(path.read_text())
     content["state"]["dict"][0][1] = {"dict": [["run", 3]]}
     path.write_text(json.dumps(content))
@@ -489,8 +490,8 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path):
         ({"compile": True}, r"compile: expected False, as in the checkpoint .*epoch-000003, got True"),
         ({"seed": None}, r"seed: expected 0, as in"),
         ({"lr": 0.1}, r"lr: expected 0.001, as in .*, got 0.1"),
-        ({"lr_schedule": "cosine"}, r"lr_schedule: expected constant, as in .*, got cosine"),
-        ({"precision": "bf16"}, r"precision: expected fp32, as in"),
+        ({"lr_schedule": "cosine"}, r"lr_schedule: expected 'constant', as in .*, got 'cosine'"),
+        ({"precision": "bf16"}, r"precision: expected 'fp32', as in"),
         ({"optimizer": functools.partial(torch.optim.SGD, lr=0.1)}, r"optimizer: expected None, as in .*, got SGD"),
         ({"view": torch.sin}, r"view: expected None, as in .*, got .*sin"),
         (

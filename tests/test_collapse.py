@@ -4,6 +4,7 @@ import functools
 import math
 import warnings
 
+import conftest
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ LAYER = hm.MLP((8,))
 LEAF, OTHER = hm.VAE(2, LAYER, LAYER), hm.VAE(3, LAYER, LAYER)
 TREE = hm.Mixture(children=(LEAF, hm.Mixture.of(LEAF, 2, gate=LAYER), OTHER), gate=LAYER)
 
-quiet_fit = functools.partial(hm.fit, progress=False, batch_size=25, device="cpu")
+quiet_fit = functools.partial(conftest.fit, batch_size=25)
 
 
 def model_of(tree: hm.Mixture = TREE, objective: str = "elbo", seed: int = 0) -> hm.HMoEVAE:

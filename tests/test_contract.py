@@ -9,7 +9,11 @@ import torch
 from conftest import build, data_for
 from torch import Tensor
 
+from networks import Laplace, Residual
+
 import hmoevae as hm
+from hmoevae.nn.routes import Given, TopK
+from hmoevae.nn.settings import StepSettings
 from hmoevae.spec import Tree
 
 NET, GATE = hm.MLP((6,), "tanh"), hm.MLP((5,), "tanh")
@@ -53,6 +57,23 @@ SORTS: dict[str, tuple[Tree, tuple[int, ...], str]] = {
         (4,),
         "elbo",
     ),
+    "convolutional experts": (
+        hm.Mixture.of(hm.VAE(2, hm.Conv((2, 3), 3, 2, (4,), "tanh"), hm.Conv((2, 3), 3, 2, (4,), "tanh").transpose()), 3),
+        (1, 5, 6),
+        "expected",
+    ),
+    "a user's networks": (
+        hm.Mixture.of(hm.Mixture.of(hm.VAE(2, Residual(), Residual(5)), 2, gate=Residual()), 2, gate=Residual(4)),
+        (1, 2, 3),
+        "elbo",
+    ),
+    "a user's likelihood": (hm.Mixture.of(leaf(2, Laplace()), 3, gate=GATE), (2, 2), "marginal"),
+    "a user's networks and likelihood": (
+        hm.Mixture.of(hm.VAE(2, Residual(), Residual(), Laplace()), 3, gate=Residual()),
+        (4,),
+        "expected",
+    ),
+    "learned scales": (hm.Mixture.of(leaf(2, hm.Gaussian("learned", "identity")), 3, gate=GATE), (4,), "elbo"),
     "balanced by cv2": (hm.Mixture.of(leaf(), 3, gate=GATE, balance=hm.Balance("cv2", 1.0)), (4,), "expected"),
     "balanced by kl": (
         hm.Mixture.of(leaf(), 3, gate=GATE, balance=hm.Balance("kl", 1.0), prior="learned"),
@@ -131,6 +152,51 @@ def test_every_parameter_of_every_network_gets_a_gradient(model: hm.HMoEVAE, x: 
             assert torch.equal(gradient != 0, learned)
         else:
             assert (gradient.reshape(len(gradient), -1).abs().sum(1) > 0).all(), name
+
+
+def test_the_law_of_places(model: hm.HMoEVAE) -> None:
+    """Each parameter and buffer of a group has the group axis first: row r is the node."""
+    plan = model.plan
+    pairs = [*zip(model.experts.groups, plan.expert_groups, strict=True)]
+    pairs += [*zip(model.gates.groups, plan.gate_groups, strict=True)]
+    for module, group in pairs:
+        tensors = [*module.named_parameters(), *module.named_buffers()]
+        assert tensors
+        assert {name: len(tensor) for name, tensor in tensors} == {name: len(group.members) for name, _ in tensors}
+    for i, leaf in enumerate(plan.leaves):
+        assert plan.expert_groups[leaf.place.group].members[leaf.place.row] == i
+    for i, mixture in enumerate(plan.mixtures):
+        assert plan.gate_groups[mixture.place.group].members[mixture.place.row] == i
+
+
+def test_row_r_is_the_node(model: hm.HMoEVAE, x: Tensor) -> None:
+    """Whoever changes the rows of a leaf changes that leaf, and no other one."""
+    before = model(x, generator=torch.Generator().manual_seed(0)).leaf_elbo
+    for i, leaf in enumerate(model.plan.leaves):
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in twin.experts.groups[leaf.place.group].parameters():
+                parameter[leaf.place.row] += 0.3
+        after = twin(x, generator=torch.Generator().manual_seed(0)).leaf_elbo
+        changed = (after != before).any(0)
+        assert changed.nonzero().flatten().tolist() == [i]
+
+
+def test_routes_give_the_numbers_of_the_dense_pass(model: hm.HMoEVAE, x: Tensor) -> None:
+    """With the same noise, which is zero here, the ELBOs of chosen leaves are those that the dense pass has for them."""
+    n_leaves = model.plan.n_leaves
+    inputs = model.prepare(x)
+    zero = inputs._replace(noise=[torch.zeros_like(noise) for noise in inputs.noise])
+    dense = model.compute(zero)
+    for routes in (TopK(1), TopK(min(2, n_leaves)), Given(torch.arange(BATCH) % n_leaves)):
+        settings = StepSettings(routes=routes)
+        inputs = model.prepare(x, settings=settings)
+        zero = inputs._replace(noise=[torch.zeros_like(noise) for noise in inputs.noise])
+        routed = model.compute(zero, settings)
+        assert routed.leaf is not None
+        torch.testing.assert_close(routed.leaf_elbo, dense.leaf_elbo.gather(1, routed.leaf), rtol=1e-4, atol=1e-4)
+        routed.loss.backward()
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 def edge_owners(model: hm.HMoEVAE) -> list:

@@ -336,8 +336,8 @@ def test_n_init_keeps_the_smallest_objective_and_never_reads_labels(monkeypatch)
     runs = []
     fit = training.fit
 
-    def spy(model, data, **options):
-        history = fit(model, data, **options)
+    def spy(model, data, *arguments, **options):
+        history = fit(model, data, *arguments, **options)
         runs.append((model.evaluate(x, generator=torch.Generator().manual_seed(0))["marginal"], model))
         return history
 
@@ -583,8 +583,8 @@ def test_weights_that_the_last_step_spoils_are_no_result(monkeypatch):
     x, _ = blobs()
     fit = training.fit
 
-    def spoil(model, data, **options):
-        history = fit(model, data, **options)
+    def spoil(model, data, *arguments, **options):
+        history = fit(model, data, *arguments, **options)
         with torch.no_grad():
             model.experts.groups[0].decoder.layers[0].bias.fill_(math.nan)
         return history

@@ -364,6 +364,6 @@ def test_an_epoch_of_real_mnist_finds_clusters():
     torch.manual_seed(0)
     model = hm.HMoEVAE(article_tree("flat"), (1, 28, 28))
     untrained = model.evaluate(test.x[:2000])["expected"]
-    hm.fit(model, train.x, epochs=1, batch_size=100, device="cpu", progress=False)
+    hm.fit(model, train.x, hm.Training(epochs=1, batch_size=100, device="cpu"), progress=False)
     assert model.evaluate(test.x[:2000])["expected"] < untrained - 50
     assert hm.metrics.accuracy(test.y, model.predict(test.x)) > 0.5

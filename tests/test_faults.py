@@ -59,7 +59,7 @@ def test_fits_in_a_row_leave_nothing_behind(tmp_path: Path) -> None:
 def test_a_trained_model_goes_when_its_user_lets_go(model: hm.HMoEVAE) -> None:
     model = faults.mixed_model()
     x = torch.rand(8, 1, 4, 3).round()
-    history = hm.fit(model, x, epochs=1, progress=False, device="cpu")
+    history = hm.fit(model, x, hm.Training(epochs=1, device="cpu"), progress=False)
     out = model(x)
     out.loss.backward()
     traces = [weakref.ref(thing) for thing in (model, out.loss, x, *model.parameters())]

@@ -39,7 +39,7 @@ def test_a_trained_history_is_drawn_from_its_file(tmp_path):
     import torch
 
     model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2), 3), (4,))
-    history = hm.fit(model, torch.rand(20, 4), epochs=2, progress=False, device="cpu")
+    history = hm.fit(model, torch.rand(20, 4), hm.Training(epochs=2, device="cpu"), progress=False)
     history.to_csv(tmp_path / "history.csv")
     back = hm.History.from_csv(tmp_path / "history.csv")
     assert back == history

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributions
 
 import hmoevae as hm
-from hmoevae.nn.likelihoods import BernoulliModel, GaussianModel, LikelihoodModel, likelihood_model
+from hmoevae.nn.likelihoods import BernoulliModule, GaussianModule, LikelihoodModule, likelihood_module
 from hmoevae.spec import Likelihood
 
 SPECS = {
@@ -58,7 +58,7 @@ def test_log_prob_and_its_gradient(spec: Likelihood, shape: tuple[int, ...]) -> 
         for b in range(BATCH):
             column = x[:, b] if x.ndim == 2 else x[g, :, b]
             expected[g, b] = reference(spec, twin[g, :, b]).log_prob(column).sum()
-    result = likelihood_model(spec).log_prob(raw, x)
+    result = likelihood_module(spec, GROUPS, FEATURES).log_prob(raw, x)
     torch.testing.assert_close(result, expected)
     weights = torch.arange(1, 1 + result.numel(), dtype=torch.float64).reshape(result.shape)
     (result * weights).sum().backward()
@@ -80,16 +80,16 @@ def test_densities_integrate_to_one(spec: Likelihood, logit: float) -> None:
         weights = torch.full_like(grid, (high - low) / 20_000)
         weights[[0, -1]] /= 2
     raw = torch.full((1, 1, len(grid)), logit)
-    density = likelihood_model(spec).log_prob(raw, grid.unsqueeze(0)).exp().squeeze(0)
+    density = likelihood_module(spec, GROUPS, FEATURES).log_prob(raw, grid.unsqueeze(0)).exp().squeeze(0)
     assert (density.double() @ weights.double()).item() == pytest.approx(1, abs=2e-4)
     mean = ((density * grid).double() @ weights.double()).item()
-    assert mean == pytest.approx(likelihood_model(spec).mean(raw)[0, 0, 0].item(), abs=5e-4)
+    assert mean == pytest.approx(likelihood_module(spec, GROUPS, FEATURES).mean(raw)[0, 0, 0].item(), abs=5e-4)
 
 
 @each_likelihood
 def test_means(spec: Likelihood) -> None:
     raw = raw_outputs()
-    torch.testing.assert_close(likelihood_model(spec).mean(raw), reference(spec, raw).mean)
+    torch.testing.assert_close(likelihood_module(spec, GROUPS, FEATURES).mean(raw), reference(spec, raw).mean)
 
 
 @each_likelihood
@@ -97,9 +97,9 @@ def test_draws_have_the_distributions_moments(spec: Likelihood) -> None:
     """40,000 draws at each of a few outputs; the tolerance is five standard errors."""
     n = 40_000
     raw = torch.tensor([[-3.0, 0.0, 0.001, 1.5]], dtype=torch.float64).unsqueeze(-1).expand(1, 4, n)
-    drawn = likelihood_model(spec).sample(raw, torch.Generator().manual_seed(2))
+    drawn = likelihood_module(spec, GROUPS, FEATURES).sample(raw, torch.Generator().manual_seed(2))
     assert drawn.shape == raw.shape
-    assert likelihood_model(spec).contains(drawn) or isinstance(spec, hm.Gaussian)
+    assert likelihood_module(spec, GROUPS, FEATURES).contains(drawn) or isinstance(spec, hm.Gaussian)
     expected = reference(spec, raw[..., 0])
     error = 5 * expected.stddev / math.sqrt(n)
     assert ((drawn.mean(-1) - expected.mean).abs() < error).all()
@@ -112,7 +112,7 @@ def test_draws_follow_the_generator_and_keep_the_dtype(
     spec: Likelihood, dtype: torch.dtype, rng_untouched: None
 ) -> None:
     raw = raw_outputs(dtype).detach()
-    first, again, other = (likelihood_model(spec).sample(raw, torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+    first, again, other = (likelihood_module(spec, GROUPS, FEATURES).sample(raw, torch.Generator().manual_seed(s)) for s in (3, 3, 4))
     assert first.dtype == dtype
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -122,7 +122,7 @@ def test_draws_follow_the_generator_and_keep_the_dtype(
 def test_extreme_outputs_stay_finite(spec: Likelihood) -> None:
     raw = torch.tensor([-1e4, -90.0, -20.0, 20.0, 90.0, 1e4]).reshape(1, -1, 1).expand(1, 6, 2).clone().requires_grad_()
     x = torch.tensor([0.0, 1.0]).expand(6, 2)
-    model = likelihood_model(spec)
+    model = likelihood_module(spec, GROUPS, FEATURES)
     log_prob = model.log_prob(raw, x)
     log_prob.sum().backward()
     assert torch.isfinite(log_prob).all()
@@ -140,7 +140,7 @@ def test_half_precision_outputs_are_scored_in_single(spec: Likelihood) -> None:
     """Under autocast a decoder answers in bfloat16, with eight bits; sums over features need more."""
     raw = raw_outputs(torch.bfloat16).detach()
     x = samples(spec, FEATURES, BATCH, dtype=torch.float32)
-    result = likelihood_model(spec).log_prob(raw, x)
+    result = likelihood_module(spec, GROUPS, FEATURES).log_prob(raw, x)
     assert result.dtype == torch.float32
     expected = reference(spec, raw.double()).log_prob(x.double()).sum(1)
     torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-4)
@@ -162,7 +162,7 @@ def test_half_precision_outputs_are_scored_in_single(spec: Likelihood) -> None:
     ],
 )
 def test_support(name: str, values: list[float], inside: bool) -> None:
-    assert likelihood_model(SPECS[name]).contains(torch.tensor(values)) is inside
+    assert likelihood_module(SPECS[name], GROUPS, FEATURES).contains(torch.tensor(values)) is inside
 
 
 @pytest.mark.parametrize(
@@ -175,22 +175,22 @@ def test_support(name: str, values: list[float], inside: bool) -> None:
     ],
 )
 def test_the_nearest_values_of_the_support(name: str, nearest: list[float]) -> None:
-    model = likelihood_model(SPECS[name])
+    model = likelihood_module(SPECS[name], GROUPS, FEATURES)
     assert torch.equal(model.nearest(torch.tensor([-1e-6, 0.0, 0.25, 1.0, 1.25])), torch.tensor(nearest))
     assert model.contains(torch.tensor(nearest))
 
 
 @each_likelihood
 def test_every_model_says_what_data_it_takes(spec: Likelihood) -> None:
-    model = likelihood_model(spec)
-    assert isinstance(model, LikelihoodModel)
+    model = likelihood_module(spec, GROUPS, FEATURES)
+    assert isinstance(model, LikelihoodModule)
     assert model.support.startswith(("values", "finite values"))
 
 
 @each_likelihood
 def test_the_score_is_the_gradient_of_the_log_density(spec: Likelihood) -> None:
     """Known without autograd."""
-    model = likelihood_model(spec)
+    model = likelihood_module(spec, GROUPS, FEATURES)
     x = samples(spec, 4, 6)
     raw = torch.randn(3, 4, 6, dtype=x.dtype).requires_grad_()
     score = model.score(raw.detach(), x)
@@ -198,28 +198,28 @@ def test_the_score_is_the_gradient_of_the_log_density(spec: Likelihood) -> None:
     torch.testing.assert_close(score, expected)
 
 
-class OnlyAutogradKnows(BernoulliModel):
+class OnlyAutogradKnows(BernoulliModule):
     """A model of one's own that says nothing about its gradient."""
 
     def score(self, raw: Tensor, x: Tensor) -> None:
         return None
 
-    log_prob_and_score = LikelihoodModel.log_prob_and_score
+    log_prob_and_score = LikelihoodModule.log_prob_and_score
 
 
-class InItsOwnUnit(GaussianModel):
+class InItsOwnUnit(GaussianModule):
     """A score in another unit, which the default way has to know of."""
 
-    log_prob_and_score = LikelihoodModel.log_prob_and_score
+    log_prob_and_score = LikelihoodModule.log_prob_and_score
 
 
 @pytest.mark.parametrize(
-    "model", [*map(likelihood_model, SPECS.values()), OnlyAutogradKnows(), InItsOwnUnit(0.5, sigmoid=True)]
+    "model", [*map(likelihood_module, SPECS.values()), OnlyAutogradKnows(), InItsOwnUnit(0.5, sigmoid=True)]
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_log_density_and_score_in_one(model: LikelihoodModel, dtype: torch.dtype) -> None:
+def test_log_density_and_score_in_one(model: LikelihoodModule, dtype: torch.dtype) -> None:
     """The score in units of `score_unit`, in the precision of the tensor that it is written to."""
-    spec = hm.Bernoulli() if isinstance(model, BernoulliModel) else hm.ContinuousBernoulli()
+    spec = hm.Bernoulli() if isinstance(model, BernoulliModule) else hm.ContinuousBernoulli()
     x = samples(spec, FEATURES, BATCH)
     raw = raw_outputs()
     expected = model.log_prob(raw, x)
@@ -232,7 +232,7 @@ def test_log_density_and_score_in_one(model: LikelihoodModel, dtype: torch.dtype
 @pytest.mark.parametrize("logit", [-1e4, -60.0, -20.0, -3.0, -0.51, -0.49, -1e-3, -1e-6, 0.0, 4e-3, 0.3, 0.6, 30.0])
 def test_a_continuous_bernoulli_in_single_precision(logit: float) -> None:
     """The density, the mean and the score as a finer one has them, however sure the decoder is."""
-    model = likelihood_model(hm.ContinuousBernoulli())
+    model = likelihood_module(hm.ContinuousBernoulli(), GROUPS, FEATURES)
     fine = torch.full((1, 3, 1), logit, dtype=torch.float64, requires_grad=True)
     single = fine.detach().float().requires_grad_()
     fine_mean = 0.5 if logit == 0 else -1 / math.expm1(-logit) - 1 / logit if logit > -700 else -1 / logit
@@ -249,7 +249,7 @@ def test_a_continuous_bernoulli_in_single_precision(logit: float) -> None:
 def test_draws_of_a_continuous_bernoulli_follow_its_cdf(logit: float) -> None:
     """The share of draws below each of nine quantiles, within five standard errors."""
     n = 40_000
-    drawn = likelihood_model(hm.ContinuousBernoulli()).sample(
+    drawn = likelihood_module(hm.ContinuousBernoulli(), GROUPS, FEATURES).sample(
         torch.full((1, 1, n), logit), torch.Generator().manual_seed(0)
     )
     for share in torch.linspace(0.1, 0.9, 9).tolist():

@@ -129,7 +129,7 @@ def test_labels_of_any_kind_are_told_apart(labels):
 def test_a_start_of_masked_labels_is_refused():
     masked = np.ma.masked_equal(np.arange(8) % 3, 2)
     with pytest.raises(DataError, match="init: expected a label for every sample, got masked ones"):
-        hm.fit(hm.HMoEVAE(TREE, (3,)), torch.rand(8, 3), epochs=1, init=masked, progress=False)
+        hm.fit(hm.HMoEVAE(TREE, (3,)), torch.rand(8, 3), hm.Training(epochs=1, init=masked), progress=False)
 
 
 # --- dendrogram purity ----------------------------------------------------------------------------------------------

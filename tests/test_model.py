@@ -387,7 +387,7 @@ def test_one_row_far_off_does_not_hold_up_the_others() -> None:
         model = hm.HMoEVAE(hm.Mixture.of(expert, 3, gate=hm.MLP((32,))), (8,))
     x = torch.randn(201, 8, generator=seeded(0))
     x[100] = 1000.0
-    history = hm.fit(model, x, epochs=10, batch_size=50, progress=False, device="cpu")
+    history = hm.fit(model, x, hm.Training(epochs=10, batch_size=50, device="cpu"), progress=False)
     assert history["loss"][0] < 1e5
     assert history["loss"][-1] < 1000**2 * 8 / 2 / 201
 

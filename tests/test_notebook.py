@@ -24,7 +24,7 @@ UNEQUAL = hm.Mixture((hm.VAE(2, name=HOSTILE), hm.Mixture.of(hm.VAE(3), 2, name=
 def trained():
     torch.manual_seed(0)
     model = hm.HMoEVAE(TREE, (4,))
-    return model, hm.fit(model, torch.rand(20, 4), epochs=12, progress=False, device="cpu")
+    return model, hm.fit(model, torch.rand(20, 4), hm.Training(epochs=12, device="cpu"), progress=False)
 
 
 # --- in short -------------------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def test_histories_without_what_is_asked_for() -> None:
 
 
 def test_a_term_that_is_always_zero_has_no_panel() -> None:
-    history = hm.fit(hm.HMoEVAE(VAE, (4,)), torch.rand(8, 4), epochs=2, progress=False)
+    history = hm.fit(hm.HMoEVAE(VAE, (4,)), torch.rand(8, 4), hm.Training(epochs=2), progress=False)
     assert "balance" in history.columns
     titles = [ax.get_title(loc="left") for ax in plot.losses(history).axes]
     assert titles == ["loss (the sum of the terms below)", "expected"]

@@ -185,7 +185,7 @@ def test_a_process_that_was_to_have_company_does_not_train_alone(monkeypatch):
     resolve_device("auto")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ArgumentError, match=r"device: expected one that 2 processes can share, got cpu, where each"):
-        hm.fit(workers.new_model(), workers.samples(), device="cpu", progress=False)
+        hm.fit(workers.new_model(), workers.samples(), hm.Training(device="cpu"), progress=False)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices, for nccl")

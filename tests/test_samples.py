@@ -7,6 +7,7 @@ import tracemalloc
 import types
 import warnings
 
+import conftest
 import numpy as np
 import pandas as pd
 import pytest
@@ -40,8 +41,7 @@ def x():
     return torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
 
 
-def fit(model, data, **options):
-    return hm.fit(model, data, **{"epochs": 1, "batch_size": 8, "device": "cpu", "progress": False} | options)
+fit = functools.partial(conftest.fit, epochs=1, batch_size=8)
 
 
 def weights(model):

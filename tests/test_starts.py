@@ -1,7 +1,9 @@
 """Warm starts: what they make of data, level by level, and how fit learns them."""
 
+import functools
 import sys
 
+import conftest
 import numpy as np
 import pytest
 import torch
@@ -30,9 +32,7 @@ def model():
     return hm.HMoEVAE(TREE, (2,))
 
 
-def fit(model, x, **options):
-    settings = {"epochs": 30, "init_epochs": 30, "batch_size": 20, "lr": 1e-2, "device": "cpu", "progress": False}
-    return hm.fit(model, x, **settings | options)
+fit = functools.partial(conftest.fit, epochs=30, init_epochs=30, batch_size=20, lr=1e-2)
 
 
 def clusters(labels):

@@ -45,8 +45,8 @@ def fit(trained: hm.HMoEVAE, *errors: Exception) -> dict[str, set[int]]:
         found["callback"].add(torch.get_num_threads())
 
     trained.evaluate = watched  # type: ignore[method-assign]
-    options = {"epochs": 1, "batch_size": 4, "device": "cpu", "progress": False}
-    hm.fit(trained, X, view=view, validation_data=X, callbacks=[callback], **options)
+    training = hm.Training(epochs=1, batch_size=4, view=view, device="cpu")
+    hm.fit(trained, X, training, validation_data=X, callbacks=[callback], progress=False)
     return found
 
 

@@ -43,7 +43,7 @@ def train(*callbacks, epochs=5, **options):
     torch.manual_seed(0)
     model = hm.HMoEVAE(TREE, SHAPE)
     x = torch.rand(20, *SHAPE, generator=torch.Generator().manual_seed(0))
-    return hm.fit(model, x, epochs=epochs, callbacks=callbacks, progress=False, device="cpu", **options)
+    return hm.fit(model, x, hm.Training(epochs=epochs, device="cpu"), callbacks=callbacks, progress=False, **options)
 
 
 @pytest.mark.slow

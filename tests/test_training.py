@@ -8,6 +8,7 @@ import math
 import sys
 import tracemalloc
 
+import conftest
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ from hmoevae.errors import (
     ShapeError,
 )
 from hmoevae.training.batches import batches_of
-from hmoevae.training.fitting import _bar
+from hmoevae.training.epochs import _bar
 from hmoevae.training.processes import Processes
 
 N_FEATURES = 6
@@ -73,7 +74,7 @@ def weights(model):
 
 
 ALONE = Processes(torch.device("cpu"))
-quiet_fit = functools.partial(hm.fit, progress=False, batch_size=16, device="cpu")
+quiet_fit = functools.partial(conftest.fit, batch_size=16)
 
 
 @pytest.mark.parametrize(
@@ -272,12 +273,14 @@ def test_bf16_trains_in_float32_parameters(model, x):
 def test_a_model_in_half_precision_is_not_trained(model, x, dtype):
     """Of a step of 1e-3, weights of eight bits keep next to nothing."""
     kind = str(dtype).removeprefix("torch.")
-    expected = rf"float32 or float64 parameters \(model.float\(\); for speed, fit\(precision='bf16'\) .*\), got {kind}$"
+    expected = (
+        rf"float32 or float64 parameters \(model.float\(\); for speed, Training\(precision='bf16'\) .*\), got {kind}$"
+    )
     with pytest.raises(ArgumentError, match=f"model: expected {expected}"):
-        hm.fit(model.to(dtype), x, epochs=1)
+        hm.fit(model.to(dtype), x, hm.Training(epochs=1))
     model.float().gates.to(dtype)
     with pytest.raises(ArgumentError, match=f"got {kind} and float32$"):
-        hm.fit(model, x, epochs=1)
+        hm.fit(model, x, hm.Training(epochs=1))
 
 
 def test_bf16_without_instructions_warns_and_is_fp32(x, monkeypatch):
@@ -361,7 +364,7 @@ def test_training_in_inference_mode_is_refused(model, x):
         torch.inference_mode(),
         pytest.raises(ArgumentError, match=r"fit: expected a call outside torch.inference_mode, got one inside"),
     ):
-        hm.fit(model, x, epochs=1)
+        hm.fit(model, x, hm.Training(epochs=1))
 
 
 @pytest.mark.usefixtures("as_users_call")
@@ -440,7 +443,7 @@ def test_validation_leaves_the_global_random_state_alone(model, x, source):
 def test_bad_input_is_refused_before_training(model, x, change, error, message):
     before = weights(model)
     with pytest.raises(error, match=message):
-        hm.fit(**{"model": model, "data": x, "progress": False, "epochs": 1, "device": "cpu"} | change)
+        conftest.fit(**{"model": model, "data": x, "epochs": 1} | change)
     assert torch.equal(weights(model), before)
 
 
@@ -459,7 +462,7 @@ def test_a_model_without_anything_to_train_is_refused(model, x):
 
 
 def test_progress_bar_shows_terms(model, x, capsys):
-    hm.fit(model, x, epochs=1, device="cpu")
+    hm.fit(model, x, hm.Training(epochs=1, device="cpu"))
     shown = capsys.readouterr().err
     assert "epoch 1/1" in shown
     assert "expected=" in shown
@@ -484,7 +487,7 @@ def test_the_bar_moves_where_somebody_looks_on(monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_trains_on_cuda(model, x):
-    history = hm.fit(model, x, epochs=3, device="cuda", precision="bf16", progress=False)
+    history = hm.fit(model, x, hm.Training(epochs=3, device="cuda", precision="bf16"), progress=False)
     assert model.device.type == "cuda"
     assert history["loss"][-1] < history["loss"][0]
     assert model.predict(x).device.type == "cpu"

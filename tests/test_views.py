@@ -1,8 +1,10 @@
 """Views: what they do to samples, what fit does with them, and agreement as fit runs it."""
 
+import functools
 import math
 from dataclasses import replace
 
+import conftest
 import numpy as np
 import pytest
 import torch
@@ -33,8 +35,7 @@ def model():
     return hm.HMoEVAE(TREE, SHAPE)
 
 
-def fit(model, data, **options):
-    return hm.fit(model, data, **{"epochs": 2, "batch_size": 16, "device": "cpu", "progress": False} | options)
+fit = functools.partial(conftest.fit, epochs=2, batch_size=16)
 
 
 # --- RandomAffine ---------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import prepare_data_loader
+from conftest import fit
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
@@ -51,10 +52,8 @@ def trained(model: hm.HMoEVAE, data: Any, **options: Any) -> dict[str, Any]:
         "batch_size": GLOBAL_BATCH // COUNT,
         "epochs": 2,
         "lr": 1e-2,
-        "device": "cpu",
-        "progress": False,
     } | options
-    history = hm.fit(model, data, **options)
+    history = fit(model, data, **options)
     rows = [{name: value for name, value in row.items() if name != "seconds"} for row in history.rows]
     return {"weights": dict(model.state_dict()), "rows": rows, "interrupted": history.interrupted}
 
@@ -165,7 +164,7 @@ def together() -> dict[str, Any]:
     answers["spoilt"] = refused(lambda: trained(spoilt, samples(), callbacks=[spoil]))
     answers["weights after"] = dict(spoilt.state_dict())
     answers["other epochs"] = refused(lambda: trained(new_model(), samples(), epochs=1 + RANK))
-    answers["other rate"] = refused(lambda: hm.fit(new_model(), samples(), lr=10.0**RANK, progress=False))
+    answers["other rate"] = refused(lambda: hm.fit(new_model(), samples(), hm.Training(lr=10.0**RANK), progress=False))
     answers["same loader"] = refused(lambda: trained(new_model(), DataLoader(Items())))
     # As accelerate's `prepare` divides a loader, without filling up the last round: processes end at different times.
     prepared = prepare_data_loader(DataLoader(Items(), 6), torch.device("cpu"), COUNT, RANK, even_batches=False)

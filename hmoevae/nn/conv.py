@@ -17,7 +17,8 @@ from hmoevae.nn.grouped import GroupedLinear, GroupedMLP
 from hmoevae.nn.kernels import activate
 from hmoevae.spec import MLP, Conv, ConvTranspose
 
-Images = Float[Tensor, "batch channel height width"]
+Inputs = Float[Tensor, "batch all_inp height width"]
+Outputs = Float[Tensor, "batch all_out _ _"]
 
 
 class GroupedConv2d(nn.Module):
@@ -45,7 +46,7 @@ class GroupedConv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(groups, out, inp, kernel_size, kernel_size).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(groups, out).uniform_(-bound, bound))
 
-    def forward(self, x: Images, *, shared: bool) -> Images:
+    def forward(self, x: Inputs, *, shared: bool) -> Outputs:
         """Convolve images that all networks share, or the channels of each its own."""
         groups = 1 if shared else len(self.weight)
         padding = self.weight.shape[-1] // 2
@@ -84,7 +85,7 @@ class GroupedConvTranspose2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(groups, inp, out, kernel_size, kernel_size).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(groups, out).uniform_(-bound, bound))
 
-    def forward(self, x: Images) -> Images:
+    def forward(self, x: Inputs) -> Outputs:
         """Transposed convolution of the channels of each network."""
         weight, padding = self.weight.flatten(0, 1), self.weight.shape[-1] // 2
         bias, groups = self.bias.flatten(), len(self.weight)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hmoevae.errors import ArgumentError, CheckpointError, mismatch
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 TYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
@@ -108,18 +108,21 @@ def _from_2(saved: Saved) -> Saved:
 
 
 def _from_3(saved: Saved) -> Saved:
-    """In format 4 convolutions lie as (group, out, inp, k, k) and (group, out), no longer as (group * out, ...)."""
-    state = dict(saved.state)
+    """In format 4 convolutions lie as (group, out, inp, k, k), the networks of gates and the prior have names."""
+    state = {}
     for name, tensor in saved.state.items():
         found = _CONVOLUTION.fullmatch(name)
         head = saved.state.get(f"{found[1]}.head.layers.0.weight") if found else None
         # What does not fit is of another tree, as whoever asked for it will see.
         if head is not None and head.ndim == 3 and tensor.ndim > 0 and len(tensor) % len(head) == 0:
-            state[name] = tensor.unflatten(0, (len(head), -1))
+            tensor = tensor.unflatten(0, (len(head), -1))
+        new = _GATE.sub(r"\1.network.", name).replace("paths.prior_logits", "prior.logits")
+        state[new] = tensor
     return Saved(saved.config, state)
 
 
 _DECODER_WEIGHT = re.compile(r"(experts\.groups\.\d+\.decoder\.layers)\.(\d+)\.weight")
+_GATE = re.compile(r"^(gates\.groups\.\d+)\.")
 _CONVOLUTION = re.compile(r"(.+)\.convolutions\.\d+\.(?:weight|bias)")
 _MIGRATIONS: dict[int, Callable[[Saved], Saved]] = {1: _from_1, 2: _from_2, 3: _from_3}
 """From each older format to the one after it, for files whose digests have been found right."""

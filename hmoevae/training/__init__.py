@@ -5,7 +5,10 @@ from hmoevae.training.batches import Data
 from hmoevae.training.checkpoints import best_checkpoint, last_checkpoint
 from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.device import Precision, has_bfloat16, resolve_device
-from hmoevae.training.fitting import Callback, EpochEnd, Schedule, fit
+from hmoevae.training.early import EarlyStopping
+from hmoevae.training.epochs import Callback, EpochEnd
+from hmoevae.training.fitting import fit
+from hmoevae.training.record import Schedule, Training, training_from_json
 from hmoevae.training.restarts import Best, best_of
 from hmoevae.training.warmup import Warmup
 
@@ -15,9 +18,11 @@ __all__ = [
     "Callback",
     "CompiledPass",
     "Data",
+    "EarlyStopping",
     "EpochEnd",
     "Precision",
     "Schedule",
+    "Training",
     "Warmup",
     "best_checkpoint",
     "best_of",
@@ -25,6 +30,7 @@ __all__ = [
     "has_bfloat16",
     "last_checkpoint",
     "resolve_device",
+    "training_from_json",
 ]
 
 

@@ -1,16 +1,11 @@
-"""Agreement as `fit` takes it, and what the gates are shown of a batch."""
+"""Agreement: gates learn that a sample and its partner are of one kind."""
 
-import hashlib
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
 
 from hmoevae.checks import check_number, is_number
 from hmoevae.errors import ArgumentError, mismatch
-from hmoevae.nn.draws import Draws, borrowed_random_state
 from hmoevae.plan import are_ascending
-from hmoevae.views import Compose, Neighbour, View, ViewLike
+from hmoevae.views import Neighbour, ViewLike
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +18,7 @@ class Agreement:
     below the root is reached by a share of the samples only, so its own balance may weigh as much less.
 
     Args:
-        partner: What makes a sample's partner before the view of `fit` changes both; `None`: the sample itself.
+        partner: What makes a sample's partner before the training's `view` changes both; `None`: the sample itself.
         alone: Share of the epochs, from the first on, in which gates learn from agreement and balance alone.
         weight: Factor in front of the term.
         levels: At which levels a sample and its partner are to arrive at the same node, ascending; each is taught
@@ -36,7 +31,8 @@ class Agreement:
     >>> import hmoevae as hm
     >>> tree = hm.Mixture.of(hm.VAE(latent_dim=2), 3, balance=hm.Balance("kl", weight=20))
     >>> model = hm.HMoEVAE(tree, input_shape=(4,))
-    >>> history = hm.fit(model, torch.rand(64, 4), epochs=2, agreement=Agreement(alone=0.5), progress=False)
+    >>> training = hm.Training(epochs=2, agreement=Agreement(alone=0.5))
+    >>> history = hm.fit(model, torch.rand(64, 4), training, progress=False)
     >>> history.columns[2:6]
     ('loss', 'agreement', 'balance', 'usage/root/0')
     """
@@ -53,41 +49,5 @@ class Agreement:
         check_number("Agreement.weight", self.weight)
         if self.levels is not None and not (self.levels and are_ascending(self.levels)):
             raise ArgumentError(mismatch("Agreement.levels", "None or ascending integers > 0", repr(self.levels)))
-
-
-class GateViews:
-    """What the gates are shown of a batch: one view of every sample, and where they are to agree another one."""
-
-    def __init__(self, view: ViewLike | None, agreement: Agreement | None, samples: Tensor | None) -> None:
-        self.weight = 1.0 if agreement is None else agreement.weight
-        self.levels = None if agreement is None else agreement.levels
-        seen = None if view is None else Compose([view])  # which says if an answer of it is no tensor
-        partner = None if agreement is None else agreement.partner
-        if agreement is not None and seen is None and partner is None:
-            raise ArgumentError(mismatch("view", "a view, for agreement of a sample with itself", view))
-        other = None
-        if agreement is not None:
-            other = Compose([part for part in (partner, seen) if part is not None]).prepare(samples)
-        self.view: View | None = None if seen is None else seen.prepare(samples)
-        self.other: View | None = other
-
-    @torch.no_grad()
-    def __call__(
-        self, x: Tensor, index: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The view of samples that are at places `index` of the data set, and the other one."""
-        if self.view is None and self.other is None:
-            return None, None
-        # Callables that know of no generator draw from the global ones: lent to them, from where `generator` is now.
-        with borrowed_random_state(_seed_of(generator), x.device):
-            # Copies, for a view that works in place: the experts model the samples themselves.
-            view = None if self.view is None else self.view(x.clone(), index=index, generator=generator)
-            other = None if self.other is None else self.other(x.clone(), index=index, generator=generator)
-        return view, other
-
-
-def _seed_of(generator: torch.Generator) -> int:
-    """A seed for what is not drawn from the generator, another one wherever it has come to, and in each process."""
-    digest = hashlib.blake2b(generator.get_state().cpu().numpy().tobytes(), digest_size=7).digest()
-    share = generator.share if isinstance(generator, Draws) else None
-    return int.from_bytes(digest, "big") + (0 if share is None else share.start)
+        if self.levels is not None:
+            object.__setattr__(self, "levels", tuple(map(int, self.levels)))  # as JSON gives it back

@@ -24,9 +24,11 @@ from hmoevae.model import HMoEVAE
 from hmoevae.saving import files
 from hmoevae.training.states import pack, unpack
 
-FORMAT_VERSION = 2
-STATE_NAME = "training.json"
-TENSORS_NAME = "training.safetensors"
+FORMAT_VERSION = 3
+TRAINING_NAME = "training.json"
+"""The options of the training, for people and `training_from_json`; a checkpoint is whole without."""
+STATE_NAME = "state.json"
+TENSORS_NAME = "state.safetensors"
 SUMS_NAME = "SHA256SUMS"
 """Digests of the files that a checkpoint needs, as `sha256sum --check` reads them."""
 LOCK_NAME = ".in-use"
@@ -44,7 +46,7 @@ class Checkpoint:
         epoch: The epoch it was written after.
         validation_loss: The objective on the validation data; `None` without.
         kept: Epochs and validation losses of the checkpoints that its run had not deleted yet.
-        arguments: What training depends on, by the names of the arguments of `fit`, in words.
+        arguments: What training depends on, in words: the model, the data, and the options as `Training.<name>`.
         tree: The model's, as JSON makes it.
         weights: Of the model.
         state: The rest, as given to `Checkpoints.write`.
@@ -141,9 +143,9 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> Path:
         CheckpointError: There is none. A `CheckpointWarning` names those that are damaged.
 
     >>> import tempfile
-    >>> from hmoevae import VAE, Mixture, fit
+    >>> from hmoevae import VAE, Mixture, Training, fit
     >>> model, folder = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)), tempfile.TemporaryDirectory()
-    >>> _ = fit(model, torch.rand(64, 4), epochs=5, checkpoint_dir=folder.name, progress=False)
+    >>> _ = fit(model, torch.rand(64, 4), Training(epochs=5), checkpoint_dir=folder.name, progress=False)
     >>> sorted(path.name for path in Path(folder.name).glob("epoch-*")), last_checkpoint(folder.name).name
     (['epoch-000003', 'epoch-000004', 'epoch-000005'], 'epoch-000005')
     >>> HMoEVAE.from_pretrained(last_checkpoint(folder.name)).plan.n_leaves
@@ -164,10 +166,11 @@ def best_checkpoint(folder: str | os.PathLike[str]) -> Path:
             damaged.
 
     >>> import tempfile
-    >>> from hmoevae import VAE, Mixture, fit
+    >>> from hmoevae import VAE, Mixture, Training, fit
     >>> model, folder = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)), tempfile.TemporaryDirectory()
     >>> x = torch.rand(64, 4)
-    >>> history = fit(model, x[8:], validation_data=x[:8], epochs=5, checkpoint_dir=folder.name, progress=False)
+    >>> how = {"validation_data": x[:8], "checkpoint_dir": folder.name, "progress": False}
+    >>> history = fit(model, x[8:], Training(epochs=5), **how)
     >>> best = 1 + min(range(5), key=history["val_expected"].__getitem__)
     >>> best_checkpoint(folder.name).name == f"epoch-{best:06}"
     True
@@ -272,7 +275,13 @@ class Checkpoints:
         return self.folder is not None and (last or epoch % self.every == 0)
 
     def write(
-        self, model: HMoEVAE, epoch: int, validation_loss: float | None, arguments: Mapping[str, Any], state: Any
+        self,
+        model: HMoEVAE,
+        epoch: int,
+        validation_loss: float | None,
+        training: str,
+        arguments: Mapping[str, Any],
+        state: Any,
     ) -> None:
         """Write the checkpoint of an epoch, and delete those that need not be kept any longer.
 
@@ -280,6 +289,7 @@ class Checkpoints:
             model: Whose weights are written.
             epoch: The epoch just finished.
             validation_loss: What the best is chosen by.
+            training: The options of the training, as JSON.
             arguments: See `Checkpoint`.
             state: Everything else, for `hmoevae.training.states.pack`.
 
@@ -304,6 +314,7 @@ class Checkpoints:
         try:
             with _folder_in_place(target) as beside:
                 model.save_pretrained(beside)
+                (beside / TRAINING_NAME).write_text(training, encoding="utf-8")
                 save_file(tensors, beside / TENSORS_NAME)
                 (beside / STATE_NAME).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
                 sums = "".join(f"{_sha256(beside / name)}  {name}\n" for name in NEEDED)

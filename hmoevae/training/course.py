@@ -1,9 +1,10 @@
 """The course of a training run: what is done in each of its epochs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.nn.settings import StepSettings
 from hmoevae.training.agreement import Agreement
 from hmoevae.training.warmup import Warmup
 
@@ -18,14 +19,14 @@ class Lesson:
         phase: `"start"`: gates and experts learn given leaves; `"alone"`: gates learn from agreement and balance;
             `"joint"`: all learn from the whole loss.
         rate_falls: Whether a falling learning rate falls in it.
-        kl_weight: Of KL(q(z|x) || p(z)).
-        gate_temperature: What the gates' logits are divided by.
+        settings: What every step of it is told.
+        is_full: Whether all learn together and no warm-up holds anything back.
     """
 
     phase: Phase
     rate_falls: bool
-    kl_weight: float
-    gate_temperature: float
+    settings: StepSettings
+    is_full: bool
 
 
 class Course:
@@ -34,35 +35,55 @@ class Course:
     Args:
         epochs: How many there are.
         start_epochs: How many of them, the first ones, teach a start.
-        agreement: As of `fit`.
-        warmup: As of `fit`.
+        agreement: As of `hmoevae.Training`.
+        warmup: As of `hmoevae.Training`.
+        kl_weight: As of `hmoevae.Training`.
 
     Attributes:
+        started_by: The last epoch of the start; 0 without one.
+        full_from: The first epoch in which all learn together and no warm-up holds anything back.
         falling_epochs: In how many of them, the last ones, a falling learning rate falls.
 
     Raises:
         ArgumentError: The warm-up would not come to an end.
 
     >>> course = Course(6, 1, Agreement(alone=0.5), Warmup(2))
-    >>> [(lesson.phase, lesson.kl_weight) for lesson in map(course.lesson, range(1, 7))]
-    [('start', 0.0), ('alone', 0.5), ('alone', 0.5), ('alone', 0.5), ('joint', 0.5), ('joint', 1.0)]
+    >>> [(lesson.phase, lesson.settings.kl_weight) for lesson in map(course.lesson, range(1, 7))]
+    [('start', 0.0), ('alone', 1.0), ('alone', 1.0), ('alone', 1.0), ('joint', 0.5), ('joint', 1.0)]
     """
 
-    def __init__(self, epochs: int, start_epochs: int, agreement: Agreement | None, warmup: Warmup | None) -> None:
+    def __init__(
+        self,
+        epochs: int,
+        start_epochs: int = 0,
+        agreement: Agreement | None = None,
+        warmup: Warmup | None = None,
+        kl_weight: float = 1.0,
+    ) -> None:
         alone = 0 if agreement is None else round(epochs * agreement.alone)
         self.started_by = start_epochs
         self.alone_by = start_epochs + alone
         self.falls_after = self.alone_by if agreement is not None and self.alone_by < epochs else 0
         self.falling_epochs = epochs - self.falls_after
+        self.agreement = agreement
         self.warmup = warmup
+        self.kl_weight = kl_weight
+        warm_by = 0 if warmup is None else warmup.epochs + alone  # experts do not learn while gates are alone
+        self.full_from = 1 + max(self.alone_by, warm_by)
         if warmup is not None and warmup.epochs >= epochs - alone:
             expected = "fewer epochs than those in which the experts learn, so that it comes to an end"
-            raise ArgumentError(mismatch("warmup", expected, warmup))
+            raise ArgumentError(mismatch("Training.warmup", expected, warmup))
 
     def lesson(self, epoch: int) -> Lesson:
         """What is done in an epoch, counted from 1."""
         phase: Phase = "start" if epoch <= self.started_by else "alone" if epoch <= self.alone_by else "joint"
-        before = epoch - 1
-        experts_learnt = before - max(0, min(before, self.alone_by) - self.started_by)
-        kl_weight, temperature = (1.0, 1.0) if self.warmup is None else self.warmup.at(experts_learnt)
-        return Lesson(phase, epoch > self.falls_after, kl_weight, temperature)
+        kl_weight, temperature = 1.0, 1.0
+        if self.warmup is not None and phase != "alone":  # when experts rest, so does it
+            before = epoch - 1
+            experts_learnt = before - max(0, min(before, self.alone_by) - self.started_by)
+            kl_weight, temperature = self.warmup.at(experts_learnt)
+        settings = StepSettings(kl_weight=self.kl_weight * kl_weight, gate_temperature=temperature)
+        if self.agreement is not None and phase != "start":
+            weight, levels = self.agreement.weight, self.agreement.levels
+            settings = replace(settings, agreement_weight=weight, agreement_levels=levels)
+        return Lesson(phase, epoch > self.falls_after, settings, epoch >= self.full_from)

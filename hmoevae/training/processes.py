@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from hmoevae.errors import ArgumentError, ArgumentTypeError, ProcessError, mismatch
 from hmoevae.model import HMoEVAE
-from hmoevae.nn.draws import Draws, Share
+from hmoevae.nn.draws import Share
 
 T = TypeVar("T")
 Batch = tuple[Tensor, Tensor | None]
@@ -142,9 +142,10 @@ class Processes:
         while True:
             x, index = next(source, (None, None))
             everyone = [n for (n,) in self._exchange(0 if x is None else len(x))]
-            share = Share(sum(everyone[: self.index]), everyone[self.index], sum(everyone))
-            if share.total == 0:
+            n, total = everyone[self.index], sum(everyone)
+            if total == 0:
                 return
+            share = Share(sum(everyone[: self.index]), n, total, partial(self._importance_of_all, n, total))
             if x is None:  # zero is in the support of every likelihood
                 x = torch.zeros(1, *sample_shape, device="cpu")
                 index = torch.zeros(1, dtype=torch.long, device="cpu")
@@ -152,24 +153,11 @@ class Processes:
 
     # --- a step -----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def sharing(self, model: HMoEVAE, draws: Draws, share: Share) -> Iterator[None]:
-        """Inside, the model sees the global batch where it matters: in the draws and in the importance."""
-        if self.count == 1:
-            yield
-            return
-        draws.share = share
-        model.paths.importance_of_all = partial(self._importance_of_all, share)
-        try:
-            yield
-        finally:
-            draws.share = model.paths.importance_of_all = None
-
-    def _importance_of_all(self, share: Share, own: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
-        own = own * float(share.n > 0)
+    def _importance_of_all(self, n: int, n_all: int, own: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
+        own = own * float(n > 0)
         total = self.sum(own.detach())
         # Every loss has the whole balance in it and is weighed by n/N, so this gradient has to be N/n times as large.
-        scaled = own * (share.total / max(share.n, 1))
+        scaled = own * (n_all / max(n, 1))
         return total + (scaled - scaled.detach())
 
     def mean(self, value: Float[Tensor, ""], share: Share) -> float:
@@ -209,6 +197,16 @@ class Processes:
             KeyboardInterrupt: As in `rounds`.
         """
         return flag if self.count == 1 else any(theirs for (theirs,) in self._exchange(int(flag)))
+
+    def first(self, flags: list[bool]) -> int | None:
+        """The first place at which the flag of any process is set; `None` where there is none.
+
+        Raises:
+            KeyboardInterrupt: As in `rounds`.
+        """
+        own = flags.index(True) if True in flags else len(flags)
+        first = min(theirs for (theirs,) in self._exchange(own))
+        return first if first < len(flags) else None
 
     def best(self, words: str, *, knows: bool) -> str:
         """The words of a process that knows, where there is one."""

@@ -56,11 +56,11 @@ def best_of(
         NonFiniteError: The objective of a trained model is NaN or infinite.
 
     >>> import torch
-    >>> from hmoevae import VAE, Mixture, fit
+    >>> from hmoevae import VAE, Mixture, Training, fit
     >>> def train(seed):
     ...     torch.manual_seed(seed)
     ...     model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
-    ...     return model, fit(model, x[:48], epochs=2, seed=seed, progress=False)
+    ...     return model, fit(model, x[:48], Training(epochs=2, seed=seed), progress=False)
     >>> x = torch.rand(64, 4)
     >>> best = best_of(train, x[48:], seeds=range(3))
     >>> best.losses[best.seed] == min(best.losses.values()), len(best.losses)

@@ -1,11 +1,9 @@
 """What a run needs to go on where it was: its state, and the arguments that it has to be given again."""
 
-import functools
 import hashlib
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,21 @@ from hmoevae.errors import CheckpointError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.training.batches import Batches, Data
+from hmoevae.training.best import BestSoFar
 from hmoevae.training.checkpoints import Checkpoint
 from hmoevae.training.loop import Run
+from hmoevae.training.processes import Processes
+from hmoevae.training.record import Training
 from hmoevae.training.states import Stateful
+from hmoevae.training.words import described, digest
 
 DIGESTED_ROWS = 64
 """About how many samples of a data set are looked at to recognise it."""
+NOT_COMPARED = {
+    "checkpoint_every": "says when checkpoints are written, not what is in them",
+    "checkpoint_keep": "says which checkpoints stay, not what is in them",
+}
+"""The options of a training that may be others when it goes on, with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,7 @@ class TrainingState:
         order: The order of the data.
         loaders: Sources of data that may have generators of their own.
         callbacks: Of which those are kept that are `Stateful`.
+        best: The best epoch so far, where training may end early.
     """
 
     run: Run
@@ -42,6 +50,7 @@ class TrainingState:
     order: torch.Generator
     loaders: Sequence[Data | None]
     callbacks: Sequence[Callable[..., object]]
+    best: BestSoFar | None
 
     def state_dict(self) -> dict[str, Any]:
         """All of it."""
@@ -52,6 +61,7 @@ class TrainingState:
             "loaders": [generator.get_state() for generator in _generators(self.loaders)],
             "random": _random_states(self.run.noise.device),
             "callbacks": {name: callback.state_dict() for name, callback in _by_name(self.callbacks).items()},
+            "best": None if self.best is None else self.best.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -64,6 +74,9 @@ class TrainingState:
         for name, callback in _by_name(self.callbacks).items():
             if name in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][name])
+        if self.best is not None:
+            self.best.load_state_dict(state["best"])
+            self.history.best_epoch = self.best.epoch
         _set_random_states(state["random"], self.run.noise.device)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -134,6 +147,30 @@ def described_model(model: HMoEVAE) -> dict[str, str]:
     }
 
 
+def described_training(
+    training: Training, seed: int | None, device: torch.device, processes: Processes
+) -> dict[str, str]:
+    """What of a training has to be the same when it goes on, in words; `NOT_COMPARED` need not be.
+
+    Args:
+        training: The record.
+        seed: The main process's, `None` where it is a fresh one.
+        device: Where this process trains.
+        processes: Of which each has a part of every batch.
+    """
+    # With these, the number of epochs says what is done in each of them.
+    is_planned = training.lr_schedule != "constant" or training.agreement is not None or training.revive
+    as_run = {
+        "batch_size": training.batch_size * processes.count,
+        "device": device.type,
+        "epochs": training.epochs if is_planned else None,
+        "init_epochs": training.start_epochs,
+        "seed": seed,
+    }
+    words = training.described() | {name: described(value) for name, value in as_run.items()}
+    return {f"Training.{name}": value for name, value in words.items() if name not in NOT_COMPARED}
+
+
 def described_data(model: HMoEVAE, data: Data | None, batches: Batches | None) -> str | None:
     """A data set in words: what it is made of, its length, and where there is one the digest of some samples."""
     if type(data) is TensorDataset:
@@ -141,41 +178,7 @@ def described_data(model: HMoEVAE, data: Data | None, batches: Batches | None) -
     if isinstance(data, Tensor | np.ndarray):
         rows = data[:: max(1, len(data) // DIGESTED_ROWS)]
         some = model.check_input(rows, values=False).to("cpu", model.dtype)
-        return f"{len(data)} samples with {_digest(some)}"
+        return f"{len(data)} samples with {digest(some)}"
     if data is None or batches is None:
         return None
     return f"{type(data).__name__} with {batches.length} batches"
-
-
-def described(value: object) -> str:
-    """An argument in words that are the same in another process.
-
-    >>> from hmoevae.views import Compose, RandomAffine
-    >>> described(Compose([RandomAffine(shear=0.0), torch.nn.functional.relu]))
-    'Compose(views=(RandomAffine(degrees=15.0, translate=(0.15, 0.15), scale=(0.85, 1.15), shear=0.0), relu))'
-    >>> described(functools.partial(torch.optim.SGD, lr=0.1))
-    'SGD(lr=0.1)'
-    """
-    match value:
-        case Tensor() | np.ndarray():
-            return f"{type(value).__name__}{tuple(value.shape)} with {_digest(value)}"
-        case list() | tuple():
-            return f"({', '.join(map(described, value))})"
-        case functools.partial():
-            given = [described(part) for part in value.args]
-            given += [f"{name}={described(part)}" for name, part in value.keywords.items()]
-            return f"{described(value.func)}({', '.join(given)})"
-        case None | bool() | int() | float() | str():
-            return repr(value)
-        case _ if is_dataclass(value) and not isinstance(value, type):
-            given = [f"{field.name}={described(getattr(value, field.name))}" for field in fields(value)]
-            return f"{type(value).__name__}({', '.join(given)})"
-        case _:
-            return getattr(value, "__qualname__", None) or re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
-
-
-def _digest(values: Tensor | np.ndarray) -> str:
-    if isinstance(values, Tensor):  # by its bytes, for numpy knows no bfloat16
-        values = values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    raw = values.tobytes()
-    return f"sha256 {hashlib.sha256(raw).hexdigest()[:12]}"

@@ -25,24 +25,24 @@ def warn_of_scales(plan: Plan, samples: Tensor) -> None:
         samples: Some samples from all over the data.
     """
     likelihoods = [node.spec.likelihood for node in plan.leaves if isinstance(node.spec, VAE)]
-    free = [known for known in likelihoods if isinstance(known, Gaussian) and known.mean == "identity"]
+    gaussians = [known for known in likelihoods if isinstance(known, Gaussian) and known.mean == "identity"]
+    free = [float(known.scale) for known in gaussians if known.scale != "learned"]
     x = samples.detach().flatten(1).cpu().double()
     if not free or bool(((x >= 0) & (x <= 1)).all()):
         return
-    scales = [likelihood.scale for likelihood in free]
     mean, deviation, size = x.mean(0), x.std(0, correction=0), x.square().mean(0).sqrt()
-    expected = f"data of about the scale of Gaussian(scale={max(scales):g}, mean='identity')"
+    expected = f"data of about the scale of Gaussian(scale={max(free):g}, mean='identity')"
     remedy = (
         "standardise them, as scikit-learn's StandardScaler does, or hm.datasets.Scaled(data, deviations, offset=means)"
     )
-    far = size > FAR * max(scales)
+    far = size > FAR * max(free)
     if far.any():
         worst = int(size.argmax())
         place = worst if samples.ndim == 2 else tuple(map(int, np.unravel_index(worst, samples.shape[1:])))
         more = f" and {int(far.sum()) - 1} more" if far.sum() > 1 else ""
         got = f"column {place} with mean {_short(mean[worst])} and standard deviation {_short(deviation[worst])}{more}"
         warn(mismatch("data", expected, f"{got}: {remedy}"), ScaleWarning)
-    elif len(x) >= 16 and float((deviation / min(scales)).square().log1p().sum()) / 2 < LEAST:
+    elif len(x) >= 16 and float((deviation / min(free)).square().log1p().sum()) / 2 < LEAST:
         got = f"standard deviations up to {float(deviation.max()):.3g}, which drown in its noise"
         warn(mismatch("data", expected, f"{got}: {remedy}"), ScaleWarning)
 

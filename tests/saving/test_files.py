@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Case, about, build, cases, data_for
+from conftest import Case, about, build, cases, data_for, fit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -21,7 +21,7 @@ from torch.distributions import ContinuousBernoulli
 import hmoevae as hm
 from hmoevae.errors import ArgumentError, CheckpointError, HMoEVAEError
 from hmoevae.nn.grouped import GroupedMLP
-from hmoevae.nn.likelihoods import ContinuousBernoulliModel
+from hmoevae.nn.likelihoods import ContinuousBernoulliModule
 from hmoevae.saving import files
 
 LEAF = hm.VAE(2, hm.MLP((4,)), hm.MLP((4,)), hm.Gaussian(0.3))
@@ -388,7 +388,7 @@ CHANGES: dict[str, tuple[Callable[[hm.HMoEVAE], object], str]] = {
     ),
     "a likelihood": (
         lambda model: setattr(model.experts.groups[0].likelihood, "scale", 2.0),
-        "model.experts.groups.0.likelihood: expected GaussianModel with {'scale': 0.3, ",
+        "model.experts.groups.0.likelihood: expected GaussianModule with {'scale': 0.3, ",
     ),
     "a shape of the samples": (
         lambda model: setattr(model, "input_shape", (7,)),
@@ -432,10 +432,9 @@ def test_a_run_with_checkpoints_refuses_such_a_model_before_it_begins(tmp_path: 
     model = make()
     swap_for_the_same_weights(model)
     seen = []
-    options = {"epochs": 1, "progress": False, "callbacks": [seen.append], "device": "cpu"}
     x = data_for(TREE, SHAPE, 8).float()
     with pytest.raises(ArgumentError, match=r"model\.gates\.groups\.0: expected GroupedMLP"):
-        hm.fit(model, x, checkpoint_dir=tmp_path / "run", **options)
+        fit(model, x, checkpoint_dir=tmp_path / "run", epochs=1, callbacks=[seen.append])
     assert not (tmp_path / "run").exists()
     assert not seen
 
@@ -449,7 +448,7 @@ def test_a_module_swapped_in_between_checkpoints_is_named_and_the_ones_before_st
     model, x = make(), data_for(TREE, SHAPE, 8).float()
     message = r"epoch-000002: .* got model\.gates\.groups\.0\.activation: expected 'relu', .*epoch-000001$"
     with pytest.raises(CheckpointError, match=message):
-        hm.fit(model, x, epochs=3, progress=False, device="cpu", callbacks=[swap], checkpoint_dir=tmp_path)
+        hm.fit(model, x, hm.Training(epochs=3, device="cpu"), progress=False, callbacks=[swap], checkpoint_dir=tmp_path)
     assert sorted(path.name for path in tmp_path.glob("epoch-*")) == ["epoch-000001"]
     assert hm.HMoEVAE.from_pretrained(tmp_path / "epoch-000001").tree == TREE
 
@@ -601,7 +600,7 @@ of_each_format = pytest.mark.parametrize("folder", [FORMAT_1, FORMAT_2], ids=lam
 @of_each_format
 def test_a_model_of_an_older_format_loads_for_ever(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answers are of a time when the mean of a continuous Bernoulli was that of `torch.distributions`."""
-    monkeypatch.setattr(ContinuousBernoulliModel, "mean", lambda _, raw: ContinuousBernoulli(logits=raw).mean)
+    monkeypatch.setattr(ContinuousBernoulliModule, "mean", lambda _, raw: ContinuousBernoulli(logits=raw).mean)
     model = hm.HMoEVAE.from_pretrained(folder)
     answers = {k: torch.tensor(v) for k, v in json.loads((FORMAT_1 / "outputs.json").read_text()).items()}
     assert (model.tree.name, model.input_shape, model.objective) == ("tiny", (1, 4, 3), "elbo")

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 
 import hmoevae as hm
 from hmoevae.errors import HMoEVAEError
-from hmoevae.model import Inputs
 from hmoevae.nn.draws import Share
 from hmoevae.nn.routes import TopK
 from hmoevae.nn.settings import StepSettings
+from hmoevae.output import Inputs
 from hmoevae.training import CompiledPass
 
 BATCH = 5
@@ -80,7 +80,7 @@ def draws() -> dict[str, bool]:
 
 
 def compiled_calls() -> int:
-    """How many of seven passes run by compiled code."""
+    """How many of eight passes run by compiled code."""
     model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4))
     with counting() as calls:
         compiled = CompiledPass(model)
@@ -94,7 +94,8 @@ def compiled_calls() -> int:
             compiled(x, settings=StepSettings(routes=TopK(2))).leaf_elbo.shape
             == model(x, settings=StepSettings(routes=TopK(2))).leaf_elbo.shape
         )
-        compiled(x, share=Share(start=0, n=BATCH, total=2 * BATCH))
+        compiled(x, share=Share(0, BATCH, 2 * BATCH, importance_of_all=lambda own: own))
+        compiled(x, share=Share(0, BATCH, BATCH))
     return len(calls)
 
 
@@ -117,10 +118,13 @@ def fit_both_ways(how: dict[str, Any]) -> dict[str, Any]:
     for name in ("plain", "compiled"):
         torch.manual_seed(0)
         model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4), objective="elbo")
-        attributes = vars(model).keys() | set()
-        usual: dict[str, Any] = {"data": X, "epochs": 6, "progress": False, "device": "cpu"}
+        attributes = set(vars(model))
+        usual: dict[str, Any] = {"data": X, "epochs": 6}
         with counting() as calls:
-            history = hm.fit(model, **(usual | how), compile=name == "compiled")
+            options = usual | how
+            data = options.pop("data")
+            training = hm.Training(**options, compile=name == "compiled", device="cpu")
+            history = hm.fit(model, data, training, progress=False)
         found |= {name: history["loss"], "left": sorted(vars(model).keys() - attributes), "calls": len(calls)}
     return found
 
@@ -219,7 +223,7 @@ def broken() -> dict[str, Any]:
     torch.compile = fail
     model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4))
     try:
-        hm.fit(model, torch.rand(BATCH, 1, 4, 4), batch_size=BATCH, epochs=1, compile=True, progress=False)
+        hm.fit(model, torch.rand(BATCH, 1, 4, 4), hm.Training(batch_size=BATCH, epochs=1, compile=True), progress=False)
     except HMoEVAEError as error:
         return {"error": f"{type(error).__name__}: {error}"}
     return {"error": "none"}

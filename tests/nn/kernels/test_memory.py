@@ -195,5 +195,5 @@ def test_passes_without_gradients_keep_their_results() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_fit_lets_go_of_gradients(precision: str) -> None:
     model = hm.HMoEVAE(TREE, (5,))
-    hm.fit(model, torch.rand(8, 5), epochs=1, batch_size=4, precision=precision, progress=False)
+    hm.fit(model, torch.rand(8, 5), hm.Training(epochs=1, batch_size=4, precision=precision), progress=False)
     assert all(p.grad is None for p in model.parameters())

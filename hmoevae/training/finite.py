@@ -1,0 +1,142 @@
+"""FiniteGuard: sees to it that a loss which is not finite ends training, and that good weights are left."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hmoevae.errors import NonFiniteError, mismatch
+from hmoevae.model import HMoEVAE
+from hmoevae.nn.draws import Share
+from hmoevae.output import Output, Routing
+from hmoevae.training.processes import Processes
+
+STEPS_UNSEEN = 50
+"""After so many steps at the latest the losses are looked at on an accelerator, which has to be waited for."""
+
+
+def steps_between_looks(device: torch.device) -> int:
+    """How many steps may pass before their losses are looked at: on a CPU, where nothing is waited for, one."""
+    return 1 if device.type == "cpu" else STEPS_UNSEEN
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What is kept of a step, on its device, until it is looked at."""
+
+    step: int
+    names: list[str]
+    values: Float[Tensor, " loss_and_terms"]
+    bad_edges: Bool[Tensor, " edge"]
+    bad_leaves: Bool[Tensor, " leaf"]
+
+
+class FiniteGuard:
+    """Keeps the last good weights, and looks at the losses and the weights that follow.
+
+    Args:
+        model: The model.
+        processes: The processes that train it.
+        every: Steps from one look at the losses to the next.
+
+    >>> from hmoevae import VAE, Mixture
+    >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
+    >>> guard = FiniteGuard(model, Processes(model.device), every=2)
+    >>> guard.see(1, model(torch.rand(5, 4)), Share(0, 5, 5))
+    >>> guard.is_up_to_date
+    False
+    >>> guard.look()
+    >>> guard.is_up_to_date
+    True
+    """
+
+    def __init__(self, model: HMoEVAE, processes: Processes, every: int) -> None:
+        self.model = model
+        self.processes = processes
+        self.every = every
+        self._kept: list[_Kept] = []
+        self.keep_weights()
+
+    def keep_weights(self) -> None:
+        """Call the weights that the model has now good: what to go back to when later ones are not."""
+        self.good = copy.deepcopy(self.model.state_dict())
+
+    @property
+    def is_up_to_date(self) -> bool:
+        """Whether there is no step whose loss has not been looked at, so that the device need not be waited for."""
+        return not self._kept
+
+    def see(self, step: int, out: Routing, share: Share) -> None:
+        """Take note of a step's loss, before its gradient, and look at it if it is time.
+
+        Raises:
+            NonFiniteError: As of `look`.
+        """
+        if self.every == 1 and math.isfinite(self.processes.mean(out.loss, share)):
+            return
+        self._kept.append(_kept(step, out))
+        if len(self._kept) >= self.every:
+            self.look()
+
+    def look(self) -> None:
+        """Look at the losses of the steps noted since the last time.
+
+        Raises:
+            NonFiniteError: One of them is not finite, in any process. Where the weights are spoilt or have changed
+                since, the model is put back to the end of the last good epoch.
+        """
+        if not self._kept:
+            return
+        kept, self._kept = self._kept, []
+        losses = torch.stack([one.values[0] for one in kept])
+        own = (~torch.isfinite(losses)).tolist()
+        first = self.processes.first(own)
+        if first is not None:
+            raise self._error(kept[first], knows=own[first], is_last=first == len(kept) - 1)
+
+    def check_weights(self, step: int) -> None:
+        """Make sure that the last step has left good weights, also where no loss has looked at them yet.
+
+        Raises:
+            NonFiniteError: It has not; the model is put back to the end of the last good epoch.
+        """
+        weights = dict(self.model.named_parameters())
+        finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()]).tolist()
+        bad = [name for name, good in zip(weights, finite, strict=True) if not good]
+        if bad:
+            self.model.load_state_dict(self.good)
+            expected = f"finite weights after step {step}"
+            kept = "the model is back at the end of the last good epoch"
+            raise NonFiniteError(mismatch("weights", expected, f"NaN or infinity in {_first_of(bad)}; {kept}"))
+
+    def _error(self, seen: _Kept, *, knows: bool, is_last: bool) -> NonFiniteError:
+        """Say which term and which node, and put the last good weights back if the present ones are of no use."""
+        terms = zip(seen.names, seen.values[1:].tolist(), strict=True)
+        term = next((f"{name!r} = {value}" for name, value in terms if not math.isfinite(value)), "their sum")
+        plan = self.model.plan
+        places = [f"the expert {plan.leaves[i].path}" for i in seen.bad_leaves.nonzero().flatten().tolist()]
+        bad_edges = seen.bad_edges.nonzero().flatten().tolist()
+        places += dict.fromkeys(f"the gate of {plan.mixtures[plan.edge_mixture[i]].path}" for i in bad_edges)
+        found = self.processes.best(f"{term} from {_first_of(places) or 'the objective'}", knows=knows)
+        spoilt = not is_last or not all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+        kept = "the model is as it was before this step"
+        if self.processes.sum(torch.tensor(float(spoilt), device="cpu")) > 0:
+            self.model.load_state_dict(self.good)
+            kept = "the model is back at the end of the last good epoch"
+        return NonFiniteError(mismatch("loss", f"a finite loss at step {seen.step}", f"{found}; {kept}"))
+
+
+@torch.no_grad()
+def _kept(step: int, out: Routing) -> _Kept:
+    values = torch.stack([out.loss.detach(), *(term.detach() for term in out.terms.values())])
+    bad_edges = (~torch.isfinite(out.edge_log_prob)).any(0)
+    none = bad_edges[:0]
+    bad_leaves = (~torch.isfinite(out.leaf_elbo)).any(0) if isinstance(out, Output) else none
+    return _Kept(step, list(out.terms), values, bad_edges, bad_leaves)
+
+
+def _first_of(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

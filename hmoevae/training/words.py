@@ -1,0 +1,181 @@
+"""Options in words, which are the same in another process, and as JSON, from which no code runs."""
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmoevae import features
+from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
+from hmoevae.spec.record import REGISTER, write
+
+T = TypeVar("T")
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def described(value: object) -> str:
+    """An option in words that are the same in another process.
+
+    >>> from hmoevae.views import Compose, RandomAffine
+    >>> described(Compose([RandomAffine(shear=0.0), torch.nn.functional.relu]))
+    'Compose(views=(RandomAffine(degrees=15.0, translate=(0.15, 0.15), scale=(0.85, 1.15), shear=0.0), relu))'
+    >>> described(functools.partial(torch.optim.SGD, lr=0.1))
+    'SGD(lr=0.1)'
+    """
+    match value:
+        case Tensor() | np.ndarray():
+            return f"{type(value).__name__}{tuple(value.shape)} with {digest(value)}"
+        case list() | tuple():
+            return f"({', '.join(map(described, value))})"
+        case functools.partial():
+            given = [described(part) for part in value.args]
+            given += [f"{name}={described(part)}" for name, part in value.keywords.items()]
+            return f"{described(value.func)}({', '.join(given)})"
+        case None | bool() | int() | float() | str():
+            return repr(value)
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            given = [f"{field.name}={described(getattr(value, field.name))}" for field in fields(value)]
+            return f"{type(value).__name__}({', '.join(given)})"
+        case _:
+            return getattr(value, "__qualname__", None) or re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def digest(values: Tensor | np.ndarray) -> str:
+    """The first digits of the sha256 of an array's bytes."""
+    if isinstance(values, Tensor):  # by its bytes, for numpy knows no bfloat16
+        values = values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return f"sha256 {hashlib.sha256(values.tobytes()).hexdigest()[:12]}"
+
+
+def named_fields(cls: type[T]) -> type[T]:
+    """Let the constructor of a dataclass name the fields there are where it is given another.
+
+    >>> from dataclasses import dataclass
+    >>> @named_fields
+    ... @dataclass(frozen=True, kw_only=True)
+    ... class Point:
+    ...     x: int = 0
+    ...     y: int = 0
+    >>> Point(z=1)
+    Traceback (most recent call last):
+    ...
+    hmoevae.errors.ArgumentTypeError: Point.z: expected no such field (there are x, y), got 1
+    """
+    construct: Callable[..., None] = cls.__init__
+
+    @functools.wraps(construct)
+    def __init__(self: Any, *args: Any, **given: Any) -> None:  # noqa: N807
+        refuse_unknown(cls, given, cls.__name__)
+        construct(self, *args, **given)
+
+    cls.__init__ = __init__
+    return cls
+
+
+def refuse_unknown(cls: type, given: Mapping[str, object], place: str) -> None:
+    """Make sure that a dataclass has the fields that are given.
+
+    Raises:
+        ArgumentTypeError: It lacks one.
+    """
+    names = [field.name for field in fields(cls)]
+    for name in given:
+        if name not in names:
+            expected = f"no such field (there are {', '.join(names)})"
+            raise ArgumentTypeError(mismatch(f"{place}.{name}", expected, repr(given[name])))
+
+
+class Codec:
+    """Records of known kinds as JSON, and back.
+
+    A record is an object with its `kind` and its fields. One of a user's own, such as a view that is made a record by
+    `hmoevae.record`, is found by its kind too, once its class has been defined. A feature function of the package is
+    `{"feature": "oriented_gradients"}`. What JSON cannot hold is `{"described": "SGD(lr=0.1)"}`, which is for people.
+
+    Args:
+        kinds: The classes of records by kind, all of them dataclasses.
+
+    >>> from hmoevae.training.warmup import Warmup
+    >>> codec = Codec({"warmup": Warmup})
+    >>> codec.to_data(Warmup(3))
+    {'kind': 'warmup', 'epochs': 3, 'kl': 0.0, 'temperature': 1.0}
+    >>> codec.from_data(codec.to_data(Warmup(3)), "Training.warmup") == Warmup(3)
+    True
+    """
+
+    def __init__(self, kinds: Mapping[str, type]) -> None:
+        self.kinds = dict(kinds)
+        self.names = {kind: name for name, kind in kinds.items()}
+
+    def to_data(self, value: Any) -> Any:
+        """What `json.dumps` can write."""
+        if type(value) in self.names:
+            content = {field.name: self.to_data(getattr(value, field.name)) for field in fields(value)}
+            return {"kind": self.names[type(value)], **content}
+        if REGISTER.has(getattr(value, "kind", None), object) and hasattr(value, "__pydantic_fields__"):
+            return write(value, self.to_data)
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, tuple | list):
+            return [self.to_data(part) for part in value]
+        name = getattr(value, "__name__", "")
+        if name in features.__all__ and getattr(features, name) is value:
+            return {"feature": name}
+        return {"described": described(value)}
+
+    def from_data(self, data: Any, place: str) -> Any:
+        """What `to_data` was given; lists come back as tuples.
+
+        Args:
+            data: What `json.loads` has read.
+            place: Of the value, for errors.
+
+        Raises:
+            ArgumentError: Something was written in words only, or has no place in a record.
+            ArgumentTypeError: A record has no such field.
+            SpecError: A kind is not registered; the message says what to import.
+        """
+        if isinstance(data, list):
+            return tuple(self.from_data(part, f"{place}[{i}]") for i, part in enumerate(data))
+        if not isinstance(data, dict):
+            return data
+        if "described" in data:
+            field = place.split(".")[1].split("[")[0]
+            expected = f"training_from_json(text, {field}=...) to give it in code, since none runs from a file"
+            raise ArgumentError(mismatch(place, expected, f"{data['described']}, in words"))
+        if "feature" in data:
+            return self._feature(data["feature"], place)
+        given = {name: value for name, value in data.items() if name != "kind"}
+        kind = data.get("kind")
+        if kind in self.kinds:
+            return self.made(self.kinds[kind], given, place)
+        make = REGISTER.find(kind, place, data).make
+        return make(**{name: self.from_data(value, f"{place}.{name}") for name, value in given.items()})
+
+    def made(
+        self, cls: type, data: Mapping[str, Any], place: str, given: Mapping[str, Any] = MappingProxyType({})
+    ) -> Any:
+        """The record of a class, from its fields as JSON and those given; the others take their defaults."""
+        together = {**data, **given}
+        refuse_unknown(cls, together, place)
+        for field in fields(cls):
+            if field.name not in together and field.default is MISSING and field.default_factory is MISSING:
+                raise ArgumentError(mismatch(f"{place}.{field.name}", "a value", "nothing"))
+        read = {name: self.from_data(value, f"{place}.{name}") for name, value in data.items()}
+        return cls(**read, **given)
+
+    @staticmethod
+    def _feature(name: object, place: str) -> Callable[[Tensor], Tensor]:
+        if name not in features.__all__:
+            expected = f"a feature among {', '.join(map(repr, features.__all__))}"
+            raise ArgumentError(mismatch(place, expected, repr(name)))
+        return getattr(features, str(name))
