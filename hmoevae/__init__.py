@@ -7,7 +7,11 @@ from hmoevae import features, views
 from hmoevae.callbacks import SampleRecorder
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
+from hmoevae.nn.balance import balance
 from hmoevae.nn.kernels.memory import StepMemory
+from hmoevae.nn.likelihoods import LikelihoodModule
+from hmoevae.nn.objectives import objective
+from hmoevae.nn.settings import StepSettings
 from hmoevae.output import Output, Routing
 from hmoevae.saving.card import CardInfo
 from hmoevae.spec import (
@@ -60,22 +64,26 @@ __all__ = [
     "HMoEVAE",
     "History",
     "Likelihood",
+    "LikelihoodModule",
     "Mixture",
     "Network",
     "Output",
     "Routing",
     "SampleRecorder",
     "StepMemory",
+    "StepSettings",
     "Tracking",
     "Training",
     "VAEMixture",
     "Warmup",
+    "balance",
     "best_of",
     "datasets",
     "export",
     "features",
     "fit",
     "metrics",
+    "objective",
     "plot",
     "record",
     "training_from_json",

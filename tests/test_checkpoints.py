@@ -307,7 +307,7 @@ def test_the_best_one_is_kept(tmp_path, kill):
     def evaluate(*_):
         return {"elbo": next(losses)}
 
-    with mock.patch("hmoevae.training.fitting.evaluate", evaluate):
+    with mock.patch("hmoevae.training.epochs.evaluate", evaluate):
         if kill is not None:
             run(tmp_path, kill_at(kill), checkpoint_keep=1, validation_data=X[:4])
             losses = iter([5.0, 3.0, math.nan, 4.0, 3.5, 6.0][kill - 1 :])

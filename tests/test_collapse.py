@@ -3,6 +3,7 @@
 import functools
 import math
 import warnings
+from typing import Any
 
 import conftest
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import hmoevae as hm
 from hmoevae.errors import ArgumentError, ArgumentTypeError, ConstantGateWarning, DeadLeafWarning, NonFiniteError
+from hmoevae.nn.grouped import GroupedLinear
 from hmoevae.plan import compile_tree
 from hmoevae.training.revival import revive
 from hmoevae.training.usage import gate_sums, information
@@ -37,9 +39,15 @@ def blobs() -> Tensor:
     return (centre[kind] + 0.03 * torch.randn(200, N_FEATURES, generator=generator)).clamp(0, 1)
 
 
+def last_layer(model: hm.HMoEVAE, mixture: int) -> tuple[GroupedLinear, int]:
+    """The layer that gives a gate's logits, and the gate's row in it."""
+    place = model.plan.mixtures[mixture].place
+    return model.gates.groups[place.group].last, place.row
+
+
 def silence(model: hm.HMoEVAE, mixture: int, child: int) -> None:
     """Let a gate send nothing to one of its children."""
-    layer, gate = model.gates.last_layer(mixture)
+    layer, gate = last_layer(model, mixture)
     with torch.no_grad():
         layer.bias[gate, child] = -30.0
 
@@ -56,7 +64,7 @@ def test_information_is_the_mutual_information_of_arriving_samples_and_children(
     model = model_of().double()
     x = blobs.double()
     with torch.no_grad():  # gates that say something
-        for layer in (model.gates.last_layer(0)[0], model.gates.last_layer(1)[0]):
+        for layer in (last_layer(model, 0)[0], last_layer(model, 1)[0]):
             layer.weight.mul_(5)
     assert list(told(model, x)) == ["root", "root/1"]
     for path, nats in told(model, x).items():
@@ -92,7 +100,7 @@ def test_history_has_the_information_of_every_gate(blobs: Tensor) -> None:
 
 def test_a_constant_gate_is_named(blobs: Tensor) -> None:
     model = model_of()
-    layer, gate = model.gates.last_layer(1)
+    layer, gate = last_layer(model, 1)
     with torch.no_grad():
         layer.weight[gate] = 0.0
     with pytest.warns(
@@ -115,7 +123,7 @@ def test_a_gate_that_nothing_reaches_is_not_called_constant(blobs: Tensor) -> No
 def test_a_leaf_that_is_never_the_most_probable_one_is_named(blobs: Tensor) -> None:
     """However large its share in probability: no sample is ever in it."""
     model = model_of(hm.Mixture.of(LEAF, 3, gate=LAYER))
-    layer, gate = model.gates.last_layer(0)
+    layer, gate = last_layer(model, 0)
     with torch.no_grad():  # a gate that divides its samples between two, and puts the last child a little below one
         layer.weight[gate, :2] *= 20
         layer.weight[gate, 2], layer.bias[gate, 2] = layer.weight[gate, 1], -1e9
@@ -131,7 +139,7 @@ def test_a_leaf_that_is_never_the_most_probable_one_is_named(blobs: Tensor) -> N
 
 def test_leaves_below_a_constant_gate_are_not_named_one_by_one(blobs: Tensor) -> None:
     model = model_of(hm.Mixture.of(LEAF, 3, gate=LAYER))
-    layer, gate = model.gates.last_layer(0)
+    layer, gate = last_layer(model, 0)
     with torch.no_grad():
         layer.weight[gate] = 0.0
         layer.bias[gate] = torch.tensor([0.3, 0.2, 0.1])
@@ -151,8 +159,9 @@ def test_of_many_dead_leaves_some_are_named(blobs: Tensor) -> None:
 def test_warnings_point_at_the_users_line(blobs: Tensor) -> None:
     model = model_of(hm.Mixture.of(LEAF, 2, gate=LAYER))
     silence(model, 0, 1)
+    training = hm.Training(epochs=1, batch_size=25, lr=1e-9, device="cpu")
     with pytest.warns(DeadLeafWarning) as caught:
-        here = quiet_fit(model, blobs, epochs=1, lr=1e-9)
+        here = hm.fit(model, blobs, training, progress=False)
     assert here is not None
     assert {warning.filename for warning in caught} == {__file__}
 
@@ -178,7 +187,7 @@ def test_kl_weight_and_temperature_do_what_they_say(blobs: Tensor) -> None:
     x = blobs.double()
 
     def out(**options: float) -> hm.Output:
-        return model(x, generator=torch.Generator().manual_seed(0), **options)
+        return model(x, generator=torch.Generator().manual_seed(0), settings=hm.StepSettings(**options))
 
     whole, none, half = out(), out(kl_weight=0.0), out(kl_weight=0.5)
     kl = none.leaf_elbo - whole.leaf_elbo
@@ -195,9 +204,9 @@ def test_warmup_counts_the_epochs_in_which_experts_learn(blobs: Tensor) -> None:
     seen = []
     forward = model.forward
 
-    def watched(x: Tensor, **options: float) -> hm.Output:
-        seen.append((options["kl_weight"], options["gate_temperature"]))
-        return forward(x, **options)
+    def watched(x: Tensor, *, settings: hm.StepSettings, **options: Any) -> hm.Output:
+        seen.append((settings.kl_weight, settings.gate_temperature))
+        return forward(x, settings=settings, **options)
 
     model.forward = watched
     warmup = hm.Warmup(2, kl=0.2, temperature=9.0)
@@ -222,9 +231,9 @@ def test_validation_is_measured_without_warmup(blobs: Tensor) -> None:
         ({"agreement_weight": -1.0}, r"agreement_weight: expected a finite number >= 0, got -1.0"),
     ],
 )
-def test_bad_weights_of_a_pass_are_refused(options: dict[str, float], message: str, blobs: Tensor) -> None:
+def test_bad_weights_of_a_pass_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        model_of()(blobs, **options)
+        hm.StepSettings(**options)
 
 
 @pytest.mark.usefixtures("as_users_call")
@@ -304,7 +313,7 @@ def test_a_dead_child_is_not_its_own_donor(blobs: Tensor) -> None:
     big = [0.0095] * 100  # dead together, below a hundredth of what is due
     n = model.plan.n_leaves
     usage = [share / n for share in (*big, 0.5, n - 0.5 - sum(big))]
-    layer, place = model.gates.last_layer(1)
+    layer, place = last_layer(model, 1)
     before = layer.bias[place, 1].item()
     assert revived(model, usage) == ["root/0/0"]
     assert layer.bias[place].tolist() == [pytest.approx(before - math.log(2))] * 2  # the living one gives half

@@ -14,7 +14,7 @@ import workers
 
 import hmoevae as hm
 from hmoevae.errors import ArgumentError
-from hmoevae.nn.draws import Draws, Share, for_batch
+from hmoevae.nn.draws import Share, for_batch
 from hmoevae.training import resolve_device
 from hmoevae.training.processes import Processes
 
@@ -171,13 +171,15 @@ def test_shares_are_even_and_make_up_the_whole(n, count):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_draws_without_a_share_are_those_of_a_plain_generator():
-    draws, plain = Draws("cpu"), torch.Generator()
-    for generator in (draws, plain):
-        generator.manual_seed(3)
-    assert torch.equal(*(for_batch(lambda n, g=g: torch.rand(2, n, generator=g), 4, g) for g in (draws, plain)))
-    draws.share = Share(start=4, n=0, total=4)  # a process without samples runs one
-    assert for_batch(lambda n: torch.rand(2, n, generator=draws), 1, draws).shape == (2, 1)
+def test_random_numbers_of_the_whole_batch_are_those_without_a_share():
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    shares = (None, Share(start=0, n=4, total=4))
+    drawn = [
+        for_batch(lambda n, g=g: torch.rand(2, n, generator=g), 4, s) for g, s in zip(generators, shares, strict=True)
+    ]
+    assert torch.equal(*drawn)
+    none = Share(start=4, n=0, total=4)  # a process without samples runs one
+    assert for_batch(lambda n: torch.rand(2, n), 1, none).shape == (2, 1)
 
 
 def test_a_process_that_was_to_have_company_does_not_train_alone(monkeypatch):

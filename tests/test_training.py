@@ -287,7 +287,8 @@ def test_bf16_without_instructions_warns_and_is_fp32(x, monkeypatch):
     def trained(precision):
         torch.manual_seed(0)
         model = hm.HMoEVAE(TREE, (N_FEATURES,))
-        quiet_fit(model, x, epochs=1, precision=precision)
+        training = hm.Training(epochs=1, batch_size=16, precision=precision, device="cpu")
+        hm.fit(model, x, training, progress=False)
         return weights(model)
 
     monkeypatch.setattr(hm.training.device, "has_bfloat16", lambda device: False)
@@ -334,7 +335,7 @@ def test_non_finite_loss_names_step_term_and_node(model, x):
 
 def test_non_finite_gate_is_named(model, x):
     with torch.no_grad():
-        model.gates.groups[0].layers[-1].bias.fill_(math.inf)
+        model.gates.groups[0].last.bias.fill_(math.inf)
     with pytest.raises(NonFiniteError, match=r"step 1, got 'expected' = nan from the gate of root"):
         quiet_fit(model, x, epochs=1)
 

@@ -179,7 +179,7 @@ def test_what_cannot_be_called_is_no_view():
 
 def test_gates_see_the_view_and_experts_the_sample(model, x):
     view, other = x.flip(0), x.roll(1, 0) - 0.5  # a view may leave the support of a likelihood
-    both = model(x, view=view, other_view=other, agreement_weight=0.3, generator=seeded())
+    both = model(x, view=view, other_view=other, settings=hm.StepSettings(agreement_weight=0.3), generator=seeded())
     torch.testing.assert_close(both.leaf_log_prob, model(view).leaf_log_prob)
     torch.testing.assert_close(both.leaf_elbo, model(x, generator=seeded()).leaf_elbo)
     seen = model.route(view).exp()
@@ -192,7 +192,7 @@ def test_gates_see_the_view_and_experts_the_sample(model, x):
     torch.testing.assert_close(both.loss, sum(both.terms.values()))
     assert list(both.terms) == ["expected", "agreement", "balance"]
 
-    alone = model.agree(view, other, agreement_weight=0.3)
+    alone = model.agree(view, other, settings=hm.StepSettings(agreement_weight=0.3))
     assert list(alone.terms) == ["agreement", "balance"]
     for name, term in alone.terms.items():
         torch.testing.assert_close(term, both.terms[name])
@@ -216,20 +216,24 @@ def test_gates_below_the_last_level_see_the_sample(name, x):
     torch.manual_seed(0)
     model = hm.HMoEVAE(DEEP[name], SHAPE, objective="elbo")
     view, other = x.flip(0), x.roll(1, 0) - 0.5
-    out = model(x, view=view, other_view=other, agreement_weight=0.3, agreement_levels=[1])
+    out = model(x, view=view, other_view=other, settings=hm.StepSettings(agreement_weight=0.3, agreement_levels=[1]))
     seen, elsewhere, own = (model.gates(images.flatten(1).t()) for images in (view, other, x))
     at_root = torch.tensor(model.plan.edge_mixture) == 0
     torch.testing.assert_close(out.edge_log_prob.t(), torch.where(at_root[:, None], seen, own))
     same = (seen[at_root] + elsewhere[at_root]).logsumexp(0)
     torch.testing.assert_close(out.terms["agreement"], -0.3 * same.mean())
-    torch.testing.assert_close(model(x, view=view, agreement_levels=[1]).edge_log_prob, out.edge_log_prob)
-    everywhere = model(x, view=view, other_view=other, agreement_weight=0.3)
+    torch.testing.assert_close(
+        model(x, view=view, settings=hm.StepSettings(agreement_levels=[1])).edge_log_prob, out.edge_log_prob
+    )
+    everywhere = model(x, view=view, other_view=other, settings=hm.StepSettings(agreement_weight=0.3))
     torch.testing.assert_close(everywhere.edge_log_prob, seen.t())
     levels = list(range(1, model.plan.depth + 1))
-    given = model(x, view=view, other_view=other, agreement_weight=0.3, agreement_levels=levels)
+    given = model(
+        x, view=view, other_view=other, settings=hm.StepSettings(agreement_weight=0.3, agreement_levels=levels)
+    )
     torch.testing.assert_close(given.terms["agreement"], everywhere.terms["agreement"])
 
-    alone = model.agree(view, other, agreement_weight=0.3, agreement_levels=[1])
+    alone = model.agree(view, other, settings=hm.StepSettings(agreement_weight=0.3, agreement_levels=[1]))
     torch.testing.assert_close(alone.terms["agreement"], out.terms["agreement"])
     torch.testing.assert_close(alone.edge_log_prob, seen.t())
 
@@ -238,8 +242,8 @@ def test_gates_below_the_last_level_see_the_sample(name, x):
 @pytest.mark.parametrize("levels", [(0, 1), (2, 1), (1, 1), (3,), (1.5,), 1, "1"])
 def test_levels_that_the_tree_does_not_have(levels, x):
     model = hm.HMoEVAE(DEEP["unlike"], SHAPE)
-    with pytest.raises(ArgumentError, match=r"agreement_levels: expected ascending levels from 1 to .* depth 2, got"):
-        model(x, view=x, other_view=x, agreement_levels=levels)
+    with pytest.raises(ArgumentError, match=r"agreement_levels: expected .*ascending levels from 1 to .* depth.*, got"):
+        model(x, view=x, other_view=x, settings=hm.StepSettings(agreement_levels=levels))
     if levels != (3,):
         with pytest.raises(ArgumentError, match=r"Agreement.levels: expected None or ascending integers > 0, got"):
             hm.Agreement(levels=levels)
@@ -289,7 +293,7 @@ def test_views_need_indices_of_the_right_samples(model, x):
             self.samples = samples
             return self
 
-        def __call__(self, batch, *, index=None, generator=None):
+        def __call__(self, batch, *, index=None, generator=None, share=None):
             assert torch.equal(self.samples[index], batch)
             return batch
 
@@ -335,7 +339,7 @@ def test_the_root_of_a_deeper_tree_learns_as_the_flat_ones(x):
 class InPlace(View):
     """Writes its answer into what it is given."""
 
-    def __call__(self, x, *, index=None, generator=None):
+    def __call__(self, x, *, index=None, generator=None, share=None):
         return x.mul_(0.5)
 
 
@@ -414,7 +418,7 @@ def test_bad_arguments_of_fit(model, x, change, error, message):
 class Forgetful(View):
     """Has no `return`."""
 
-    def __call__(self, x, *, index=None, generator=None):
+    def __call__(self, x, *, index=None, generator=None, share=None):
         x * 0.5
 
 
@@ -446,4 +450,4 @@ def test_bad_combinations(model, x):
     with pytest.raises(ArgumentError, match=r"Agreement.weight: expected a finite number >= 0, got nan"):
         hm.Agreement(weight=math.nan)
     with pytest.raises(ArgumentError, match=r"agreement_weight: expected a finite number >= 0, got -1"):
-        model.agree(x, x, agreement_weight=-1)
+        hm.StepSettings(agreement_weight=-1)

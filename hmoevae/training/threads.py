@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hmoevae.model import HMoEVAE
+from hmoevae.nn.conv import GroupedConv2d, GroupedConvTranspose2d
 
 SMALL_STEP = 1 << 24
 """Weights times samples up to which a second thread gains less than a fifth on idle cores: see docs/slow.md."""
@@ -30,7 +31,9 @@ class Threads:
 
     def __init__(self, model: HMoEVAE) -> None:
         # A convolution uses a weight many times for a sample.
-        convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+        convolves = any(
+            isinstance(module, nn.Conv2d | GroupedConv2d | GroupedConvTranspose2d) for module in model.modules()
+        )
         self.may_choose = model.device.type == "cpu" and not convolves
         self.n_weights = sum(weight.numel() for weight in model.parameters())
 
