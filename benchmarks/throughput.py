@@ -184,16 +184,14 @@ def our_step(cell: Cell, tree: hm.VAE | hm.Mixture, *, compiled: bool = False) -
     if cell.op == "sample":
         return inference_step(model.sample, cell.batch, cell)
 
+    run = CompiledPass(model) if compiled else model
+
     def loss(x: torch.Tensor) -> torch.Tensor:
-        return model(x, validate=False).loss
+        return run(x, validate=False).loss
 
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     memory = hm.StepMemory()
-    if compiled:
-        code = CompiledPass(model)
-        code.attach()
-        return training_step(loss, optimizer, cell, memory.step, code.step)
-    return training_step(loss, optimizer, cell, memory.step)
+    return training_step(loss, optimizer, cell, memory.step, run.step if isinstance(run, CompiledPass) else nullcontext)
 
 
 def peer_step(cell: Cell, name: str, *, fused: bool, compiled: bool = False) -> Callable[[], None] | None:

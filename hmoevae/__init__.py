@@ -7,7 +7,10 @@ from hmoevae import features, views
 from hmoevae.callbacks import SampleRecorder
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
+from hmoevae.nn.balance import balance
 from hmoevae.nn.kernels.memory import StepMemory
+from hmoevae.nn.likelihoods import LikelihoodModule
+from hmoevae.nn.objectives import objective
 from hmoevae.nn.settings import StepSettings
 from hmoevae.output import Output, Routing
 from hmoevae.saving.card import CardInfo
@@ -61,6 +64,7 @@ __all__ = [
     "HMoEVAE",
     "History",
     "Likelihood",
+    "LikelihoodModule",
     "Mixture",
     "Network",
     "Output",
@@ -72,12 +76,14 @@ __all__ = [
     "Training",
     "VAEMixture",
     "Warmup",
+    "balance",
     "best_of",
     "datasets",
     "export",
     "features",
     "fit",
     "metrics",
+    "objective",
     "plot",
     "record",
     "training_from_json",

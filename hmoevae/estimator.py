@@ -25,7 +25,7 @@ from hmoevae.errors import (
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
-from hmoevae.samples import refuse_masked
+from hmoevae.samples import Checked, refuse_masked
 from hmoevae.spec import MLP, VAE, Balance, Gaussian, Likelihood, Mixture, Tree
 from hmoevae.starts import StartName
 from hmoevae.training.usage import left_to_the_caller, warn_of_collapse
@@ -155,7 +155,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         """
         for name in ("max_iter", "n_init"):
             check_integer(name, getattr(self, name))
-        X = self._check(X, reset=True)
+        X = self._validated(X, reset=True)
         tree = self._make_tree()
         if len(X) < tree.n_leaves:
             expected = f"n_samples >= {tree.n_leaves}, the number of leaves"
@@ -172,6 +172,9 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         where = training.resolve_device(self.device)
         dtype = torch.float64 if X.dtype == np.float64 and where.type == "cpu" else torch.float32
         random = check_random_state(self.random_state)
+        with torch.device("meta"):  # what samples are to be is known of the tree, before there are weights
+            outline = self.model_ if goes_on else HMoEVAE(tree, shape, objective=self.objective)
+        data = outline.to(dtype).checked(X, name="X")
 
         usual = training.Training(
             epochs=self.max_iter,
@@ -184,33 +187,32 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
         def train(seed: int) -> tuple[HMoEVAE, History]:
             if goes_on:
-                model = self.model_.to(dtype)  # of the new data
+                model = self.model_
             else:
                 with borrowed_random_state(seed):
                     model = HMoEVAE(tree, shape, objective=self.objective).to(dtype)
-            model.check_input(X, name="X")
-            return model, training.fit(model, X, replace(usual, seed=seed), progress=self.verbose > 0)
+            return model, training.fit(model, data, replace(usual, seed=seed), progress=self.verbose > 0)
 
         seeds = (_seed(random) for _ in range(1 if goes_on else int(self.n_init)))
         with left_to_the_caller():
-            best = training.best_of(train, X, seeds=seeds)
+            best = training.best_of(train, data, seeds=seeds)
         self.model_, self.history_, self.loss_ = best.model, best.history, best.losses[best.seed]
         if best.interrupted:
             warn("Training interrupted by the user.")
         self.n_iter_ = len(self.history_)
-        counts = self._count(X)
+        counts = self._count(data)
         if self.tree is None and 0 in counts:
             _put_empty_leaves_last(self.model_, self.history_, counts)
-            counts = self._count(X)
+            counts = self._count(data)
         _make_priors_shares(self.model_, counts)
         self.weights_ = self.model_.prior.leaf_log_prob().exp().detach().cpu().numpy()
         if self.n_iter_:
             warn_of_collapse(self.model_.plan, self.history_.rows[-1], counts.astype(float).tolist())
         return self
 
-    def _count(self, X: np.ndarray) -> Int[np.ndarray, " leaf"]:
+    def _count(self, data: Checked) -> Int[np.ndarray, " leaf"]:
         """Label the samples, and count those of every leaf."""
-        self.labels_ = self.model_.predict(X).numpy()
+        self.labels_ = self.model_.predict(data).numpy()
         return np.bincount(self.labels_, minlength=self.model_.plan.n_leaves)
 
     def _make_tree(self) -> Tree:
@@ -233,14 +235,13 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     def predict(self, X: Any) -> Int[np.ndarray, " n_samples"]:
         """The most probable leaf of every sample, by the gates."""
         check_is_fitted(self)
-        X = self._check(X, reset=False)
-        return self.model_.predict(X).numpy()
+        return self.model_.predict(self._check(X)).numpy()
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "n_samples leaf"]:
         """q(leaf | x), the product of the gates on the way to every leaf; rows sum to one."""
         check_is_fitted(self)
-        X = self._check(X, reset=False)
-        return self.model_.predict_proba(X).numpy().astype(X.dtype, copy=False)
+        data = self._check(X)
+        return self.model_.predict_proba(data).to(data.x.dtype).numpy()
 
     def transform(self, X: Any) -> Float[np.ndarray, "n_samples latent"]:
         """Mean of q(z|x) of the leaf that each sample is routed to.
@@ -249,8 +250,8 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         zeros.
         """
         check_is_fitted(self)
-        X = self._check(X, reset=False)
-        return self.model_.encode(X).numpy().astype(X.dtype, copy=False)
+        data = self._check(X)
+        return self.model_.encode(data).to(data.x.dtype).numpy()
 
     @property
     def _n_features_out(self) -> int:
@@ -265,9 +266,9 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         but the sample.
         """
         check_is_fitted(self)
-        X = self._check(X, reset=False, support=True)
+        data = self._check(X, support=True)
         check_integer("n_importance", self.n_importance)
-        return self.model_.score_samples(X, n_importance=self.n_importance).numpy().astype(X.dtype, copy=False)
+        return self.model_.score_samples(data, n_importance=self.n_importance).to(data.x.dtype).numpy()
 
     def score(self, X: Any, y: object = None) -> float:  # noqa: ARG002
         """Mean of `score_samples` over `X`, in nats; `y` is not read."""
@@ -322,12 +323,14 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             )
             warn(mismatch(type(self).__name__, expected, got), VersionWarning)
 
-    def _check(self, X: Any, *, reset: bool, support: bool = False) -> np.ndarray:
+    def _check(self, X: Any, *, support: bool = False) -> Checked:
+        """Samples for the trained model, without `support` for its gates and encoders."""
+        return self.model_.checked(self._validated(X, reset=False), name="X", support=support)
+
+    def _validated(self, X: Any, *, reset: bool) -> np.ndarray:
+        """What scikit-learn asks of an array, but for its values, which the model looks at."""
         refuse_masked(X, "X")  # scikit-learn takes what lies under a mask
-        checked: Any = validate_data(self, X, reset=reset, dtype=FLOATS)
-        if not reset:
-            self.model_.check_input(checked, name="X", support=support)
-        return checked
+        return validate_data(self, X, reset=reset, dtype=FLOATS, ensure_all_finite=False)  # type: ignore[return-value]
 
 
 def _seed(random: np.random.RandomState) -> int:

@@ -21,7 +21,7 @@ from hmoevae.errors import (
 from hmoevae.labels import Labels, read_labels
 from hmoevae.model import HMoEVAE
 from hmoevae.plan import compile_tree
-from hmoevae.samples import BATCH_SIZE, ArrayLike
+from hmoevae.samples import BATCH_SIZE, ArrayLike, Checked
 from hmoevae.spec import Tree
 
 try:
@@ -199,7 +199,7 @@ def calibration_error(labels: Labels, probabilities: ArrayLike, *, n_bins: int =
     return float(np.abs(gaps).sum() / len(p))
 
 
-def report(model: HMoEVAE, x: ArrayLike, labels: Labels, *, batch_size: int = BATCH_SIZE) -> dict[str, float]:
+def report(model: HMoEVAE, x: ArrayLike | Checked, labels: Labels, *, batch_size: int = BATCH_SIZE) -> dict[str, float]:
     """Every score of this module for the gates of a model, at the leaves and at each level between them and the root.
 
     Args:
@@ -224,7 +224,7 @@ def report(model: HMoEVAE, x: ArrayLike, labels: Labels, *, batch_size: int = BA
     """
     if not isinstance(model, HMoEVAE):
         raise ArgumentTypeError(mismatch("model", "an HMoEVAE, such as an estimator's model_", type(model).__name__))
-    x, labels = model.check_input(x, values=False), read_labels("labels", labels)
+    x, labels = model.checked(x, support=False), read_labels("labels", labels)
     if labels.shape != (len(x),):
         raise ShapeError(mismatch("labels", f"one a sample, ({len(x)},)", labels.shape))
     scores: dict[str, float] = {}

@@ -5,7 +5,6 @@ the shape of a sample. Everything probabilistic is in nats.
 """
 
 import json
-import math
 from collections.abc import Callable
 from textwrap import indent
 from typing import Any, Literal, overload
@@ -19,7 +18,6 @@ from hmoevae.checks import check_integer, is_integer
 from hmoevae.errors import (
     ArgumentError,
     ArgumentTypeError,
-    DataError,
     ShapeError,
     mismatch,
     warn,
@@ -36,15 +34,13 @@ from hmoevae.nn.routes import restricted
 from hmoevae.nn.settings import USUAL, StepSettings
 from hmoevae.output import Inputs, Output, Routing
 from hmoevae.plan import PlannedNode, compile_tree
-from hmoevae.samples import BATCH_SIZE, ArrayLike, Data, as_tensor, in_order
+from hmoevae.samples import BATCH_SIZE, ArrayLike, Checked, Data, Door, in_order
 from hmoevae.saving.card import ModelFacts
 from hmoevae.saving.pretrained import Pretrained
 from hmoevae.spec import VAE, Conv, Mixture, Tree, tree_from_json
 
 OBSERVED_AT_A_TIME = 128
 """Samples whose draws from p(x|z) are made in one go, whatever `batch_size`: so they do not depend on it."""
-ROUNDING = 1e-5
-"""How far outside a support a value counts as one of its bounds: scaling in single precision leaves as much."""
 
 
 class HMoEVAE(Pretrained):
@@ -102,6 +98,9 @@ class HMoEVAE(Pretrained):
     True
     >>> model.generate_model_card().data.library_name
     'hmoevae'
+    >>> data = model.checked(x)  # once, for everything that follows
+    >>> torch.equal(model.predict(data), model.predict(x)), model.door.shape
+    (True, (4,))
     >>> model.check_input(torch.rand(5, 3))
     Traceback (most recent call last):
     ...
@@ -337,7 +336,9 @@ class HMoEVAE(Pretrained):
             got = "one made inside (copy.deepcopy(model), called outside, is one that can be trained)"
             raise ArgumentError(mismatch("model", "one made outside torch.inference_mode, for gradients", got))
 
-    def check_input(self, x: ArrayLike, *, name: str = "x", values: bool = True, support: bool = True) -> Tensor:
+    def check_input(
+        self, x: ArrayLike | Checked, *, name: str = "x", values: bool = True, support: bool = True
+    ) -> Tensor:
         """Return `x` as a tensor, having made sure that it is a batch of samples for this model.
 
         What rounding has carried over the bound of a likelihood's support is returned as that bound.
@@ -354,41 +355,34 @@ class HMoEVAE(Pretrained):
             ShapeError: `x` does not have the shape of a batch of samples.
             DataError: `x` is empty, masked in part, not finite, or outside the support of a leaf's likelihood.
         """
-        tensor = as_tensor(x, name, self.input_shape)
-        if values:
-            read = tensor.to(self.dtype)  # as the model will read them
-            if not all(map(math.isfinite, torch.stack(read.aminmax()).tolist())):  # one pass: NaN goes through
-                bad = (~torch.isfinite(read)).flatten(1).any(1)
-                first = int(bad.nonzero()[0])
-                count = int(bad.sum())
-                raise DataError(mismatch(name, "finite values", f"NaN or infinity in {count} samples, first {first}"))
-            if support:
-                tensor = self._in_support(tensor, read, name)
-        return tensor
+        return self.door.check(x, name, values=values, support=support)
 
-    def _in_support(self, x: Tensor, read: Tensor, name: str) -> Tensor:
-        """`x`, which the model reads as `read`, with what rounding has carried out of a support back in it."""
-        rounding = max(ROUNDING, *(4 * torch.finfo(dtype).eps for dtype in (x.dtype, read.dtype)))
-        for likelihood in (group.likelihood for group in self.experts.groups):
-            if likelihood.contains(read):
-                continue
-            near = likelihood.nearest(read)
-            if not likelihood.contains(near) or (near - read).abs().max() > rounding:
-                raise DataError(mismatch(name, likelihood.support, _range(x)))
-            x, read = near.to(x.dtype), near
-        return x
+    def checked(self, x: ArrayLike | Checked, *, name: str = "x", support: bool = True) -> Checked:
+        """Samples that have been checked, in the form in which `fit` and every method here take them unlooked.
 
-    def _seen(self, x: ArrayLike, *, name: str = "x") -> Tensor:
-        """Checked samples for gates and encoders, which need no support, but have learned from values that lie in it.
+        Worth it for data that are used many times. They are checked anew by a model of another shape, floating point
+        type or likelihood.
 
-        Warns of values that are further out than the support is wide: such as those of pixels that are not / 255.
+        Args:
+            x: Samples, `(batch, *input_shape)`.
+            name: What to call them in an error.
+            support: Make sure that they lie in the support of every leaf's likelihood; else only gates and encoders
+                take them unlooked.
+
+        Raises:
+            ArgumentError: As `check_input` does.
         """
-        x = self.check_input(x, name=name, support=False)
-        for likelihood in (group.likelihood for group in self.experts.groups):
-            if not likelihood.contains(x) and (likelihood.nearest(x) - x).abs().max() > 1:
-                warn(mismatch(name, f"{likelihood.support}, or close to it", _range(x)))
-                break
-        return x
+        return self.door.checked(x, name, support=support)
+
+    @property
+    def door(self) -> Door:
+        """What samples are to be, for this model."""
+        records = tuple(group.spec.likelihood for group in self.plan.expert_groups)
+        likelihoods = tuple(group.likelihood for group in self.experts.groups)
+        return Door(self.input_shape, self.dtype, records, likelihoods)
+
+    def _seen(self, x: ArrayLike | Checked, *, name: str = "x") -> Tensor:
+        return self.door.seen(x, name)
 
     # --- routing ----------------------------------------------------------------------------------------------------
 
@@ -640,7 +634,9 @@ class HMoEVAE(Pretrained):
 
     def _facts(self) -> ModelFacts:
         n_parameters = sum(p.numel() for p in self.parameters())
-        return ModelFacts(self.tree, self.input_shape, self.objective, n_parameters)
+        any_grey = self.door.takes(torch.tensor([0.25, 0.75], device="cpu"))
+        example = None if any_grey else self.door.example
+        return ModelFacts(self.tree, self.input_shape, self.objective, n_parameters, example)
 
     # --- helpers ----------------------------------------------------------------------------------------------------
 
@@ -701,12 +697,6 @@ def _convolves(tree: Tree) -> bool:
 def _check_generator(generator: object) -> None:
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ArgumentTypeError(mismatch("generator", "a torch.Generator or None", repr(generator)))
-
-
-def _range(x: Tensor) -> str:
-    """Its smallest and its largest value in full, as a bound may be missed by the last digit."""
-    low, high = (repr(end.item()).removesuffix(".0") for end in x.aminmax())
-    return f"values from {low} to {high}"
 
 
 def _total(terms: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:

@@ -3,9 +3,11 @@
 Axes: `n` counts samples.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,13 +25,14 @@ from torch.utils.data import (
     default_collate,
 )
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, mismatch, warn
 from hmoevae.hints import layout, remedy, reshaping, value_range, what_came
 from hmoevae.nn.draws import borrowed_random_state
 
 ArrayLike = Tensor | np.ndarray
-Data = ArrayLike | Dataset[Any] | DataLoader[Any]
 Numbers = int | float | ArrayLike
+ROUNDING = 1e-5
+"""How far outside a support a value counts as one of its bounds: scaling in single precision leaves as much."""
 BATCH_SIZE = 1024
 """Samples evaluated at a time by every method that takes `batch_size`."""
 SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -197,6 +200,164 @@ def refuse_masked(x: object, name: str) -> None:
         raise DataError(mismatch(name, "values without a mask", got))
 
 
+# --- the door -------------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Support(Protocol):
+    """What the door asks of a likelihood."""
+
+    support: str
+    example: float
+
+    def contains(self, x: Tensor) -> bool:
+        """Whether every entry of the finite tensor `x` lies in the support."""
+        ...
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """The value of the support nearest to every entry of `x`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What samples are to be for a model, and the one place where their values are looked at.
+
+    Args:
+        shape: Shape of one sample.
+        dtype: Floating point type in which the model reads them.
+        records: The likelihoods as data: doors are equal that ask the same of samples.
+        likelihoods: What knows their supports.
+
+    >>> door = Door((3,), torch.float32, (), ())
+    >>> data = door.checked(torch.rand(5, 3))
+    >>> data, door.checked(data) is data, torch.equal(door.check(data), data.x)
+    (<Checked torch.float32, (5, 3)>, True, True)
+    >>> door.seen(torch.tensor([[1.0, 2.0, torch.nan]]))
+    Traceback (most recent call last):
+    ...
+    hmoevae.errors.DataError: x: expected finite values, got NaN or infinity in 1 samples, first 0
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    records: tuple[Any, ...]
+    likelihoods: tuple[Support, ...] = field(compare=False, repr=False)
+
+    def check(self, x: "ArrayLike | Checked", name: str = "x", *, values: bool = True, support: bool = True) -> Tensor:
+        """Samples as a tensor, having made sure that they are a batch for this model; `HMoEVAE.check_input` says more.
+
+        Args:
+            x: Samples, `(batch, *shape)`; those that this door has checked are not looked at again.
+            name: What to call them in an error.
+            values: Look at the values too.
+            support: Of these, at whether they lie in the support of every likelihood.
+        """
+        if isinstance(x, Checked):
+            if x.passes(self, support=support):
+                return x.x
+            x = x.x
+        tensor = as_tensor(x, name, self.shape)
+        return self._looked_at(tensor, name, support=support) if values else tensor
+
+    def seen(self, x: "ArrayLike | Checked", name: str = "x") -> Tensor:
+        """Checked samples for gates and encoders, which need no support, but have learned from values that lie in it.
+
+        Warns of values that are further out than the support is wide: such as those of pixels that are not / 255.
+        """
+        if isinstance(x, Checked) and x.passes(self, support=False):
+            return x.x
+        tensor = self.check(x, name, support=False)
+        for likelihood in self.likelihoods:
+            if not likelihood.contains(tensor) and (likelihood.nearest(tensor) - tensor).abs().max() > 1:
+                warn(mismatch(name, f"{likelihood.support}, or close to it", _range(tensor)))
+                break
+        return tensor
+
+    def checked(self, x: "ArrayLike | Checked", name: str = "x", *, support: bool = True) -> "Checked":
+        """Samples with this door's stamp: without `support` for gates and encoders only, as in `seen`."""
+        if isinstance(x, Checked) and x.passes(self, support=support):
+            return x
+        return Checked(self.check(x, name) if support else self.seen(x, name), self, in_support=support)
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether finite values lie in the support of every likelihood."""
+        return all(likelihood.contains(x) for likelihood in self.likelihoods)
+
+    @property
+    def example(self) -> float:
+        """A value that samples may have."""
+        values = [likelihood.example for likelihood in self.likelihoods]
+        return next((value for value in values if self.takes(torch.tensor([value], device="cpu"))), 0.0)
+
+    def _looked_at(self, x: Tensor, name: str, *, support: bool) -> Tensor:
+        read = x.to(self.dtype)  # as the model will read them
+        if not all(map(math.isfinite, torch.stack(read.aminmax()).tolist())):  # one pass: NaN goes through
+            bad = (~torch.isfinite(read)).flatten(1).any(1)
+            first = int(bad.nonzero()[0])
+            count = int(bad.sum())
+            raise DataError(mismatch(name, "finite values", f"NaN or infinity in {count} samples, first {first}"))
+        return self._in_support(x, read, name) if support else x
+
+    def _in_support(self, x: Tensor, read: Tensor, name: str) -> Tensor:
+        """`x`, which the model reads as `read`, with what rounding has carried out of a support back in it."""
+        rounding = max(ROUNDING, *(4 * torch.finfo(dtype).eps for dtype in (x.dtype, read.dtype)))
+        for likelihood in self.likelihoods:
+            if likelihood.contains(read):
+                continue
+            near = likelihood.nearest(read)
+            if not likelihood.contains(near) or (near - read).abs().max() > rounding:
+                raise DataError(mismatch(name, likelihood.support, _range(x)))
+            x, read = near.to(x.dtype), near
+        return x
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Checked:
+    """Samples that a door has let in: whoever has an equal door takes them unlooked.
+
+    `HMoEVAE.checked` makes them. They are for `fit` and for every method that takes samples; do not write into `x`.
+
+    Args:
+        x: The samples, `(n, *shape)`.
+        door: What they were checked against.
+        in_support: Whether they lie in the support of every likelihood; gates and encoders need less.
+
+    >>> import hmoevae as hm
+    >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=2), 3), input_shape=(4,))
+    >>> data = model.checked(torch.rand(64, 4))
+    >>> isinstance(data, Checked), len(data), data.passes(model.door)
+    (True, 64, True)
+    >>> len(hm.fit(model, data, epochs=1, progress=False)), model.predict(data).shape
+    (1, torch.Size([64]))
+    """
+
+    x: Tensor
+    door: Door
+    in_support: bool = True
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.x)
+
+    def __repr__(self) -> str:
+        """The type and the shape."""
+        return f"<{type(self).__name__} {self.x.dtype}, {tuple(self.x.shape)}>"
+
+    def passes(self, door: Door, *, support: bool = True) -> bool:
+        """Whether another door asks for no more than this one: with `support`, for experts, else for gates only."""
+        return (self.in_support or not support) and self.door == door
+
+
+Data = ArrayLike | Checked | Dataset[Any] | DataLoader[Any]
+
+
+def _range(x: Tensor) -> str:
+    """Its smallest and its largest value in full, as a bound may be missed by the last digit."""
+    low, high = (repr(end.item()).removesuffix(".0") for end in x.aminmax())
+    return f"values from {low} to {high}"
+
+
 # --- from any source ------------------------------------------------------------------------------------------------
 
 
@@ -210,7 +371,7 @@ def opened(data: Data, name: str) -> Data:
         return data.tensors[0]
     if isinstance(data, Scaled) and not data.is_in_file:
         return data[:]
-    if not isinstance(data, Tensor | np.ndarray | Dataset | DataLoader):
+    if not isinstance(data, Tensor | np.ndarray | Checked | Dataset | DataLoader):
         expected = "a tensor, a numpy array, a torch Dataset or a DataLoader"
         raise ArgumentTypeError(mismatch(name, expected, what_came(data)))
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
@@ -270,7 +431,7 @@ def in_order(
         for start in range(0, max(1, len(data)), batch_size):
             stop = min(start + batch_size, len(data))
             yield check(data[start:stop], name=f"{name}[{start}:{stop}]")
-    elif isinstance(data, Tensor | np.ndarray):
+    elif isinstance(data, Tensor | np.ndarray | Checked):
         yield from check(data, name=name).split(batch_size)
     else:
         loader = data if isinstance(data, DataLoader) else loader_of(data, name, batch_size)

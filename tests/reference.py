@@ -80,6 +80,15 @@ class Reference:
         """All parameters of one leaf."""
         return [parameter[self.place(path).row] for parameter in self.group(path).parameters()]
 
+    def encoder_weights(self, path: str) -> list[Tensor]:
+        """All parameters of one leaf's encoder."""
+        return [parameter[self.place(path).row] for parameter in self.group(path).encoder.parameters()]
+
+    def decoder_weights(self, path: str) -> list[Tensor]:
+        """All parameters of one leaf's dense decoder, each matrix as (out, inp)."""
+        *others, weight, bias = (p[self.place(path).row] for p in self.group(path).decoder.parameters())
+        return [*others, weight.t(), bias]
+
     def gate_weights(self, path: str) -> list[Tensor]:
         """All parameters of one mixture's gate; the rows of the last two are its children."""
         return [parameter[self.place(path).row] for parameter in self.group(path).parameters()]

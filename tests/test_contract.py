@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import build, data_for
-from torch import Tensor
-
 from networks import Laplace, Residual
+from torch import Tensor
 
 import hmoevae as hm
 from hmoevae.nn.routes import Given, TopK
-from hmoevae.nn.settings import StepSettings
 from hmoevae.spec import Tree
 
 NET, GATE = hm.MLP((6,), "tanh"), hm.MLP((5,), "tanh")
@@ -58,7 +56,9 @@ SORTS: dict[str, tuple[Tree, tuple[int, ...], str]] = {
         "elbo",
     ),
     "convolutional experts": (
-        hm.Mixture.of(hm.VAE(2, hm.Conv((2, 3), 3, 2, (4,), "tanh"), hm.Conv((2, 3), 3, 2, (4,), "tanh").transpose()), 3),
+        hm.Mixture.of(
+            hm.VAE(2, hm.Conv((2, 3), 3, 2, (4,), "tanh"), hm.Conv((2, 3), 3, 2, (4,), "tanh").transpose()), 3
+        ),
         (1, 5, 6),
         "expected",
     ),
@@ -183,13 +183,13 @@ def test_row_r_is_the_node(model: hm.HMoEVAE, x: Tensor) -> None:
 
 
 def test_routes_give_the_numbers_of_the_dense_pass(model: hm.HMoEVAE, x: Tensor) -> None:
-    """With the same noise, which is zero here, the ELBOs of chosen leaves are those that the dense pass has for them."""
+    """With the same noise, here none, the ELBOs of chosen leaves are those of the dense pass."""
     n_leaves = model.plan.n_leaves
     inputs = model.prepare(x)
     zero = inputs._replace(noise=[torch.zeros_like(noise) for noise in inputs.noise])
     dense = model.compute(zero)
     for routes in (TopK(1), TopK(min(2, n_leaves)), Given(torch.arange(BATCH) % n_leaves)):
-        settings = StepSettings(routes=routes)
+        settings = hm.StepSettings(routes=routes)
         inputs = model.prepare(x, settings=settings)
         zero = inputs._replace(noise=[torch.zeros_like(noise) for noise in inputs.noise])
         routed = model.compute(zero, settings)

@@ -1,13 +1,16 @@
 """Observation models against `torch.distributions`: log-densities, gradients, means, draws and supports."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from networks import Laplace
 from torch import Tensor, distributions
 
 import hmoevae as hm
 from hmoevae.nn.likelihoods import BernoulliModule, GaussianModule, LikelihoodModule, likelihood_module
+from hmoevae.nn.rows import rows_of
 from hmoevae.spec import Likelihood
 
 SPECS = {
@@ -112,7 +115,9 @@ def test_draws_follow_the_generator_and_keep_the_dtype(
     spec: Likelihood, dtype: torch.dtype, rng_untouched: None
 ) -> None:
     raw = raw_outputs(dtype).detach()
-    first, again, other = (likelihood_module(spec, GROUPS, FEATURES).sample(raw, torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+    first, again, other = (
+        likelihood_module(spec, GROUPS, FEATURES).sample(raw, torch.Generator().manual_seed(s)) for s in (3, 3, 4)
+    )
     assert first.dtype == dtype
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -144,6 +149,76 @@ def test_half_precision_outputs_are_scored_in_single(spec: Likelihood) -> None:
     assert result.dtype == torch.float32
     expected = reference(spec, raw.double()).log_prob(x.double()).sum(1)
     torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+MODULES = {name: lambda spec=spec: likelihood_module(spec, GROUPS, FEATURES) for name, spec in SPECS.items()}
+MODULES |= {
+    "learned": lambda: likelihood_module(hm.Gaussian("learned", "identity"), GROUPS, FEATURES),
+    "learned sigmoid": lambda: likelihood_module(hm.Gaussian("learned"), GROUPS, FEATURES),
+    "a user's": lambda: likelihood_module(Laplace(), GROUPS, FEATURES),
+}
+
+
+def module_and_raw(make: Callable[[], LikelihoodModule]) -> tuple[LikelihoodModule, Tensor]:
+    """A module in double precision with parameters of its own, where it has some, and raw outputs for it."""
+    module = make().double()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    raw = torch.randn(GROUPS, module.outputs * FEATURES, BATCH, generator=generator, dtype=torch.float64)
+    return module, raw.requires_grad_()
+
+
+@pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
+@pytest.mark.parametrize("shape", [(FEATURES, BATCH), (GROUPS, FEATURES, BATCH)], ids=["shared", "own"])
+def test_a_cell_that_is_not_observed_contributes_nothing(
+    make: Callable[[], LikelihoodModule], shape: tuple[int, ...]
+) -> None:
+    """Neither to the number nor to a gradient, whatever it holds; what was observed contributes as ever."""
+    module, raw = module_and_raw(make)
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).round()
+    present = torch.rand(shape, generator=torch.Generator().manual_seed(2)) < 0.6
+    expected = (module.log_density(raw, x) * present).sum(1)
+    weights = [raw, *module.parameters()]
+    gradients = torch.autograd.grad(expected.sum(), weights)
+    result = module.log_prob(raw, torch.where(present, x, torch.nan), present)
+    torch.testing.assert_close(result, expected)
+    for gradient, other in zip(torch.autograd.grad(result.sum(), weights), gradients, strict=True):
+        torch.testing.assert_close(gradient, other)
+    torch.testing.assert_close(module.log_prob(raw, x), module.log_prob(raw, x, torch.ones_like(present)))
+
+
+@pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
+def test_every_module_keeps_the_contract(make: Callable[[], LikelihoodModule]) -> None:
+    module, raw = module_and_raw(make)
+    assert module.contains(torch.full((2, 2), module.example, dtype=torch.float64))
+    mean, drawn = module.mean(raw), module.sample(raw, torch.Generator().manual_seed(0))
+    assert mean.shape == drawn.shape == (GROUPS, FEATURES, BATCH)
+    assert all(len(parameter) == GROUPS for parameter in module.parameters())
+    total = torch.zeros(GROUPS, FEATURES, BATCH, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(4000):
+        total += module.sample(raw, generator).detach()
+    spread = (module.sample(raw, generator) - mean).detach().abs().amax().item()
+    torch.testing.assert_close(total / 4000, mean.detach(), rtol=0.1, atol=0.05 * max(1.0, spread))
+
+
+def test_rows_of_a_likelihood_are_its_experts() -> None:
+    module, raw = module_and_raw(MODULES["learned"])
+    x = torch.rand(FEATURES, BATCH, dtype=torch.float64)
+    some = torch.tensor([2, 0, 2])
+    torch.testing.assert_close(rows_of(module, some).log_prob(raw[some], x), module.log_prob(raw, x)[some])
+
+
+def test_a_learned_scale_is_that_of_a_normal_distribution() -> None:
+    module, raw = module_and_raw(MODULES["learned"])
+    x = torch.rand(FEATURES, BATCH, dtype=torch.float64)
+    scale = 1e-3 + module.log_scale.exp()
+    expected = distributions.Normal(raw, scale.unsqueeze(2)).log_prob(x).sum(1)
+    torch.testing.assert_close(module.log_prob(raw, x), expected)
+    fresh = likelihood_module(hm.Gaussian("learned"), 2, 3)
+    torch.testing.assert_close(fresh.scale.flatten(), torch.full((6,), 0.5))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +289,12 @@ class InItsOwnUnit(GaussianModule):
 
 
 @pytest.mark.parametrize(
-    "model", [*map(likelihood_module, SPECS.values()), OnlyAutogradKnows(), InItsOwnUnit(0.5, sigmoid=True)]
+    "model",
+    [
+        *(likelihood_module(spec, GROUPS, FEATURES) for spec in SPECS.values()),
+        OnlyAutogradKnows(),
+        InItsOwnUnit(0.5, sigmoid=True),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_log_density_and_score_in_one(model: LikelihoodModule, dtype: torch.dtype) -> None:

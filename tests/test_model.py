@@ -355,7 +355,7 @@ def test_a_variance_beyond_all_bounds_spoils_no_other_leaf(objective: str) -> No
     model = build(hm.Mixture.of(SMALL, 3, gate=GATE), SHAPE, objective=objective, seed=0).float()
     with torch.no_grad():
         model.experts.groups[0].encoder.layers[-1].bias[0] = 200.0  # the first leaf: means and log-variances
-        model.gates.groups[0].layers[-1].bias[0, 0] = -1e4
+        model.gates.groups[0].last.bias[0, 0] = -1e4
     x = data_for(model.tree, SHAPE, 5).float()
     out = model(x)
     out.loss.backward()
@@ -1011,7 +1011,7 @@ def test_images_with_their_channels_last_are_warned_of(shape: tuple[int, int, in
     tree = hm.Mixture.of(hm.Mixture.of(SMALL, 2, gate=GATE), 2, gate=hm.Conv((2,), 3, 4, ()))
     height, width, channels = shape
     expected = (
-        f"input_shape: expected (channels, height, width) for a Conv gate, such as {(channels, height, width)} for "
+        f"input_shape: expected (channels, height, width) for Conv, such as {(channels, height, width)} for "
         f"x.permute(0, 3, 1, 2), got {shape}, which looks like (height, width, channels)"
     )
     with pytest.warns(UserWarning, match="input_shape") as caught:
@@ -1025,7 +1025,11 @@ def test_images_with_their_channels_last_are_warned_of(shape: tuple[int, int, in
 def test_bad_objectives_are_refused() -> None:
     with pytest.raises(ArgumentError) as caught:
         hm.HMoEVAE(UNEQUAL, SHAPE, objective="mse")
-    assert str(caught.value) == "objective: expected one of 'expected', 'elbo', 'marginal', got 'mse'"
+    assert (
+        str(caught.value)
+        == "objective: expected one of 'expected', 'elbo', 'marginal' (import the module that registers another), "
+        "got 'mse'"
+    )
     with pytest.raises(ArgumentError) as caught:
         hm.HMoEVAE(hm.Mixture.of(SMALL, 2, prior="learned"), SHAPE)
     assert str(caught.value) == (

@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hmoevae as hm
-from hmoevae.nn.objectives import OBJECTIVES, agreement, balance
+from hmoevae.nn.agreement import agreement
+from hmoevae.nn.balance import Balances
+from hmoevae.nn.objectives import OBJECTIVES, objective
 from hmoevae.nn.paths import Paths
+from hmoevae.nn.prior import Prior
+from hmoevae.nn.routes import restricted
 from hmoevae.plan import Plan, compile_tree
 from hmoevae.spec import Tree
 
@@ -31,6 +35,11 @@ def random_inputs(leaves: int, batch: int, seed: int, spread: float = 10.0) -> t
     return elbo.requires_grad_(), log_prob.requires_grad_(), log_prior.requires_grad_()
 
 
+def terms_of(name: str, elbo: Tensor, log_prob: Tensor, log_prior: Tensor) -> dict[str, Tensor]:
+    """The terms of an objective, from a prior of the leaves."""
+    return OBJECTIVES[name].terms(elbo, log_prob, log_prior.unsqueeze(1))
+
+
 # --- objectives -----------------------------------------------------------------------------------------------------
 
 
@@ -38,7 +47,7 @@ def random_inputs(leaves: int, batch: int, seed: int, spread: float = 10.0) -> t
 @given(leaves=st.integers(1, 6), batch=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_objective_is_its_formula(name: str, leaves: int, batch: int, seed: int) -> None:
     fast, slow = random_inputs(leaves, batch, seed), random_inputs(leaves, batch, seed)
-    terms = OBJECTIVES[name](*fast)
+    terms = terms_of(name, *fast)
     expected = getattr(reference, f"naive_{name}")(slow[0].t(), slow[1].t(), slow[2])
     assert terms.keys() == expected.keys()
     for term, value in expected.items():
@@ -55,16 +64,16 @@ def test_objective_is_its_formula(name: str, leaves: int, batch: int, seed: int)
 def test_elbo_is_below_the_marginal_bound(leaves: int, batch: int, seed: int) -> None:
     """Jensen: whatever the gate, -elbo <= mean logsumexp(log pi + ELBO); the responsibilities reach it."""
     elbo, log_prob, log_prior = random_inputs(leaves, batch, seed)
-    bound = -OBJECTIVES["marginal"](elbo, log_prob, log_prior)["marginal"]
-    assert -OBJECTIVES["elbo"](elbo, log_prob, log_prior)["elbo"] <= bound + 1e-9
+    bound = -terms_of("marginal", elbo, log_prob, log_prior)["marginal"]
+    assert -terms_of("elbo", elbo, log_prob, log_prior)["elbo"] <= bound + 1e-9
     best_gate = (elbo + log_prior.unsqueeze(1)).log_softmax(0)
-    torch.testing.assert_close(-OBJECTIVES["elbo"](elbo, best_gate, log_prior)["elbo"], bound)
+    torch.testing.assert_close(-terms_of("elbo", elbo, best_gate, log_prior)["elbo"], bound)
 
 
 def test_distillation_trains_the_gate_alone() -> None:
     """The responsibilities are the gate's targets: no gradient flows into the experts through them."""
     elbo, log_prob, log_prior = random_inputs(4, 3, seed=0)
-    OBJECTIVES["marginal"](elbo, log_prob, log_prior)["distillation"].backward()
+    terms_of("marginal", elbo, log_prob, log_prior)["distillation"].backward()
     assert elbo.grad is None
     assert log_prior.grad is None
     assert (log_prob.grad != 0).all()
@@ -74,12 +83,48 @@ def test_distillation_trains_the_gate_alone() -> None:
 def test_far_apart_elbos_do_not_overflow(name: str) -> None:
     elbo = torch.tensor([[-1e6, -3.0], [-5.0, -1e7], [-1e5, -2.0]], requires_grad=True)
     logits = torch.tensor([[300.0, 0.0], [0.0, -400.0], [-300.0, 400.0]], requires_grad=True)
-    terms = OBJECTIVES[name](elbo, logits.log_softmax(0), torch.full((3,), 1 / 3).log())
+    terms = terms_of(name, elbo, logits.log_softmax(0), torch.full((3,), 1 / 3).log())
     total = sum(terms.values())
     total.backward()
     assert torch.isfinite(total)
     assert torch.isfinite(elbo.grad).all()
     assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("name", ["elbo", "marginal"])
+@given(leaves=st.integers(1, 6), batch=st.integers(1, 5), seed=st.integers(0, 1000), data=st.data())
+def test_over_chosen_leaves_a_bound_is_lower(
+    name: str, leaves: int, batch: int, seed: int, data: st.DataObject
+) -> None:
+    """With q made to sum to one over any leaves, no bound is above the dense marginal one."""
+    elbo, log_prob, log_prior = random_inputs(leaves, batch, seed)
+    order = torch.rand(leaves, batch, generator=torch.Generator().manual_seed(seed)).argsort(0)
+    chosen = order[: data.draw(st.integers(1, leaves))]
+    q = restricted(log_prob, chosen)
+    torch.testing.assert_close(q.exp().sum(0), torch.ones(batch, dtype=q.dtype))
+    some = OBJECTIVES[name].terms(elbo.gather(0, chosen), q, log_prior[chosen])[name]
+    every = terms_of("marginal", elbo, log_prob, log_prior)["marginal"]
+    assert -some <= -every + 1e-9
+    if len(chosen) == leaves:
+        torch.testing.assert_close(some, terms_of(name, elbo, log_prob, log_prior)[name])
+
+
+def test_an_objective_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registered by a function, then named by a model that trains, saves and loads."""
+    monkeypatch.setattr("hmoevae.nn.objectives.OBJECTIVES", OBJECTIVES)
+    try:
+
+        @objective("best")
+        def best(elbo: Tensor, log_prob: Tensor, log_prior: Tensor) -> dict[str, Tensor]:
+            return {"best": -elbo.amax(0).mean(), "gate": -(log_prob.exp() * log_prob).sum(0).mean()}
+
+        model = hm.HMoEVAE(hm.Mixture.of(LEAF, 3), (4,), objective="best")
+        out = model(torch.rand(5, 4))
+        assert list(out.terms) == ["best", "gate", "balance"]
+        torch.testing.assert_close(out.terms["best"], -out.leaf_elbo.amax(1).mean())
+        assert "best" in model.evaluate(torch.rand(5, 4))
+    finally:
+        OBJECTIVES.pop("best", None)
 
 
 # --- balance --------------------------------------------------------------------------------------------------------
@@ -97,9 +142,9 @@ def random_edges(plan: Plan, batch: int, seed: int) -> Tensor:
 
 def run_balance(plan: Plan, edges: Tensor, log_prior: Tensor | None = None) -> Tensor:
     """The balance of all mixtures, as the model computes it."""
-    paths = Paths(plan).to(edges.dtype)
-    importance = paths.importance(edges)
-    return balance(importance, prior.edge_log_prob().detach() if log_prior is None else log_prior, paths)
+    importance = Paths(plan).importance(edges)
+    prior = Prior(plan).to(edges.dtype).edge_log_prob() if log_prior is None else log_prior
+    return Balances(plan).to(edges.dtype)(importance, prior.detach())
 
 
 def naive_total(tree: Tree, plan: Plan, edges: Tensor, log_prior: list[float]) -> Tensor:
@@ -141,17 +186,16 @@ def test_balance_by_hand(kind: str, expected: float | None) -> None:
     """Two samples, one each way of the first two of three children: importance (1, 1, 0)."""
     tree = hm.Mixture.of(LEAF, 3, balance=hm.Balance(kind, 2.0))
     importance = torch.tensor([1.0, 1.0, 0.0])
-    paths = Paths(compile_tree(tree))
-    result = balance(importance, torch.full((3,), 1 / 3).log(), paths).item()
+    result = Balances(compile_tree(tree))(importance, torch.full((3,), 1 / 3).log()).item()
     assert result == pytest.approx(2 * (math.log(3 / 2) if expected is None else expected))
 
 
 @pytest.mark.parametrize("kind", ["variance", "cv2", "kl"])
 def test_even_use_costs_nothing_and_one_sidedness_costs_most(kind: str) -> None:
-    paths = Paths(compile_tree(hm.Mixture.of(LEAF, 4, balance=hm.Balance(kind, 1.0))))
+    balances = Balances(compile_tree(hm.Mixture.of(LEAF, 4, balance=hm.Balance(kind, 1.0))))
     prior = torch.full((4,), 1 / 4).log()
     even, mixed, single = (
-        balance(torch.tensor(importance), prior, paths).item()
+        balances(torch.tensor(importance), prior).item()
         for importance in ([2.0, 2.0, 2.0, 2.0], [5.0, 1.0, 1.0, 1.0], [8.0, 0.0, 0.0, 0.0])
     )
     assert even == pytest.approx(0, abs=1e-6)
@@ -159,10 +203,10 @@ def test_even_use_costs_nothing_and_one_sidedness_costs_most(kind: str) -> None:
 
 
 def test_kl_balance_asks_for_the_prior_not_for_even_use() -> None:
-    paths = Paths(compile_tree(hm.Mixture.of(LEAF, 2, balance=hm.Balance("kl", 1.0))))
+    balances = Balances(compile_tree(hm.Mixture.of(LEAF, 2, balance=hm.Balance("kl", 1.0))))
     prior = torch.tensor([0.8, 0.2])
-    assert balance(10 * prior, prior.log(), paths).item() == pytest.approx(0, abs=1e-6)
-    assert balance(torch.tensor([5.0, 5.0]), prior.log(), paths).item() > 0.1
+    assert balances(10 * prior, prior.log()).item() == pytest.approx(0, abs=1e-6)
+    assert balances(torch.tensor([5.0, 5.0]), prior.log()).item() > 0.1
 
 
 def two_level(kind: str) -> tuple[Plan, Plan]:
@@ -332,16 +376,16 @@ def test_what_a_sub_mixture_thinks_counts_as_far_as_both_views_reach_it() -> Non
 @given(trees(), st.integers(1, 3), st.integers(0, 1000))
 def test_leaf_and_prior_probabilities_are_products_of_the_edges(tree: Tree, batch: int, seed: int) -> None:
     plan = compile_tree(tree)
-    paths = Paths(plan).double()
-    if prior.logits is not None:
-        torch.nn.init.normal_(prior.logits, generator=torch.Generator().manual_seed(seed))
+    paths, module = Paths(plan).double(), Prior(plan).double()
+    if module.logits is not None:
+        torch.nn.init.normal_(module.logits, generator=torch.Generator().manual_seed(seed))
     edges = random_edges(plan, batch, seed)
     by_node = paths.node_log_prob(edges)
-    prior = prior.edge_log_prob()
+    prior = module.edge_log_prob()
     for i, node in enumerate(plan.nodes):
         torch.testing.assert_close(by_node[i], edges[list(node.edges)].sum(0))
     leaf_log_prob = paths.leaf_log_prob(edges)
-    leaf_log_prior = prior.leaf_log_prob()
+    leaf_log_prior = module.leaf_log_prob()
     for i, leaf in enumerate(plan.leaves):
         torch.testing.assert_close(leaf_log_prob[i], edges[list(leaf.edges)].sum(0))
         torch.testing.assert_close(leaf_log_prior[i], prior[list(leaf.edges)].sum())
@@ -356,14 +400,14 @@ def test_leaf_and_prior_probabilities_are_products_of_the_edges(tree: Tree, batc
 
 
 def test_far_apart_prior_logits_do_not_overflow() -> None:
-    paths = Paths(compile_tree(hm.Mixture.of(hm.Mixture.of(LEAF, 2, prior="learned"), 2, prior="learned")))
+    module = Prior(compile_tree(hm.Mixture.of(hm.Mixture.of(LEAF, 2, prior="learned"), 2, prior="learned")))
     with torch.no_grad():
-        prior.logits.copy_(torch.tensor([300.0, -300.0, 1e4, 1e4, -1e4, -1e4]))
-    prior = prior.edge_log_prob()
+        module.logits.copy_(torch.tensor([300.0, -300.0, 1e4, 1e4, -1e4, -1e4]))
+    prior = module.edge_log_prob()
     prior.sum().backward()
     half = math.log(0.5)
     torch.testing.assert_close(prior, torch.tensor([0.0, -600.0, half, half, half, half]))
-    assert torch.isfinite(prior.logits.grad).all()
+    assert torch.isfinite(module.logits.grad).all()
 
 
 # --- the article ----------------------------------------------------------------------------------------------------
@@ -383,7 +427,7 @@ def test_flat_tree_is_the_articles_formula() -> None:
         hidden = 1 / (1 + torch.exp(-(inputs @ first.matrices[g].T + first.bias[g])))
         return hidden @ second.matrices[g].T + second.bias[g]
 
-    scores = torch.exp(dense(model.gates.groups[0], 0, flat))
+    scores = torch.exp(dense(model.gates.groups[0].network, 0, flat))
     p = scores / scores.sum(1, keepdim=True)
     losses = []
     for k in range(3):
@@ -407,12 +451,12 @@ def test_flat_tree_is_the_articles_formula() -> None:
 
 
 @pytest.mark.parametrize("kind", ["variance", "cv2", "kl"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_an_underflown_leaf_leaves_no_nan_gradient(kind: str, objective: str) -> None:
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_underflown_leaf_leaves_no_nan_gradient(kind: str, name: str) -> None:
     """One gate has made up its mind so firmly that a leaf, or a whole mixture, has probability zero in float32."""
     tree = hm.Mixture((LEAF, hm.Mixture.of(LEAF, 3), LEAF), gate=hm.MLP((3,)), balance=hm.Balance(kind, 1.0))
     for child in (0, 1, 2):
-        model = build(tree, (4,), objective=objective).float()
+        model = build(tree, (4,), objective=name).float()
         with torch.no_grad():
             reference.Reference(model).gate_weights("root")[-1][child] = -500.0
         with fixed_noise():
@@ -420,5 +464,5 @@ def test_an_underflown_leaf_leaves_no_nan_gradient(kind: str, objective: str) ->
         assert (out.leaf_log_prob.exp() == 0).any()
         out.loss.backward()
         assert torch.isfinite(out.loss)
-        for name, parameter in model.named_parameters():
-            assert torch.isfinite(parameter.grad).all(), name
+        for weight, parameter in model.named_parameters():
+            assert torch.isfinite(parameter.grad).all(), weight

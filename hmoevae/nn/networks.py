@@ -84,8 +84,10 @@ def _conv(
     is_decoder: bool = False,
 ) -> nn.Module:
     if len(input_shape) != 3:
-        hint = "ConvTranspose for a decoder" if is_decoder else "samples of shape (channels, height, width)"
-        raise SpecError(mismatch(place, f"another network than Conv, or {hint}", f"{record} for inputs {input_shape}"))
+        expected = "an MLP, or samples of shape (channels, height, width) for a Conv"
+        if is_decoder:
+            expected = "an MLP, or a ConvTranspose for images: Conv is no decoder"
+        raise SpecError(mismatch(place, expected, f"{record} for samples of shape {input_shape}"))
     return GroupedConv(groups, input_shape, torch.Size(output_shape).numel(), record)
 
 
@@ -100,6 +102,8 @@ def _conv_transpose(
     is_decoder: bool = False,
 ) -> nn.Module:
     if len(output_shape) != 3 or not is_decoder:
-        expected = "another network than ConvTranspose, which decodes samples of shape (channels, height, width)"
-        raise SpecError(mismatch(place, expected, f"{record} for outputs {output_shape}"))
+        expected = "an MLP, or samples of shape (channels, height, width) for a ConvTranspose"
+        if not is_decoder:
+            expected = "an MLP, or a Conv for images: ConvTranspose is a decoder"
+        raise SpecError(mismatch(place, expected, f"{record} for outputs of shape {output_shape}"))
     return GroupedConvTranspose(groups, torch.Size(input_shape).numel(), output_shape, record)

@@ -11,7 +11,7 @@ from typing import Protocol, SupportsFloat, runtime_checkable
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
-from hmoevae.spec import VAE, Bernoulli, Tree
+from hmoevae.spec import Tree
 
 CARD_NAME = "README.md"
 TRAINING_NAME = "training.json"
@@ -84,6 +84,7 @@ class ModelFacts:
         input_shape: Shape of one sample.
         objective: What it was made to minimise.
         n_parameters: How many numbers it has learned.
+        example: A value that samples may have; `None` where all from 0 to 1 are such.
 
     >>> from hmoevae.spec import VAE
     >>> str(ModelFacts(VAE(latent_dim=2), (4,), "elbo", 1234))
@@ -94,6 +95,7 @@ class ModelFacts:
     input_shape: tuple[int, ...]
     objective: str
     n_parameters: int
+    example: float | None = None
 
     def __str__(self) -> str:
         """One line."""
@@ -163,8 +165,8 @@ def model_card(facts: ModelFacts, *, source: str, info: CardInfo | None = None) 
     """
     if info is not None and not isinstance(info, CardInfo):
         raise ArgumentTypeError(mismatch("info", "a CardInfo or None", type(info).__name__))
-    binary = any(isinstance(node, VAE) and isinstance(node.likelihood, Bernoulli) for _, node in facts.tree.walk())
-    samples = f"torch.rand({', '.join(map(str, (8, *facts.input_shape)))}){'.round()' if binary else ''}"
+    shape = (8, *facts.input_shape)
+    samples = f"torch.rand{shape}" if facts.example is None else f"torch.full({shape}, {facts.example!r})"
     return ModelCard.from_template(
         ModelCardData(
             library_name="hmoevae",

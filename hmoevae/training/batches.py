@@ -17,7 +17,7 @@ from torch.utils.data import (
 
 from hmoevae.errors import DataError, mismatch
 from hmoevae.model import HMoEVAE
-from hmoevae.samples import BATCH_SIZE, Data, is_in_file, loader_of, nothing_from, opened, read
+from hmoevae.samples import BATCH_SIZE, Checked, Data, is_in_file, loader_of, nothing_from, opened, read
 from hmoevae.training.processes import Batch, Processes
 
 WINDOW_BYTES = 1 << 28
@@ -79,7 +79,7 @@ def batches_of(
 
         return Batches(math.ceil(len(file) / batch_size), None, from_file, glimpse)
 
-    if isinstance(data, Tensor | np.ndarray):
+    if isinstance(data, Tensor | np.ndarray | Checked):
         samples = model.check_input(data, name=name).to(model.dtype)
         everything = torch.arange(len(samples), device="cpu")
         return Batches(

@@ -2,61 +2,56 @@
 
 from contextlib import AbstractContextManager
 from types import FunctionType, MethodType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hmoevae.errors import ArgumentError, mismatch, warn
-from hmoevae.model import HMoEVAE
-from hmoevae.nn.grouped import GroupedLinear
+from hmoevae.model import HMoEVAE, Inputs, Output
+from hmoevae.nn.draws import Share
 from hmoevae.nn.kernels.memory import GLIBC_LARGEST
 from hmoevae.nn.kernels.products import faster_library
-from hmoevae.output import Inputs, Output
+from hmoevae.nn.routes import ALL
+from hmoevae.nn.settings import USUAL, StepSettings
 
 
 class CompiledPass:
-    """Compiled code in place of a model's own pass between `attach` and `detach`, for batches of one size.
+    """What is called in place of a model, with the same arguments: its pass as compiled code, for batches of one size.
 
-    It is made at the first batch, whose size it is for, which takes some 6 to 20 seconds on a CPU. Checks and draws
-    stay outside, so the same generator gives the same draws. Batches of other sizes, passes without gradients and those
-    with a weight of the KL or a temperature other than 1 run as without it. Of the output only the loss has a gradient.
-    `hmoevae.fit` uses it where `compile=True`; in a loop of your own::
+    The code is made at the first batch, whose size it is for, which takes some 6 to 20 seconds on a CPU. Checks and
+    draws stay outside, so the same generator gives the same draws. These passes run as the model's own: batches of
+    other sizes, passes without gradients, those with a weight of the KL or a temperature other than 1, with routes, or
+    with a share of a global batch. Of the output only the loss has a gradient. `hmoevae.fit` uses it where
+    `compile=True`; in a loop of your own::
 
         compiled = CompiledPass(model)
-        compiled.attach()
         for x in batches:
             optimizer.zero_grad()
             with compiled.step():
-                model(x).loss.backward()
+                compiled(x).loss.backward()
             optimizer.step()
-        compiled.detach()
 
     On a CPU it warns of layers whose gradient is so large that compiled code is likely to be slower: it asks the system
     for that memory at every step, where plain steps use theirs again (`hmoevae.StepMemory`).
 
     Args:
-        model: The model.
+        model: The model, which stays as it is.
 
     Raises:
         ArgumentError: PyTorch is older than 2.7, whose compiler fails on trees of several levels. At the first batch,
             where `torch.compile` does not work here: on a CPU it needs a C++ compiler.
 
     >>> from hmoevae import VAE, Mixture
-    >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
-    >>> compiled = CompiledPass(model)
-    >>> compiled.attach()
+    >>> compiled = CompiledPass(HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)))
     >>> with torch.no_grad():  # so not by compiled code
-    ...     model(torch.rand(5, 4)).leaf_elbo.shape
+    ...     compiled(torch.rand(5, 4)).leaf_elbo.shape
     torch.Size([5, 3])
-    >>> compiled.detach()
     """
 
     def __init__(self, model: HMoEVAE) -> None:
         if torch.__version__ < "2.7":  # its code for the CPU has no scatter-add, only found out in the backward pass
             raise ArgumentError(mismatch("compile", "False, or PyTorch 2.7 or newer", torch.__version__))
-        layers = (layer for layer in model.modules() if isinstance(layer, GroupedLinear))
-        largest = max(layer.weight.nbytes for layer in layers)
+        largest = max(parameter.nbytes for parameter in model.parameters())
         if model.device.type == "cpu" and largest > GLIBC_LARGEST:
             expected = f"layers of at most {GLIBC_LARGEST >> 20} MiB for a gain"
             got = f"{largest >> 20} MiB; compiled steps are likely to be slower"
@@ -68,27 +63,56 @@ class CompiledPass:
         own = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, None, plain.__closure__)
         self._tensors = torch.compile(MethodType(own, self), dynamic=False)
 
-    def attach(self) -> None:
-        """Let the model's passes run here."""
-        self.model.compiled = self
-
-    def detach(self) -> None:
-        """Undo `attach`."""
-        self.model.compiled = None
-
     @staticmethod
     def step() -> AbstractContextManager[None]:
         """For forward and backward pass: products go to the faster library (see `hmoevae.nn.kernels.products`)."""
         return faster_library()
 
-    def __call__(self, inputs: Inputs, *, kl_weight: float, gate_temperature: float, **settings: Any) -> Output:
-        """As `HMoEVAE.compute`."""
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        view: Tensor | None = None,
+        other_view: Tensor | None = None,
+        settings: StepSettings = USUAL,
+        generator: torch.Generator | None = None,
+        share: Share | None = None,
+        validate: bool = True,
+    ) -> Output:
+        """What `HMoEVAE.forward` gives for the same arguments.
+
+        Args:
+            x: As in `HMoEVAE.forward`, like the others.
+            view: Likewise.
+            other_view: Likewise.
+            settings: Likewise.
+            generator: Likewise.
+            share: Likewise.
+            validate: Likewise.
+
+        Raises:
+            ArgumentError: This is the first batch, and `torch.compile` does not work here.
+        """
+        inputs = self.model.prepare(
+            x,
+            view=view,
+            other_view=other_view,
+            settings=settings,
+            generator=generator,
+            share=share,
+            validate=validate,
+        )
         size = inputs.samples.shape[1]
-        is_usual = kl_weight == gate_temperature == 1 and self.batch_size in (None, size)
-        if not is_usual or not torch.is_grad_enabled():
-            return self.model.compute(inputs, kl_weight=kl_weight, gate_temperature=gate_temperature, **settings)
+        is_usual = settings.kl_weight == settings.gate_temperature == 1 and settings.routes == ALL and share is None
+        if not is_usual or self.batch_size not in (None, size) or not torch.is_grad_enabled():
+            return self.model.compute(inputs, settings, share)
+        out = self._compiled(inputs, settings)
+        self.batch_size = size
+        return out
+
+    def _compiled(self, inputs: Inputs, settings: StepSettings) -> Output:
         try:
-            out = Output(*self._tensors(*inputs, settings))
+            return Output(*self._tensors(inputs, settings))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # of which torch._dynamo's and torch._inductor's are
@@ -98,12 +122,11 @@ class CompiledPass:
             first = next(line for line in lines if not line.endswith("raised:"))  # a heading of older versions
             expected = "False, or a machine on which torch.compile works (on a CPU it needs a C++ compiler)"
             raise ArgumentError(mismatch("compile", expected, first)) from error
-        self.batch_size = size
-        return out
 
-    def _plain(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor, Tensor]:
-        *inputs, settings = arguments
-        out = self.model.compute(Inputs(*inputs), kl_weight=1.0, gate_temperature=1.0, **settings)
+    def _plain(
+        self, inputs: Inputs, settings: StepSettings
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor, Tensor]:
+        out = self.model.compute(inputs, settings)
         terms = {name: term.detach() for name, term in out.terms.items()}
         # Without a gradient of their own the others cost the backward pass nothing.
         return out.loss, terms, out.leaf_log_prob.detach(), out.edge_log_prob.detach(), out.leaf_elbo.detach()

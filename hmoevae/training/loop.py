@@ -17,6 +17,7 @@ from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Share
 from hmoevae.nn.kernels.memory import StepMemory
 from hmoevae.output import Output, Routing
+from hmoevae.samples import Checked
 from hmoevae.training.batches import Batches
 from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.course import Lesson
@@ -100,7 +101,7 @@ class Run:
         sums: Tensor | None = None
         shown = 0.0
         bar.set_description(title, refresh=False)
-        for x, index, share in self.processes.rounds(batches, self.model.input_shape):
+        for x, index, share in self.processes.rounds(batches, _made_up(self.model)):
             fast = x.device.type == "cpu"  # the other way, nobody would wait until the copy is there
             x = x.to(self.noise.device, self.model.dtype, non_blocking=fast)
             with self.threads.for_samples(len(x)):
@@ -180,16 +181,22 @@ def _towards(out: Output, leaf: Int[Tensor, " batch"]) -> Output:
     return replace(out, loss=terms["start_gate"] + terms["start_expert"], terms=terms)
 
 
+def _made_up(model: HMoEVAE) -> Tensor:
+    """A sample for a process that has run out of its own, whose likelihood is finite."""
+    return torch.full((1, *model.input_shape), model.door.example, device="cpu")
+
+
 def evaluate(model: HMoEVAE, batches: Batches, seed: int, processes: Processes) -> dict[str, float]:
     """Mean terms over all batches, always with the same draws of z, so that epochs can be compared."""
     generator = torch.Generator(model.device).manual_seed(seed)
     threads = Threads(model)
+    door = model.door  # which all of them have passed
     n_samples = 0
     sums: dict[str, float] = {}
-    for x, _, share in processes.rounds(batches, model.input_shape):
+    for x, _, share in processes.rounds(batches, _made_up(model)):
         n_samples += share.total
         with threads.for_samples(len(x)):
-            terms = model.evaluate(x, batch_size=len(x), generator=generator, share=share)
+            terms = model.evaluate(Checked(x, door), batch_size=len(x), generator=generator, share=share)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + share.n * value
     if n_samples == 0:

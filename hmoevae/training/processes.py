@@ -126,10 +126,8 @@ class Processes:
         """The largest `n` of all processes."""
         return max(everyone[0] for everyone in self._exchange(n))
 
-    def rounds(
-        self, batches: Iterable[Batch], sample_shape: tuple[int, ...]
-    ) -> Iterator[tuple[Tensor, Tensor | None, Share]]:
-        """Batches, as long as any process has one; where another has none any more it is given a made-up sample.
+    def rounds(self, batches: Iterable[Batch], made_up: Tensor) -> Iterator[tuple[Tensor, Tensor | None, Share]]:
+        """Batches, as long as any process has one; where another has none any more it is given what is made up.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed in one of the processes; it is raised in all of them.
@@ -146,9 +144,8 @@ class Processes:
             if total == 0:
                 return
             share = Share(sum(everyone[: self.index]), n, total, partial(self._importance_of_all, n, total))
-            if x is None:  # zero is in the support of every likelihood
-                x = torch.zeros(1, *sample_shape, device="cpu")
-                index = torch.zeros(1, dtype=torch.long, device="cpu")
+            if x is None:
+                x, index = made_up, torch.zeros(len(made_up), dtype=torch.long, device="cpu")
             yield x, index, share
 
     # --- a step -----------------------------------------------------------------------------------------------------

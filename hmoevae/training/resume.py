@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from hmoevae.errors import CheckpointError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
+from hmoevae.samples import Checked
 from hmoevae.training.batches import Batches, Data
 from hmoevae.training.best import BestSoFar
 from hmoevae.training.checkpoints import Checkpoint
@@ -175,6 +176,8 @@ def described_data(model: HMoEVAE, data: Data | None, batches: Batches | None) -
     """A data set in words: what it is made of, its length, and where there is one the digest of some samples."""
     if type(data) is TensorDataset:
         data = data.tensors[0]
+    if isinstance(data, Checked):
+        data = data.x
     if isinstance(data, Tensor | np.ndarray):
         rows = data[:: max(1, len(data) // DIGESTED_ROWS)]
         some = model.check_input(rows, values=False).to("cpu", model.dtype)

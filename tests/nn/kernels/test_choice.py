@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 import pytest
 import torch
 from conftest import ACTIVATIONS
-from test_likelihoods import each_likelihood, samples
 from torch import Tensor, nn
 
 import hmoevae as hm
@@ -145,6 +144,22 @@ def test_activate(backend, activation: Activation, dtype: torch.dtype, step: Cal
 # --- readouts -------------------------------------------------------------------------------------------------------
 
 
+LIKELIHOODS = {
+    "gaussian": hm.Gaussian(0.5),
+    "identity": hm.Gaussian(2.0, mean="identity"),
+    "bernoulli": hm.Bernoulli(),
+    "continuous": hm.ContinuousBernoulli(),
+}
+each_likelihood = pytest.mark.parametrize("spec", LIKELIHOODS.values(), ids=LIKELIHOODS)
+
+
+def samples(spec: Likelihood, *shape: int) -> Tensor:
+    """Data in the support, its ends included."""
+    x = torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=FP64)
+    x[..., 0, 0], x[..., 1, 0] = 0, 1
+    return x.round() if isinstance(spec, hm.Bernoulli) else x
+
+
 class TwoNumbers:
     """A normal distribution whose mean and logarithm of the scale are outputs: its score is left to autograd."""
 
@@ -209,7 +224,7 @@ def ways(likelihood: readouts.Likelihood, x: Tensor, *, input_major: bool) -> di
 @either_layout
 @each_precision
 def test_readout(spec: Likelihood, shared: bool, input_major: bool, dtype: torch.dtype, step: Callable) -> None:
-    likelihood = likelihood_module(spec, GROUPS, FEATURES)
+    likelihood = likelihood_module(spec, GROUPS, OUT)
     x = samples(spec, OUT, BATCH) if shared else samples(spec, GROUPS, OUT, BATCH)
     tensors = [*weight_bias(input_major), normal(GROUPS, INP, BATCH, seed=2)]
 
@@ -277,6 +292,30 @@ def test_readout_with_a_mask_or_parameters(
     assert_near([result], answers[1][:1], FP64)
 
 
+@each_likelihood
+@either_layout
+def test_gradients_with_respect_to_the_samples(spec: Likelihood, input_major: bool) -> None:
+    likelihood = likelihood_module(spec, GROUPS, OUT)
+    weight, bias = weight_bias(input_major)
+    h, x = normal(GROUPS, INP, BATCH, seed=2), samples(spec, OUT, BATCH).requires_grad_()
+    twin = x.detach().clone().requires_grad_()
+    weights = normal(GROUPS, BATCH, seed=9)
+    (kernels.readout(likelihood, weight, bias, h, x, input_major=input_major) * weights).sum().backward()
+    raw = reference_affine(weight, bias, h, input_major=input_major)
+    (likelihood.log_prob(raw, twin) * weights).sum().backward()
+    torch.testing.assert_close(x.grad, twin.grad)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    """Rather than wrong: the gradient that is written by hand has none of its own."""
+    weight, bias = weight_bias(input_major=False)
+    weight.requires_grad_()
+    loss = cpu.affine(weight, bias, normal(INP, BATCH)).square().sum()
+    (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 # --- which of them runs ---------------------------------------------------------------------------------------------
 
 
@@ -301,10 +340,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def readout_of_ones(*, input_major: bool = True, device: str = "cpu", likelihood: Likelihood | None = None) -> None:
+def readout_of_ones(*, input_major: bool = True, device: str = "cpu") -> None:
     weight = torch.ones(GROUPS, *((INP, OUT) if input_major else (OUT, INP)), device=device, requires_grad=True)
     bias, h = torch.ones(GROUPS, OUT, device=device), torch.ones(GROUPS, INP, BATCH, device=device)
-    model = likelihood_module(likelihood or hm.Bernoulli(), GROUPS, FEATURES)
+    model = likelihood_module(hm.Bernoulli(), GROUPS, OUT)
     kernels.readout(model, weight, bias, h, torch.ones(OUT, BATCH, device=device), input_major=input_major)
 
 

@@ -8,7 +8,7 @@ from conftest import ACTIVATIONS
 from torch import Tensor, nn
 
 import hmoevae as hm
-from hmoevae.nn.gates import GroupedConv
+from hmoevae.nn.conv import GroupedConv, GroupedConvTranspose
 from hmoevae.nn.grouped import GroupedLinear, GroupedMLP
 
 TORCH = {
@@ -163,8 +163,9 @@ def test_torch_func_looks_into_it() -> None:
 @pytest.mark.parametrize("kernel_size", [1, 3, 4, 5])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("channels", "hidden"), [((4,), ()), ((3, 5), (6,)), ((2, 3, 2), (4, 3))])
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
 def test_grouped_conv_is_a_loop_over_convolutions(
-    kernel_size: int, stride: int, channels: tuple[int, ...], hidden: tuple[int, ...]
+    kernel_size: int, stride: int, channels: tuple[int, ...], hidden: tuple[int, ...], own: bool
 ) -> None:
     torch.manual_seed(2)
     spec = hm.Conv(channels, kernel_size, stride, hidden, "tanh")
@@ -175,17 +176,16 @@ def test_grouped_conv_is_a_loop_over_convolutions(
         chain: list[nn.Module] = []
         for in_channels, out_channels, grouped in zip((2, *channels), channels, network.convolutions, strict=False):
             layer = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, dtype=torch.float64)
-            rows = slice(place * out_channels, (place + 1) * out_channels)
             with torch.no_grad():
-                layer.weight.copy_(grouped.weight[rows])
-                layer.bias.copy_(grouped.bias[rows])
+                layer.weight.copy_(grouped.weight[place])
+                layer.bias.copy_(grouped.bias[place])
             chain += [layer, nn.Tanh()]
         heads.append(plain_mlp(network.head, place, "tanh"))
         plain.append(nn.Sequential(*chain, nn.Flatten(), heads[-1]))
-    x = randn(BATCH, *shape)
+    x = randn(GROUPS, BATCH, *shape) if own else randn(BATCH, *shape)
     y = x.detach().clone().requires_grad_()
-    expected = torch.stack([one(y).t() for one in plain])
-    result = network(x.flatten(1).t())
+    expected = torch.stack([one(y[g] if own else y).t() for g, one in enumerate(plain)])
+    result = network(x.flatten(2).mT if own else x.flatten(1).t())
     torch.testing.assert_close(result, expected)
 
     weights = torch.randn_like(result)
@@ -194,8 +194,45 @@ def test_grouped_conv_is_a_loop_over_convolutions(
     torch.testing.assert_close(x.grad, y.grad)
     assert_same_gradients(network.head, heads)
     for i, grouped in enumerate(network.convolutions):
-        torch.testing.assert_close(grouped.weight.grad, torch.cat([one[2 * i].weight.grad for one in plain]))
-        torch.testing.assert_close(grouped.bias.grad, torch.cat([one[2 * i].bias.grad for one in plain]))
+        torch.testing.assert_close(grouped.weight.grad, torch.stack([one[2 * i].weight.grad for one in plain]))
+        torch.testing.assert_close(grouped.bias.grad, torch.stack([one[2 * i].bias.grad for one in plain]))
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (3, 1), (3, 2), (4, 2), (5, 2), (5, 3)])
+@pytest.mark.parametrize(("channels", "hidden"), [((4,), ()), ((5, 3), (6,))])
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+def test_grouped_transposed_convolutions_are_a_loop(
+    kernel_size: int, stride: int, channels: tuple[int, ...], hidden: tuple[int, ...], own: bool
+) -> None:
+    torch.manual_seed(2)
+    spec = hm.ConvTranspose(channels, kernel_size, stride, hidden, "tanh")
+    shape = (2, 7, 6)
+    network = GroupedConvTranspose(GROUPS, 3, shape, spec).double()
+    plain = []
+    for place in range(GROUPS):
+        chain: list[nn.Module] = [plain_mlp(network.head, place, "tanh"), nn.Unflatten(1, network.first_shape)]
+        for inp, out, grouped in zip(channels, (*channels[1:], 2), network.convolutions, strict=True):
+            sizes = kernel_size, stride, kernel_size // 2, grouped.output_padding
+            layer = nn.ConvTranspose2d(inp, out, *sizes, dtype=torch.float64)
+            with torch.no_grad():
+                layer.weight.copy_(grouped.weight[place])
+                layer.bias.copy_(grouped.bias[place])
+            chain += [nn.Tanh(), layer]
+        plain.append(nn.Sequential(*chain, nn.Flatten()))
+    x = randn(GROUPS, 3, BATCH) if own else randn(3, BATCH)
+    y = x.detach().clone().requires_grad_()
+    expected = torch.stack([one(own_input(y, g)).t() for g, one in enumerate(plain)])
+    result = network(x)
+    assert result.shape == (GROUPS, 2 * 7 * 6, BATCH)
+    torch.testing.assert_close(result, expected)
+    weights = torch.randn_like(result)
+    (result * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    for i, grouped in enumerate(network.convolutions):
+        layers = [one[3 + 2 * i] for one in plain]
+        torch.testing.assert_close(grouped.weight.grad, torch.stack([layer.weight.grad for layer in layers]))
+        torch.testing.assert_close(grouped.bias.grad, torch.stack([layer.bias.grad for layer in layers]))
 
 
 @pytest.mark.parametrize(("groups", "in_features", "out_features"), [(1, 400, 30), (50, 16, 25), (3, 100, 100)])
