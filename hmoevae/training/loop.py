@@ -160,7 +160,11 @@ class Run:
 
     def _forward(self, x: Tensor, index: Tensor | None, share: Share, lesson: Lesson) -> Routing:
         """What the lesson asks of the model."""
+        before = self.noise.get_state() if lesson.phase == "alone" else None
         view, other = self.views(x, index, self.noise, share)
+        if before is not None and torch.equal(before, self.noise.get_state()):
+            # Gates alone draw no z, and what views are lent follows from where the generator is: it has to move on.
+            torch.rand((), generator=self.noise, device=self.noise.device)
         told: dict[str, Any] = {"settings": lesson.settings, "share": share, "validate": False}
         with self.autocast, self._states(share, x.device):
             if lesson.phase == "alone" and other is not None:
