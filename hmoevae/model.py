@@ -38,6 +38,7 @@ from hmoevae.samples import BATCH_SIZE, ArrayLike, Checked, Data, Door, in_order
 from hmoevae.saving.card import ModelFacts
 from hmoevae.saving.pretrained import Pretrained
 from hmoevae.spec import VAE, Conv, Mixture, Tree, tree_from_json
+from hmoevae.spec.record import modules_of
 
 OBSERVED_AT_A_TIME = 128
 """Samples whose draws from p(x|z) are made in one go, whatever `batch_size`: so they do not depend on it."""
@@ -625,7 +626,9 @@ class HMoEVAE(Pretrained):
 
     def _config(self) -> dict[str, Any]:
         tree = json.loads(self.tree.to_json())
-        return {"tree": tree, "input_shape": list(self.input_shape), "objective": self.objective}
+        config = {"tree": tree, "input_shape": list(self.input_shape), "objective": self.objective}
+        modules = modules_of(tree) | find_objective(self.objective).modules(self.objective)
+        return config | ({"modules": modules} if modules else {})
 
     @classmethod
     def _build(cls, config: dict[str, Any]) -> "HMoEVAE":

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.spec.record import origin_of
 
 SlotBatch = Float[Tensor, "slot batch"]
 LogPrior = Float[Tensor, "slot #batch"]
@@ -39,6 +40,11 @@ class Objective:
     terms: Function
     by_weight: bool
 
+    def modules(self, name: str) -> dict[str, str]:
+        """As of `hmoevae.spec.record.modules_of`: which module registered it, where that is none of the package."""
+        module, _ = origin_of(self.terms)
+        return {} if module.partition(".")[0] == "hmoevae" else {name: module}
+
 
 OBJECTIVES: dict[str, Objective] = {}
 """All of them by name, in the order in which they were registered."""
@@ -54,6 +60,9 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
         name: What `HMoEVAE(objective=...)` calls it; a saved model names it too.
         by_weight: As of `Objective`.
 
+    Raises:
+        ArgumentError: Another function has that name.
+
     >>> @objective("hard")
     ... def hard(elbo, log_prob, log_prior):
     ...     return {"hard": -elbo.amax(0).mean()}
@@ -63,6 +72,10 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
     """
 
     def decorate(terms: Function) -> Function:
+        before = OBJECTIVES.get(name)
+        if before is not None and origin_of(before.terms) != origin_of(terms):
+            there = ".".join(origin_of(before.terms))
+            raise ArgumentError(mismatch("objective", f"a name that is free ({name!r} is {there})", repr(name)))
         OBJECTIVES[name] = Objective(terms, by_weight)
         return terms
 

@@ -219,7 +219,7 @@ class _Job:
         """All epochs that are left; whatever happens, the model ends in evaluation mode and without spare memory."""
         views = GateViews(self.training.view, self.training.agreement, self.source.samples)
         start = self.processes.from_main(self._start) if checkpoint is None else checkpoint.state["start"]
-        self.model.to(self.device).train()
+        self.model.to(self.device)
         with ExitStack() as afterwards:
             afterwards.callback(self.model.eval)
             run = self._run(views, start)
