@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import build
-from networks import Residual
+from networks import Frozen, Residual
 from torch import Tensor, nn
 
 import hmoevae as hm
@@ -62,19 +62,6 @@ class Attention(nn.Module):
         return self.last(self.layer(x.unsqueeze(2) * self.embedding).mean(1))
 
 
-class RandomFeatures(nn.Module):
-    """Fixed directions, other ones in every network."""
-
-    def __init__(self, inp: int, out: int) -> None:
-        super().__init__()
-        self.register_buffer("directions", torch.randn(inp, 6))
-        self.frozen = nn.Parameter(torch.randn(6, 6), requires_grad=False)
-        self.last = nn.Linear(6, out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.tanh(x @ self.directions @ self.frozen))
-
-
 @made
 def tied(inp: int, out: int) -> nn.Module:
     return Tied(inp, out)
@@ -83,11 +70,6 @@ def tied(inp: int, out: int) -> nn.Module:
 @made
 def attention(inp: int, out: int) -> nn.Module:
     return Attention(inp, out)
-
-
-@made
-def random_features(inp: int, out: int) -> nn.Module:
-    return RandomFeatures(inp, out)
 
 
 @made
@@ -102,7 +84,7 @@ def norms(inp: int, out: int) -> nn.Module:
 
 STACKABLE = [
     pytest.param(record, id=str(record))
-    for record in (Residual(), *map(Made, ("tied", "attention", "random_features", "weight_norm", "norms")))
+    for record in (Residual(), Frozen(), *map(Made, ("tied", "attention", "weight_norm", "norms")))
 ]
 
 
