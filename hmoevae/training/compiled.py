@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from hmoevae.errors import ArgumentError, mismatch, warn
-from hmoevae.model import HMoEVAE, Inputs, Output
+from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Share
 from hmoevae.nn.kernels.memory import GLIBC_LARGEST
 from hmoevae.nn.kernels.products import faster_library
 from hmoevae.nn.routes import ALL
 from hmoevae.nn.settings import USUAL, StepSettings
+from hmoevae.output import Inputs, Output
 
 
 class CompiledPass:

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 
 import hmoevae as hm
 from hmoevae.errors import HMoEVAEError
-from hmoevae.model import Inputs
 from hmoevae.nn.draws import Share
 from hmoevae.nn.routes import TopK
 from hmoevae.nn.settings import StepSettings
+from hmoevae.output import Inputs
 from hmoevae.training import CompiledPass
 
 BATCH = 5
