@@ -32,6 +32,7 @@ def train(model: hm.HMoEVAE, x: Tensor, x_labelled: Tensor, y_labelled: Tensor, 
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     view = hm.views.RandomAffine(degrees=8, translate=(0.05, 0.05), scale=(0.95, 1.05), shear=5)
+    settings = hm.StepSettings(agreement_weight=10.0)  # what `hm.fit` tells its steps, too
     # Optional, and for CPUs: the tensors of one step lie where those of the last one lay.
     memory = hm.StepMemory()
     model.train()
@@ -40,7 +41,7 @@ def train(model: hm.HMoEVAE, x: Tensor, x_labelled: Tensor, y_labelled: Tensor, 
         for batch in x[torch.randperm(len(x))].split(64):
             with memory.step():
                 optimizer.zero_grad()
-                out = model(batch, view=view(batch), other_view=view(batch), agreement_weight=10.0)
+                out = model(batch, view=view(batch), other_view=view(batch), settings=settings)
                 labelled = model(x_labelled, view=view(x_labelled))
                 own = 20 * F.nll_loss(labelled.leaf_log_prob, y_labelled)
                 (out.loss + own).backward()

@@ -310,7 +310,7 @@ def test_bf16_keeps_activations_in_bf16(model, x):
 
 def test_a_leaf_without_samples_is_named(model, x):
     with torch.no_grad():
-        model.gates.groups[1].layers[-1].bias[0, 0] = -50.0  # the first child of the inner mixture
+        model.gates.groups[1].last.bias[0, 0] = -50.0  # the first child of the inner mixture
     with pytest.warns(DeadLeafWarning, match=r"usage: expected a share of at least 3.3e-03 .*less for root/1/0 \("):
         quiet_fit(model, x, epochs=1)
 

@@ -134,7 +134,8 @@ class Training:
         self._check_callables()
         if isinstance(self.device, torch.device):
             object.__setattr__(self, "device", str(self.device))
-        if self.early_stopping is not None and self.course.full_from > self.epochs:
+        full_from = self.course.full_from  # which a course without an end does not have
+        if self.early_stopping is not None and full_from > self.epochs:
             expected = "None where gates and experts never learn together at full weight"
             self._refuse("early_stopping", expected)
 
