@@ -45,6 +45,8 @@ class Stacked(nn.Module):
 
     last: None = None
     """Nothing is known of where its outputs come from."""
+    batched = True
+    """Whether the modules run batched by `vmap`; else one by one, which `torch.export` takes with any batch size."""
 
     def __init__(
         self, record: Network, groups: int, input_shape: tuple[int, ...], output_shape: tuple[int, ...], place: str
@@ -75,6 +77,11 @@ class Stacked(nn.Module):
         def one(state: dict[str, Tensor], x: Tensor) -> Tensor:
             return functional_call(self.module, state, (x.t().unflatten(1, self.input_shape),)).flatten(1).t()
 
+        groups = len(next(iter(state.values())))
+        if groups == 1 or not self.batched:
+            own = x.unsqueeze(0).expand(groups, -1, -1) if x.ndim == 2 else x
+            rows = ({name: value[i] for name, value in state.items()} for i in range(groups))
+            return torch.stack([one(row, own[i]) for i, row in enumerate(rows)])
         return vmap(one, in_dims=(0, None if x.ndim == 2 else 0), randomness="different")(state, x)
 
 
