@@ -111,9 +111,9 @@ def _check_runs(stacked: Stacked, place: str) -> None:
     """Refuse what `vmap` cannot run, such as a branch that depends on a tensor."""
     if _is_outline(stacked):
         return
-    one = rows_of(stacked, slice(1))
+    few = rows_of(stacked, slice(2))  # one alone runs without it
     try:
-        _looked_at(one, _probe(stacked, stacked.input_shape).flatten(1).t())
+        _looked_at(few, _probe(stacked, stacked.input_shape).flatten(1).t())
     except _ERRORS as error:
         raise SpecError(mismatch(place, "a module that torch.func.vmap can run", _first_line(error))) from error
 

@@ -231,10 +231,11 @@ REFUSED = {
 @pytest.mark.parametrize("how", REFUSED)
 def test_what_cannot_be_stacked_is_refused_by_its_place(how: str) -> None:
     network = Made(how)
+    plain, inner = hm.VAE(2, NET, NET), hm.Mixture.of(hm.VAE(2, NET, NET), 2, gate=network)
     trees = {
-        "root/1.encoder": (hm.Mixture((hm.VAE(2, NET, NET), hm.VAE(3, network, NET))), 6, 6),
-        "root/1.decoder": (hm.Mixture((hm.VAE(2, NET, NET), hm.VAE(3, NET, network))), 3, 6),
-        "root/1.gate": (hm.Mixture((hm.VAE(2, NET, NET), hm.Mixture.of(hm.VAE(2, NET, NET), 2, gate=network))), 6, 2),
+        "root/1.encoder": (hm.Mixture((plain, *[hm.VAE(3, network, NET)] * 2)), 6, 6),
+        "root/1.decoder": (hm.Mixture((plain, *[hm.VAE(3, NET, network)] * 2)), 3, 6),
+        "root/1.gate": (hm.Mixture((plain, inner, inner)), 6, 2),
     }
     for place, (tree, inp, out) in trees.items():
         message = REFUSED[how].replace("{inp}", f"{inp}").replace("{out}", f"{out}").replace("{more}", f"{out + 1}")
@@ -251,6 +252,23 @@ def test_a_look_at_a_module_draws_nothing_and_leaves_it_as_it_was() -> None:
     assert stacked.module.training
     for name, value in stacked.module.named_parameters():
         assert torch.equal(value, torch.stack([dict(module.named_parameters())[name] for module in expected]))
+
+
+def test_a_network_alone_asks_nothing_of_vmap() -> None:
+    """There is nothing to stack, and branches and loops of Python may be there."""
+    model = hm.HMoEVAE(hm.VAE(2, Made("branching"), NET), (6,))
+    model(torch.rand(5, 6)).loss.backward()
+    assert all(p.grad is not None for p in model.experts.parameters())
+
+
+@pytest.mark.parametrize("record", STACKABLE)
+def test_one_by_one_is_as_batched(record: hm.Network) -> None:
+    """As exported gates run."""
+    stacked = Stacked(record, 3, (4,), (2,), "root.gate").eval()
+    x, own = torch.randn(4, 5), torch.randn(3, 4, 5)
+    expected = stacked(x), stacked(own)
+    stacked.batched = False
+    torch.testing.assert_close((stacked(x), stacked(own)), expected)
 
 
 def test_a_learned_start_of_the_gate_is_that_of_the_network() -> None:
