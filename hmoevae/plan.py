@@ -41,8 +41,8 @@ class Place:
         group: Which of the plan's groups, of experts for a leaf and of gates for a mixture.
         row: Which entry of the group axis, the first axis of all that the group has.
 
-    >>> compile_tree(Mixture((VAE(2), VAE(3), VAE(2)))).leaves[2].place
-    Place(group=0, row=1)
+    >>> compile_tree(Mixture((VAE(2), VAE(3), VAE(2)))).leaves[2].place == Place(group=0, row=1)
+    True
     """
 
     group: int
@@ -65,8 +65,8 @@ class PlannedNode:
     >>> root, leaf, *_ = compile_tree(Mixture.of(VAE(), 3)).nodes
     >>> leaf.path, leaf.edges, leaf.leaves, leaf.index, leaf.place
     ('root/0', (0,), range(0, 1), 1, Place(group=0, row=0))
-    >>> root.child_edges, root.depth, leaf.depth
-    (range(0, 3), 0, 1)
+    >>> root.child_edges, root.depth, leaf.depth, isinstance(root, PlannedNode)
+    (range(0, 3), 0, 1, True)
     """
 
     path: str

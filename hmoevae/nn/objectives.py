@@ -35,6 +35,9 @@ class Objective:
     Attributes:
         terms: From ELBOs, leaf probabilities and priors to the terms of the loss by name.
         by_weight: Whether it asks for log p(x, z) - log q(z|x) as the estimate of the ELBO, being no mean of ELBOs.
+
+    >>> OBJECTIVES["elbo"] == Objective(negative_elbo, by_weight=False)
+    True
     """
 
     terms: Function
@@ -87,6 +90,9 @@ def find_objective(name: object) -> Objective:
 
     Raises:
         ArgumentError: None is registered under it.
+
+    >>> find_objective("marginal").by_weight
+    True
     """
     if not isinstance(name, str) or name not in OBJECTIVES:
         known = f"one of {', '.join(map(repr, OBJECTIVES))} (import the module that registers another)"

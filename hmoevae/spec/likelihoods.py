@@ -24,6 +24,28 @@ class Likelihood:
     """What p(x|z) may be: a record that says how the module that computes it is made.
 
     A likelihood of your own is a frozen record of this family with the method `build`.
+
+    >>> from hmoevae import LikelihoodModule, record
+    >>> @record(kind="doctest.unit")
+    ... class Unit(Likelihood):
+    ...     def build(self, n_experts, n_features):
+    ...         return UnitModule()
+    >>> class UnitModule(LikelihoodModule):
+    ...     support = "finite values"
+    ...
+    ...     def contains(self, x):
+    ...         return True
+    ...
+    ...     def log_density(self, raw, x):
+    ...         return -0.5 * ((x - raw) ** 2 + 1.8379)
+    ...
+    ...     def mean(self, raw):
+    ...         return raw
+    ...
+    ...     def sample(self, raw, generator=None):
+    ...         return raw + raw.new_empty(raw.shape).normal_(generator=generator)
+    >>> Unit().build(n_experts=3, n_features=4).outputs
+    1
     """
 
     kind: str
