@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import hmoevae as hm
 from hmoevae.errors import ArgumentError, HMoEVAEError, SpecError, mismatch
-from hmoevae.spec import Node, Tree
+from hmoevae.spec import Tree
 from hmoevae.spec.record import REGISTER
 
 LEAF = hm.VAE()

@@ -45,7 +45,7 @@ def save(folder: Path) -> dict[str, Any]:
         history = hm.fit(model, X, training, progress=False, checkpoint_dir=folder / f"{file}-checkpoints")
         model.save_pretrained(folder / file)
         torch.save([model.predict_proba(X), model.reconstruct(X), model.score_samples(X)], folder / f"{file}.pt")
-        losses[file] = history["loss"].tolist()
+        losses[file] = list(history["loss"])
     return losses
 
 

@@ -5,7 +5,6 @@
 ['balance', 'choice', 'hard']
 """
 
-import torch
 from torch import Tensor
 
 import hmoevae as hm

@@ -8,7 +8,6 @@ torch.Size([5, 1, 4, 4])
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 import hmoevae as hm

@@ -10,6 +10,7 @@ C children of one mixture, u_c = I_c / sum_c I_c and pi_c the prior::
 Axes: `edge` and `mixture` as in `hmoevae.plan`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -135,4 +136,4 @@ class Balances(nn.Module):
             (getattr(self, f"weight_{i}") * _SUMMANDS[kind](importance, log_prior, self.siblings)).sum()
             for i, kind in enumerate(self.kinds)
         ]
-        return sum(terms[1:], terms[0]) if terms else importance.new_zeros(())
+        return functools.reduce(torch.add, terms) if terms else importance.new_zeros(())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hmoevae.nn.grouped import GroupedLinear, GroupedMLP
 from hmoevae.nn.kernels import activate
-from hmoevae.spec import MLP, Conv, ConvTranspose
+from hmoevae.spec import MLP, Activation, Conv, ConvTranspose
 
 Inputs = Float[Tensor, "batch all_inp height width"]
 Outputs = Float[Tensor, "batch all_out _ _"]
@@ -108,7 +108,7 @@ class GroupedConv(nn.Module):
     def __init__(self, groups: int, input_shape: tuple[int, ...], out_features: int, spec: Conv) -> None:
         super().__init__()
         self.input_shape = input_shape
-        self.activation = spec.activation
+        self.activation: Activation = spec.activation
         channels = (input_shape[0], *spec.channels)
         self.convolutions = nn.ModuleList(
             GroupedConv2d(groups, inp, out, spec.kernel_size, spec.stride) for inp, out in pairwise(channels)
@@ -159,7 +159,7 @@ class GroupedConvTranspose(nn.Module):
 
     def __init__(self, groups: int, in_features: int, output_shape: tuple[int, ...], spec: ConvTranspose) -> None:
         super().__init__()
-        self.activation = spec.activation
+        self.activation: Activation = spec.activation
         sizes = _sizes(output_shape, spec)
         self.first_shape = (spec.channels[0], *sizes[-1])
         dense = MLP(spec.hidden, spec.activation)

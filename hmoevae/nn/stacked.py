@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.parameter import is_lazy
 
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.draws import borrowed_random_state
@@ -165,7 +166,7 @@ def _obstacles(module: nn.Module) -> Iterator[str]:
             yield f"{type(part).__name__} at {name or 'its root'}, whose running statistics change (GroupNorm has none)"
         elif isinstance(part, _BatchNorm):
             yield f"{type(part).__name__} at {name or 'its root'}, which mixes the samples of a batch"
-        if isinstance(part, nn.modules.lazy.LazyModuleMixin) and part.has_uninitialized_params():
+        if any(p is not None and is_lazy(p) for p in part._parameters.values()):
             yield f"{type(part).__name__} at {name or 'its root'}, whose sizes are not known yet"
     for name, buffer in module.named_buffers():
         if not buffer.is_floating_point():
