@@ -21,7 +21,8 @@ def train(epochs: int) -> tuple[hm.HMoEVAE, hm.CardInfo]:
     leaf = hm.VAE(latent_dim=5, encoder=layer, decoder=layer, likelihood=hm.Gaussian(scale=0.2))
     torch.manual_seed(0)
     model = hm.HMoEVAE(hm.Mixture.of(leaf, 10, gate=layer), input_shape=(1, 8, 8))
-    history = hm.fit(model, train.x, hm.Training(epochs=epochs, batch_size=64, lr=3e-3))
+    training = hm.Training(epochs=epochs, batch_size=64, lr=3e-3)
+    history = hm.fit(model, train.x, training)
     if history.interrupted:  # fit ends quietly on Ctrl-C; half a training is not to be shared
         raise KeyboardInterrupt
     info = hm.CardInfo(
@@ -29,12 +30,13 @@ def train(epochs: int) -> tuple[hm.HMoEVAE, hm.CardInfo]:
         description="1,438 digits of 8 x 8 pixels, grey levels in [0, 1]; the other 359 to test.",
         split="test",
         metrics=hm.metrics.report(model, test.x, test.y),
+        training=training,
     )
     return model, info
 
 
 def save(model: hm.HMoEVAE, info: hm.CardInfo, folder: Path, push_to: str | None) -> None:
-    """Write config.json, model.safetensors and README.md, and upload them where a repository is named."""
+    """Write the model, its training and its card, and upload them where a repository is named."""
     model.save_pretrained(folder, info=info, repo_id=push_to, push_to_hub=push_to is not None)
     for file in sorted(folder.iterdir()):
         print(f"{file}: {file.stat().st_size:,} bytes")

@@ -328,7 +328,7 @@ class Checked:
     >>> data = model.checked(torch.rand(64, 4))
     >>> isinstance(data, Checked), len(data), data.passes(model.door)
     (True, 64, True)
-    >>> len(hm.fit(model, data, epochs=1, progress=False)), model.predict(data).shape
+    >>> len(hm.fit(model, data, hm.Training(epochs=1), progress=False)), model.predict(data).shape
     (1, torch.Size([64]))
     """
 

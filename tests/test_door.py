@@ -87,7 +87,7 @@ def test_training_looks_once_at_what_it_is_given(looks: Callable[[Callable[[], o
     x, held_out = samples(60), samples(20)
 
     def fit(data: Tensor | Checked, measured: Tensor | Checked) -> None:
-        hm.fit(make(), data, validation_data=measured, epochs=3, progress=False)
+        hm.fit(make(), data, hm.Training(epochs=3), validation_data=measured, progress=False)
 
     assert looks(lambda: fit(x, held_out)) == 80
     model = make()
@@ -124,14 +124,14 @@ def test_answers_and_trainings_are_the_same() -> None:
     assert torch.equal(first.score_samples(data, n_importance=2), first.score_samples(x, n_importance=2))
     assert first.evaluate(data) == first.evaluate(x)
     for model, given in ((first, x), (second, data)):
-        hm.fit(model, given, epochs=2, seed=0, progress=False, validation_data=given)
+        hm.fit(model, given, hm.Training(epochs=2, seed=0), progress=False, validation_data=given)
     assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
 
 
 def test_a_training_goes_on_with_the_same_samples_checked(tmp_path: Path) -> None:
     x, model = samples(), make()
-    hm.fit(model, x, epochs=1, seed=0, progress=False, checkpoint_dir=tmp_path)
-    history = hm.fit(make(), model.checked(x), epochs=2, seed=0, progress=False, checkpoint_dir=tmp_path)
+    hm.fit(model, x, hm.Training(epochs=1, seed=0), progress=False, checkpoint_dir=tmp_path)
+    history = hm.fit(make(), model.checked(x), hm.Training(epochs=2, seed=0), progress=False, checkpoint_dir=tmp_path)
     assert len(history) == 2
 
 
@@ -143,7 +143,7 @@ def test_who_asks_more_looks_again() -> None:
     with pytest.raises(DataError, match=r"x: expected values in \[0, 1\], got values from "):
         make(GREY).score_samples(free, n_importance=2)
     with pytest.raises(DataError, match=r"data: expected values in \[0, 1\], got values from "):
-        hm.fit(make(GREY), free, epochs=1, progress=False)
+        hm.fit(make(GREY), free, hm.Training(epochs=1), progress=False)
     large = make(dtype=torch.float64).checked(samples().double() * 1e300)
     with pytest.raises(DataError, match="x: expected finite values"):
         make().predict(large)

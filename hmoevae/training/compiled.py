@@ -7,22 +7,23 @@ import torch
 from torch import Tensor
 
 from hmoevae.errors import ArgumentError, mismatch, warn
-from hmoevae.model import HMoEVAE, Inputs, Output
+from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Share
 from hmoevae.nn.kernels.memory import GLIBC_LARGEST
 from hmoevae.nn.kernels.products import faster_library
 from hmoevae.nn.routes import ALL
 from hmoevae.nn.settings import USUAL, StepSettings
+from hmoevae.output import Inputs, Output
 
 
 class CompiledPass:
     """What is called in place of a model, with the same arguments: its pass as compiled code, for batches of one size.
 
     The code is made at the first batch, whose size it is for, which takes some 6 to 20 seconds on a CPU. Checks and
-    draws stay outside, so the same generator gives the same draws. These passes run as the model's own: batches of
-    other sizes, passes without gradients, those with a weight of the KL or a temperature other than 1, with routes, or
-    with a share of a global batch. Of the output only the loss has a gradient. `hmoevae.fit` uses it where
-    `compile=True`; in a loop of your own::
+    draws stay outside, so the same generator gives the same draws. Some passes run as the model's own: those of other
+    sizes, without gradients, with a weight of the KL or a temperature other than 1, those that choose leaves, and those
+    that sum over processes. Of the output only the loss has a gradient. `hmoevae.fit` uses it where `compile=True`; in
+    a loop of your own::
 
         compiled = CompiledPass(model)
         for x in batches:
@@ -103,8 +104,9 @@ class CompiledPass:
             validate=validate,
         )
         size = inputs.samples.shape[1]
-        is_usual = settings.kl_weight == settings.gate_temperature == 1 and settings.routes == ALL and share is None
-        if not is_usual or self.batch_size not in (None, size) or not torch.is_grad_enabled():
+        is_alone = share is None or share.importance_of_all is None
+        is_usual = settings.kl_weight == settings.gate_temperature == 1 and settings.routes == ALL
+        if not is_usual or not is_alone or self.batch_size not in (None, size) or not torch.is_grad_enabled():
             return self.model.compute(inputs, settings, share)
         out = self._compiled(inputs, settings)
         self.batch_size = size

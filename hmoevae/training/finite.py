@@ -134,8 +134,17 @@ def _kept(step: int, out: Routing) -> _Kept:
     values = torch.stack([out.loss.detach(), *(term.detach() for term in out.terms.values())])
     bad_edges = (~torch.isfinite(out.edge_log_prob)).any(0)
     none = bad_edges[:0]
-    bad_leaves = (~torch.isfinite(out.leaf_elbo)).any(0) if isinstance(out, Output) else none
+    bad_leaves = _bad_leaves(out) if isinstance(out, Output) else none
     return _Kept(step, list(out.terms), values, bad_edges, bad_leaves)
+
+
+def _bad_leaves(out: Output) -> Bool[Tensor, " leaf"]:
+    """The leaves of which an ELBO is not finite."""
+    bad = ~torch.isfinite(out.leaf_elbo)
+    if out.leaf is None:
+        return bad.any(0)
+    by_leaf = bad.new_zeros(out.leaf_log_prob.shape, dtype=torch.int)
+    return by_leaf.scatter_add(1, out.leaf, bad.int()).any(0)
 
 
 def _first_of(names: list[str]) -> str:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -16,6 +15,7 @@ from hmoevae.errors import DataError, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Share
 from hmoevae.nn.kernels.memory import StepMemory
+from hmoevae.nn.routes import Given
 from hmoevae.output import Output, Routing
 from hmoevae.samples import Checked
 from hmoevae.training.batches import Batches
@@ -145,7 +145,8 @@ class Run:
         with self.memory.step(), nullcontext() if self.compiled is None else self.compiled.step():
             out = self._forward(x, index, share, lesson)
             self.guard.see(self.steps, out, share)
-            self.processes.backward(out.loss, self.model, share)
+            learning = self.model.experts.parameters() if lesson.phase == "start" else ()
+            self.processes.backward(out.loss, self.model, share, learning)
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         self.optimizer.step()
@@ -169,18 +170,19 @@ class Run:
             if lesson.phase == "alone" and other is not None:
                 return self.model.agree(x if view is None else view, other, **told)
             if lesson.phase == "start" and self.start is not None and index is not None:
-                out = self.model(x, view=view, generator=self.noise, **told)
-                return _towards(out, self.start[index.cpu()].to(x.device))
+                start = self.start[index.cpu()].to(x.device)
+                told["settings"] = replace(lesson.settings, routes=Given(start))
+                return _towards(self.model(x, view=view, generator=self.noise, **told))
             forward = self.model if self.compiled is None or lesson.phase != "joint" else self.compiled
             return forward(x, view=view, other_view=other, generator=self.noise, **told)
 
 
-def _towards(out: Output, leaf: Int[Tensor, " batch"]) -> Output:
+def _towards(out: Output) -> Output:
     """The output with the loss that fits gates and experts to given leaves: the log-likelihood of sample and leaf."""
-    own = leaf.unsqueeze(1)
+    assert out.leaf is not None
     terms = {
-        "start_gate": -out.leaf_log_prob.gather(1, own).mean(),
-        "start_expert": -out.leaf_elbo.gather(1, own).mean(),
+        "start_gate": -out.leaf_log_prob.gather(1, out.leaf).mean(),
+        "start_expert": -out.leaf_elbo.mean(),
     }
     return replace(out, loss=terms["start_gate"] + terms["start_expert"], terms=terms)
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from hmoevae.errors import ArgumentError, ArgumentTypeError, ProcessError, mismatch
@@ -163,12 +163,23 @@ class Processes:
             return value.item()
         return self.sum(value.detach() * share.weight).item()
 
-    def backward(self, loss: Float[Tensor, ""], model: HMoEVAE, share: Share) -> None:
-        """Leave in every parameter the gradient of the loss of all."""
+    def backward(
+        self, loss: Float[Tensor, ""], model: HMoEVAE, share: Share, learning: Iterable[nn.Parameter] = ()
+    ) -> None:
+        """Leave in every parameter the gradient of the loss of all.
+
+        Args:
+            loss: Of this process's samples.
+            model: The model.
+            share: Which samples these are.
+            learning: Those that are to have a gradient, if it be zero, where the samples have no use for them.
+        """
+        (loss if self.count == 1 else loss * share.weight).backward()
+        for parameter in learning:
+            if parameter.grad is None and parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
         if self.count == 1:
-            loss.backward()
             return
-        (loss * share.weight).backward()
         with self._talking():
             # In place, each by itself: groups of equal nodes make a few large tensors out of many small ones.
             gradients = [p.grad for p in model.parameters() if p.grad is not None]

@@ -95,6 +95,31 @@ def test_a_training_is_told_and_kept_beside_the_model(tmp_path: Path) -> None:
     assert hm.HMoEVAE.from_pretrained(tmp_path).tree == model.tree
 
 
+def test_a_training_record_reads_back_from_beside_the_model(tmp_path: Path) -> None:
+    training = hm.Training(epochs=3, view=hm.views.RandomAffine(shear=0.0), early_stopping=hm.EarlyStopping(patience=2))
+    make().save_pretrained(tmp_path, info=hm.CardInfo("noise", training=training))
+    assert f"```text\n{training}\n```" in readme(tmp_path)
+    assert hm.training_from_json((tmp_path / "training.json").read_text(encoding="utf-8")) == training
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "samples"),
+    [
+        (hm.ContinuousBernoulli(), "torch.rand(8, 4)"),
+        (hm.Gaussian(), "torch.rand(8, 4)"),
+        (hm.Bernoulli(), "torch.full((8, 4), 0.0)"),
+    ],
+    ids=["grey", "any", "binary"],
+)
+def test_the_samples_in_a_card_are_such_as_the_model_takes(
+    tmp_path: Path, likelihood: hm.Likelihood, samples: str
+) -> None:
+    model = make(hm.VAE(2, NET, NET, likelihood), (4,))
+    model.save_pretrained(tmp_path)
+    assert f"x = {samples}  # in place of your samples" in readme(tmp_path)
+    model.score_samples(eval(samples), n_importance=2)
+
+
 def test_a_training_of_another_model_is_pointed_out(tmp_path: Path) -> None:
     make().save_pretrained(tmp_path, info=hm.CardInfo("noise", training=Record()))
     with pytest.warns(UserWarning, match=r"training\.json was there before, and says nothing of how this model was"):

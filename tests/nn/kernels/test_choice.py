@@ -98,13 +98,29 @@ def test_affine(backend, shared: bool, input_major: bool, dtype: torch.dtype, st
 
     found = gradients(run(backend.affine), [weight, bias, x], dtype, step)
     assert [t.dtype for t in found] == [dtype, *[FP32 if dtype == BF16 else dtype] * 3]
-    assert found[1].is_contiguous()  # as the weight, or the optimiser would copy it
     assert_near(found, gradients(run(reference_affine), [weight, bias, x], FP64), dtype)
 
 
 @each_backend
+@shared_or_own
+@either_layout
+def test_gradients_of_weights_lie_as_weights_do(backend, shared: bool, input_major: bool) -> None:
+    """Before autograd adds them up, which would copy them into that layout."""
+    weight, bias = weight_bias(input_major)
+    x = normal(INP, BATCH, seed=2) if shared else normal(GROUPS, INP, BATCH, seed=2)
+    y = backend.affine(weight.requires_grad_(), bias, x, input_major=input_major)
+    (gradient,) = torch.autograd.grad(y.square().sum(), weight)
+    assert gradient.is_contiguous()
+
+
+@each_backend
 @pytest.mark.parametrize("frozen", [0, 1, 2])
-def test_what_asks_for_no_gradient_gets_none(backend, frozen: int) -> None:
+def test_what_asks_for_no_gradient_gets_none(backend, frozen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And costs nothing."""
+    if frozen == 0:
+        monkeypatch.setattr(
+            "hmoevae.nn.kernels.memory.Blocks.gradient_of", lambda *_: pytest.fail("memory for nothing")
+        )
     weight, bias = weight_bias(input_major=False)
     leaves = [t.requires_grad_(i != frozen) for i, t in enumerate((weight, bias, normal(GROUPS, INP, BATCH)))]
     backend.affine(*leaves).sum().backward()
