@@ -10,7 +10,6 @@ C children of one mixture, u_c = I_c / sum_c I_c and pi_c the prior::
 Axes: `edge` and `mixture` as in `hmoevae.plan`.
 """
 
-import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -136,4 +135,4 @@ class Balances(nn.Module):
             (getattr(self, f"weight_{i}") * _SUMMANDS[kind](importance, log_prior, self.siblings)).sum()
             for i, kind in enumerate(self.kinds)
         ]
-        return functools.reduce(torch.add, terms) if terms else importance.new_zeros(())
+        return torch.stack(terms).sum() if terms else importance.new_zeros(())

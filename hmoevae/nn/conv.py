@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hmoevae.nn.grouped import GroupedLinear, GroupedMLP
+from hmoevae.nn.grouped import GroupedLinear, GroupedMLP, GroupedNetwork
 from hmoevae.nn.kernels import activate
 from hmoevae.spec import MLP, Activation, Conv, ConvTranspose
 
@@ -92,7 +92,7 @@ class GroupedConvTranspose2d(nn.Module):
         return F.conv_transpose2d(x, weight, bias, self.stride, padding, self.output_padding, groups)
 
 
-class GroupedConv(nn.Module):
+class GroupedConv(GroupedNetwork):
     """`groups` small convolutional networks side by side, described by one `Conv`.
 
     Args:
@@ -126,6 +126,18 @@ class GroupedConv(nn.Module):
         self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
     ) -> Float[Tensor, "group out batch"]:
         """Run every network on images, flat and features-first, that all share (2-D) or that are its own (3-D)."""
+        return self.head(self._maps(x))
+
+    def hidden(
+        self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
+    ) -> Float[Tensor, "inp batch"] | Float[Tensor, "group hidden batch"]:
+        """The input of the last layer."""
+        return self.head.hidden(self._maps(x))
+
+    def _maps(
+        self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
+    ) -> Float[Tensor, "map batch"] | Float[Tensor, "group map batch"]:
+        """What the convolutions give, flat and features-first."""
         c, h, w = self.input_shape
         shared = x.ndim == 2
         if shared:
@@ -137,11 +149,11 @@ class GroupedConv(nn.Module):
             shared = False
         groups = len(self.last.bias)
         if groups == 1:  # a view, and its gradient lies as that of the maps
-            return self.head(rearrange(maps, "b c h w -> (c h w) b"))
-        return self.head(rearrange(maps, "b (g c) h w -> g (c h w) b", g=groups))
+            return rearrange(maps, "b c h w -> (c h w) b")
+        return rearrange(maps, "b (g c) h w -> g (c h w) b", g=groups)
 
 
-class GroupedConvTranspose(nn.Module):
+class GroupedConvTranspose(GroupedNetwork):
     """`groups` small convolutional decoders side by side, described by one `ConvTranspose`.
 
     Args:
@@ -153,9 +165,6 @@ class GroupedConvTranspose(nn.Module):
     >>> GroupedConvTranspose(3, 2, (1, 8, 8), ConvTranspose(channels=(4,)))(torch.rand(3, 2, 5)).shape
     torch.Size([3, 64, 5])
     """
-
-    last: None = None
-    """The outputs come from no affine layer."""
 
     def __init__(self, groups: int, in_features: int, output_shape: tuple[int, ...], spec: ConvTranspose) -> None:
         super().__init__()

@@ -13,15 +13,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.parameter import is_lazy
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.draws import borrowed_random_state
+from hmoevae.nn.grouped import GroupedNetwork
 from hmoevae.nn.rows import rows_of
 from hmoevae.spec import Network
 
 
-class Stacked(nn.Module):
+class Stacked(GroupedNetwork):
     """`groups` modules of a user's own side by side.
 
     Args:
@@ -44,8 +45,6 @@ class Stacked(nn.Module):
     (torch.Size([3, 2, 5]), [('module.weight', 3), ('module.bias', 3)])
     """
 
-    last: None = None
-    """Nothing is known of where its outputs come from."""
     batched = True
     """Whether the modules run batched by `vmap`; else one by one, which `torch.export` takes with any batch size."""
 
@@ -166,7 +165,7 @@ def _obstacles(module: nn.Module) -> Iterator[str]:
             yield f"{type(part).__name__} at {name or 'its root'}, whose running statistics change (GroupNorm has none)"
         elif isinstance(part, _BatchNorm):
             yield f"{type(part).__name__} at {name or 'its root'}, which mixes the samples of a batch"
-        if any(p is not None and is_lazy(p) for p in part._parameters.values()):
+        if isinstance(part, LazyModuleMixin) and part.has_uninitialized_params():
             yield f"{type(part).__name__} at {name or 'its root'}, whose sizes are not known yet"
     for name, buffer in module.named_buffers():
         if not buffer.is_floating_point():
