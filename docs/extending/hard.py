@@ -1,5 +1,6 @@
 """An objective of one's own: hard EM, where every sample is for its best leaf alone.
 
+>>> import torch
 >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2), 3), input_shape=(4,), objective="hard")
 >>> sorted(model(torch.rand(5, 4)).terms)
 ['balance', 'choice', 'hard']
@@ -14,6 +15,7 @@ import hmoevae as hm
 def hard(elbo: Tensor, log_prob: Tensor, log_prior: Tensor) -> dict[str, Tensor]:
     """The best leaf's loss, and the cross-entropy that fits the gates to that choice.
 
+    >>> import torch
     >>> hard(torch.tensor([[-1.0], [-3.0]]), torch.tensor([[0.5], [0.5]]).log(), torch.zeros(2, 1))
     {'hard': tensor(1.), 'choice': tensor(0.6931)}
     """

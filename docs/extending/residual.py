@@ -1,5 +1,6 @@
 """A network of one's own: dense, with residual blocks and dropout, for encoders, decoders and gates.
 
+>>> import torch
 >>> tree = hm.Mixture.of(hm.VAE(2, encoder=Residual(), decoder=Residual(width=32)), 3, gate=Residual(16))
 >>> model = hm.HMoEVAE(tree, input_shape=(1, 4, 4))
 >>> model.reconstruct(torch.rand(5, 1, 4, 4)).shape

@@ -165,7 +165,7 @@ def _obstacles(module: nn.Module) -> Iterator[str]:
             yield f"{type(part).__name__} at {name or 'its root'}, whose running statistics change (GroupNorm has none)"
         elif isinstance(part, _BatchNorm):
             yield f"{type(part).__name__} at {name or 'its root'}, which mixes the samples of a batch"
-        if isinstance(part, LazyModuleMixin) and part.has_uninitialized_params():
+        if isinstance(part, LazyModuleMixin) and part.has_uninitialized_params():  # type: ignore[attr-defined]
             yield f"{type(part).__name__} at {name or 'its root'}, whose sizes are not known yet"
     for name, buffer in module.named_buffers():
         if not buffer.is_floating_point():

@@ -62,7 +62,7 @@ def test_packing_goes_round(load: tuple[list[int], int]) -> None:
     assert len(set(zip(packed.row.tolist(), packed.column.tolist(), strict=True))) == n
     assert int(packed.row.max()) < rows
     assert int(packed.column.max()) < columns
-    values = torch.arange(3.0 * n).reshape(3, n)
+    values = torch.arange(3.0 * n).reshape(n, 3)
     laid = pack(values, packed, fill=-1.0)
     assert laid.shape == (rows, 3, columns)
     assert torch.equal(unpack(laid, packed), values)
@@ -84,7 +84,7 @@ def test_uneven_loads_split_the_rows() -> None:
 
 def test_packing_passes_gradients_on() -> None:
     packed = packing(torch.tensor([1, 0, 1, 1]), 2)
-    values = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: unpack(pack(v, packed).square(), packed), (values,))
 
 
