@@ -95,10 +95,14 @@ def test_pictures_call_nodes_by_their_names(tmp_path, monkeypatch):
     }
 
 
+EVEN = ("--smoke", "--precision", "fp32", "--batch-size", "100", "--device", "cpu")
+"""A batch that two processes can halve."""
+
+
 @pytest.fixture(scope="module")
 def history_of_one(tmp_path_factory):
     out = tmp_path_factory.mktemp("one")
-    done = run("mnist_flat.py", "--smoke", "--precision", "fp32", "--out", out, "--device", "cpu")
+    done = run("mnist_flat.py", *EVEN, "--out", out)
     assert done.returncode == 0, done.stderr
     return (out / "history.csv").read_text()
 
@@ -106,7 +110,7 @@ def history_of_one(tmp_path_factory):
 @pytest.mark.skipif(not HAS_MNIST, reason="needs real MNIST: set HMOEVAE_DATA to a folder with MNIST/raw/ in it")
 @pytest.mark.usefixtures("compiler")
 def test_compiled_steps_end_where_plain_ones_do(history_of_one, tmp_path):
-    done = run("mnist_flat.py", "--smoke", "--precision", "fp32", "--compile", "--out", tmp_path, "--device", "cpu")
+    done = run("mnist_flat.py", *EVEN, "--compile", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     rows = csv.DictReader((tmp_path / "history.csv").read_text().splitlines())
     for row, other in zip(rows, csv.DictReader(history_of_one.splitlines()), strict=True):
@@ -120,9 +124,8 @@ def test_compiled_steps_end_where_plain_ones_do(history_of_one, tmp_path):
     ids=["torchrun", "accelerate"],
 )
 def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
-    arguments = ["--smoke", "--precision", "fp32", "--device", "cpu", "--out", str(tmp_path / "out")]
     done = subprocess.run(
-        [sys.executable, "-m", *launcher.split(), str(EXAMPLES / "distributed.py"), *arguments],
+        [sys.executable, "-m", *launcher.split(), EXAMPLES / "distributed.py", *EVEN, "--out", tmp_path / "out"],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
