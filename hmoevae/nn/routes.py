@@ -170,26 +170,34 @@ def packing(expert: Int[Tensor, " pair"], n_experts: int) -> Packing:
     return Packing(experts, (len(experts), width), row, column % width)
 
 
-def pack(values: Float[Tensor, "inp pair"], packed: Packing, *, fill: float = 0.0) -> Float[Tensor, "row inp column"]:
-    """Values of pairs in their places, and `fill` in the others.
+def pack(values: Float[Tensor, "pair inp"], packed: Packing, *, fill: float = 0.0) -> Float[Tensor, "row inp column"]:
+    """Values of pairs in their places, features first; padding in the others.
 
-    >>> pack(torch.tensor([[1.0, 2.0, 3.0]]), packing(torch.tensor([1, 0, 1]), 2))
+    Args:
+        values: One row a pair.
+        packed: Where each of them lies.
+        fill: The padding.
+
+    >>> pack(torch.tensor([[1.0], [2.0], [3.0]]), packing(torch.tensor([1, 0, 1]), 2))
     tensor([[[2., 0.]],
     <BLANKLINE>
             [[1., 3.]]])
     """
     rows, columns = packed.shape
-    flat = values.new_full((values.shape[0], rows * columns), fill)
-    flat = flat.index_copy(1, packed.row * columns + packed.column, values)
-    return flat.unflatten(1, packed.shape).transpose(0, 1)
+    result = values.new_full((rows, values.shape[1], columns), fill)
+    result[packed.row, :, packed.column] = values
+    return result
 
 
-def unpack(values: Float[Tensor, "row *out column"], packed: Packing) -> Float[Tensor, "*out pair"]:
+def unpack(
+    values: Float[Tensor, "row column"] | Float[Tensor, "row out column"], packed: Packing
+) -> Float[Tensor, " pair"] | Float[Tensor, "pair out"]:
     """The values of the pairs, out of their places.
 
     >>> packed = packing(torch.tensor([1, 0, 1]), 2)
-    >>> unpack(pack(torch.tensor([[1.0, 2.0, 3.0]]), packed), packed)
-    tensor([[1., 2., 3.]])
+    >>> unpack(pack(torch.tensor([[1.0], [2.0], [3.0]]), packed), packed).squeeze(1)
+    tensor([1., 2., 3.])
     """
-    flat = values.movedim(0, -2).flatten(-2)
-    return flat.index_select(-1, packed.row * packed.shape[1] + packed.column)
+    if values.ndim == 2:
+        return values[packed.row, packed.column]
+    return values[packed.row, :, packed.column]

@@ -26,14 +26,14 @@ from hmoevae.training.states import pack, unpack
 
 FORMAT_VERSION = 3
 TRAINING_NAME = "training.json"
-"""The options of the training, for people and `training_from_json`; a checkpoint is whole without."""
+"""The options of the training, for people and `training_from_json`."""
 STATE_NAME = "state.json"
 TENSORS_NAME = "state.safetensors"
 SUMS_NAME = "SHA256SUMS"
-"""Digests of the files that a checkpoint needs, as `sha256sum --check` reads them."""
+"""Digests of the files of a checkpoint, as `sha256sum --check` reads them."""
 LOCK_NAME = ".in-use"
 """Locked, by the system, for as long as a run lives; the file stays."""
-NEEDED = (files.CONFIG_NAME, files.WEIGHTS_NAME, STATE_NAME, TENSORS_NAME)
+NEEDED = (files.CONFIG_NAME, files.WEIGHTS_NAME, TRAINING_NAME, STATE_NAME, TENSORS_NAME)
 Resume = str | os.PathLike[str]
 
 
