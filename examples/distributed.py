@@ -3,9 +3,8 @@
     torchrun --nproc-per-node 2 examples/distributed.py
     accelerate launch --num_processes 2 examples/distributed.py
 
-One process for each GPU; on a machine without one, for each part of its cores (`accelerate launch --cpu ...`). They end
-with the model that `mnist_flat.py` trains in one. Nothing here knows of processes but for the size of a batch, and that
-one of them writes.
+One process for each GPU; on a machine without one, for each part of its cores. They end with the model that
+`mnist_flat.py` trains in one. Nothing here knows of processes but for the size of a batch, and that one of them writes.
 """
 
 import math
@@ -26,6 +25,7 @@ def main() -> None:
     training = _run.chosen(make_training(len(images)), args, len(images))
     processes = PartialState()
     training = replace(training, batch_size=math.ceil(training.batch_size / processes.num_processes))
+    processes.print(f"{processes.num_processes} processes, {training.batch_size} images a step each")
 
     torch.manual_seed(args.seed)
     model = hm.HMoEVAE(make_tree(), input_shape=(1, 28, 28), objective="elbo")

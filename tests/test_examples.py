@@ -120,7 +120,7 @@ def test_compiled_steps_end_where_plain_ones_do(history_of_one, tmp_path):
 @pytest.mark.skipif(not HAS_MNIST, reason="needs real MNIST: set HMOEVAE_DATA to a folder with MNIST/raw/ in it")
 @pytest.mark.parametrize(
     "launcher",
-    ["torch.distributed.run --nproc-per-node 2", "accelerate.commands.launch --cpu --num_processes 2"],
+    ["torch.distributed.run --nproc-per-node 2", "accelerate.commands.launch --multi_gpu --num_processes 2"],
     ids=["torchrun", "accelerate"],
 )
 def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
@@ -134,6 +134,7 @@ def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
     assert done.returncode == 0, done.stderr
     result = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(result) == 1  # one process speaks
+    assert "2 processes, 50 images a step each" in done.stdout
     assert done.stderr.count("epoch 2/2") <= 2  # and one shows its progress
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == result[0]
     rows = list(csv.DictReader((tmp_path / "out" / "history.csv").read_text().splitlines()))
