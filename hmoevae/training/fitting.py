@@ -104,6 +104,7 @@ def fit(
     if training.compile and processes.count > 1:
         raise ArgumentError(mismatch("Training.compile", "False in several processes", training.compile))
     options = described_training(training, None, where, processes)  # the main process has the last word on the seed
+    options["Training.epochs"] = str(training.epochs)  # with another number of them, processes would wait for ever
     processes.check_equal(**described_model(model), **options)
     folder = checkpoint_dir if processes.is_main else None
     with Checkpoints(folder, training.checkpoint_every, training.checkpoint_keep) as checkpoints:
