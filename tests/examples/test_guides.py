@@ -18,7 +18,7 @@ import hmoevae as hm
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:

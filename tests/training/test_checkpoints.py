@@ -880,8 +880,8 @@ print(torn)
 def test_killed_for_real_at_calls_to_the_system(tmp_path):
     """SIGKILL, before one call or another of those that write, move and delete."""
     calls = sorted(random.Random(0).sample(range(90), 6))
-    tests = Path(__file__).parent
-    folders = [str(tests), str(tests.parent), str(tests.parent / "benchmarks")]
+    here = Path(__file__).parent
+    folders = [str(here), str(here.parent), str(here.parents[1]), str(here.parents[1] / "benchmarks")]
     script = KILLS.format(folders=folders, calls=calls, folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

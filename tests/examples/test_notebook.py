@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 
 import hmoevae as hm
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "first_look.ipynb"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "first_look.ipynb"
 TREE = hm.Mixture.of(hm.Mixture.of(hm.VAE(4), 3), 10)
 HOSTILE = "<script>alert('x')</script>&"
 UNEQUAL = hm.Mixture((hm.VAE(2, name=HOSTILE), hm.Mixture.of(hm.VAE(3), 2, name="pair"), hm.VAE(2)))

@@ -21,7 +21,7 @@ from hmoevae.training import has_bfloat16
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 HAS_MNIST = "HMOEVAE_DATA" in os.environ
 COMMON = {
     *("tree", "contingency", "misrouted", "reconstructions", "traversals", "samples"),
