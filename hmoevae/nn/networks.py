@@ -1,4 +1,4 @@
-"""From the record of a network to the grouped module that runs it: ours by hand, a user's stacked."""
+"""From the record of a network to the grouped module that runs it: grouped layers for ours, `Stacked` for a user's."""
 
 import functools
 from typing import Protocol
@@ -15,10 +15,10 @@ from hmoevae.spec import MLP, Conv, ConvTranspose, Network
 
 
 class GroupedNetwork(Protocol):
-    """What the networks of a group are: one module whose parameters and buffers have the group axis first.
+    """The networks of a group as one module, whose parameters and buffers have the group axis first.
 
     Attributes:
-        last: The affine layer that gives the outputs, where there is one.
+        last: The affine layer that gives the outputs; `None` where there is none.
     """
 
     last: GroupedLinear | None
@@ -26,7 +26,7 @@ class GroupedNetwork(Protocol):
     def __call__(
         self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
     ) -> Float[Tensor, "group out batch"]:
-        """Run every network on inputs, flat and features-first, that all share (2-D) or that are its own (3-D)."""
+        """Run every network on inputs that all share (2-D) or on inputs of its own (3-D), flat and features-first."""
         ...
 
 
@@ -40,18 +40,18 @@ def grouped_network(
     *,
     is_decoder: bool = False,  # noqa: ARG001
 ) -> nn.Module:
-    """The `GroupedNetwork` that a record describes, with fresh weights.
+    """Make the `GroupedNetwork` that a record describes, with fresh weights.
 
     Args:
-        record: What it is.
-        groups: How many equal networks run side by side.
+        record: The record of the network.
+        groups: Number of equal networks that run side by side.
         input_shape: Shape of one input.
         output_shape: Shape of one output.
-        place: What an error calls it, such as `"root/0.encoder"`.
+        place: The network's name in error messages, such as `"root/0.encoder"`.
         is_decoder: Whether a likelihood follows, with which the last layer may be fused.
 
     Raises:
-        SpecError: Such a network cannot stand there.
+        SpecError: The network does not fit these shapes.
 
     >>> grouped_network(MLP((8,)), 3, (2, 2), (5,), "root.gate")(torch.rand(4, 7)).shape
     torch.Size([3, 5, 7])
