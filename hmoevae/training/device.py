@@ -1,4 +1,4 @@
-"""Where training runs and in which precision."""
+"""The device and the precision of a training."""
 
 import os
 import platform
@@ -12,17 +12,17 @@ Precision = Literal["fp32", "bf16"]
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The device that `device` names, made sure of; `"auto"` is the process's own accelerator, or the CPU.
+    """Check that a device is there; `"auto"` is the process's own accelerator, or the CPU.
 
-    Where `torchrun` or `accelerate launch` started several processes, they find each other here.
+    Where `torchrun` or `accelerate launch` started several processes, this call connects them.
 
     Raises:
-        ArgumentError: There is no such device here, or not for several processes.
+        ArgumentError: The machine has no such device, or several processes cannot share it.
 
     >>> resolve_device("cpu")
     device(type='cpu')
     """
-    n_processes = int(os.environ.get("WORLD_SIZE", "1"))  # as both of them say
+    n_processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and by accelerate launch
     if device == "auto" or n_processes > 1:
         from accelerate import PartialState  # not at the top: it sets a warning filter when imported
 
@@ -42,7 +42,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether `device` trains in bfloat16; without instructions for it, as on older CPUs and GPUs, it would be slower.
+    """Whether `device` has instructions for bfloat16; older CPUs and GPUs have none, and would be slower with it.
 
     >>> has_bfloat16(torch.device("mps"))
     True
