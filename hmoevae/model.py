@@ -1,4 +1,4 @@
-"""HMoEVAE: a tree made runnable. Routes, encodes, reconstructs, samples and scores; saves and loads.
+"""HMoEVAE: what a tree answers about samples. Routes, encodes, reconstructs, samples and scores; saves and loads.
 
 Axes of the public, batch-first interface: `batch`, then `leaf`, `edge` or `node` in the plan's depth-first order, or
 the shape of a sample. Everything probabilistic is in nats.
@@ -6,44 +6,27 @@ the shape of a sample. Everything probabilistic is in nats.
 
 import json
 from collections.abc import Callable
-from textwrap import indent
 from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hmoevae import markup
-from hmoevae.checks import check_integer, is_integer
-from hmoevae.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    ShapeError,
-    mismatch,
-    warn,
-)
-from hmoevae.nn.agreement import agreement
-from hmoevae.nn.balance import Balances
+from hmoevae.checks import check_integer
+from hmoevae.errors import ArgumentError, ArgumentTypeError, ShapeError, mismatch
 from hmoevae.nn.draws import Share
-from hmoevae.nn.experts import Draw, Experts
-from hmoevae.nn.gates import Gates, looks_channels_last
-from hmoevae.nn.objectives import OBJECTIVES, find_objective
-from hmoevae.nn.paths import Paths
-from hmoevae.nn.prior import Prior
-from hmoevae.nn.routes import restricted
-from hmoevae.nn.settings import USUAL, StepSettings
-from hmoevae.output import Inputs, Output, Routing
-from hmoevae.plan import PlannedNode, compile_tree
-from hmoevae.samples import BATCH_SIZE, ArrayLike, Checked, Data, Door, in_order
+from hmoevae.nn.objectives import OBJECTIVES
+from hmoevae.plan import PlannedNode
+from hmoevae.samples import BATCH_SIZE, Data, in_order
 from hmoevae.saving.card import ModelFacts
-from hmoevae.saving.pretrained import Pretrained
-from hmoevae.spec import VAE, Conv, Mixture, Tree, tree_from_json
+from hmoevae.spec import tree_from_json
+from hmoevae.tree_module import TreeModule, check_generator
 
 OBSERVED_AT_A_TIME = 128
 """Samples whose draws from p(x|z) are made in one go, whatever `batch_size`: so they do not depend on it."""
 
 
-class HMoEVAE(Pretrained):
+class HMoEVAE(TreeModule):
     """A hierarchical mixture of variational auto-encoders.
 
     The tree's leaves are VAEs, its inner nodes gates. p(x) = sum_l pi_l p_l(x) is the generative model, and
@@ -58,6 +41,7 @@ class HMoEVAE(Pretrained):
         SpecError: The tree does not fit the samples.
         ArgumentError: Another argument cannot be used.
 
+    >>> from hmoevae import VAE, Mixture
     >>> tree = Mixture.of(VAE(latent_dim=2), 3)
     >>> model = HMoEVAE(tree, input_shape=(4,))
     >>> model.tree == tree, model.device, model.dtype
@@ -106,283 +90,6 @@ class HMoEVAE(Pretrained):
     ...
     hmoevae.errors.ShapeError: x: expected (batch, 4), got (5, 3)
     """
-
-    def __init__(self, tree: Tree, input_shape: tuple[int, ...], *, objective: str = "expected") -> None:
-        super().__init__()
-        if not isinstance(tree, VAE | Mixture):
-            raise ArgumentTypeError(mismatch("tree", "a VAE or a Mixture", type(tree).__name__))
-        is_shape = isinstance(input_shape, tuple | list) and all(is_integer(n, least=1) for n in input_shape)
-        if not is_shape or not input_shape:
-            raise ArgumentError(mismatch("input_shape", "a tuple of integers > 0", repr(input_shape)))
-        find_objective(objective)
-        self.plan = compile_tree(tree)
-        self.input_shape: tuple[int, ...] = tuple(int(n) for n in input_shape)
-        self.objective = objective
-        self.paths = Paths(self.plan)
-        self.prior = Prior(self.plan)
-        self.balances = Balances(self.plan)
-        if self.prior.logits is not None and objective == "expected":
-            expected = "'elbo' or 'marginal' for a tree with a learned prior, which 'expected' never reads"
-            raise ArgumentError(mismatch("objective", expected, repr(objective)))
-        self.gates = Gates(self.plan, self.input_shape)
-        self.experts = Experts(self.plan, self.input_shape)
-        is_outline = self.device.type == "meta"  # of a model that has been warned of itself
-        if looks_channels_last(self.input_shape) and _convolves(tree) and not is_outline:
-            height, width, channels = self.input_shape
-            expected = f"(channels, height, width) for Conv, such as {(channels, height, width)} for "
-            got = f"{self.input_shape}, which looks like (height, width, channels)"
-            warn(mismatch("input_shape", f"{expected}x.permute(0, 3, 1, 2)", got))
-
-    @property
-    def tree(self) -> Tree:
-        """The tree that the model runs."""
-        return self.plan.tree
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters live."""
-        return self.prior.fixed_leaf.device  # a buffer goes where they go; finding one of them takes ten times as long
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating point type of the parameters."""
-        return self.prior.fixed_leaf.dtype
-
-    def extra_repr(self) -> str:
-        """The sizes and the tree, for `repr`."""
-        return f"{self._sizes()}\n{self.tree}"
-
-    def __repr__(self) -> str:
-        """The sizes and the tree; the networks that run it have a `repr` of their own, as in `model.experts`."""
-        return f"{self._get_name()}(\n{indent(self.extra_repr(), '  ')}\n)"
-
-    def _repr_html_(self) -> str:
-        """For notebooks."""
-        return markup.heading(f"{self._get_name()}({self._sizes()})") + self.tree._repr_html_()
-
-    def _sizes(self) -> str:
-        n_parameters = sum(p.numel() for p in self.parameters())
-        sizes = f"input_shape={self.input_shape}, objective={self.objective!r}, leaves={self.plan.n_leaves}"
-        return f"{sizes}, parameters={n_parameters:,}"
-
-    # --- training ---------------------------------------------------------------------------------------------------
-
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        view: Tensor | None = None,
-        other_view: Tensor | None = None,
-        settings: StepSettings = USUAL,
-        generator: torch.Generator | None = None,
-        share: Share | None = None,
-        validate: bool = True,
-    ) -> Output:
-        """Everything that a training step needs, in one pass.
-
-        Args:
-            x: Samples, `(batch, *input_shape)`, on the model's device.
-            view: What the gates see of each sample in place of it, of the same shape; the experts model `x` itself.
-            other_view: Another view of each sample, which the gates shall send the same way: the term `"agreement"`.
-            settings: Weights, temperature and routes of this pass.
-            generator: Source of the draws of z, on the model's device; torch's global one if `None`.
-            share: What the samples are of a global batch, in a process of several.
-            validate: Check the values too, not only the shape. Switch it off for data already checked.
-
-        Raises:
-            ShapeError: `x` does not have the shape of a batch of samples, or a view not the shape of `x`.
-            DataError: `x` is empty, not finite, or outside the support of a leaf's likelihood; a view is not finite.
-            ArgumentError: The tree has no such levels or leaves as the settings name.
-        """
-        how: dict[str, Any] = {"settings": settings, "generator": generator, "share": share, "validate": validate}
-        return self.compute(self.prepare(x, view=view, other_view=other_view, **how), settings, share)
-
-    def prepare(
-        self,
-        x: Tensor,
-        *,
-        view: Tensor | None = None,
-        other_view: Tensor | None = None,
-        settings: StepSettings = USUAL,
-        generator: torch.Generator | None = None,
-        share: Share | None = None,
-        validate: bool = True,
-    ) -> Inputs:
-        """The first half of `forward`, with the same arguments: what has side effects, checks and random numbers."""
-        _check_generator(generator)
-        self.check_can_learn()
-        x = self.check_input(x, values=validate)
-        flat = self._features_first(x)
-        seen = flat if view is None else self._view(view, "view", x, validate=validate)
-        other = None if other_view is None else self._view(other_view, "other_view", x, validate=validate)
-        n_slots = settings.routes.n_slots(self.plan.n_leaves)
-        return Inputs(flat, seen, other, self.experts.noise(flat, generator, share, n_slots=n_slots))
-
-    def compute(self, inputs: Inputs, settings: StepSettings = USUAL, share: Share | None = None) -> Output:
-        """The other half of `forward`: arithmetic without side effects.
-
-        Args:
-            inputs: As `prepare` gives them.
-            settings: As of `forward`.
-            share: Likewise.
-
-        >>> model, x = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)), torch.rand(5, 4)
-        >>> model.compute(model.prepare(x)).leaf_elbo.shape
-        torch.Size([5, 3])
-        """
-        flat, seen, other, noise = inputs
-        routing = self._routing(seen, other, flat, settings, share)
-        objective = find_objective(self.objective)
-        kl_weight = settings.kl_weight
-
-        def estimate(draw: Draw) -> Float[Tensor, "_ _"]:
-            return draw.log_weight(kl_weight) if objective.by_weight else draw.elbo(kl_weight)
-
-        leaf_log_prob = routing.leaf_log_prob.t()
-        log_prior = self.prior.leaf_log_prob()
-        leaf = settings.routes.leaves(leaf_log_prob)
-        elbo = self.experts.estimates(flat, noise, of=estimate, leaf=leaf)
-        slot_log_prior = log_prior.unsqueeze(1) if leaf is None else log_prior[leaf]
-        terms = objective.terms(elbo, restricted(leaf_log_prob, leaf), slot_log_prior) | routing.terms
-        return Output(
-            loss=_total(terms),
-            terms=terms,
-            leaf_log_prob=routing.leaf_log_prob,
-            edge_log_prob=routing.edge_log_prob,
-            leaf_elbo=elbo.t(),
-            leaf=None if leaf is None else leaf.t(),
-        )
-
-    def agree(
-        self,
-        view: Tensor,
-        other_view: Tensor,
-        *,
-        settings: StepSettings = USUAL,
-        share: Share | None = None,
-        validate: bool = True,
-    ) -> Routing:
-        """A training step of the gates without the experts: agreement on two views of each sample, and balance.
-
-        Args:
-            view: One view of each sample, `(batch, *input_shape)`, on the model's device.
-            other_view: Another view of each sample, of the same shape.
-            settings: As of `forward`; gates below the last of its levels learn from their balance only.
-            share: As of `forward`.
-            validate: Check the values too, not only the shape.
-
-        Raises:
-            ShapeError: A view does not have the shape of a batch of samples.
-            DataError: A view is empty or not finite.
-            ArgumentError: The tree has no such levels.
-        """
-        self.check_can_learn()
-        view = self.check_input(view, name="view", values=False)
-        seen = self._view(view, "view", view, validate=validate)
-        other = self._view(other_view, "other_view", view, validate=validate)
-        return self._routing(seen, other, seen, settings, share)
-
-    def _routing(
-        self,
-        seen: Float[Tensor, "feature batch"],
-        other: Float[Tensor, "feature batch"] | None,
-        own: Float[Tensor, "feature batch"],
-        settings: StepSettings,
-        share: Share | None,
-    ) -> Routing:
-        """The gates' answers and their own terms; gates below the last of the settings' levels see `own`."""
-        depth, temperature = self.plan.depth, settings.gate_temperature
-        levels = range(1, depth + 1) if settings.agreement_levels is None else settings.agreement_levels
-        if max(levels, default=0) > depth:
-            expected = f"ascending levels from 1 to the tree's depth {depth}"
-            raise ArgumentError(mismatch("agreement_levels", expected, levels))
-        last = levels[-1] if levels else 0
-        # One pass of the gates for both; put together as they lie, batch-first.
-        both = seen if other is None else torch.cat([seen.t(), other.t()]).t()
-        answers = self.gates(both, temperature) if last == depth else self.gates.split(both, own, last, temperature)
-        edges = [answers] if other is None else answers.chunk(2, dim=1)
-        importances = [self.paths.importance(edge_log_prob) for edge_log_prob in edges]
-        if share is not None and share.importance_of_all is not None:
-            importances = [share.importance_of_all(importance) for importance in importances]
-        terms: dict[str, Tensor] = {}
-        if other is not None:
-            first, second = (self.paths.node_log_prob(edge_log_prob) for edge_log_prob in edges)
-            terms["agreement"] = settings.agreement_weight * agreement((first, second), self.paths, levels)
-        importance = importances[0] if other is None else (importances[0] + importances[1]) / 2
-        terms["balance"] = self.balances(importance, self.prior.edge_log_prob().detach())
-        return Routing(
-            loss=_total(terms),
-            terms=terms,
-            leaf_log_prob=self.paths.leaf_log_prob(edges[0]).t(),
-            edge_log_prob=edges[0].t(),
-        )
-
-    def _view(self, view: Tensor, name: str, x: Tensor, *, validate: bool) -> Float[Tensor, "feature batch"]:
-        """A checked view, features first; unlike samples it may leave the support of a likelihood."""
-        view = self.check_input(view, name=name, values=validate, support=False)
-        if len(view) != len(x):
-            raise ShapeError(mismatch(name, f"one a sample, {tuple(x.shape)}", tuple(view.shape)))
-        return self._features_first(view)
-
-    def check_can_learn(self) -> None:
-        """Make sure, where gradients are wanted, that the model was not made inside `torch.inference_mode`.
-
-        Raises:
-            ArgumentError: It was, and torch refuses gradients of its parameters.
-
-        >>> HMoEVAE(VAE(latent_dim=2), input_shape=(4,)).check_can_learn()
-        """
-        if torch.is_grad_enabled() and self.prior.fixed_leaf.is_inference():
-            got = "one made inside (copy.deepcopy(model), called outside, is one that can be trained)"
-            raise ArgumentError(mismatch("model", "one made outside torch.inference_mode, for gradients", got))
-
-    def check_input(
-        self, x: ArrayLike | Checked, *, name: str = "x", values: bool = True, support: bool = True
-    ) -> Tensor:
-        """Return `x` as a tensor, having made sure that it is a batch of samples for this model.
-
-        What rounding has carried over the bound of a likelihood's support is returned as that bound.
-
-        Args:
-            x: Samples, `(batch, *input_shape)`.
-            name: What to call it in an error.
-            values: Check the values too, which on an accelerator waits for the device.
-            support: Of the values, check too that they lie in the support of every leaf's likelihood, which gates and
-                encoders do not need.
-
-        Raises:
-            ArgumentTypeError: `x` is not a floating point tensor or array.
-            ShapeError: `x` does not have the shape of a batch of samples.
-            DataError: `x` is empty, masked in part, not finite, or outside the support of a leaf's likelihood.
-        """
-        return self.door.check(x, name, values=values, support=support)
-
-    def checked(self, x: ArrayLike | Checked, *, name: str = "x", support: bool = True) -> Checked:
-        """Samples that have been checked, in the form in which `fit` and every method here take them unlooked.
-
-        Worth it for data that are used many times. They are checked anew by a model of another shape, floating point
-        type or likelihood.
-
-        Args:
-            x: Samples, `(batch, *input_shape)`.
-            name: What to call them in an error.
-            support: Make sure that they lie in the support of every leaf's likelihood; else only gates and encoders
-                take them unlooked.
-
-        Raises:
-            ArgumentError: As `check_input` does.
-        """
-        return self.door.checked(x, name, support=support)
-
-    @property
-    def door(self) -> Door:
-        """What samples are to be, for this model."""
-        records = tuple(group.spec.likelihood for group in self.plan.expert_groups)
-        likelihoods = tuple(group.likelihood for group in self.experts.groups)
-        return Door(self.input_shape, self.dtype, records, likelihoods)
-
-    def _seen(self, x: ArrayLike | Checked, *, name: str = "x") -> Tensor:
-        return self.door.seen(x, name)
 
     # --- routing ----------------------------------------------------------------------------------------------------
 
@@ -533,7 +240,7 @@ class HMoEVAE(Pretrained):
             `(n, *input_shape)`, on the model's device.
         """
         check_integer("n", n)
-        _check_generator(generator)
+        check_generator(generator)
         where = generator.device if generator is not None else torch.device("cpu")
         leaves = self._node(node).leaves
         with torch.no_grad():
@@ -571,7 +278,7 @@ class HMoEVAE(Pretrained):
             generator: Source of draws of z for each sample by itself, on the model's device.
         """
         check_integer("n_importance", n_importance)
-        _check_generator(generator)
+        check_generator(generator)
         log_prior = self.prior.leaf_log_prob().unsqueeze(1)
 
         def score(chunk: Tensor) -> Tensor:
@@ -599,7 +306,7 @@ class HMoEVAE(Pretrained):
             generator: Source of the draws of z, on the model's device; without one every call draws the same.
             share: What the samples, a single batch of them, are of a global batch, in a process of several.
         """
-        _check_generator(generator)
+        check_generator(generator)
         generator = self._same_draws() if generator is None else generator
         names: list[str] = []
 
@@ -650,9 +357,6 @@ class HMoEVAE(Pretrained):
         """A generator for scores, in the same state each time."""
         return torch.Generator(self.device).manual_seed(0)
 
-    def _features_first(self, x: Tensor) -> Float[Tensor, "feature batch"]:
-        return x.to(self.dtype).flatten(1).t()
-
     def _in_batches(
         self,
         compute: Callable[[Tensor], Tensor],
@@ -686,20 +390,3 @@ class HMoEVAE(Pretrained):
         with torch.no_grad():
             pieces = zip(z.split(int(batch_size)), leaf.split(int(batch_size)), strict=True)
             return torch.cat([self.experts.decode(*piece, **how) for piece in pieces])
-
-
-def _convolves(tree: Tree) -> bool:
-    """Whether a network looks at samples as images, so that it matters which axis of them counts channels."""
-    networks = (node.encoder if isinstance(node, VAE) else node.gate for _, node in tree.walk())
-    return any(isinstance(network, Conv) for network in networks)
-
-
-def _check_generator(generator: object) -> None:
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise ArgumentTypeError(mismatch("generator", "a torch.Generator or None", repr(generator)))
-
-
-def _total(terms: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
-    """The sum of the terms, of which there is at least one."""
-    first, *others = terms.values()
-    return sum(others, first)
