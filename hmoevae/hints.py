@@ -1,4 +1,4 @@
-"""Hints: what data are that cannot be samples, and how samples are had from them, in words for errors."""
+"""Hints for error messages: describe data that cannot be samples, and say how to make samples from them."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ ENCODE = "leave such columns out, or encode them as numbers"
 
 
 def what_came(data: object) -> str:
-    """What an object is, and how samples are had from it, where that is known.
+    """Describe an object, and say how to get samples from it where that is known.
 
     >>> what_came({"image": 1, "label": 2})
     "a dict with the keys 'image', 'label', of which one may hold the samples"
@@ -56,7 +56,7 @@ def _of_a_sequence(data: Sequence[Any]) -> str:
 
 
 def layout(x: Tensor) -> str:
-    """What a tensor is that is not dense."""
+    """Describe a tensor that is not dense."""
     if x.is_nested:
         return "a nested one, of samples of different shapes (torch.nested.to_padded_tensor makes them equal)"
     if x.is_quantized:
@@ -65,7 +65,7 @@ def layout(x: Tensor) -> str:
 
 
 def value_range(x: Tensor | np.ndarray) -> str:
-    """From where to where the values go, for numbers that have an order."""
+    """The range of the values in words; empty for numbers without an order."""
     is_ordered = not x.is_complex() if isinstance(x, Tensor) else x.dtype.kind in "biu"
     if not is_ordered or 0 in x.shape or (isinstance(x, Tensor) and x.is_meta):
         return ""
@@ -73,7 +73,7 @@ def value_range(x: Tensor | np.ndarray) -> str:
 
 
 def remedy(x: Tensor | np.ndarray, name: str) -> str:
-    """How to make floating point values of others."""
+    """How to turn the values into floating point values."""
     cast = f"{name}.float()" if isinstance(x, Tensor) else f"{name}.astype(np.float32)"
     kind = str(x.dtype).removeprefix("torch.")
     is_integer = kind.startswith(("int", "uint"))
@@ -99,7 +99,7 @@ def remedy(x: Tensor | np.ndarray, name: str) -> str:
 
 
 def reshaping(x: Tensor | np.ndarray, name: str, shape: tuple[int, ...]) -> str:
-    """How to give samples the shape, where they seem to have another for the same."""
+    """How to reshape samples to `shape`, where they seem to be the same samples in another shape."""
     if x.shape == shape:
         return f" (a single sample? {name}[None] is a batch of one)"
     if len(shape) == 3 and x.ndim == 4 and tuple(x.shape[1:]) == (*shape[1:], shape[0]) and shape[0] > 1:
@@ -108,7 +108,7 @@ def reshaping(x: Tensor | np.ndarray, name: str, shape: tuple[int, ...]) -> str:
     if len(shape) == 3 and x.ndim == 4 and tuple(x.shape[1:]) == (shape[2], *shape[:2]) and shape[2] > 1:
         return f" (the model was made for channels last: input_shape={tuple(x.shape[1:])} is what a Conv gate expects)"
     own, asked = ([n for n in sizes if n != 1] for sizes in (x.shape[1:], shape))
-    same = own == asked or min(len(own), len(asked)) == 1  # else reshaping would mix up rows and columns
+    same = own == asked or min(len(own), len(asked)) == 1  # otherwise reshaping would mix up rows and columns
     if x.ndim > 0 and same and np.prod(own, dtype=int) == np.prod(asked, dtype=int):
         return f" ({name}.reshape(-1, {', '.join(map(str, shape))}) has that shape)"
     return ""
