@@ -68,7 +68,7 @@ def unfused(
     input_major: bool,
 ) -> Float[Tensor, "group batch"]:
     """The affine map, then the likelihood."""
-    return _log_prob(likelihood, affine(weight, bias, h, input_major=input_major), x, present)
+    return likelihood.log_prob(affine(weight, bias, h, input_major=input_major), x, present)
 
 
 def chunked(
@@ -87,7 +87,7 @@ def chunked(
     for rows in chunks(bias.shape[1] * h.shape[-1], len(h)):
         raw = affine(weight[rows], bias[rows], h[rows], input_major=input_major)
         own = rows_of(likelihood, rows) if isinstance(likelihood, nn.Module) and has_state(likelihood) else likelihood
-        result[rows] = _log_prob(own, raw, _at(x, rows), None if present is None else _at(present, rows))
+        result[rows] = own.log_prob(raw, _at(x, rows), None if present is None else _at(present, rows))
     return result
 
 
@@ -96,10 +96,6 @@ def has_state(likelihood: Likelihood) -> bool:
     if not isinstance(likelihood, nn.Module):
         return False
     return any(True for _ in likelihood.parameters()) or any(True for _ in likelihood.buffers())
-
-
-def _log_prob(likelihood: Likelihood, raw: Raw, x: Sample, present: Present | None) -> Float[Tensor, "group batch"]:
-    return likelihood.log_prob(raw, x) if present is None else likelihood.log_prob(raw, x, present)
 
 
 def _at(x: Tensor, rows: slice) -> Tensor:
