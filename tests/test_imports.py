@@ -72,7 +72,7 @@ ROOMS: dict[str, float] = {
     "hmoevae.plot.arguments": 5.5,
     "hmoevae.plot.canvas": 5.5,
     "hmoevae.plot.clusters": 5.5,
-    "hmoevae.plot.drawn_tree": 5.5,
+    "hmoevae.plot.trees": 5.5,
     "hmoevae.plot.grids": 5.5,
     "hmoevae.plot.leaves": 5.5,
     "hmoevae.plot.tables": 5.5,
