@@ -22,11 +22,11 @@ from hmoevae.training.checkpoints import Checkpoint, Checkpoints, Resume
 from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.device import autocast, resolve_device
 from hmoevae.training.epochs import Callback, Epochs
+from hmoevae.training.gate_views import GateViews
 from hmoevae.training.loop import Run
 from hmoevae.training.processes import Processes
 from hmoevae.training.record import Training
 from hmoevae.training.resume import TrainingState, described_data, described_model, described_training
-from hmoevae.training.shown import GateViews
 from hmoevae.training.usage import warn_after_fit
 
 USUAL = Training()

@@ -22,10 +22,10 @@ from hmoevae.training.batches import Batches
 from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.course import Lesson
 from hmoevae.training.finite import FiniteGuard, steps_between_looks
-from hmoevae.training.lending import lent, may_draw
+from hmoevae.training.gate_views import GateViews
 from hmoevae.training.processes import Processes
+from hmoevae.training.random_states import may_draw, seeded_random_states
 from hmoevae.training.revival import revive
-from hmoevae.training.shown import GateViews
 from hmoevae.training.threads import Threads
 from hmoevae.training.usage import gate_sums, information
 
@@ -101,7 +101,7 @@ class Run:
         sums: Tensor | None = None
         shown = 0.0
         bar.set_description(title, refresh=False)
-        for x, index, share in self.processes.rounds(batches, _made_up(self.model)):
+        for x, index, share in self.processes.rounds(batches, _dummy_sample(self.model)):
             fast = x.device.type == "cpu"  # host-to-device copies may overlap; device-to-host ones must be waited for
             x = x.to(self.noise.device, self.model.dtype, non_blocking=fast)
             with self.threads.for_samples(len(x)):
@@ -156,7 +156,7 @@ class Run:
 
     def _states(self, share: Share, device: torch.device) -> AbstractContextManager[None]:
         """The global random states for networks that draw from them."""
-        return lent(self.noise, share, device, b"networks") if self.may_draw else nullcontext()
+        return seeded_random_states(self.noise, share, device, b"networks") if self.may_draw else nullcontext()
 
     def _forward(self, x: Tensor, index: Tensor | None, share: Share, lesson: Lesson) -> Routing:
         """Run the forward pass of the lesson's phase."""
@@ -187,7 +187,7 @@ def _towards(out: Output) -> Output:
     return replace(out, loss=terms["start_gate"] + terms["start_expert"], terms=terms)
 
 
-def _made_up(model: HMoEVAE) -> Tensor:
+def _dummy_sample(model: HMoEVAE) -> Tensor:
     """A dummy sample with a finite likelihood, for a process that has no samples left."""
     return torch.full((1, *model.input_shape), model.door.example, device="cpu")
 
@@ -199,7 +199,7 @@ def evaluate(model: HMoEVAE, batches: Batches, seed: int, processes: Processes) 
     door = model.door  # the batches are checked already
     n_samples = 0
     sums: dict[str, float] = {}
-    for x, _, share in processes.rounds(batches, _made_up(model)):
+    for x, _, share in processes.rounds(batches, _dummy_sample(model)):
         n_samples += share.total
         with threads.for_samples(len(x)):
             terms = model.evaluate(Checked(x, door), batch_size=len(x), generator=generator, share=share)

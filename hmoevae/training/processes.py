@@ -126,8 +126,8 @@ class Processes:
         """The largest `n` of all processes."""
         return max(everyone[0] for everyone in self._exchange(n))
 
-    def rounds(self, batches: Iterable[Batch], made_up: Tensor) -> Iterator[tuple[Tensor, Tensor | None, Share]]:
-        """Yield batches as long as any process has one; a process without any gets the dummy sample `made_up`.
+    def rounds(self, batches: Iterable[Batch], dummy: Tensor) -> Iterator[tuple[Tensor, Tensor | None, Share]]:
+        """Yield batches as long as any process has one; a process without any gets the dummy sample `dummy`.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed in one of the processes. It is raised in all of them.
@@ -145,7 +145,7 @@ class Processes:
                 return
             share = Share(sum(everyone[: self.index]), n, total, partial(self._importance_of_all, n, total))
             if x is None:
-                x, index = made_up, torch.zeros(len(made_up), dtype=torch.long, device="cpu")
+                x, index = dummy, torch.zeros(len(dummy), dtype=torch.long, device="cpu")
             yield x, index, share
 
     # --- a step -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from torch import Tensor
 from hmoevae.errors import ArgumentError, mismatch
 from hmoevae.nn.draws import Share
 from hmoevae.training.agreement import Agreement
-from hmoevae.training.lending import lent
+from hmoevae.training.random_states import seeded_random_states
 from hmoevae.views import Compose, View, ViewLike
 
 
@@ -34,7 +34,7 @@ class GateViews:
         if self.view is None and self.other is None:
             return None, None
         # A user's callable draws from the global generators, which are seeded from the state of `generator`.
-        with lent(generator, share, x.device):
+        with seeded_random_states(generator, share, x.device):
             # Copies, because a view may work in place and the experts model the unchanged samples.
             how: dict[str, Any] = {"index": index, "generator": generator, "share": share}
             view = None if self.view is None else self.view(x.clone(), **how)

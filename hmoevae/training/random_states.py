@@ -12,7 +12,7 @@ DRAWS_BY_ITSELF = (nn.modules.dropout._DropoutNd, nn.RReLU)
 """Modules of torch whose forward pass draws random numbers."""
 
 
-def lent(
+def seeded_random_states(
     generator: torch.Generator, share: Share, device: torch.device, salt: bytes = b""
 ) -> AbstractContextManager[None]:
     """Inside, seed the global random states from the state of `generator`; restore them on leaving.
