@@ -63,8 +63,8 @@ class PlannedNode:
         place: The place of its weights.
 
     >>> root, leaf, *_ = compile_tree(Mixture.of(VAE(), 3)).nodes
-    >>> leaf.path, leaf.edges, leaf.leaves, leaf.index, leaf.place
-    ('root/0', (0,), range(0, 1), 1, Place(group=0, row=0))
+    >>> leaf == PlannedNode("root/0", VAE(), (0,), range(0, 1), 1, range(0), Place(group=0, row=0))
+    True
     >>> root.child_edges, root.depth, leaf.depth
     (range(0, 3), 0, 1)
     """
