@@ -429,7 +429,7 @@ def test_all_damaged_starts_anew_and_loses_nothing(tmp_path):
         (folder / "state.json").unlink()
     with pytest.warns(CheckpointWarning) as seen:
         assert run(tmp_path) == uninterrupted()
-    assert [warning.filename for warning in seen if warning.category is CheckpointWarning] == [__file__] * 3
+    assert [warning.filename for warning in seen if warning.category is CheckpointWarning] == [conftest.__file__] * 3
     assert len([name for name in names(tmp_path) if "refused" in name]) == 3
     for function in (last_checkpoint, best_checkpoint):
         with pytest.raises(CheckpointError, match=r"expected a folder with a .*checkpoint.*, got none"):
@@ -445,8 +445,8 @@ def signed(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, "a checkpoint of format_version 2, got of something else"),
-        ({"format_version": 1}, "a checkpoint of format_version 2, got 1"),
+        ({"format": "other"}, "a checkpoint of format_version 3, got of something else"),
+        ({"format_version": 1}, "a checkpoint of format_version 3, got 1"),
         ({"state": {"tensor": "nowhere"}}, "a whole checkpoint, got KeyError: 'nowhere'"),
         ({"state": {"pickle": "gASVBQ=="}}, "a whole checkpoint, got ValueError: a packed value of the kind 'pickle'"),
         ({"state": {"tuple": 3}}, "a whole checkpoint, got ValueError"),

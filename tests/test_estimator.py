@@ -478,10 +478,10 @@ class Louder(GroupedMLP):
 def test_a_pickle_keeps_a_module_that_was_swapped_in_where_a_saved_model_would_not(tmp_path):
     x, _ = blobs()
     mixture = small(random_state=0).fit(x)
-    mixture.model_.gates.groups[0].__class__ = Louder
+    mixture.model_.gates.groups[0].network.__class__ = Louder
     again = pickle.loads(pickle.dumps(mixture))
     assert np.array_equal(again.predict_proba(x), mixture.predict_proba(x))
-    with pytest.raises(ArgumentError, match=r"model\.gates\.groups\.0: expected GroupedMLP, .* got Louder"):
+    with pytest.raises(ArgumentError, match=r"model\.gates\.groups\.0\.network: expected GroupedMLP, .* got Louder"):
         again.model_.save_pretrained(tmp_path)
 
 
@@ -563,7 +563,7 @@ def test_not_fitted():
         ({"tree": "deep"}, ArgumentTypeError, "tree: expected a VAE or a Mixture, got str"),
         ({"latent_dim": -1}, SpecError, "VAE.latent_dim: expected an integer > 0, got -1"),
         ({"hidden": (0,)}, SpecError, "MLP.hidden[0]: expected an integer > 0, got 0"),
-        ({"objective": "best"}, ArgumentError, "objective: expected one of 'expected', 'elbo', 'marginal', got 'best'"),
+        ({"objective": "best"}, ArgumentError, "objective: expected one of 'expected', 'elbo', 'marginal'"),
         ({"max_iter": 0}, ArgumentError, "max_iter: expected an integer > 0, got 0"),
         ({"n_init": 0}, ArgumentError, "n_init: expected an integer > 0, got 0"),
         ({"batch_size": 0}, ArgumentError, "batch_size: expected an integer > 0, got 0"),

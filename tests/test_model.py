@@ -398,12 +398,11 @@ def test_the_way_to_a_node_does_not_round_off_the_choice_below_it() -> None:
     x = data_for(model.tree, SHAPE, 20).float()
     with torch.no_grad():
         for gate in model.gates.groups:
-            gate.layers[-1].weight.zero_()
-            gate.layers[-1].bias.zero_()
-        outer, place = model.gates.last_layer(0)
-        outer.bias[place] = torch.tensor([2e4, 0.0])
-        below, place = model.gates.last_layer(2)
-        below.bias[place] = torch.tensor([0.0, 1e-3])
+            gate.last.weight.zero_()
+            gate.last.bias.zero_()
+        for path, logits in (("root", [2e4, 0.0]), ("root/1", [0.0, 1e-3])):
+            place = model.plan.node(path).place
+            model.gates.groups[place.group].last.bias[place.row] = torch.tensor(logits)
     assert torch.equal(model.encode(x, node="root/1"), model.encode(x, node="root/1/1"))
 
 

@@ -129,4 +129,4 @@ class Balances(nn.Module):
             (getattr(self, f"weight_{kind}") * _SUMMANDS[kind](importance, log_prior, self.siblings)).sum()
             for kind in self.kinds
         ]
-        return sum(terms[1:], terms[0]) if terms else importance.new_zeros(())
+        return torch.stack(terms).sum() if terms else importance.new_zeros(())

@@ -13,9 +13,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hmoevae.nn.grouped import GroupedLinear, GroupedMLP
+from hmoevae.nn.grouped import GroupedLinear, GroupedMLP, GroupedNetwork
 from hmoevae.nn.kernels import activate
-from hmoevae.spec import MLP, Conv, ConvTranspose
+from hmoevae.spec import MLP, Activation, Conv, ConvTranspose
 
 Inputs = Float[Tensor, "batch all_inp height width"]
 Outputs = Float[Tensor, "batch all_out _ _"]
@@ -92,7 +92,7 @@ class GroupedConvTranspose2d(nn.Module):
         return F.conv_transpose2d(x, weight, bias, self.stride, padding, self.output_padding, groups)
 
 
-class GroupedConv(nn.Module):
+class GroupedConv(GroupedNetwork):
     """`groups` small convolutional networks side by side, described by one `Conv`.
 
     Args:
@@ -108,7 +108,7 @@ class GroupedConv(nn.Module):
     def __init__(self, groups: int, input_shape: tuple[int, ...], out_features: int, spec: Conv) -> None:
         super().__init__()
         self.input_shape = input_shape
-        self.activation = spec.activation
+        self.activation: Activation = spec.activation
         channels = (input_shape[0], *spec.channels)
         self.convolutions = nn.ModuleList(
             GroupedConv2d(groups, inp, out, spec.kernel_size, spec.stride) for inp, out in pairwise(channels)
@@ -126,6 +126,18 @@ class GroupedConv(nn.Module):
         self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
     ) -> Float[Tensor, "group out batch"]:
         """Run every network on images that all share (2-D) or on images of its own (3-D), flat and features-first."""
+        return self.head(self._maps(x))
+
+    def hidden(
+        self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
+    ) -> Float[Tensor, "inp batch"] | Float[Tensor, "group hidden batch"]:
+        """The input of the last layer."""
+        return self.head.hidden(self._maps(x))
+
+    def _maps(
+        self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
+    ) -> Float[Tensor, "map batch"] | Float[Tensor, "group map batch"]:
+        """The outputs of the convolutions, flat and features-first."""
         c, h, w = self.input_shape
         shared = x.ndim == 2
         if shared:
@@ -137,11 +149,11 @@ class GroupedConv(nn.Module):
             shared = False
         groups = len(self.last.bias)
         if groups == 1:  # a view, whose gradient has the memory layout of the maps
-            return self.head(rearrange(maps, "b c h w -> (c h w) b"))
-        return self.head(rearrange(maps, "b (g c) h w -> g (c h w) b", g=groups))
+            return rearrange(maps, "b c h w -> (c h w) b")
+        return rearrange(maps, "b (g c) h w -> g (c h w) b", g=groups)
 
 
-class GroupedConvTranspose(nn.Module):
+class GroupedConvTranspose(GroupedNetwork):
     """`groups` small convolutional decoders side by side, described by one `ConvTranspose`.
 
     Args:
@@ -154,12 +166,9 @@ class GroupedConvTranspose(nn.Module):
     torch.Size([3, 64, 5])
     """
 
-    last: None = None
-    """The outputs come from no affine layer."""
-
     def __init__(self, groups: int, in_features: int, output_shape: tuple[int, ...], spec: ConvTranspose) -> None:
         super().__init__()
-        self.activation = spec.activation
+        self.activation: Activation = spec.activation
         sizes = _sizes(output_shape, spec)
         self.first_shape = (spec.channels[0], *sizes[-1])
         dense = MLP(spec.hidden, spec.activation)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from hmoevae.nn.draws import Share, for_batch
 from hmoevae.nn.kernels import readout
 from hmoevae.nn.kernels.precision import sum_dtype
-from hmoevae.nn.likelihoods import LikelihoodModule, likelihood_module
-from hmoevae.nn.networks import GroupedNetwork, grouped_network
+from hmoevae.nn.likelihoods import likelihood_module
+from hmoevae.nn.networks import grouped_network
 from hmoevae.nn.paths import joined, permutation
 from hmoevae.nn.routes import Packing, pack, packing, unpack
 from hmoevae.nn.rows import rows_of
@@ -124,10 +124,6 @@ class ExpertGroup(nn.Module):
     torch.Size([3, 5])
     """
 
-    encoder: GroupedNetwork
-    decoder: GroupedNetwork
-    likelihood: LikelihoodModule
-
     def __init__(self, spec: VAE, groups: int, sample_shape: tuple[int, ...], place: str) -> None:
         super().__init__()
         likelihood = likelihood_module(spec.likelihood, groups, torch.Size(sample_shape).numel())
@@ -183,7 +179,7 @@ class ExpertGroup(nn.Module):
         last = self.decoder.last
         if last is None:
             return self.likelihood.log_prob(self.decoder(z), x)
-        hidden = self.decoder.hidden(z)  # type: ignore[attr-defined]  # every network with a last layer has `hidden`
+        hidden = self.decoder.hidden(z)
         return readout(self.likelihood, last.weight, last.bias, hidden, x, input_major=last.input_major)
 
 
@@ -276,12 +272,12 @@ class Experts(nn.Module):
             return self.by_leaf([of(draw) for draw in self.draw(x, noise)])
         n_slots, batch = leaf.shape
         sample = torch.arange(batch, device=x.device).repeat(n_slots)
-        by_pair = noise[0].movedim(0, 1).flatten(1)
+        by_pair = noise[0].mT.flatten(0, 1)
         found: list[Tensor] = []
         order: list[Tensor] = []
         for group, pairs, packed in self._packed(leaf.flatten()):
-            own = pack(x.index_select(1, sample[pairs]), packed, fill=group.likelihood.example)
-            drawn = pack(by_pair[: group.latent_dim, pairs], packed)
+            own = pack(x.t()[sample[pairs]], packed, fill=group.likelihood.example)
+            drawn = pack(by_pair[pairs, : group.latent_dim], packed)
             found.append(unpack(of(group.draw(own, group.posterior(own), drawn)), packed))
             order.append(pairs)
         return torch.cat(found).index_select(0, torch.cat(order).argsort()).unflatten(0, (n_slots, batch))
@@ -352,8 +348,8 @@ class Experts(nn.Module):
         """Run every sample through its own leaf."""
         result = values.new_zeros(len(leaf), n_outputs)
         for group, samples, packed in self._packed(leaf):
-            outputs = unpack(run(group, pack(values[samples].t(), packed)), packed)
-            result[samples] = outputs.t().to(result.dtype)
+            outputs = unpack(run(group, pack(values[samples], packed)), packed)
+            result[samples] = outputs.to(result.dtype)
         return result
 
     def _packed(self, leaf: Int[Tensor, " pair"]) -> Iterator[tuple[ExpertGroup, Int[Tensor, " own"], Packing]]:

@@ -56,7 +56,7 @@ class GateGroup(nn.Module):
     def last(self) -> GroupedLinear:
         """The affine layer that gives the logits."""
         last = self.network.last if self.head is None else self.head
-        assert isinstance(last, GroupedLinear)
+        assert last is not None
         return last
 
     def forward(

@@ -4,6 +4,7 @@ Axes: `group` counts the networks, `inp` and `out` are features, `batch` is last
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -69,7 +70,32 @@ class GroupedLinear(nn.Module):
         return f"groups={groups}, in_features={in_features}, out_features={out_features}"
 
 
-class GroupedMLP(nn.Module):
+class GroupedNetwork(nn.Module, ABC):
+    """The networks of a group as one module, whose parameters and buffers have the group axis first.
+
+    >>> issubclass(GroupedMLP, GroupedNetwork)
+    True
+    """
+
+    @property
+    def last(self) -> GroupedLinear | None:
+        """The affine layer that gives the outputs, with the input `hidden(x)`; `None` where there is none."""
+        return None
+
+    def hidden(
+        self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
+    ) -> Float[Tensor, "inp batch"] | Float[Tensor, "group hidden batch"]:
+        """The input of the last layer."""
+        raise NotImplementedError(type(self).__name__)
+
+    @abstractmethod
+    def forward(
+        self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
+    ) -> Float[Tensor, "group out batch"]:
+        """Run every network on inputs that all share (2-D) or on inputs of its own (3-D), flat and features-first."""
+
+
+class GroupedMLP(GroupedNetwork):
     """`groups` multi-layer perceptrons side by side, described by one `MLP` record.
 
     Args:

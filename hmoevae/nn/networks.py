@@ -1,33 +1,14 @@
 """From the record of a network to the grouped module that runs it: grouped layers for ours, `Stacked` for a user's."""
 
 import functools
-from typing import Protocol
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.conv import GroupedConv, GroupedConvTranspose
-from hmoevae.nn.grouped import GroupedLinear, GroupedMLP
+from hmoevae.nn.grouped import GroupedMLP, GroupedNetwork
 from hmoevae.nn.stacked import Stacked
 from hmoevae.spec import MLP, Conv, ConvTranspose, Network
-
-
-class GroupedNetwork(Protocol):
-    """The networks of a group as one module, whose parameters and buffers have the group axis first.
-
-    Attributes:
-        last: The affine layer that gives the outputs; `None` where there is none.
-    """
-
-    last: GroupedLinear | None
-
-    def __call__(
-        self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
-    ) -> Float[Tensor, "group out batch"]:
-        """Run every network on inputs that all share (2-D) or on inputs of its own (3-D), flat and features-first."""
-        ...
 
 
 @functools.singledispatch
@@ -39,8 +20,8 @@ def grouped_network(
     place: str,
     *,
     is_decoder: bool = False,  # noqa: ARG001
-) -> nn.Module:
-    """Make the `GroupedNetwork` that a record describes, with fresh weights.
+) -> GroupedNetwork:
+    """Make the networks that a record describes, with fresh weights.
 
     Args:
         record: The record of the network.
@@ -68,7 +49,7 @@ def _mlp(
     place: str,  # noqa: ARG001
     *,
     is_decoder: bool = False,
-) -> nn.Module:
+) -> GroupedNetwork:
     sizes = torch.Size(input_shape).numel(), torch.Size(output_shape).numel()
     return GroupedMLP(groups, *sizes, record, input_major=is_decoder)
 
@@ -82,7 +63,7 @@ def _conv(
     place: str,
     *,
     is_decoder: bool = False,
-) -> nn.Module:
+) -> GroupedNetwork:
     if len(input_shape) != 3:
         expected = "an MLP, or samples of shape (channels, height, width) for a Conv"
         if is_decoder:
@@ -100,7 +81,7 @@ def _conv_transpose(
     place: str,
     *,
     is_decoder: bool = False,
-) -> nn.Module:
+) -> GroupedNetwork:
     if len(output_shape) != 3 or not is_decoder:
         expected = "an MLP, or samples of shape (channels, height, width) for a ConvTranspose"
         if not is_decoder:

@@ -171,26 +171,34 @@ def packing(expert: Int[Tensor, " pair"], n_experts: int) -> Packing:
     return Packing(experts, (len(experts), width), row, column % width)
 
 
-def pack(values: Float[Tensor, "inp pair"], packed: Packing, *, fill: float = 0.0) -> Float[Tensor, "row inp column"]:
-    """Write the values of the pairs to their rows and columns; the padding holds `fill`.
+def pack(values: Float[Tensor, "pair inp"], packed: Packing, *, fill: float = 0.0) -> Float[Tensor, "row inp column"]:
+    """Write the values of the pairs to their rows and columns, features first; the other cells are padding.
 
-    >>> pack(torch.tensor([[1.0, 2.0, 3.0]]), packing(torch.tensor([1, 0, 1]), 2))
+    Args:
+        values: One row per pair.
+        packed: The row and column of every pair.
+        fill: The value of the padding.
+
+    >>> pack(torch.tensor([[1.0], [2.0], [3.0]]), packing(torch.tensor([1, 0, 1]), 2))
     tensor([[[2., 0.]],
     <BLANKLINE>
             [[1., 3.]]])
     """
     rows, columns = packed.shape
-    flat = values.new_full((values.shape[0], rows * columns), fill)
-    flat = flat.index_copy(1, packed.row * columns + packed.column, values)
-    return flat.unflatten(1, packed.shape).transpose(0, 1)
+    result = values.new_full((rows, values.shape[1], columns), fill)
+    result[packed.row, :, packed.column] = values
+    return result
 
 
-def unpack(values: Float[Tensor, "row *out column"], packed: Packing) -> Float[Tensor, "*out pair"]:
+def unpack(
+    values: Float[Tensor, "row column"] | Float[Tensor, "row out column"], packed: Packing
+) -> Float[Tensor, " pair"] | Float[Tensor, "pair out"]:
     """Read the values of the pairs from their rows and columns: the inverse of `pack`.
 
     >>> packed = packing(torch.tensor([1, 0, 1]), 2)
-    >>> unpack(pack(torch.tensor([[1.0, 2.0, 3.0]]), packed), packed)
-    tensor([[1., 2., 3.]])
+    >>> unpack(pack(torch.tensor([[1.0], [2.0], [3.0]]), packed), packed).squeeze(1)
+    tensor([1., 2., 3.])
     """
-    flat = values.movedim(0, -2).flatten(-2)
-    return flat.index_select(-1, packed.row * packed.shape[1] + packed.column)
+    if values.ndim == 2:
+        return values[packed.row, packed.column]
+    return values[packed.row, :, packed.column]

@@ -12,12 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from hmoevae.errors import SpecError, mismatch
+from hmoevae.nn.grouped import GroupedNetwork
 from hmoevae.spec import Network
 
 
-class Stacked(nn.Module):
+class Stacked(GroupedNetwork):
     """`groups` modules of a user's own side by side.
 
     Args:
@@ -39,9 +41,6 @@ class Stacked(nn.Module):
     >>> network(torch.rand(4, 5)).shape, [(name, p.shape[0]) for name, p in network.named_parameters()]
     (torch.Size([3, 2, 5]), [('module.weight', 3), ('module.bias', 3)])
     """
-
-    last: None = None
-    """`None`: the package does not know whether a user's module ends in an affine layer."""
 
     def __init__(
         self, record: Network, groups: int, input_shape: tuple[int, ...], output_shape: tuple[int, ...], place: str
@@ -107,7 +106,7 @@ def _obstacles(module: nn.Module) -> Iterator[str]:
     for name, part in module.named_modules():
         if isinstance(part, _NormBase) and part.track_running_stats:
             yield f"{type(part).__name__} at {name or 'its root'}, whose running statistics change (GroupNorm has none)"
-        if isinstance(part, nn.modules.lazy.LazyModuleMixin) and part.has_uninitialized_params():
+        if isinstance(part, LazyModuleMixin) and part.has_uninitialized_params():
             yield f"{type(part).__name__} at {name or 'its root'}, whose sizes are not known yet"
     for name, buffer in module.named_buffers():
         if not buffer.is_floating_point():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -67,32 +68,49 @@ def batches_of(
     processes: Processes,
 ) -> Batches:
     """Make a source of checked batches from `data`, with `batch_size` samples per process, shuffled by `order`."""
-    batch_size = batch_size * processes.count  # the global batch size: all processes read the data in the same order
+    # The global batch size: all processes read the data in the same order.
+    how = _How(model, name, batch_size * processes.count, order, processes)
     data = opened(data, name)
     if is_in_file(data):
-        for start in range(0, max(1, len(data)), BATCH_SIZE):
-            stop = min(start + BATCH_SIZE, len(data))
-            model.check_input(data[start:stop], name=f"{name}[{start}:{stop}]")
-        file = data
-        glimpse = model.check_input(data[:: _step(len(data), model)], values=False)
-
-        def from_file() -> Iterator[Batch]:
-            for rows in _windows(len(file), glimpse[0].nbytes, batch_size, order):
-                window = model.check_input(file[rows.numpy()], name=name, values=False)
-                yield from _split(window, rows, batch_size, order, processes)
-
-        return Batches(math.ceil(len(file) / batch_size), None, from_file, glimpse)
-
+        return _of_file(data, how)
     if isinstance(data, Tensor | np.ndarray | Checked):
-        samples = model.check_input(data, name=name).to(model.dtype)
-        everything = torch.arange(len(samples), device="cpu")
-        return Batches(
-            math.ceil(len(samples) / batch_size),
-            samples,
-            lambda: _split(samples, everything, batch_size, order, processes),
-            samples[:: _step(len(samples), model)],
-        )
+        return _of_samples(model.check_input(data, name=name).to(model.dtype), how)
+    return _of_items(data, how)
 
+
+class _How(NamedTuple):
+    """The arguments of `batches_of` for all types of sources; `batch_size` is that of the global batch."""
+
+    model: HMoEVAE
+    name: str
+    batch_size: int
+    order: torch.Generator | None
+    processes: Processes
+
+
+def _of_file(file: Any, how: _How) -> Batches:
+    model, name = how.model, how.name
+    for start in range(0, max(1, len(file)), BATCH_SIZE):
+        stop = min(start + BATCH_SIZE, len(file))
+        model.check_input(file[start:stop], name=f"{name}[{start}:{stop}]")
+    glimpse = model.check_input(file[:: _step(len(file), model)], values=False)
+
+    def from_file() -> Iterator[Batch]:
+        for rows in _windows(len(file), glimpse[0].nbytes, how.batch_size, how.order):
+            window = model.check_input(file[rows.numpy()], name=name, values=False)
+            yield from _split(window, rows, how)
+
+    return Batches(math.ceil(len(file) / how.batch_size), None, from_file, glimpse)
+
+
+def _of_samples(samples: Tensor, how: _How) -> Batches:
+    everything = torch.arange(len(samples), device="cpu")
+    length, glimpse = math.ceil(len(samples) / how.batch_size), samples[:: _step(len(samples), how.model)]
+    return Batches(length, samples, lambda: _split(samples, everything, how), glimpse)
+
+
+def _of_items(data: Any, how: _How) -> Batches:
+    model, name, batch_size, order, processes = how
     whole = isinstance(data, IterableDataset)  # a stream can only be read in order, so each process reads all of it
     if isinstance(data, DataLoader):
         processes.check_divided(data, name)
@@ -100,7 +118,7 @@ def batches_of(
     elif whole:
         loader = loader_of(data, name, batch_size)
     else:
-        sampler = SequentialSampler(data) if order is None else RandomSampler(data, generator=order)  # type: ignore[arg-type]  # it is sized
+        sampler = SequentialSampler(data) if order is None else RandomSampler(data, generator=order)
         chosen = _OwnItems(BatchSampler(sampler, batch_size, drop_last=False), processes)
         loader = loader_of(data, name, batch_size, chosen)
 
@@ -148,15 +166,14 @@ class _OwnItems(Sampler[list[int]]):
                 yield own
 
 
-def _split(
-    samples: Tensor, rows: Tensor, batch_size: int, order: torch.Generator | None, processes: Processes
-) -> Iterator[Batch]:
-    """Batches of samples in memory, shuffled by `order`, with their indices in the data set, `rows`."""
+def _split(samples: Tensor, rows: Tensor, how: _How) -> Iterator[Batch]:
+    """Batches of samples in memory, shuffled by `how.order`, with their indices in the data set, `rows`."""
     # A whole batch is gathered by one index_select: a DataLoader would fetch and stack sample by sample.
     n = len(samples)
-    index = torch.arange(n, device="cpu") if order is None else torch.randperm(n, generator=order, device="cpu")
-    for batch in index.split(batch_size):
-        chosen = batch[processes.own(len(batch))]
+    in_order = how.order is None
+    index = torch.arange(n, device="cpu") if in_order else torch.randperm(n, generator=how.order, device="cpu")
+    for batch in index.split(how.batch_size):
+        chosen = batch[how.processes.own(len(batch))]
         if len(chosen):
             yield samples.index_select(0, chosen.to(samples.device)), rows[chosen]
 

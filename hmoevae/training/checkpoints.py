@@ -26,14 +26,14 @@ from hmoevae.training.states import pack, unpack
 
 FORMAT_VERSION = 3
 TRAINING_NAME = "training.json"
-"""The options of the training, for people and `training_from_json`. A checkpoint is whole without this file."""
+"""The options of the training, for people and `training_from_json`."""
 STATE_NAME = "state.json"
 TENSORS_NAME = "state.safetensors"
 SUMS_NAME = "SHA256SUMS"
 """Digests of the files in `NEEDED`, in the format of `sha256sum --check`."""
 LOCK_NAME = ".in-use"
 """A file that the operating system locks while a run lives. The file itself stays."""
-NEEDED = (files.CONFIG_NAME, files.WEIGHTS_NAME, STATE_NAME, TENSORS_NAME)
+NEEDED = (files.CONFIG_NAME, files.WEIGHTS_NAME, TRAINING_NAME, STATE_NAME, TENSORS_NAME)
 Resume = str | os.PathLike[str]
 
 

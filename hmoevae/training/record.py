@@ -120,7 +120,7 @@ class Training:
             if value is None and name == "max_grad_norm":
                 continue
             check_number(f"Training.{name}", value, positive=positive)
-            object.__setattr__(self, name, float(value))
+            object.__setattr__(self, name, float(getattr(self, name)))
         for name, choices in (("lr_schedule", get_args(Schedule)), ("precision", get_args(Precision))):
             if getattr(self, name) not in choices:
                 self._refuse(name, " or ".join(map(repr, choices)))

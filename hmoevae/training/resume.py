@@ -169,6 +169,7 @@ def described_training(
         "seed": seed,
     }
     words = training.described() | {name: described(value) for name, value in as_run.items()}
+    words["epochs"] = words.pop("epochs")  # last: if they differ because another option does, that one is named
     return {f"Training.{name}": value for name, value in words.items() if name not in NOT_COMPARED}
 
 
