@@ -198,7 +198,7 @@ def _read(raw: Path, split: str, name: str) -> LabelledImages:
     image_file, label_file = _paths(raw, split)
     images, labels = _read_idx(image_file, _IMAGE_MAGIC), _read_idx(label_file, _LABEL_MAGIC)
     if len(images) != len(labels):
-        raise DataError(mismatch(str(label_file), f"{len(images)} labels, one an image", len(labels)))
+        raise DataError(mismatch(str(label_file), f"{len(images)} labels, one per image", len(labels)))
     x = torch.from_numpy(images.astype(np.float32) / 255).unsqueeze(1)
     return LabelledImages(name, x, torch.from_numpy(labels.astype(np.int64)))
 

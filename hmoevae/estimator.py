@@ -170,7 +170,7 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             before = (self.model_.tree, self.model_.input_shape, self.model_.objective)
             others = [name for (name, value), was in zip(now.items(), before, strict=True) if value != was]
             if others:
-                expected = "the tree, the number of features and the objective of the fit before"
+                expected = "the tree, the number of features and the objective of the last fit"
                 raise ArgumentError(mismatch("warm_start", expected, f"another {' and another '.join(others)}"))
         where = training.resolve_device(self.device)
         dtype = torch.float64 if X.dtype == np.float64 and where.type == "cpu" else torch.float32
@@ -317,13 +317,12 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in state}
         pickled = {name: value for name, value in state.items() if name != "_hmoevae_version"}
         super().__setstate__(pickled | defaults)
-        version = state.get("_hmoevae_version", "a version that left no stamp")
+        version = state.get("_hmoevae_version", "an unknown version")
         if version != __version__:
             added = f", with the defaults of {', '.join(defaults)}" if defaults else ""
             expected = f"a pickle of hmoevae {__version__}"
-            got = (
-                f"one of {version}{added}; fit again, or keep models by model_.save_pretrained, which all versions read"
-            )
+            remedy = "fit again, or save models with model_.save_pretrained, which all versions read"
+            got = f"one of {version}{added}; {remedy}"
             warn(mismatch(type(self).__name__, expected, got), VersionWarning)
 
     def _check(self, X: Any, *, support: bool = False) -> Checked:

@@ -26,17 +26,17 @@ def what_came(data: object) -> str:
         keys = ", ".join(map(repr, list(data)[:6])) + (", ..." if len(data) > 6 else "")
         return f"{kind} with the keys {keys}, of which one may hold the samples"
     if isinstance(getattr(data, "x", None), Tensor):  # LabelledImages
-        return f"{kind}, whose .x is one"
+        return f"{kind} (pass its .x)"
     if hasattr(data, "to_numpy"):  # a data frame
-        return f"{kind}, whose .to_numpy() is one"
+        return f"{kind} (pass its .to_numpy())"
     if hasattr(data, "toarray"):  # scipy's sparse matrices
-        return f"{kind}, whose .toarray() is one"
+        return f"{kind} (pass its .toarray())"
     if hasattr(data, "getbands"):  # PIL's
         return f"{kind} (a transform such as torchvision's ToTensor() makes a tensor of it)"
     if isinstance(data, list | tuple):
         return kind + _of_a_sequence(data)
     if hasattr(data, "__array__"):
-        return f"{kind}, of which np.asarray(...) makes one"
+        return f"{kind} (np.asarray(...) makes an array)"
     if isinstance(data, Iterator):
         return f"{kind} (wrap it in a torch.utils.data.IterableDataset)"
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
@@ -47,11 +47,11 @@ def what_came(data: object) -> str:
 def _of_a_sequence(data: Sequence[Any]) -> str:
     shapes = {tuple(part.shape) if isinstance(part, Tensor | np.ndarray) else None for part in data}
     if len(shapes) == 1 and None not in shapes:
-        return f", of which {'torch' if isinstance(data[0], Tensor) else 'np'}.stack(...) makes one"
+        return f", of which {'torch' if isinstance(data[0], Tensor) else 'np'}.stack(...) makes one array"
     if None not in shapes and shapes:
         return f" of {len(data)} arrays of different shapes, of which the first may be the samples"
     if data and all(isinstance(part, int | float | list | tuple) for part in data):
-        return ", of which np.asarray(..., dtype=np.float32) makes one"
+        return " (np.asarray(..., dtype=np.float32) makes an array)"
     return f" of {type(data[0]).__name__}" if data else " without entries"
 
 
@@ -60,8 +60,8 @@ def layout(x: Tensor) -> str:
     if x.is_nested:
         return "a nested one, of samples of different shapes (torch.nested.to_padded_tensor makes them equal)"
     if x.is_quantized:
-        return "a quantised one, whose .dequantize() is of floating point values"
-    return f"a sparse one ({x.layout}, {tuple(x.shape)}), whose .to_dense() is dense"
+        return "a quantised one (.dequantize() makes floating point values)"
+    return f"a sparse one ({x.layout}, {tuple(x.shape)}) (.to_dense() makes a dense one)"
 
 
 def value_range(x: Tensor | np.ndarray) -> str:
@@ -78,14 +78,13 @@ def remedy(x: Tensor | np.ndarray, name: str) -> str:
     kind = str(x.dtype).removeprefix("torch.")
     is_integer = kind.startswith(("int", "uint"))
     if kind == "bool" or (is_integer and value_range(x) in (" from 0 to 1", " from 0 to 0", " from 1 to 1")):
-        return f" ({cast} makes 0.0 and 1.0 of them)"
+        return f" ({cast} turns them into 0.0 and 1.0)"
     if kind == "uint8":
-        return f" (of pixels hm.datasets.Scaled({name}, 255) makes numbers from 0 to 1; of anything else see {cast})"
+        return f" (for pixels: hm.datasets.Scaled({name}, 255); otherwise: {cast})"
     if is_integer:
         log = "torch.log1p" if isinstance(x, Tensor) else "np.log1p"
-        return (
-            f" (for quantities {cast}, for counts its {log}, standardised; for codes of kinds a column of 0 or 1 each)"
-        )
+        categories = "for categories: a column of 0 and 1 for each"
+        return f" (for quantities: {cast}; for counts: its {log}, standardised; {categories})"
     if kind.startswith("complex"):
         return " (make columns of the real and the imaginary parts)"
     if isinstance(x, np.ndarray) and x.dtype.names:
@@ -93,7 +92,7 @@ def remedy(x: Tensor | np.ndarray, name: str) -> str:
     if isinstance(x, np.ndarray) and kind == "object":
         odd = next((value for value in x.flat if not isinstance(value, int | float | np.number)), None)
         if odd is None:
-            return f" ({cast} makes numbers of them)"
+            return f" ({cast} turns them into numbers)"
         return f" (there is a {type(odd).__name__} in it, {str(odd)[:20]!r}: {ENCODE})"
     return f" ({ENCODE})"
 

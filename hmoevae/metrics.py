@@ -227,7 +227,7 @@ def report(model: HMoEVAE, x: ArrayLike | Checked, labels: Labels, *, batch_size
         raise ArgumentTypeError(mismatch("model", "an HMoEVAE, such as an estimator's model_", type(model).__name__))
     x, labels = model.checked(x, support=False), read_labels("labels", labels)
     if labels.shape != (len(x),):
-        raise ShapeError(mismatch("labels", f"one a sample, ({len(x)},)", labels.shape))
+        raise ShapeError(mismatch("labels", f"one per sample, ({len(x)},)", labels.shape))
     scores: dict[str, float] = {}
     for level in (None, *range(1, model.plan.depth)):
         p = model.predict_proba(x, level=level, batch_size=batch_size)
@@ -244,14 +244,14 @@ def report(model: HMoEVAE, x: ArrayLike | Checked, labels: Labels, *, batch_size
 def _vectors(labels: Labels, clusters: Labels, name: str = "clusters") -> tuple[np.ndarray, np.ndarray]:
     y, c = read_labels("labels", labels), read_labels(name, clusters)
     if y.shape != c.shape:
-        raise ShapeError(mismatch(name, f"one a label, {y.shape}", c.shape))
+        raise ShapeError(mismatch(name, f"one per label, {y.shape}", c.shape))
     return y, c
 
 
 def _probabilities(probabilities: ArrayLike) -> np.ndarray:
     if isinstance(probabilities, torch.Tensor):
         probabilities = probabilities.detach().cpu().double().numpy()  # first to the CPU: Apple's GPUs have no float64
-    expected = "numbers, one a sample and node"
+    expected = "numbers, one per sample and node"
     if np.ma.is_masked(probabilities):
         raise DataError(mismatch("probabilities", expected, "masked ones"))
     if np.iscomplexobj(probabilities):

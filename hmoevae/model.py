@@ -212,7 +212,7 @@ class HMoEVAE(TreeModule):
         if z.ndim != 2 or z.shape[1] != self.experts.latent_dim:
             raise ShapeError(mismatch("z", f"(batch, {self.experts.latent_dim})", tuple(z.shape)))
         if leaf.shape != z.shape[:1]:
-            raise ShapeError(mismatch("leaf", f"({len(z)},), one a row of z", tuple(leaf.shape)))
+            raise ShapeError(mismatch("leaf", f"({len(z)},), one per row of z", tuple(leaf.shape)))
         if len(leaf):
             low, high = (int(end) for end in leaf.aminmax())
             if low < 0 or high >= self.plan.n_leaves:

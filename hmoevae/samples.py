@@ -88,7 +88,7 @@ class Scaled(Dataset[Tensor]):
                 expected = f"a number, or an array that fits a sample of {sample}"
                 raise ShapeError(mismatch(argument, expected, f"an array of {tuple(numbers.shape)}"))
         if (self.divisor == 0).any():
-            raise ArgumentError(mismatch("divisor", "numbers other than 0", "0 (of a column that is constant?)"))
+            raise ArgumentError(mismatch("divisor", "numbers other than 0", "0 (is a column constant?)"))
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -457,9 +457,9 @@ def nothing_from(loader: object) -> str:
 def _check_order(loader: DataLoader[Any], name: str) -> None:
     """Refuse a loader that shuffles or drops samples."""
     sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-    expected = "a DataLoader that gives every sample in its place, for one answer each"
+    expected = "a DataLoader that yields all samples in order"
     if isinstance(sampler, SHUFFLING):
-        raise ArgumentError(mismatch(name, expected, "one that shuffles (make one with shuffle=False)"))
+        raise ArgumentError(mismatch(name, expected, "one that shuffles (use shuffle=False)"))
     size = getattr(loader.batch_sampler, "batch_size", loader.batch_size)
     whole = isinstance(sampler, Sized) and size and len(sampler) % size == 0
     if _drops_last(loader) and not whole:
@@ -474,7 +474,8 @@ def _first_entry(batch: Any, name: str) -> Any:
     """The samples of a batch: the first entry if the batch is a tuple or list."""
     first = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
     if not isinstance(first, Tensor | np.ndarray):
-        raise ArgumentTypeError(mismatch(name, "batches that are tensors or begin with one", what_came(first)))
+        expected = "batches that are tensors, or tuples that begin with one"
+        raise ArgumentTypeError(mismatch(name, expected, what_came(first)))
     return first
 
 
@@ -483,7 +484,7 @@ def _stack(name: str, items: list[Any]) -> Tensor:
     samples = [item[0] if isinstance(item, tuple | list) and len(item) else item for item in items]
     for sample in samples:
         refuse_masked(sample, name)
-    expected = "items that are tensors or begin with one"
+    expected = "items that are tensors, or tuples that begin with one"
     try:
         batch = default_collate(samples)
     except TypeError:

@@ -137,7 +137,7 @@ def _checked(given: Tensor | np.ndarray | Sequence[int], n: int, n_labels: int) 
         raise DataError(mismatch("init", "a label for every sample", "masked ones"))
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if array.shape != (n,):
-        raise ShapeError(mismatch("init", f"one label a sample, ({n},)", array.shape))
+        raise ShapeError(mismatch("init", f"one label per sample, ({n},)", array.shape))
     if not np.issubdtype(array.dtype, np.integer):
         dtype = given.dtype if isinstance(given, Tensor) else array.dtype
         raise ArgumentTypeError(mismatch("init", "integer labels", dtype))

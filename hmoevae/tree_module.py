@@ -54,7 +54,7 @@ class TreeModule(Pretrained):
         self.prior = Prior(self.plan)
         self.balances = Balances(self.plan)
         if self.prior.logits is not None and objective == "expected":
-            expected = "'elbo' or 'marginal' for a tree with a learned prior, which 'expected' never reads"
+            expected = "'elbo' or 'marginal' for a tree with a learned prior, which 'expected' does not use"
             raise ArgumentError(mismatch("objective", expected, repr(objective)))
         self.gates = Gates(self.plan, self.input_shape)
         self.experts = Experts(self.plan, self.input_shape)
@@ -255,7 +255,7 @@ class TreeModule(Pretrained):
         """Check a view and return it features-first; its values may lie outside a likelihood's support."""
         view = self.check_input(view, name=name, values=validate, support=False)
         if len(view) != len(x):
-            raise ShapeError(mismatch(name, f"one a sample, {tuple(x.shape)}", tuple(view.shape)))
+            raise ShapeError(mismatch(name, f"one per sample, {tuple(x.shape)}", tuple(view.shape)))
         return self._features_first(view)
 
     def check_can_learn(self) -> None:
@@ -268,8 +268,8 @@ class TreeModule(Pretrained):
         >>> hm.HMoEVAE(VAE(latent_dim=2), input_shape=(4,)).check_can_learn()
         """
         if torch.is_grad_enabled() and self.prior.fixed_leaf.is_inference():
-            got = "one made inside (copy.deepcopy(model), called outside, is one that can be trained)"
-            raise ArgumentError(mismatch("model", "one made outside torch.inference_mode, for gradients", got))
+            got = "a model made inside (copy.deepcopy(model), called outside, can be trained)"
+            raise ArgumentError(mismatch("model", "a model made outside torch.inference_mode, for gradients", got))
 
     def check_input(
         self, x: ArrayLike | Checked, *, name: str = "x", values: bool = True, support: bool = True
@@ -330,7 +330,7 @@ def _convolves(tree: Tree) -> bool:
 
 
 def check_generator(generator: object) -> None:
-    """Make sure that what shall draw is a generator, or nothing.
+    """Check that a source of random numbers is a generator or `None`.
 
     Raises:
         ArgumentTypeError: It is something else.

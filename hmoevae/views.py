@@ -190,12 +190,12 @@ class RandomAffine(View):
         for name, angle, largest in (("degrees", self.degrees, 180), ("shear", self.shear, 89)):
             ends = _between(angle)
             if not _is_pair(ends) or not -largest <= ends[0] <= ends[1] <= largest:
-                expected = f"an angle from 0 to {largest}, or two rising ones"
+                expected = f"an angle from 0 to {largest}, or two ascending ones"
                 raise ArgumentError(mismatch(f"RandomAffine.{name}", expected, repr(angle)))
         if not _is_pair(self.translate) or not all(0 <= share <= 1 for share in self.translate):
             raise ArgumentError(mismatch("RandomAffine.translate", "two numbers from 0 to 1", repr(self.translate)))
         if not _is_pair(self.scale) or not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise ArgumentError(mismatch("RandomAffine.scale", "two rising numbers > 0", repr(self.scale)))
+            raise ArgumentError(mismatch("RandomAffine.scale", "two ascending numbers > 0", repr(self.scale)))
         for name in ("degrees", "translate", "scale", "shear"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))  # equal to what JSON reads back
@@ -342,7 +342,7 @@ class _NeighbourOf(View):
         share: Share | None = None,
     ) -> Float[Tensor, "batch *sample"]:
         if index is None:
-            raise ArgumentError(mismatch("index", "the samples' places in the data set for Neighbour", None))
+            raise ArgumentError(mismatch("index", "the samples' indices in the data set, for Neighbour", None))
         k = self.table.shape[1]
 
         def draw(n: int) -> Tensor:

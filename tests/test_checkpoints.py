@@ -714,7 +714,7 @@ def test_non_finite_weights_are_never_kept(tmp_path):
         fit(model, X, checkpoint_dir=tmp_path)
     assert str(caught.value) == (
         "weights: expected finite weights after step 9, got NaN or infinity in experts.groups.0.decoder.layers.0.bias; "
-        f"the model is back at the end of the last good epoch; the last checkpoint is {tmp_path / 'epoch-000002'}"
+        f"the model has the weights of the last good epoch; the last checkpoint is {tmp_path / 'epoch-000002'}"
     )
     good = hm.HMoEVAE.from_pretrained(last_checkpoint(tmp_path))
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in good.state_dict().items())

@@ -135,7 +135,7 @@ def test_ctrl_c_in_any_process_ends_all(two):
 def test_a_non_finite_loss_in_one_process_is_named_in_all(two):
     expected = (
         "NonFiniteError: loss: expected a finite loss at step 5, got 'elbo' = nan from the expert root/1/0; "
-        "the model is back at the end of the last good epoch"
+        "the model has the weights of the last good epoch"
     )
     assert [answers["spoilt"] for answers in two] == [expected] * 2
     for name, weight in two[0]["weights after"].items():

@@ -328,7 +328,7 @@ def test_non_finite_loss_names_step_term_and_node(model, x):
         quiet_fit(model, x, epochs=5, callbacks=[spoil])
     assert str(caught.value) == (
         "loss: expected a finite loss at step 9, got 'expected' = nan from the expert root/1/1; "
-        "the model is back at the end of the last good epoch"
+        "the model has the weights of the last good epoch"
     )
     assert all(torch.equal(good[name], value) for name, value in model.state_dict().items())
 
@@ -424,7 +424,11 @@ def test_validation_leaves_the_global_random_state_alone(model, x, source):
         ({"seed": 1 << 64}, ArgumentError, r"seed: expected None or an integer of at most 64 bits, got 1844"),
         ({"optimizer": "adam"}, ArgumentTypeError, r"optimizer: expected None or a callable .*got str"),
         ({"optimizer": lambda p: None}, ArgumentTypeError, r"optimizer: .*returns a torch Optimizer, got NoneType"),
-        ({"optimizer": torch.optim.LBFGS}, ArgumentError, r"optimizer: expected one that steps without a closure"),
+        (
+            {"optimizer": torch.optim.LBFGS},
+            ArgumentError,
+            r"optimizer: expected an optimiser that steps without a closure",
+        ),
         ({"callbacks": [hm.SampleRecorder]}, ArgumentTypeError, r"callbacks: expected SampleRecorder\(...\), got the"),
         ({"warmup": 3}, ArgumentTypeError, r"warmup: expected None or Warmup\(...\), got 3"),
         ({"agreement": 0.5}, ArgumentTypeError, r"agreement: expected None or Agreement\(...\), got 0.5"),
@@ -458,7 +462,7 @@ def test_an_optimiser_that_cannot_be_made_leaves_no_trace(model, x):
 
 
 def test_a_model_without_anything_to_train_is_refused(model, x):
-    with pytest.raises(ArgumentError, match=r"model: expected a parameter that asks for a gradient, got none"):
+    with pytest.raises(ArgumentError, match=r"model: expected a parameter that requires a gradient, got none"):
         quiet_fit(model.requires_grad_(False), x, epochs=1)
 
 

@@ -112,7 +112,7 @@ def misrouted(
     check_integer("n", n)
     values, y, cluster, names = _labelled(labels, clusters, cluster_names)
     if len(x) != len(y):
-        raise ShapeError(mismatch("x", f"{len(y)} samples, one a label", len(x)))
+        raise ShapeError(mismatch("x", f"{len(y)} samples, one per label", len(x)))
     holds = _counts(y, cluster, len(values), len(names)).argmax(0)[cluster]
     wrong = (holds != y).nonzero()[0]
     title = f"{len(wrong):,} of {len(y):,} samples are in a cluster that mostly holds another label"

@@ -111,7 +111,7 @@ def nearest(model: HMoEVAE, x: ArrayLike, n: int = 5, *, generator: torch.Genera
                 write_below(ax, (left + right) / 2, bottom, captions[i])
             if is_empty[i]:
                 no_sample(ax, left, bottom - tall, right - left, tall)
-    ax.set_title("Samples of every leaf, and the nearest of those routed to it", **TITLE)
+    ax.set_title("Samples of every leaf, and the nearest of its own", **TITLE)
     return make_room(fig, ax)
 
 

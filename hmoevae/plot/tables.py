@@ -53,13 +53,13 @@ def means(
     if table.ndim != 2 or table.shape[1] == 0:
         raise ShapeError(mismatch("x", "a table, (n, column)", table.shape))
     if np.shape(clusters) != table.shape[:1]:
-        raise ShapeError(mismatch("clusters", f"one a row, ({len(table)},)", np.shape(clusters)))
+        raise ShapeError(mismatch("clusters", f"one per row, ({len(table)},)", np.shape(clusters)))
     cluster, names = clusters_of(clusters, cluster_names)
     if not np.isfinite(table).all():
         raise DataError(mismatch("x", "finite values", "NaN or infinity"))
     of_columns = [str(i) for i in range(table.shape[1])] if columns is None else labels_of(columns, "columns")
     if len(of_columns) != table.shape[1]:
-        raise ShapeError(mismatch("columns", f"{table.shape[1]} names, one a column", len(of_columns)))
+        raise ShapeError(mismatch("columns", f"{table.shape[1]} names, one per column", len(of_columns)))
 
     n_rows = np.bincount(cluster, minlength=len(names))
     mean = np.zeros((len(names), table.shape[1]))
@@ -90,7 +90,7 @@ def means(
     label_columns(ax, wide * (np.arange(len(heads)) + 0.5), heads, wide)
     note = "red: above the mean of all rows; blue: below"
     if len(shown) < table.shape[1]:
-        note = f"the {len(shown)} of {table.shape[1]} columns that tell clusters apart best\n{note}"
+        note = f"the {len(shown)} of {table.shape[1]} columns that separate the clusters best\n{note}"
     ax.set_xlabel(note, **LABEL)
     if title is not None:
         ax.set_title(title, **TITLE)

@@ -109,7 +109,7 @@ def usage(history: History, *, plan: Plan | None = None) -> Figure:
     for i in _with_room(middle, values[:, -1]):
         ax.text(edges[-1], middle[i], f" {labels[i]}", va="center", **LABEL)
     ax.set(xlim=(edges[0], edges[-1]), ylim=(0, max(1.0, float(top.max()))))
-    ax.set_title("Usage of every leaf: the gates' mean probability for it", **TITLE)
+    ax.set_title("Usage of every leaf: its mean probability", **TITLE)
     _against_epochs(ax)
     return fig
 
@@ -143,15 +143,15 @@ def sample_grid(
     pictures = pictures_of(frames, "frames")
     n_rows, n_columns = pictures.shape[:2]
     if len(labels) != n_rows:
-        raise ShapeError(mismatch("epochs", f"{n_rows} numbers, one a row of frames", len(labels)))
+        raise ShapeError(mismatch("epochs", f"{n_rows} numbers, one per row of frames", len(labels)))
     if plan is not None and plan.n_leaves != n_columns:
-        raise ShapeError(mismatch("frames", f"(epoch, {plan.n_leaves}, ...), one column a leaf", tuple(frames.shape)))
+        raise ShapeError(mismatch("frames", f"(epoch, {plan.n_leaves}, ...), one column per leaf", tuple(frames.shape)))
     if titles is None:
         names = [str(i) for i in range(n_columns)] if plan is None else plan.level_names(None)
     else:
         names = labels_of(titles, "titles")
     if len(names) != n_columns:
-        raise ShapeError(mismatch("titles", f"{n_columns} labels, one a column of frames", len(names)))
+        raise ShapeError(mismatch("titles", f"{n_columns} labels, one per column of frames", len(names)))
     fig, ax = show(pictures, labels, names, columns_apart=branches_of(plan))
     ax.set_ylabel("epoch", **LABEL)
     return make_room(fig, ax)

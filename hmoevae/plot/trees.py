@@ -89,11 +89,11 @@ def tree(
     if usage is not None:
         share, of_share = floats(usage, "usage"), "its usage"
     elif leaf is not None:
-        share, of_share = leaf.bincount(minlength=plan.n_leaves).float(), "the share routed to it"
+        share, of_share = leaf.bincount(minlength=plan.n_leaves).float(), "its share of them"
     else:
         share, of_share = model.prior.leaf_log_prob().detach().exp().float().cpu(), "its prior"
     if share.shape != (plan.n_leaves,):
-        raise ShapeError(mismatch("usage", f"({plan.n_leaves},), one number a leaf", tuple(share.shape)))
+        raise ShapeError(mismatch("usage", f"({plan.n_leaves},), one number per leaf", tuple(share.shape)))
     if not (torch.isfinite(share).all() and share.min() >= 0 and share.sum() > 0):
         raise DataError(mismatch("usage", "finite numbers >= 0, not all of them 0", share.tolist()))
     if images is not None:
@@ -105,7 +105,7 @@ def tree(
         size = (plan.n_leaves, model.experts.latent_dim)
         z = torch.zeros(size) if generator is None else torch.randn(size, generator=generator)
         images = model.decode(z, torch.arange(plan.n_leaves))
-        title = f"Every leaf: {'what it makes of z = 0' if generator is None else 'a sample'}, and {of_share}"
+        title = f"Every leaf: {'the decoded z = 0' if generator is None else 'a sample'}, and {of_share}"
     images = floats(images, "images")
     if images.shape != (plan.n_leaves, *model.input_shape):
         raise ShapeError(mismatch("images", f"{(plan.n_leaves, *model.input_shape)}", tuple(images.shape)))

@@ -204,7 +204,7 @@ def write_training(path: Path, info: CardInfo | None) -> bool:
     try:
         json.loads(text)
     except ValueError as error:
-        raise ArgumentError(mismatch("training", "a record whose to_json gives JSON", f"{error}")) from None
+        raise ArgumentError(mismatch("training", "a record whose to_json returns JSON", f"{error}")) from None
     path.write_text(text.rstrip() + "\n", encoding="utf-8")
     return True
 

@@ -141,14 +141,14 @@ def check_rebuilds(model: nn.Module, rebuilt: nn.Module) -> None:
     has, wanted = _parts(model), _parts(rebuilt)
     for name in wanted | has:
         if has.get(name) != wanted.get(name):
-            expected = f"{wanted.get(name, 'nothing')}, as loading makes it of the tree"
+            expected = f"{wanted.get(name, 'nothing')}, as loading builds it from the tree"
             raise ArgumentError(mismatch(_below_model(name), expected, has.get(name, "nothing")))
     for name, module in rebuilt.named_modules():
         ours = vars(model.get_submodule(name))
         for key, value in vars(module).items():
             is_setting = key != "training" and not key.startswith("_") and key in ours
             if is_setting and not _is_same(ours[key], value):
-                expected = f"{_in_words(value)}, as loading makes it of the tree"
+                expected = f"{_in_words(value)}, as loading builds it from the tree"
                 raise ArgumentError(mismatch(_below_model(f"{name}.{key}"), expected, _in_words(ours[key])))
 
 
@@ -298,7 +298,7 @@ def _read_weights(path: Path, config: dict[str, Any], version: int) -> dict[str,
     except (SafetensorError, OSError) as error:
         raise CheckpointError(mismatch(str(path), "a whole safetensors file", f"{error}")) from None
     if version > 1 and metadata.get("weights_sha256") != _weights_digest(state):
-        raise CheckpointError(mismatch(str(path), "the weights that were saved", "others: the file is damaged"))
+        raise CheckpointError(mismatch(str(path), "the weights that were saved", "other weights: the file is damaged"))
     if not _is_of_one_type(state):
         raise CheckpointError(mismatch(str(path), "weights of one floating point type", _types(state)))
     if not _is_finite(state):
@@ -308,7 +308,7 @@ def _read_weights(path: Path, config: dict[str, Any], version: int) -> dict[str,
 
 def _missing(path: Path, what: str) -> CheckpointError:
     pickles = sorted(beside.name for beside in path.parent.glob("*") if beside.suffix in PICKLES)
-    got = f"only {pickles[0]}, a pickle, which is never read as it may run code" if pickles else "no such file"
+    got = f"only {pickles[0]}, a pickle, which is not read because it may run code" if pickles else "no such file"
     return CheckpointError(mismatch(str(path), f"a saved model's {what}", got))
 
 

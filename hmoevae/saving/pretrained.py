@@ -107,9 +107,9 @@ class Pretrained(nn.Module, ModelHubMixin):
                 card.write_card(beside / card.CARD_NAME, text)
             has_training = card.write_training(beside / card.TRAINING_NAME, about["info"])
         if not ours and about["info"] is not None:
-            warn(f"{readme} is not ours to write, so it does not tell the given info")
+            warn(f"{readme} was written or edited by somebody else and is kept, so it does not have the given info")
         if not has_training and (folder / card.TRAINING_NAME).exists():
-            warn(f"{folder / card.TRAINING_NAME} was there before, and says nothing of how this model was trained")
+            warn(f"{folder / card.TRAINING_NAME} was there before, and does not describe the training of this model")
         if push_to_hub:
             return self.push_to_hub(repo_id or folder.name, info=about["info"], **push_to_hub_kwargs)
         return None
@@ -146,7 +146,7 @@ class Pretrained(nn.Module, ModelHubMixin):
             rebuilt = self._outline(self._config())
         except TypeError as error:  # of a subclass
             known = next(kind.__name__ for kind in type(self).__mro__ if "_build" in vars(kind))
-            raise ArgumentError(mismatch("model", f"a class that is made as {known} is", f"{error}")) from None
+            raise ArgumentError(mismatch("model", f"a class with the constructor of {known}", f"{error}")) from None
         files.check_rebuilds(self, rebuilt)
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -205,7 +205,7 @@ class Pretrained(nn.Module, ModelHubMixin):
                 files.check_reach(given, revision, cache_dir, token)
             downloaded = download(files.CONFIG_NAME), download(files.WEIGHTS_NAME)
         except (OSError, ValueError) as error:  # what the Hub's client raises
-            got = f"no such folder here, and of the Hub: {f'{error}'.splitlines()[0]}"
+            got = f"no such folder, and from the Hub: {f'{error}'.splitlines()[0]}"
             raise CheckpointError(mismatch(given, expected, got)) from error
         return cls._load(*downloaded)
 

@@ -96,7 +96,7 @@ class Register:
             registered.family,
         ):
             there = ".".join(_origin(before.make))
-            raise SpecError(mismatch("kind", f"one that is free ({kind!r} is {there})", repr(kind)))
+            raise SpecError(mismatch("kind", f"one that is not registered ({kind!r} is {there})", repr(kind)))
         self._known[kind] = registered
 
     def has(self, kind: object, family: type) -> bool:

@@ -95,7 +95,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 raise CheckpointError(mismatch(str(path), expected, f"no digest of {name} in {SUMS_NAME}"))
         for name, digest in sums.items():
             if _sha256(path / name) != digest:
-                raise CheckpointError(mismatch(str(path), expected, f"another content of {name} than was written"))
+                raise CheckpointError(mismatch(str(path), expected, f"{name} with another content than was written"))
         content = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
         version = content["format_version"] if content["format"] == "hmoevae-checkpoint" else "of something else"
         if version != FORMAT_VERSION:

@@ -54,7 +54,7 @@ class CompiledPass:
             raise ArgumentError(mismatch("compile", "False, or PyTorch 2.7 or newer", torch.__version__))
         largest = max(parameter.nbytes for parameter in model.parameters())
         if model.device.type == "cpu" and largest > GLIBC_LARGEST:
-            expected = f"layers of at most {GLIBC_LARGEST >> 20} MiB for a gain"
+            expected = f"layers of at most {GLIBC_LARGEST >> 20} MiB"
             got = f"{largest >> 20} MiB; compiled steps are likely to be slower"
             warn(mismatch("compile", expected, got))
         self.model = model

@@ -71,7 +71,7 @@ class Course:
         warm_by = 0 if warmup is None else warmup.epochs + alone  # experts do not learn while gates are alone
         self.full_from = 1 + max(self.alone_by, warm_by)
         if warmup is not None and warmup.epochs >= epochs - alone:
-            expected = "fewer epochs than those in which the experts learn, so that it comes to an end"
+            expected = "fewer epochs than those in which the experts learn, so that the warm-up ends"
             raise ArgumentError(mismatch("Training.warmup", expected, warmup))
 
     def lesson(self, epoch: int) -> Lesson:

@@ -29,15 +29,16 @@ def resolve_device(device: str | torch.device) -> torch.device:
         on_cpu = n_processes > 1 and (str(device) == "cpu" or not torch.accelerator.is_available())
         state = PartialState(cpu=on_cpu)
         if state.num_processes != n_processes:
-            expected = f"one that {n_processes} processes can share"
-            raise ArgumentError(mismatch("device", expected, f"{state.device}, where each would be alone"))
+            expected = f"a device that {n_processes} processes can share"
+            raise ArgumentError(mismatch("device", expected, f"{state.device}, where each process would train alone"))
         if device == "auto":
             return torch.device(state.device or "cpu")
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ArgumentError(mismatch("device", "'auto', 'cpu' or an accelerator that is here", repr(device))) from error
+        expected = "'auto', 'cpu' or an accelerator of this machine"
+        raise ArgumentError(mismatch("device", expected, repr(device))) from error
     return resolved
 
 

@@ -109,7 +109,7 @@ class FiniteGuard:
         if bad:
             self.model.load_state_dict(self.good)
             expected = f"finite weights after step {step}"
-            kept = "the model is back at the end of the last good epoch"
+            kept = "the model has the weights of the last good epoch"
             raise NonFiniteError(mismatch("weights", expected, f"NaN or infinity in {_first_of(bad)}; {kept}"))
 
     def _error(self, seen: _Kept, *, knows: bool, is_last: bool) -> NonFiniteError:
@@ -122,10 +122,10 @@ class FiniteGuard:
         places += dict.fromkeys(f"the gate of {plan.mixtures[plan.edge_mixture[i]].path}" for i in bad_edges)
         found = self.processes.best(f"{term} from {_first_of(places) or 'the objective'}", knows=knows)
         spoilt = not is_last or not all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
-        kept = "the model is as it was before this step"
+        kept = "the model has the weights before this step"
         if self.processes.sum(torch.tensor(float(spoilt), device="cpu")) > 0:
             self.model.load_state_dict(self.good)
-            kept = "the model is back at the end of the last good epoch"
+            kept = "the model has the weights of the last good epoch"
         return NonFiniteError(mismatch("loss", f"a finite loss at step {seen.step}", f"{found}; {kept}"))
 
 

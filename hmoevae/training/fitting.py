@@ -134,7 +134,7 @@ def _check(
 ) -> None:
     """Check everything that can be checked without data and device."""
     if torch.is_inference_mode_enabled():  # its tensors cannot have gradients
-        raise ArgumentError(mismatch("fit", "a call outside torch.inference_mode", "one inside"))
+        raise ArgumentError(mismatch("fit", "a call outside torch.inference_mode", "a call inside"))
     if not isinstance(model, HMoEVAE):
         raise ArgumentTypeError(mismatch("model", "an HMoEVAE", type(model).__name__))
     if not isinstance(training, Training):
@@ -149,7 +149,7 @@ def _check(
     if folder is not None and not isinstance(folder, str | os.PathLike):
         raise ArgumentTypeError(mismatch("checkpoint_dir", "None or a path", repr(folder)))
     if training.early_stopping is not None and validation_data is None:
-        expected = "held-out samples, for Training.early_stopping to watch the objective on"
+        expected = "held-out samples, for Training.early_stopping"
         raise ArgumentError(mismatch("validation_data", expected, None))
     _check_model(model, training, saves=folder is not None)
 
@@ -157,13 +157,13 @@ def _check(
 def _check_model(model: HMoEVAE, training: Training, *, saves: bool) -> None:
     kinds = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
     if kinds not in (["float32"], ["float64"]):  # in half precision, an optimiser's steps are rounded to zero
-        expected = "float32 or float64 parameters (model.float(); for speed, Training(precision='bf16') keeps them so)"
+        expected = "float32 or float64 parameters (call model.float(); for speed use Training(precision='bf16'))"
         raise ArgumentError(mismatch("model", expected, " and ".join(kinds)))
     model.check_can_learn()
     if saves:
         model.check_rebuilds()
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ArgumentError(mismatch("model", "a parameter that asks for a gradient", "none"))
+        raise ArgumentError(mismatch("model", "a parameter that requires a gradient", "none"))
     if training.agreement is not None and not model.plan.mixtures:
         raise ArgumentError(mismatch("Training.agreement", "None for a tree without a gate", training.agreement))
 
@@ -210,7 +210,7 @@ class _Job:
         """Check that a checkpoint is of the same run, and that the run does not end before it."""
         checkpoint.require(self.arguments, json.loads(self.model.tree.to_json()))
         if checkpoint.epoch > self.training.epochs:
-            expected = f"at least {checkpoint.epoch}, as many as are done in the checkpoint {checkpoint.path}"
+            expected = f"at least {checkpoint.epoch}, as in the checkpoint {checkpoint.path}"
             raise ArgumentError(mismatch("Training.epochs", expected, self.training.epochs))
 
     def train(
@@ -286,7 +286,7 @@ def _optimizer(model: HMoEVAE, training: Training) -> Optimizer:
         expected = "a callable that returns a torch Optimizer"
         raise ArgumentTypeError(mismatch("Training.optimizer", expected, type(made).__name__))
     if isinstance(made, torch.optim.LBFGS):
-        raise ArgumentError(mismatch("Training.optimizer", "one that steps without a closure", "LBFGS"))
+        raise ArgumentError(mismatch("Training.optimizer", "an optimiser that steps without a closure", "LBFGS"))
     return made
 
 

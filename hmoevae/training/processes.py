@@ -59,7 +59,7 @@ class Processes:
         if not dist.is_available() or not dist.is_initialized():
             return cls(device)
         if dist.get_backend() == "nccl" and device.type != "cuda":
-            raise ArgumentError(mismatch("device", "a CUDA device, for processes that talk by nccl", device))
+            raise ArgumentError(mismatch("device", "a CUDA device, for processes that communicate by NCCL", device))
         return cls(device, dist.get_world_size(), dist.get_rank())
 
     @property
@@ -120,7 +120,7 @@ class Processes:
 
         if not isinstance(loader, DataLoaderStateMixin):
             expected = "a DataLoader with a DistributedSampler or from accelerate's prepare, in several processes"
-            raise ArgumentTypeError(mismatch(name, expected, "one that gives every process the same samples"))
+            raise ArgumentTypeError(mismatch(name, expected, "a loader that gives every process the same samples"))
 
     def longest(self, n: int) -> int:
         """The largest `n` of all processes."""
@@ -263,5 +263,5 @@ class Processes:
             yield
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            expected = f"all {self.count} to go on (see what the others say)"
+            expected = f"all {self.count} to continue (see the errors of the others)"
             raise ProcessError(mismatch("processes", expected, f"in process {self.index}: {reason}")) from error

@@ -43,7 +43,7 @@ def warn_of_scales(plan: Plan, samples: Tensor) -> None:
         got = f"column {place} with mean {_short(mean[worst])} and standard deviation {_short(deviation[worst])}{more}"
         warn(mismatch("data", expected, f"{got}: {remedy}"), ScaleWarning)
     elif len(x) >= 16 and float((deviation / min(free)).square().log1p().sum()) / 2 < LEAST:
-        got = f"standard deviations up to {float(deviation.max()):.3g}, which drown in its noise"
+        got = f"standard deviations up to {float(deviation.max()):.3g}, far below its noise"
         warn(mismatch("data", expected, f"{got}: {remedy}"), ScaleWarning)
 
 

@@ -114,9 +114,9 @@ def warn_of_collapse(plan: Plan, row: dict[str, int | float], chosen: Sequence[f
         f"{mixture.path} ({row[f'information/{mixture.path}']:.1e} nats)" for mixture in constant_gates(plan, row)
     ]
     if constant:
-        expected = f"every gate to tell samples apart, by {LEAST} log(children) nats or more in the last epoch"
-        got = f"next to the same answer to all samples from {_listed(constant)}"
-        got += "; more epochs may help, init or agreement of fit, or a gate without relu, whose units can die"
+        expected = f"every gate to tell samples apart: at least {LEAST} log(children) nats in the last epoch"
+        got = f"nearly the same probabilities for all samples from {_listed(constant)}"
+        got += "; more epochs may help, or Training's init or agreement, or a gate without relu, whose units can die"
         warn(mismatch("information", expected, got), ConstantGateWarning)
 
 

@@ -151,7 +151,7 @@ class Codec:
             return data
         if "described" in data:
             field = place.split(".")[1].split("[")[0]
-            expected = f"training_from_json(text, {field}=...) to give it in code, since none runs from a file"
+            expected = f"training_from_json(text, {field}=...) with the value, because no code runs from a file"
             raise ArgumentError(mismatch(place, expected, f"{data['described']}, in words"))
         if "feature" in data:
             return self._feature(data["feature"], place)

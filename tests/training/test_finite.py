@@ -55,7 +55,7 @@ def test_the_step_the_term_and_the_node_are_named(every: int, at_step: int, monk
     look_every(every, monkeypatch)
     spoil(model, at_step, monkeypatch)
     message = rf"loss: expected a finite loss at step {at_step}, got 'expected' = nan from the expert root/1; "
-    with pytest.raises(NonFiniteError, match=f"{message}the model is back at the end of the last good epoch"):
+    with pytest.raises(NonFiniteError, match=f"{message}the model has the weights of the last good epoch"):
         hm.fit(model, X, TRAINING, callbacks=[lambda end: good.append(weights(end.model))], progress=False)
     assert len(good) == 1 + (at_step > STEPS)
     assert torch.equal(weights(model), good[-1])
