@@ -4,7 +4,7 @@
     python benchmarks/ablation.py --rows full "no agreement" --seeds 1     some of them
     python benchmarks/ablation.py --quick                                  scikit-learn's digits, two epochs
 
-Each row trains the recipe `styles` of `examples/_recipes.py`, the one that learns fastest, with one thing changed, all
+Each row trains the recipe `styles` of `recipes.py`, the one that learns fastest, with one thing changed, all
 on the same short schedule (the recipe's own takes four times as long, and scores higher), without labels, once for each
 seed from 0 on. Scored are the gates alone on the test split, as in `clustering.py`. Where a file given to `--json` has
 rows of the same schedule already, they are kept and only what is missing is run, so that a run can go on where another
@@ -23,15 +23,13 @@ from typing import Any
 import command
 import machine
 import torch
+from recipes import RECIPES, STROKES, STRONG, Trained, train
 from torch import Tensor
 
 import hmoevae as hm
 from hmoevae.datasets import LabelledImages
 from hmoevae.training import Schedule, resolve_device
 from hmoevae.views import ViewLike
-
-sys.path.append(str(Path(__file__).parent.parent / "examples"))
-from _recipes import KINDS, RECIPES, STYLES, Trained, Training, train
 
 EPOCHS = 9
 """Of every row, a quarter of the recipe's."""
@@ -54,8 +52,8 @@ class Ingredients:
 
     agreement: bool = True
     alone: float = 1 / 3
-    partner: ViewLike | None = STYLES.partner
-    view: ViewLike | None = STYLES.view
+    partner: ViewLike | None = STROKES
+    view: ViewLike | None = STRONG
     gate: hm.MLP | hm.Conv | None = None
     balance: float | None = None
     objective: str = "elbo"
@@ -67,9 +65,9 @@ ROWS: dict[str, Ingredients] = {
     "no agreement": Ingredients(agreement=False),
     "no neighbours": Ingredients(partner=None),
     "no affine views": Ingredients(view=None),
-    "neighbours by pixels": Ingredients(partner=KINDS.partner),
-    "lighter affine views": Ingredients(view=KINDS.view),
-    "both, as `best` has them": Ingredients(partner=KINDS.partner, view=KINDS.view),
+    "neighbours by pixels": Ingredients(partner=hm.views.Neighbour()),
+    "lighter affine views": Ingredients(view=hm.views.RandomAffine()),
+    "both, as `best` has them": Ingredients(partner=hm.views.Neighbour(), view=hm.views.RandomAffine()),
     "no phase of gates alone": Ingredients(alone=0.0),
     "gates alone, no experts": Ingredients(alone=1.0),
     "dense gate": Ingredients(gate=hm.MLP((256,))),
@@ -81,12 +79,12 @@ ROWS: dict[str, Ingredients] = {
 ARTICLE = "article"
 
 
-def run_row(name: str, x: Tensor, training: Training) -> Trained:
+def run_row(name: str, x: Tensor, training: hm.Training, progress: bool = False) -> Trained:
     """Train as a row says."""
     if name == ARTICLE:
         article = RECIPES[ARTICLE]
-        usual = article.training(len(x))
-        return article.run("flat", x, replace(training, batch_size=usual.batch_size, precision=usual.precision))
+        own = {"epochs": training.epochs, "seed": training.seed, "device": training.device}
+        return article.run("flat", x, replace(article.training(len(x)), **own), progress)
     row = ROWS[name]
     tree = RECIPES["styles"].tree("flat")
     if row.gate is not None:
@@ -94,16 +92,15 @@ def run_row(name: str, x: Tensor, training: Training) -> Trained:
     if row.balance is not None:
         tree = replace(tree, balance=hm.Balance("kl", row.balance))
     agreement = hm.Agreement(partner=row.partner, alone=row.alone) if row.agreement else None
-    how: dict[str, Any] = {"objective": row.objective, "lr_schedule": row.lr_schedule, "view": row.view}
-    return train(tree, x, training, agreement=agreement, **how)
+    training = replace(training, lr_schedule=row.lr_schedule, view=row.view, agreement=agreement)
+    return train(tree, x, training, progress, objective=row.objective)
 
 
-def measure(name: str, images: LabelledImages, test: LabelledImages, training: Training) -> dict[str, Any]:
+def measure(name: str, images: LabelledImages, test: LabelledImages, training: hm.Training) -> dict[str, Any]:
     """One row with one seed."""
     start = time.perf_counter()
-    model, history = run_row(name, images.x, training)
+    model, _ = run_row(name, images.x, training, sys.stderr.isatty())
     seconds = time.perf_counter() - start
-    command.whole(history)
     terms = model.evaluate(test.x, generator=torch.Generator(model.device).manual_seed(0))
     scores = hm.metrics.report(model, test.x, test.y)
     return {"seed": training.seed, **scores, "elbo": -terms["elbo"], "seconds": seconds}
@@ -150,13 +147,13 @@ def run(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
     images, test = hm.datasets.digits() if args.quick else hm.datasets.mnist(args.data_root)
     usual = RECIPES["styles"].training(len(images))
-    training = replace(usual, epochs=args.epochs, device=args.device, progress=sys.stderr.isatty())
+    training = replace(usual, epochs=args.epochs, device=args.device)
     report: dict[str, Any] = {
         **machine.about(device, args.threads),
         "dataset": images.name,
         "images": {"train": len(images), "test": len(test)},
         "epochs": args.epochs,
-        "recipe_epochs": usual.epochs_of(len(images)),
+        "recipe_epochs": usual.epochs,
         "rows": [],
     }
     runs = runs_of(args.json, report)

@@ -3,7 +3,7 @@
     python benchmarks/barred_sevens.py --json barred.json --plot barred.png
 
 A stroke is drawn through a random half of the sevens of both splits of MNIST, and a tree of ten kinds with two styles
-each is trained on all the digits so changed, by the recipe for styles of `examples/_recipes.py`. Labels say which
+each is trained on all the digits so changed, by the recipe for styles of `recipes.py`. Labels say which
 images are sevens, to draw on and to score; training has none. Of the test sevens:
 
     kind      share that goes to the child of the root which takes most of them; what follows is among these.
@@ -29,14 +29,12 @@ import machine
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from recipes import best, styles_training
 from torch import Tensor
 
 import hmoevae as hm
 from hmoevae.datasets import LabelledImages
 from hmoevae.training import resolve_device
-
-sys.path.append(str(Path(__file__).parent.parent / "examples"))
-from _recipes import RECIPES, STYLES, best
 
 SEVEN = 7
 N_STYLES = 2
@@ -174,13 +172,12 @@ def run(args: argparse.Namespace) -> None:
     print(f"{len(train):,} training images; {len(sevens.drawn):,} test sevens, {images['drawn']} with a stroke")
     print("seed", *(f"{name:>7}" for name in SCORES), "seconds")
     for seed in args.seeds:
-        usual = RECIPES["styles"].training(len(train))
-        how = {"epochs": args.epochs, "seed": seed, "device": args.device}
-        training = dataclasses.replace(usual, progress=sys.stderr.isatty(), **how)
+        usual = styles_training(len(train))
+        epochs = args.epochs or usual.epochs
+        training = dataclasses.replace(usual, epochs=epochs, seed=seed, device=args.device)
         start = time.perf_counter()
-        model, history = best("two-level", train.x, training, N_STYLES, STYLES)
+        model, history = best("two-level", train.x, training, sys.stderr.isatty(), n_styles=N_STYLES)
         seconds = time.perf_counter() - start
-        command.whole(history)
         scores = score(model, sevens) | {"accuracy_level1": hm.metrics.accuracy(test.y, model.predict(test.x, level=1))}
         report["rows"].append({"seed": seed, **scores, "epochs": len(history), "seconds": seconds})
         print(f"{seed:4}", *(f"{100 * scores[name]:7.1f}" for name in SCORES), f"{seconds:7.0f}", flush=True)

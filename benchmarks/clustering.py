@@ -6,7 +6,7 @@
 
 Every row is fitted to the training split without labels, once for each seed from 0 on, and scored on the test split
 (`hm.metrics.report`; the trees by their gates alone). What has no tree, or no probabilities, leaves columns empty.
-Recipes are those of `examples/_recipes.py`, baselines those of `baselines.py`, run in the same process.
+Recipes are those of `recipes.py`, baselines those of `baselines.py`, run in the same process.
 
     level       clusters are the nodes so many gates below the root; empty for the leaves.
     accuracy    by the best one-to-one match of clusters and labels, as NMI, ARI and purity mean and standard deviation
@@ -38,14 +38,12 @@ import machine
 import torch
 from baselines import BASELINES, import_umap
 from published import PUBLISHED
+from recipes import RECIPES, Layout
 from threadpoolctl import threadpool_limits
 
 import hmoevae as hm
 from hmoevae.datasets import LabelledImages
 from hmoevae.training import resolve_device
-
-sys.path.append(str(Path(__file__).parent.parent / "examples"))
-from _recipes import RECIPES, Layout
 
 Splits = tuple[LabelledImages, LabelledImages]
 DATASETS: dict[str, Callable[[str | None], Splits]] = {
@@ -95,18 +93,14 @@ def run_tree(
     args: argparse.Namespace, recipe: str, layout: Layout, train: LabelledImages, test: LabelledImages, seed: int
 ) -> dict[str, float]:
     """Train a tree by a recipe and score its gates."""
-    training = dataclasses.replace(
-        RECIPES[recipe].training(len(train)),
-        epochs=args.epochs,
-        seed=seed,
-        device=args.device,
-        precision=args.precision,
-        progress=sys.stderr.isatty(),
-    )
+    usual = RECIPES[recipe].training(len(train))
+    epochs = args.epochs or usual.epochs
+    training = dataclasses.replace(usual, epochs=epochs, seed=seed, device=args.device, precision=args.precision)
     start = time.perf_counter()
-    model, history = RECIPES[recipe].run(layout, train.x, training)
+    model, history = RECIPES[recipe].run(layout, train.x, training, sys.stderr.isatty())
     seconds = time.perf_counter() - start
-    command.whole(history)
+    if args.models:
+        model.save_pretrained(args.models / f"{recipe}-{layout}-{seed}")
     terms = model.evaluate(test.x, generator=torch.Generator(model.device).manual_seed(0))
     return hm.metrics.report(model, test.x, test.y) | {
         "expected_loss": terms["expected"],
@@ -206,6 +200,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the networks in training")
     parser.add_argument("--json", type=Path, help="write the report to this file too, anew after every row")
     parser.add_argument("--plot", type=Path, help="draw it, in the format that the file's ending names")
+    parser.add_argument("--models", type=Path, help="folder for the trained trees, each named by recipe, tree and seed")
     parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, 5 epochs, 2 seeds, no UMAP")
     args = parser.parse_args(argv)
     for name, value in (DEFAULTS | (QUICK if args.quick else {})).items():

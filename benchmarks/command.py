@@ -34,7 +34,8 @@ def parser(doc: str | None, *, has_data_root: bool = True) -> argparse.ArgumentP
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """The options of a run for its report, without the places of files."""
-    return {name: value for name, value in vars(args).items() if name not in ("json", "plot", "data_root", "folder")}
+    places = ("json", "plot", "models", "data_root", "folder")
+    return {name: value for name, value in vars(args).items() if name not in places}
 
 
 def whole(history: History) -> History:

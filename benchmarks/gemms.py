@@ -132,7 +132,7 @@ def alone(gemms: Iterable[Gemm], device: torch.device, dtype: torch.dtype) -> Ca
     return run
 
 
-def _layers(n_inputs: int, network: hm.MLP | hm.Conv, n_outputs: int, *, first: bool) -> list[tuple[int, int, bool]]:
+def _layers(n_inputs: int, network: hm.Network, n_outputs: int, *, first: bool) -> list[tuple[int, int, bool]]:
     """`(inp, out, shared)` of every layer; `first` says that the network reads the samples."""
     assert isinstance(network, hm.MLP), "only MLPs are counted"
     sizes = pairwise((n_inputs, *network.hidden, n_outputs))

@@ -9,7 +9,6 @@ are evaluated in float32, with the same draws of z. The last line is the whole r
 import argparse
 import json
 import statistics
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -17,13 +16,11 @@ from typing import Any, get_args
 import command
 import machine
 import torch
+from recipes import RECIPES
 
 import hmoevae as hm
 from hmoevae.errors import ArgumentError, mismatch
 from hmoevae.training import Precision, has_bfloat16, resolve_device
-
-sys.path.append(str(Path(__file__).parent.parent / "examples"))
-from _recipes import RECIPES
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,10 +57,8 @@ def run(args: argparse.Namespace) -> None:
                 seed=seed,
                 device=args.device,
                 precision=precision,
-                progress=False,
             )
-            model, history = recipe.run("flat", train.x, training)
-            command.whole(history)
+            model, history = recipe.run("flat", train.x, training, False)
             terms = model.evaluate(test.x, generator=torch.Generator(model.device).manual_seed(0))
             losses[precision] = terms["expected"]
             seconds = history["seconds"][-1] / len(history)

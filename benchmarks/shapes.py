@@ -97,6 +97,7 @@ class Tint(hm.views.View):
         *,
         index: Tensor | None = None,  # noqa: ARG002
         generator: torch.Generator | None = None,
+        share: object = None,  # noqa: ARG002  # one process
     ) -> Tensor:
         """The samples, tinted."""
         gain = 0.5 + torch.rand(len(x), 3, 1, 1, generator=generator, device=x.device)

@@ -312,7 +312,7 @@ def headline() -> str:
     flat = [g for g in runs_of_examples() if g["dataset"] == "mnist" and g.depth == 1]
     rows = [
         (
-            f"`--recipe {g.recipe}`",
+            f"`{g.recipe}`",
             g["precision"],
             str(g["epochs"]),
             str(len(g.runs)),

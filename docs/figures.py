@@ -26,10 +26,10 @@ from torch import Tensor
 import hmoevae as hm
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
-from _recipes import N_KINDS, best_tree
+import mnist_flat
 
 IMAGES = Path(__file__).parent / "images"
-N_ROWS = 6
+N_ROWS, N_KINDS = 6, 10
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def walk(model: hm.HMoEVAE, x: Tensor, file: Path, *, n_frames: int = 48) -> Non
 
 def idea(model: hm.HMoEVAE, x: Tensor, y: Tensor, epochs: int) -> Figure:
     """Three ways to model digits, as samples: N_ROWS of every expert."""
-    tree = best_tree("flat")
+    tree = mnist_flat.make_tree()
     torch.manual_seed(0)
     single = hm.HMoEVAE(tree.children[0], (1, 28, 28))
     hm.fit(single, x, hm.Training(epochs=epochs, batch_size=250, device="cpu"))

@@ -3,32 +3,43 @@
     torchrun --nproc-per-node 2 examples/distributed.py
     accelerate launch --num_processes 2 examples/distributed.py
 
-One process for each GPU; on a machine without one, for each part of its cores (`accelerate launch --cpu ...`). They end
-with the model that `mnist_flat.py` trains in one. Nothing here knows of processes but for the size of a batch.
+One process for each GPU; on a machine without one, for each part of its cores. They end with the model that
+`mnist_flat.py` trains in one. Nothing here knows of processes but for the size of a batch, and that one of them writes.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import _run
-from _recipes import RECIPES, Layout, Trained, Training
+import torch
 from accelerate import PartialState
-from torch import Tensor
+from mnist_flat import make_training, make_tree
 
-Run = Callable[[Layout, Tensor, Training], Trained]
+import hmoevae as hm
 
 
-def divided(run: Run, layout: Layout, x: Tensor, training: Training) -> Trained:
-    """The recipe's batch, divided among the processes: `fit` takes the size of a process's part."""
-    batch_size = math.ceil(training.batch_size / PartialState().num_processes)
-    return run(layout, x, replace(training, batch_size=batch_size))
+def main() -> None:
+    """What `mnist_flat.py` does, its batch divided among the processes: `fit` takes the size of a process's part."""
+    args = _run.arguments(__doc__)
+    images, test = _run.load(args)
+    training = _run.chosen(make_training(len(images)), args, len(images))
+    processes = PartialState()
+    training = replace(training, batch_size=math.ceil(training.batch_size / processes.num_processes))
+    processes.print(f"{processes.num_processes} processes, {training.batch_size} images a step each")
+
+    torch.manual_seed(args.seed)
+    model = hm.HMoEVAE(make_tree(), input_shape=(1, 28, 28), objective="elbo")
+    recorder = hm.SampleRecorder(n_frames=20)
+    history = hm.fit(
+        model, images.x, training, callbacks=[recorder], checkpoint_dir=args.checkpoints, resume=args.resume
+    )
+
+    if processes.is_main_process:
+        _run.leave(model, history, recorder, (images, test), args)
 
 
 if __name__ == "__main__":
-    recipes = {name: replace(recipe, run=partial(divided, recipe.run)) for name, recipe in RECIPES.items()}
     try:
-        _run.main("flat", recipes, "Ten VAE experts and one gate on MNIST, by several processes.", load=_run.load_mnist)
+        _run.run(main)
     finally:
         PartialState().destroy_process_group()

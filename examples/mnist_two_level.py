@@ -1,12 +1,77 @@
 """Two levels on MNIST: ten kinds, each with three styles of its own, no labels.
 
-The experts and the recipes are those of `mnist_flat.py`; each of its ten experts becomes a gated mixture of three.
+The gates learn first, alone: an image and one of its neighbours, both turned, moved and slanted a little at random, are
+to get one answer at either level. Then gates and experts learn together.
 """
 
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
 import _run
-from _recipes import RECIPES
+import torch
+from torch import nn
+
+import hmoevae as hm
+
+
+def make_tree() -> hm.Mixture:
+    """Ten mixtures of three equal VAEs below a convolutional gate; the usage of every gate is held near even.
+
+    The gates of the kinds are dense: ten convolutional ones would cost as much as all experts together. A tenth of the
+    samples reaches each, so that its agreement weighs a tenth, and its balance has to match.
+    """
+    layer = hm.MLP((128,))
+    expert = hm.VAE(latent_dim=10, encoder=layer, decoder=layer, likelihood=hm.Gaussian(scale=0.5, mean="sigmoid"))
+    kind = hm.Mixture.of(expert, 3, gate=layer, balance=hm.Balance("kl", weight=2.0))
+    return hm.Mixture.of(kind, 10, gate=hm.Conv(), balance=hm.Balance("kl", weight=20.0))
+
+
+def make_training(n_images: int) -> hm.Training:
+    """The training for so many images; a few thousand take smaller and faster steps, half as many."""
+    many = n_images >= 20_000
+    steps, batch_size = (8640, 250) if many else (4320, 125)
+    return hm.Training(
+        epochs=_run.epochs_of(steps, n_images, batch_size),  # 36 of all of MNIST
+        batch_size=batch_size,
+        lr=1e-3 if many else 2e-3,
+        lr_schedule="cosine",
+        view=hm.views.RandomAffine(),
+        agreement=hm.Agreement(partner=hm.views.Neighbour(), alone=1 / 3 if many else 1 / 2),
+        precision="bf16",
+    )
+
+
+def eager(model: hm.HMoEVAE, lr: float, factor: float) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
+    """Adam, whose steps are larger for experts: the more there are, the fewer samples each of them sees."""
+
+    def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        experts = list(model.experts.parameters())
+        own = set(experts)
+        others = [parameter for parameter in parameters if parameter not in own]
+        groups = [{"params": others}, {"params": experts, "lr": factor * lr}]
+        return torch.optim.Adam(groups, lr=lr, fused=True)
+
+    return adam
+
+
+def main() -> None:
+    """Data, tree, training, fit; then the pictures and a line of JSON."""
+    args = _run.arguments(__doc__)
+    images, test = _run.load(args)
+    tree = make_tree()
+    print(tree)
+    training = _run.chosen(make_training(len(images)), args, len(images))
+
+    torch.manual_seed(args.seed)  # for the weights
+    model = hm.HMoEVAE(tree, input_shape=(1, 28, 28), objective="elbo")
+    training = replace(training, optimizer=eager(model, training.lr, factor=3.0))
+    recorder = hm.SampleRecorder(n_frames=20)
+    history = hm.fit(
+        model, images.x, training, callbacks=[recorder], checkpoint_dir=args.checkpoints, resume=args.resume
+    )
+
+    _run.leave(model, history, recorder, (images, test), args)
+
 
 if __name__ == "__main__":
-    _run.main(
-        "two-level", RECIPES, "Ten gated mixtures of three VAE experts on MNIST, without labels.", load=_run.load_mnist
-    )
+    _run.run(main)

@@ -2,19 +2,23 @@
 
 import itertools
 import json
+import math
 import statistics
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import mnist_flat
+import mnist_two_level
 import numpy as np
 import pytest
 import torch
-from _recipes import RECIPES, Layout, Training, article_tree, best_tree, halves, leaves_by_likeness
 from baselines import BASELINES
 from clustering import aligned, main, published_lines
 from published import PUBLISHED
+from recipes import RECIPES, Layout, article_tree, best_tree, halves, leaves_by_likeness
 from sklearn.decomposition import PCA
 
 import hmoevae as hm
@@ -43,6 +47,28 @@ class Shrinker(PCA):
 def test_layouts_are_what_they_say(name: str) -> None:
     trees = [RECIPES[name].tree(layout) for layout in get_args(Layout)]
     assert [(tree.n_leaves, tree.depth) for tree in trees] == [(10, 1), (30, 2), (10, 4)]
+
+
+def test_the_best_recipe_is_what_the_examples_do() -> None:
+    assert best_tree("flat") == mnist_flat.make_tree()
+    assert best_tree("two-level") == mnist_two_level.make_tree()
+    for n_images in (1_000, 60_000):
+        assert mnist_flat.make_training(n_images) == mnist_two_level.make_training(n_images)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "steps_of_few"),
+    [
+        *(("best", 8640, 4320), ("styles", 8640, 4320)),
+        *(("no-augmentation", 3360, 1680), ("article", 60_000, 60_000)),
+    ],
+)
+def test_recipes_count_steps_whatever_the_number_of_images(name: str, steps: int, steps_of_few: int) -> None:
+    """36 epochs of MNIST and 36 of a sixth part of it would not be the same training."""
+    for n_images in (1_000, 4_000, 60_000):
+        training = RECIPES[name].training(n_images)
+        made = training.epochs * math.ceil(n_images / training.batch_size)
+        assert made == pytest.approx(steps if n_images == 60_000 else steps_of_few, rel=0.02)
 
 
 @pytest.mark.parametrize("n", range(2, 20))
@@ -79,12 +105,11 @@ def test_kinds_that_are_confused_lie_close_in_the_binary_tree() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::hmoevae.errors.ConstantGateWarning", "ignore::hmoevae.errors.DeadLeafWarning")
-def test_a_binary_tree_starts_from_the_kinds_of_a_flat_one(tmp_path: Path) -> None:
+def test_a_binary_tree_starts_from_the_kinds_of_a_flat_one() -> None:
     x = torch.rand(60, 1, 8, 8)
-    training = Training(epochs=3, batch_size=20, device="cpu", progress=False, checkpoint_dir=tmp_path)
-    model, history = RECIPES["best"].run("binary", x, training)
+    training = replace(RECIPES["best"].training(60_000), epochs=3, batch_size=20, device="cpu", precision="fp32")
+    model, history = RECIPES["best"].run("binary", x, training, False)
     assert (model.plan.n_leaves, len(history), "start_gate" in history.columns) == (10, 2, True)
-    assert hm.training.last_checkpoint(tmp_path / "kinds").name == "epoch-000001"
 
 
 def test_a_binary_tree_of_the_article_has_ten_of_its_experts() -> None:
@@ -99,10 +124,8 @@ def test_a_binary_tree_of_the_article_has_ten_of_its_experts() -> None:
 def test_recipes_give_the_same_model_for_the_same_seed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Shrinker))
     x = torch.rand(40, 1, 8, 8)
-    one, again, other = (
-        RECIPES[name].run("flat", x, Training(epochs=1, batch_size=20, seed=seed, device="cpu", progress=False))[0]
-        for seed in (3, 3, 4)
-    )
+    quick = replace(RECIPES[name].training(60_000), epochs=1, batch_size=20, device="cpu", precision="fp32")
+    one, again, other = (RECIPES[name].run("flat", x, replace(quick, seed=seed), False)[0] for seed in (3, 3, 4))
     assert torch.equal(one.route(x), again.route(x))
     assert not torch.equal(one.route(x), other.route(x))
 
@@ -200,6 +223,14 @@ def test_a_missing_umap_is_found_out_first(monkeypatch: pytest.MonkeyPatch) -> N
 def test_missing_images_end_with_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"root: expected a folder with FashionMNIST/raw/ in it"):
         main(["--dataset", "fashion", "--against", "--data-root", str(tmp_path)])
+
+
+def test_the_trees_are_kept_where_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    quick = ["--quick", "--recipe", "article", "--epochs", "1", "--seeds", "1", "--against"]
+    (row,) = report_of(capsys, *quick, "--models", str(tmp_path / "models"))["rows"]
+    model = hm.HMoEVAE.from_pretrained(tmp_path / "models" / "article-flat-0")
+    _, test = hm.datasets.digits()
+    assert hm.metrics.accuracy(test.y, model.predict(test.x)) == row["mean"]["accuracy"]
 
 
 def test_an_interrupted_run_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,20 +2,19 @@
 
 import csv
 import json
-import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import _run
 import choose_tree
+import mnist_flat
 import pytest
 import share_model
 import torch
-from _recipes import RECIPES, Training, article_tree
 from _run import draw, load_mnist, thinned
+from recipes import article_tree
 
 import hmoevae as hm
 from hmoevae.training import has_bfloat16
@@ -51,7 +50,7 @@ def offline(tmp_path):
 @pytest.mark.parametrize(
     ("script", "arguments", "leaves", "more"),
     [
-        ("mnist_flat.py", ["--recipe", "article"], 10, set()),
+        ("mnist_flat.py", ["--precision", "fp32"], 10, set()),
         ("mnist_flat.py", [], 10, set()),
         ("mnist_two_level.py", [], 30, {"contingency_level1", "nearest"}),
     ],
@@ -74,7 +73,7 @@ def test_smoke_run_leaves_everything(script, arguments, leaves, more, tmp_path, 
     assert model.plan.n_leaves == leaves
     assert "Traceback" not in done.stderr
     assert "bfloat16" not in done.stderr, "a warning about what nobody has asked for"
-    is_bf16 = script.startswith("mnist") and not arguments and has_bfloat16(model.device)  # as the default recipe asks
+    is_bf16 = script.startswith("mnist") and not arguments and has_bfloat16(model.device)  # as the training asks
     assert result["precision"] == ("bf16" if is_bf16 else "fp32")
 
 
@@ -96,10 +95,14 @@ def test_pictures_call_nodes_by_their_names(tmp_path, monkeypatch):
     }
 
 
+EVEN = ("--smoke", "--precision", "fp32", "--batch-size", "100", "--device", "cpu")
+"""A batch that two processes can halve."""
+
+
 @pytest.fixture(scope="module")
 def history_of_one(tmp_path_factory):
     out = tmp_path_factory.mktemp("one")
-    done = run("mnist_flat.py", "--smoke", "--recipe", "article", "--out", out, "--device", "cpu")
+    done = run("mnist_flat.py", *EVEN, "--out", out)
     assert done.returncode == 0, done.stderr
     return (out / "history.csv").read_text()
 
@@ -107,7 +110,7 @@ def history_of_one(tmp_path_factory):
 @pytest.mark.skipif(not HAS_MNIST, reason="needs real MNIST: set HMOEVAE_DATA to a folder with MNIST/raw/ in it")
 @pytest.mark.usefixtures("compiler")
 def test_compiled_steps_end_where_plain_ones_do(history_of_one, tmp_path):
-    done = run("mnist_flat.py", "--smoke", "--recipe", "article", "--compile", "--out", tmp_path, "--device", "cpu")
+    done = run("mnist_flat.py", *EVEN, "--compile", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     rows = csv.DictReader((tmp_path / "history.csv").read_text().splitlines())
     for row, other in zip(rows, csv.DictReader(history_of_one.splitlines()), strict=True):
@@ -117,13 +120,12 @@ def test_compiled_steps_end_where_plain_ones_do(history_of_one, tmp_path):
 @pytest.mark.skipif(not HAS_MNIST, reason="needs real MNIST: set HMOEVAE_DATA to a folder with MNIST/raw/ in it")
 @pytest.mark.parametrize(
     "launcher",
-    ["torch.distributed.run --nproc-per-node 2", "accelerate.commands.launch --cpu --num_processes 2"],
+    ["torch.distributed.run --nproc-per-node 2", "accelerate.commands.launch --multi_gpu --num_processes 2"],
     ids=["torchrun", "accelerate"],
 )
 def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
-    arguments = ["--smoke", "--recipe", "article", "--device", "cpu", "--out", str(tmp_path / "out")]
     done = subprocess.run(
-        [sys.executable, "-m", *launcher.split(), str(EXAMPLES / "distributed.py"), *arguments],
+        [sys.executable, "-m", *launcher.split(), EXAMPLES / "distributed.py", *EVEN, "--out", tmp_path / "out"],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -132,6 +134,7 @@ def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
     assert done.returncode == 0, done.stderr
     result = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(result) == 1  # one process speaks
+    assert "2 processes, 50 images a step each" in done.stdout
     assert done.stderr.count("epoch 2/2") <= 2  # and one shows its progress
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == result[0]
     rows = list(csv.DictReader((tmp_path / "out" / "history.csv").read_text().splitlines()))
@@ -277,25 +280,26 @@ def test_without_mnist_the_example_says_so_and_goes_on(tmp_path, offline):
     assert json.loads(done.stdout.splitlines()[-1])["dataset"] == "mnist5k"
 
 
-def test_recipes_count_steps_whatever_the_number_of_images():
-    """36 epochs of MNIST and 2 of a sixth part of it would not be the same training."""
-    for recipe in RECIPES.values():
-        for n_images in (1_000, 4_000, 60_000):
-            training = recipe.training(n_images)
-            steps = training.epochs_of(n_images) * math.ceil(n_images / training.batch_size)
-            assert steps == pytest.approx(training.steps, rel=0.02)
-    assert RECIPES["best"].training(60_000).epochs_of(60_000) == 36
-    assert RECIPES["best"].training(4_000).epochs_of(4_000) > 100
-    assert Training(epochs=3, steps=1).epochs_of(10) == 3
-    assert Training(steps=1).epochs_of(1_000_000) == 1
+def test_what_the_command_line_says_takes_the_place_of_the_trainings_own(monkeypatch, tmp_path, capsys):
+    def chosen(*options):
+        monkeypatch.setattr(sys, "argv", ["mnist_flat.py", "--out", str(tmp_path), "--device", "cpu", *options])
+        made = _run.chosen(mnist_flat.make_training(60_000), _run.arguments("about"), 60_000)
+        return made.epochs, made.batch_size, made.lr, made.precision, made.checkpoint_every
+
+    usual = "bf16" if has_bfloat16(torch.device("cpu")) else "fp32"
+    assert chosen() == (36, 250, 1e-3, usual, 1)
+    assert chosen("--batch-size", "500") == (72, 500, 1e-3, usual, 2), "the number of steps stays"
+    assert chosen("--steps", "481", "--lr", "0.1") == (2, 250, 0.1, usual, 1)
+    assert chosen("--steps", "1", "--precision", "fp32") == (1, 250, 1e-3, "fp32", 1)
+    assert chosen("--epochs", "3", "--batch-size", "100") == (3, 100, 1e-3, usual, 1)
+    assert chosen("--smoke") == (2, 250, 1e-3, usual, 1)
+    assert capsys.readouterr().out.splitlines()[:2] == ["36 epochs of 240 steps", "72 epochs of 120 steps"]
 
 
-def test_help_tells_what_the_recipes_do_by_default():
+def test_help_tells_what_the_example_does():
     done = run("mnist_flat.py", "--help")
     assert done.returncode == 0, done.stderr
-    for name, recipe in RECIPES.items():
-        assert f"  {name}: {recipe.about}" in done.stdout
-    assert "8,640 steps of 250 images, lr 0.001, bf16" in done.stdout
+    assert mnist_flat.__doc__.strip() in done.stdout
     assert "None" not in done.stdout
 
 
@@ -311,28 +315,33 @@ def test_the_last_lines_say_what_the_results_are_worth(capsys):
     assert "A smoke run: it only shows that everything works" in capsys.readouterr().out.splitlines()[0]
 
 
-def test_a_run_that_was_cut_short_goes_on_when_asked_to(tmp_path, offline):
+def test_a_run_that_was_cut_short_goes_on_when_asked_to(tmp_path, offline, monkeypatch):
     environment = {} if HAS_MNIST else offline
     images, _ = load_mnist(None) if HAS_MNIST else hm.datasets.mnist5k()
     few = thinned(images, 1000)
-    arguments = ("--smoke", "--recipe", "article", "--out", tmp_path, "--device", "cpu")
+    arguments = ("--smoke", "--precision", "fp32", "--out", tmp_path, "--device", "cpu")
+    monkeypatch.setattr(sys, "argv", ["mnist_flat.py", *map(str, arguments)])
+    training = _run.chosen(mnist_flat.make_training(len(few)), _run.arguments("about"), len(few))
+
+    def train(*callbacks, folder=None):
+        torch.manual_seed(0)
+        model = hm.HMoEVAE(mnist_flat.make_tree(), (1, 28, 28), objective="elbo")
+        hm.fit(model, few.x, training, callbacks=callbacks, progress=False, checkpoint_dir=folder)
+        return model
 
     def stop(end):
         if end.epoch == 2:
             raise InterruptedError
 
-    training = replace(RECIPES["article"].training(len(few)), epochs=2, device="cpu", progress=False)
     with pytest.raises(InterruptedError):  # after the first epoch's checkpoint
-        RECIPES["article"].run(
-            "flat", few.x, replace(training, checkpoint_dir=tmp_path / "checkpoints", callbacks=[stop])
-        )
+        train(stop, folder=tmp_path / "checkpoints")
     done = run("mnist_flat.py", *arguments, **environment)
     assert done.returncode == 1
     assert "go on with --resume" in done.stderr
     done = run("mnist_flat.py", *arguments, "--resume", **environment)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "checkpoints").exists()
-    model, _ = RECIPES["article"].run("flat", few.x, training)
+    model = train()
     resumed = hm.HMoEVAE.from_pretrained(tmp_path / "model")
     if torch.get_num_threads() == int(os.environ.get("OMP_NUM_THREADS", "0")):  # sums depend on it
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in resumed.state_dict().items())

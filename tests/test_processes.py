@@ -145,8 +145,12 @@ def test_a_non_finite_loss_in_one_process_is_named_in_all(two):
 
 def test_processes_that_disagree_are_refused(two):
     for answers in two:
-        assert answers["other epochs"] == "ArgumentError: epochs: expected the same in every process, got 1 and 2"
-        assert answers["other rate"] == "ArgumentError: lr: expected the same in every process, got 1.0 and 10.0"
+        assert (
+            answers["other epochs"] == "ArgumentError: Training.epochs: expected the same in every process, got 1 and 2"
+        )
+        assert (
+            answers["other rate"] == "ArgumentError: Training.lr: expected the same in every process, got 1.0 and 10.0"
+        )
         assert answers["same loader"].startswith("ArgumentTypeError: data: expected a DataLoader with a Distributed")
 
 

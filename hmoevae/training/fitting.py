@@ -104,6 +104,7 @@ def fit(
     if training.compile and processes.count > 1:
         raise ArgumentError(mismatch("Training.compile", "False in several processes", training.compile))
     options = described_training(training, None, where, processes)  # without the seed, which the main process decides
+    options["Training.epochs"] = str(training.epochs)  # processes with different numbers of epochs would deadlock
     processes.check_equal(**described_model(model), **options)
     folder = checkpoint_dir if processes.is_main else None
     with Checkpoints(folder, training.checkpoint_every, training.checkpoint_keep) as checkpoints:

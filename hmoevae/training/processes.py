@@ -81,7 +81,7 @@ class Processes:
         with self._talking():
             dist.all_gather_object(everyone, settings)
         for name in settings:
-            values = list(dict.fromkeys(repr(theirs[name]) for theirs in everyone))
+            values = list(dict.fromkeys(str(theirs[name]) for theirs in everyone))
             if len(values) > 1:
                 raise ArgumentError(mismatch(name, "the same in every process", " and ".join(values)))
 
