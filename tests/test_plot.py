@@ -324,7 +324,9 @@ def test_sample_grid_refuses() -> None:
         plot.sample_grid(frames, [1, 2, 3])
     with pytest.raises(ShapeError, match="titles: expected 3 labels"):
         plot.sample_grid(frames, [1, 2], ["a"])
-    with pytest.raises(ShapeError, match=r"frames: expected \(epoch, 10, ...\), one column a leaf, got \(2, 3, 4, 4\)"):
+    with pytest.raises(
+        ShapeError, match=r"frames: expected \(epoch, 10, ...\), one column per leaf, got \(2, 3, 4, 4\)"
+    ):
         plot.sample_grid(frames, [1, 2], plan=model_of("flat").plan)
     with pytest.raises(ShapeError, match=r"frames: expected \(row, column, \*input_shape\)"):
         plot.sample_grid(torch.zeros(2, 3), [1, 2])

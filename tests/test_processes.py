@@ -160,7 +160,9 @@ def test_a_process_that_fails_does_not_leave_the_others_waiting(job, failing, tm
     other = 1 - failing
     assert statuses == [1, 1], "\n".join(said)
     assert "OSError: no space left on device" in said[failing]
-    expected = f"ProcessError: processes: expected all 2 to go on (see what the others say), got in process {other}"
+    expected = (
+        f"ProcessError: processes: expected all 2 to continue (see the errors of the others), got in process {other}"
+    )
     assert expected in said[other]
 
 

@@ -76,8 +76,10 @@ def test_a_loss_that_spoils_no_weight_leaves_those_before_the_step_if_it_is_look
         return hm.Output(**{**vars_of(out), "loss": out.loss * math.inf}) if len(before) == 4 else out
 
     monkeypatch.setattr(model, "forward", infinite)
-    where = "as it was before this step" if every == 1 else "back at the end of the last good epoch"
-    with pytest.raises(NonFiniteError, match=rf"step 4, got their sum from the objective; the model is {where}"):
+    where = "before this step" if every == 1 else "of the last good epoch"
+    with pytest.raises(
+        NonFiniteError, match=rf"step 4, got their sum from the objective; the model has the weights {where}"
+    ):
         hm.fit(model, X, TRAINING, progress=False)
     assert torch.equal(weights(model), before[3 if every == 1 else 0])
 
