@@ -14,6 +14,7 @@ from hmoevae.checks import is_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.rows import alone
+from hmoevae.nn.stacked import Stacked
 
 __all__ = [
     "DecoderModule",
@@ -121,6 +122,9 @@ class RoutingModule(nn.Module):
         columns = [place[node.path] for node in model.plan.level(level)]
         self.register_buffer("columns", torch.tensor(columns, device=model.device))
         self.gates = copy.deepcopy(model.gates)
+        for part in self.gates.modules():
+            if isinstance(part, Stacked):
+                part.batched = False
         self.paths = copy.deepcopy(model.paths)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch node"]:

@@ -15,11 +15,12 @@ from torch import Tensor
 from hmoevae.checks import check_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, ShapeError, mismatch
 from hmoevae.nn.draws import Share
-from hmoevae.nn.objectives import OBJECTIVES
+from hmoevae.nn.objectives import OBJECTIVES, find_objective
 from hmoevae.plan import PlannedNode
 from hmoevae.samples import BATCH_SIZE, Data, in_order
 from hmoevae.saving.card import ModelFacts
 from hmoevae.spec import tree_from_json
+from hmoevae.spec.record import modules_of
 from hmoevae.tree_module import TreeModule, check_generator
 
 OBSERVED_AT_A_TIME = 128
@@ -333,7 +334,9 @@ class HMoEVAE(TreeModule):
 
     def _config(self) -> dict[str, Any]:
         tree = json.loads(self.tree.to_json())
-        return {"tree": tree, "input_shape": list(self.input_shape), "objective": self.objective}
+        config = {"tree": tree, "input_shape": list(self.input_shape), "objective": self.objective}
+        modules = modules_of(tree) | find_objective(self.objective).modules(self.objective)
+        return config | ({"modules": modules} if modules else {})
 
     @classmethod
     def _build(cls, config: dict[str, Any]) -> "HMoEVAE":

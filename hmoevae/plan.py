@@ -41,8 +41,8 @@ class Place:
         group: Index of the group, among the expert groups for a leaf and among the gate groups for a mixture.
         row: Index on the group axis, which is the first axis of every parameter and buffer of the group.
 
-    >>> compile_tree(Mixture((VAE(2), VAE(3), VAE(2)))).leaves[2].place
-    Place(group=0, row=1)
+    >>> compile_tree(Mixture((VAE(2), VAE(3), VAE(2)))).leaves[2].place == Place(group=0, row=1)
+    True
     """
 
     group: int
@@ -63,10 +63,10 @@ class PlannedNode:
         place: The place of its weights.
 
     >>> root, leaf, *_ = compile_tree(Mixture.of(VAE(), 3)).nodes
-    >>> leaf == PlannedNode("root/0", VAE(), (0,), range(0, 1), 1, range(0), Place(group=0, row=0))
-    True
-    >>> root.child_edges, root.depth, leaf.depth
-    (range(0, 3), 0, 1)
+    >>> leaf.path, leaf.edges, leaf.leaves, leaf.index, leaf.place
+    ('root/0', (0,), range(0, 1), 1, Place(group=0, row=0))
+    >>> root.child_edges, root.depth, leaf.depth, isinstance(root, PlannedNode)
+    (range(0, 3), 0, 1, True)
     """
 
     path: str

@@ -35,6 +35,25 @@ class ResidualModule(nn.Module):
         return (self.last(h) * self.temperature).unflatten(1, self.output_shape)
 
 
+@hm.record(kind="tests.frozen")
+class Frozen(hm.Network):
+    """Random features: directions that stay as they are, other ones in every network, and a layer that learns."""
+
+    def build(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> nn.Module:
+        return FrozenModule(math.prod(input_shape), math.prod(output_shape))
+
+
+class FrozenModule(nn.Module):
+    def __init__(self, n_inputs: int, n_outputs: int) -> None:
+        super().__init__()
+        self.register_buffer("directions", torch.randn(n_inputs, 6))
+        self.frozen = nn.Parameter(torch.randn(6, 6), requires_grad=False)
+        self.last = nn.Linear(6, n_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(x.flatten(1) @ self.directions @ self.frozen))
+
+
 @hm.record(kind="tests.laplace")
 class Laplace(hm.Likelihood):
     """A likelihood with two numbers a feature and a parameter of its own: Laplace(mean, exp(log_width + offset))."""

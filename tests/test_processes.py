@@ -103,6 +103,11 @@ def test_a_run_of_two_goes_on_by_two_or_by_one(two, folder_of_two):
     assert_same(workers.gone_on(folder_of_two / "half"), expected, 2e-6)
 
 
+def test_networks_and_likelihoods_of_a_users_own_are_those_of_one(two):
+    expected = workers.trained(workers.model_of_own_parts(), workers.samples().double())
+    assert_same(two[0]["own parts"], expected, 1e-12)
+
+
 def test_all_processes_return_the_same(two, three):
     for answers in (two, three):
         for name, answer in answers[0].items():

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import hmoevae as hm
 from hmoevae.errors import ArgumentError, HMoEVAEError, SpecError, mismatch
-from hmoevae.spec import Node, Tree
+from hmoevae.spec import Tree
 from hmoevae.spec.record import REGISTER
 
 LEAF = hm.VAE()
@@ -93,7 +93,7 @@ def worded(message: str) -> str:
         message = message.replace(placeholder, f"{', '.join(others)} or {last}")
     *others, last = map(repr, REGISTER.kinds(hm.Balance))
     message = message.replace("<balances>", f"{', '.join(others)} or {last}")
-    kinds = sorted(kind for family in (hm.Network, hm.Likelihood, hm.Balance, Node) for kind in REGISTER.kinds(family))
+    kinds = sorted(REGISTER.kinds(object))
     return message.replace(KNOWN, f"known are {', '.join(map(repr, kinds))}")
 
 

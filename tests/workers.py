@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 from accelerate.data_loader import prepare_data_loader
 from conftest import fit
+from networks import Laplace, Residual
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
@@ -44,6 +45,13 @@ def new_model(objective: str = "elbo", balance: str = "kl", seed: int = 0) -> hm
     )
     torch.manual_seed(seed)
     return hm.HMoEVAE(tree, SHAPE, objective=objective)
+
+
+def model_of_own_parts() -> hm.HMoEVAE:
+    """A user's network as encoder, decoder and gate, and a user's likelihood."""
+    torch.manual_seed(0)
+    tree = hm.Mixture.of(hm.VAE(2, Residual(), Residual(5), Laplace()), 3, gate=Residual())
+    return hm.HMoEVAE(tree, SHAPE, objective="elbo").double()
 
 
 def trained(model: hm.HMoEVAE, data: Any, **options: Any) -> dict[str, Any]:
@@ -112,6 +120,7 @@ def two(folder: Path) -> dict[str, Any]:
     answers: dict[str, Any] = {str(case): principle(*case) for case in PRINCIPLES}
     answers |= {name: source(name, folder) for name in SOURCES}
     answers["resumed"] = resumed(folder)
+    answers["own parts"] = trained(model_of_own_parts(), samples().double())
     return answers | together()
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hmoevae.nn.paths import Siblings
 from hmoevae.plan import Plan
 from hmoevae.spec.balances import register_balance
+from hmoevae.spec.record import origin_of
 
 Edges = Float[Tensor, " edge"]
 Summands = Callable[[Edges, Edges, Siblings], Edges]
@@ -34,19 +35,24 @@ def balance(kind: str) -> Callable[[F], F]:
     which sums over the children of a mixture. It returns one summand per child. The sum over the children is the term
     of the mixture, before its weight. The summands must be zero, not NaN, for a mixture that no sample reaches.
 
-    >>> @balance("reverse_kl")
-    ... def reverse_kl(importance, log_prior, siblings):
-    ...     tiny = torch.finfo(importance.dtype).tiny
-    ...     return log_prior.exp() * (log_prior - siblings.share(importance).clamp_min(tiny).log())
+    Args:
+        kind: The name, in Python and in files.
+
+    Raises:
+        SpecError: Something else has that kind already.
+
+    >>> @balance("squares")
+    ... def squares(importance, log_prior, siblings):
+    ...     return siblings.share(importance).square()
     >>> from hmoevae.plan import compile_tree
     >>> from hmoevae.spec import VAE, Balance, Mixture
-    >>> balances = Balances(compile_tree(Mixture.of(VAE(), 2, balance=Balance("reverse_kl", weight=1.0))))
+    >>> balances = Balances(compile_tree(Mixture.of(VAE(), 2, balance=Balance("squares", weight=1.0))))
     >>> balances(torch.tensor([3.0, 1.0]), torch.tensor([0.5, 0.5]).log())
-    tensor(0.1438)
+    tensor(0.6250)
     """
 
     def decorate(summands: F) -> F:
-        register_balance(kind)
+        register_balance(kind, origin_of(summands))
         _SUMMANDS[kind] = summands
         return summands
 
@@ -113,9 +119,9 @@ class Balances(nn.Module):
         super().__init__()
         self.siblings = Siblings(plan)
         self.kinds = list(dict.fromkeys(balance.kind for balance in plan.balances if balance.weight > 0))
-        for kind in self.kinds:
+        for i, kind in enumerate(self.kinds):
             weights = torch.tensor([b.weight if b.kind == kind else 0.0 for b in plan.balances])
-            self.register_buffer(f"weight_{kind}", weights[self.siblings.edge_mixture], persistent=False)
+            self.register_buffer(f"weight_{i}", weights[self.siblings.edge_mixture], persistent=False)
 
     def forward(self, importance: Edges, log_prior: Edges) -> Float[Tensor, ""]:
         """The sum over all mixtures.
@@ -126,7 +132,7 @@ class Balances(nn.Module):
         """
         # Products and sums, not `@`, which autocast would compute in bfloat16.
         terms = [
-            (getattr(self, f"weight_{kind}") * _SUMMANDS[kind](importance, log_prior, self.siblings)).sum()
-            for kind in self.kinds
+            (getattr(self, f"weight_{i}") * _SUMMANDS[kind](importance, log_prior, self.siblings)).sum()
+            for i, kind in enumerate(self.kinds)
         ]
         return torch.stack(terms).sum() if terms else importance.new_zeros(())

@@ -48,6 +48,14 @@ class LikelihoodModule(nn.Module, ABC):
     >>> raw, x = torch.zeros(1, 2, 1), torch.tensor([[1.0], [torch.nan]])
     >>> module.log_prob(raw, x, torch.tensor([[True], [False]])) == module.log_density(raw, x)[:, 0]
     tensor([[True]])
+
+    The gradient where it is known, and a draw:
+
+    >>> score = torch.empty_like(raw)
+    >>> module.score(raw, torch.ones(2, 1)).flatten(), module.log_prob_and_score(raw, torch.ones(2, 1), score).shape
+    (tensor([1., 1.]), torch.Size([1, 1]))
+    >>> module.mean(raw).shape, module.sample(raw, torch.Generator().manual_seed(0)).shape
+    (torch.Size([1, 2, 1]), torch.Size([1, 2, 1]))
     """
 
     outputs: int = 1

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.spec.record import origin_of
 
 SlotBatch = Float[Tensor, "slot batch"]
 LogPrior = Float[Tensor, "slot #batch"]
@@ -35,10 +36,18 @@ class Objective:
         terms: From ELBOs, leaf probabilities and priors to the terms of the loss by name.
         by_weight: Whether the ELBO is estimated by log p(x, z) - log q(z|x) instead of with the KL in closed form. An
             objective that takes the exponential of ELBOs needs it.
+
+    >>> OBJECTIVES["elbo"] == Objective(negative_elbo, by_weight=False)
+    True
     """
 
     terms: Function
     by_weight: bool
+
+    def modules(self, name: str) -> dict[str, str]:
+        """As of `hmoevae.spec.record.modules_of`: which module registered it, where that is none of the package."""
+        module, _ = origin_of(self.terms)
+        return {} if module.partition(".")[0] == "hmoevae" else {name: module}
 
 
 OBJECTIVES: dict[str, Objective] = {}
@@ -56,6 +65,9 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
         name: Its name in `HMoEVAE(objective=...)` and in saved models.
         by_weight: As in `Objective`.
 
+    Raises:
+        ArgumentError: Another function has that name.
+
     >>> @objective("hard")
     ... def hard(elbo, log_prob, log_prior):
     ...     return {"hard": -elbo.amax(0).mean()}
@@ -65,6 +77,10 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
     """
 
     def decorate(terms: Function) -> Function:
+        before = OBJECTIVES.get(name)
+        if before is not None and origin_of(before.terms) != origin_of(terms):
+            there = ".".join(origin_of(before.terms))
+            raise ArgumentError(mismatch("objective", f"a name that is free ({name!r} is {there})", repr(name)))
         OBJECTIVES[name] = Objective(terms, by_weight)
         return terms
 
@@ -76,6 +92,9 @@ def find_objective(name: object) -> Objective:
 
     Raises:
         ArgumentError: No objective of that name is registered.
+
+    >>> find_objective("marginal").by_weight
+    True
     """
     if not isinstance(name, str) or name not in OBJECTIVES:
         known = f"one of {', '.join(map(repr, OBJECTIVES))} (import the module that registers another)"

@@ -44,7 +44,11 @@ class Routes(ABC):
 
 @dataclass(frozen=True, slots=True)
 class All(Routes):
-    """Every leaf for every sample."""
+    """Every leaf for every sample.
+
+    >>> ALL == All(), All().n_slots(5), All().leaves(torch.zeros(3, 2))
+    (True, None, None)
+    """
 
     def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> None:
         """None: all, in order."""
@@ -62,6 +66,9 @@ class TopK(Routes):
 
     Raises:
         ArgumentError: `k` is no integer > 0.
+
+    >>> TopK(2).leaves(torch.tensor([[0.1], [0.6], [0.3]]).log()).squeeze(1), TopK(9).n_slots(n_leaves=3)
+    (tensor([1, 2]), 3)
     """
 
     k: int

@@ -24,8 +24,8 @@ def rows_of(module: M, rows: Tensor | slice) -> M:
     >>> torch.equal(rows_of(layer, slice(1, 3)).weight, layer.weight[1:3])
     True
     """
-    some = copy.copy(module)
-    some.__dict__ = dict(module.__dict__)
+    some = type(module).__new__(type(module))  # `copy.copy` refuses torch's parametrized modules
+    some.__dict__.update(module.__dict__)
     some._parameters = {name: None if p is None else p[rows] for name, p in module._parameters.items()}  # type: ignore[assignment]
     some._buffers = {name: None if b is None else b[rows] for name, b in module._buffers.items()}
     some._modules = {name: None if m is None else rows_of(m, rows) for name, m in module._modules.items()}

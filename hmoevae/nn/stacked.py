@@ -6,16 +6,19 @@ batch-first.
 
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from hmoevae.errors import SpecError, mismatch
+from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.grouped import GroupedNetwork
+from hmoevae.nn.rows import rows_of
 from hmoevae.spec import Network
 
 
@@ -42,6 +45,9 @@ class Stacked(GroupedNetwork):
     (torch.Size([3, 2, 5]), [('module.weight', 3), ('module.bias', 3)])
     """
 
+    batched = True
+    """Whether the modules run batched by `vmap`; else one by one, which `torch.export` takes with any batch size."""
+
     def __init__(
         self, record: Network, groups: int, input_shape: tuple[int, ...], output_shape: tuple[int, ...], place: str
     ) -> None:
@@ -60,6 +66,7 @@ class Stacked(GroupedNetwork):
                 for name, tensor in tensors.items():
                     if tensor is not None:
                         tensors[name] = by_original[id(tensor)]  # type: ignore[assignment]
+        _check_runs(self, place)
 
     def forward(
         self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
@@ -70,6 +77,11 @@ class Stacked(GroupedNetwork):
         def one(state: dict[str, Tensor], x: Tensor) -> Tensor:
             return functional_call(self.module, state, (x.t().unflatten(1, self.input_shape),)).flatten(1).t()
 
+        groups = len(next(iter(state.values())))
+        if groups == 1 or not self.batched:
+            own = x.unsqueeze(0).expand(groups, -1, -1) if x.ndim == 2 else x
+            rows = ({name: value[i] for name, value in state.items()} for i in range(groups))
+            return torch.stack([one(row, own[i]) for i, row in enumerate(rows)])
         return vmap(one, in_dims=(0, None if x.ndim == 2 else 0), randomness="different")(state, x)
 
 
@@ -80,21 +92,66 @@ def _check(
     if not isinstance(module, nn.Module):
         raise SpecError(mismatch(place, f"a torch.nn.Module from {record}.build", type(module).__name__))
     for words in _obstacles(module):
-        raise SpecError(mismatch(place, "a module that can be stacked", words))
-    was_training = module.training
-    reference = next(module.parameters())
-    probe = torch.zeros(2, *input_shape, device=reference.device, dtype=reference.dtype)
+        raise SpecError(mismatch(place, _STACKABLE, words))
+    if _is_outline(module):
+        return
     try:
-        with torch.no_grad():
-            given = module.eval()(probe)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = f"{type(error).__name__}: {f'{error}'.splitlines()[0]}" if f"{error}" else type(error).__name__
-        raise SpecError(mismatch(place, f"a module that takes (batch, {_sizes(input_shape)})", first)) from error
-    finally:
-        module.train(was_training)
+        given, changed = _looked_at(module, _probe(module, input_shape))
+    except _ERRORS as error:
+        expected = f"a module that takes (batch, {_sizes(input_shape)})"
+        raise SpecError(mismatch(place, expected, _first_line(error))) from error
     if not isinstance(given, Tensor) or tuple(given.shape) != (2, *output_shape):
         got = f"(2, {_sizes(tuple(given.shape[1:]))})" if isinstance(given, Tensor) else type(given).__name__
         raise SpecError(mismatch(place, f"outputs (batch, {_sizes(output_shape)}) of {record}", f"{got} of 2 inputs"))
+    if changed is not None:
+        raise SpecError(mismatch(place, _STACKABLE, f"the buffer {changed}, which a call changes"))
+
+
+def _check_runs(stacked: Stacked, place: str) -> None:
+    """Refuse what `vmap` cannot run, such as a branch that depends on a tensor."""
+    if _is_outline(stacked):
+        return
+    few = rows_of(stacked, slice(2))  # one alone runs without it
+    try:
+        _looked_at(few, _probe(stacked, stacked.input_shape).flatten(1).t())
+    except _ERRORS as error:
+        raise SpecError(mismatch(place, "a module that torch.func.vmap can run", _first_line(error))) from error
+
+
+_STACKABLE = "a module that can be stacked"
+_ERRORS = RuntimeError, ValueError, TypeError, IndexError
+"""What torch raises for a shape, or an operation, that it has no rule for."""
+
+
+def _is_outline(module: nn.Module) -> bool:
+    """Whether a module has shapes and no numbers: nothing can be found out by running it."""
+    return any(tensor.is_meta for tensor in chain(module.parameters(), module.buffers()))
+
+
+def _probe(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+    """Two samples to run a module on."""
+    like = next(module.parameters())
+    return torch.zeros(2, *input_shape, device=like.device, dtype=like.dtype)
+
+
+@torch.no_grad()
+def _looked_at(module: nn.Module, probe: Tensor) -> tuple[Any, str | None]:
+    """What a module answers in evaluation, having run in training too, and the name of a buffer that this changed."""
+    modes = {part: part.training for part in module.modules()}
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        with borrowed_random_state(device=probe.device):
+            module.train()(probe)
+            answer = module.eval()(probe)
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    changed = (name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name]))
+    return answer, next(changed, None)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {f'{error}'.splitlines()[0]}" if f"{error}" else type(error).__name__
 
 
 def _sizes(shape: tuple[int, ...]) -> str:
@@ -106,10 +163,15 @@ def _obstacles(module: nn.Module) -> Iterator[str]:
     for name, part in module.named_modules():
         if isinstance(part, _NormBase) and part.track_running_stats:
             yield f"{type(part).__name__} at {name or 'its root'}, whose running statistics change (GroupNorm has none)"
-        if isinstance(part, LazyModuleMixin) and part.has_uninitialized_params():
+        elif isinstance(part, _BatchNorm):
+            yield f"{type(part).__name__} at {name or 'its root'}, which mixes the samples of a batch"
+        if isinstance(part, LazyModuleMixin) and part.has_uninitialized_params():  # type: ignore[attr-defined]
             yield f"{type(part).__name__} at {name or 'its root'}, whose sizes are not known yet"
     for name, buffer in module.named_buffers():
         if not buffer.is_floating_point():
             yield f"the buffer {name} of {buffer.dtype} (a plain attribute will do)"
+    for name, parameter in module.named_parameters():
+        if not parameter.is_floating_point():
+            yield f"the parameter {name} of {parameter.dtype}"
     if next(module.parameters(), None) is None:
         yield "one without parameters"

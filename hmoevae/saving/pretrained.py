@@ -224,6 +224,10 @@ class Pretrained(nn.Module, ModelHubMixin):
             # Beside our own words, Python's and PyTorch's for sizes that nothing can have.
             own = isinstance(error, HMoEVAEError | KeyError)
             got = f"{error}" if own else f"one that cannot be built ({f'{error}'.splitlines()[0]})"
+            modules = saved.config.get("modules")
+            if own and isinstance(modules, dict) and modules:  # told, and never imported
+                told = ", ".join(f"{kind!r} from the module {module!r}" for kind, module in modules.items())
+                got += f"; the model was saved with {told}"
             raise CheckpointError(mismatch(str(config_file), "the description of a model", got)) from None
         files.check_weights(weights_file, saved.state, outline.state_dict())
         with borrowed_random_state():  # the weights drawn here are not kept

@@ -36,10 +36,18 @@ class Balance:
         return f"balance {self.kind} {self.weight:g}"
 
 
-def register_balance(kind: str) -> None:
-    """Let `Balance` be of a kind, in Python and in files; `hmoevae.nn.balance.balance` says what it computes."""
-    REGISTER.add(kind, Registered(Balance, functools.partial(Balance, kind), "Balance(...)"))
+def register_balance(kind: str, origin: tuple[str, str]) -> None:
+    """Let `Balance` be of a kind, in Python and in files; `hmoevae.nn.balance.balance` says what it computes.
+
+    Args:
+        kind: Its name.
+        origin: Module and name of the function that computes it.
+
+    Raises:
+        SpecError: Something else has that kind already.
+    """
+    REGISTER.add(kind, Registered(Balance, functools.partial(Balance, kind), "Balance(...)", origin))
 
 
 for _kind in ("variance", "cv2", "kl"):
-    register_balance(_kind)
+    register_balance(_kind, ("hmoevae.nn.balance", _kind))

@@ -24,6 +24,28 @@ class Likelihood:
     """Base class of the records of p(x|z). A record's `build` makes the module that computes it.
 
     A likelihood of your own is a class with the decorator `hmoevae.record`, this base class and the method `build`.
+
+    >>> from hmoevae import LikelihoodModule, record
+    >>> @record(kind="doctest.unit")
+    ... class Unit(Likelihood):
+    ...     def build(self, n_experts, n_features):
+    ...         return UnitModule()
+    >>> class UnitModule(LikelihoodModule):
+    ...     support = "finite values"
+    ...
+    ...     def contains(self, x):
+    ...         return True
+    ...
+    ...     def log_density(self, raw, x):
+    ...         return -0.5 * ((x - raw) ** 2 + 1.8379)
+    ...
+    ...     def mean(self, raw):
+    ...         return raw
+    ...
+    ...     def sample(self, raw, generator=None):
+    ...         return raw + raw.new_empty(raw.shape).normal_(generator=generator)
+    >>> Unit().build(n_experts=3, n_features=4).outputs
+    1
     """
 
     kind: str

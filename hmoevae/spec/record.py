@@ -63,11 +63,13 @@ class Registered:
         family: The base class of its records, such as `Network`.
         make: Makes a record from its fields.
         call: The call that makes a record, such as `MLP(...)`, for messages.
+        origin: Module and name of the class or function that the kind stands for.
     """
 
     family: type
     make: Callable[..., Any]
     call: str
+    origin: tuple[str, str]
 
 
 class Register:
@@ -76,9 +78,11 @@ class Register:
     >>> class Colour:
     ...     pass
     >>> register = Register()
-    >>> register.add("red", Registered(Colour, Colour, "Red()"))
+    >>> register.add("red", Registered(Colour, Colour, "Red()", origin_of(Colour)))
     >>> register.kinds(Colour), register.calls(Colour)
     (['red'], ['Red()'])
+    >>> register.module("red") == __name__
+    True
     """
 
     def __init__(self) -> None:
@@ -91,12 +95,9 @@ class Register:
             SpecError: Another class has that kind.
         """
         before = self._known.get(kind)
-        if before is not None and (_origin(before.make), before.family) != (
-            _origin(registered.make),
-            registered.family,
-        ):
-            there = ".".join(_origin(before.make))
-            raise SpecError(mismatch("kind", f"one that is not registered ({kind!r} is {there})", repr(kind)))
+        if before is not None and (before.origin, before.family) != (registered.origin, registered.family):
+            there = ".".join(before.origin)
+            raise SpecError(mismatch("kind", f"one that is free ({kind!r} is {there})", repr(kind)))
         self._known[kind] = registered
 
     def has(self, kind: object, family: type) -> bool:
@@ -110,6 +111,10 @@ class Register:
     def calls(self, family: type) -> list[str]:
         """The calls that make the records of a family, for messages."""
         return list(dict.fromkeys(known.call for known in self._known.values() if issubclass(known.family, family)))
+
+    def module(self, kind: str) -> str:
+        """The module that registered a kind."""
+        return self._known[kind].origin[0]
 
     def __iter__(self) -> Iterator[Registered]:
         return iter(self._known.values())
@@ -129,11 +134,13 @@ class Register:
         return self._known[kind]
 
 
-def _origin(make: Callable[..., Any]) -> tuple[str, str]:
-    """Where a class or function was defined."""
-    while isinstance(make, functools.partial):
-        make = make.func
-    return make.__module__, make.__qualname__
+def origin_of(definition: Callable[..., Any]) -> tuple[str, str]:
+    """Module and name of a class or function, equal for what a module defines when it is loaded anew.
+
+    >>> origin_of(json.loads)
+    ('json', 'loads')
+    """
+    return definition.__module__, definition.__qualname__
 
 
 REGISTER = Register()
@@ -246,7 +253,7 @@ def record(kind: str | None = None, *, error: type[HMoEVAEError] = SpecError) ->
         if kind is not None:
             made.kind = kind
             family = next((base for base in cls.__mro__[1:] if base is not object), cls)
-            REGISTER.add(kind, Registered(family, made, f"{cls.__name__}({'...' if names else ''})"))
+            REGISTER.add(kind, Registered(family, made, f"{cls.__name__}({'...' if names else ''})", origin_of(cls)))
         return made
 
     return decorate
@@ -334,6 +341,27 @@ def read_json(text: str | bytes, path: str) -> Any:
     except (ValueError, RecursionError) as error:
         raise SpecError(mismatch(path, f"valid JSON ({error})", f"{text!r:.200}")) from None
     return read(data, path)
+
+
+def modules_of(data: Any) -> dict[str, str]:
+    """Which modules registered the kinds that a written record names, those of the package left out.
+
+    Args:
+        data: What `write` gives.
+
+    >>> modules_of({"kind": "mlp", "hidden": [128]})
+    {}
+    """
+    if isinstance(data, list):
+        found = [modules_of(part) for part in data]
+    elif isinstance(data, dict):
+        found = [modules_of(part) for part in data.values()]
+        kind = data.get("kind")
+        if isinstance(kind, str) and (module := REGISTER.module(kind)).partition(".")[0] != "hmoevae":
+            found.append({kind: module})
+    else:
+        return {}
+    return {kind: module for part in found for kind, module in part.items()}
 
 
 def check_family(value: object, family: type, path: str) -> None:

@@ -116,9 +116,11 @@ class Epochs:
         """Train one epoch, record it, call the callbacks, write a checkpoint; returns whether training ends."""
         run, history = self.state.run, self.state.history
         lesson = self.course.lesson(epoch)
+        run.model.train()
         row = run.epoch(self.source, lesson, f"epoch {epoch}/{self.training.epochs}", bar)
         if self.training.revive and lesson.phase == "joint" and epoch < self.training.epochs:
             row["revived"] = len(run.revive(row))
+        run.model.eval()  # no dropout in what is measured, nor in what callbacks look at
         if self.held_out is not None:
             terms = evaluate(run.model, self.held_out, self.seed, run.processes)
             row |= {f"val_{name}": value for name, value in terms.items()}

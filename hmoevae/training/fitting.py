@@ -220,7 +220,7 @@ class _Job:
         """Run the remaining epochs; in the end, or on an error, set evaluation mode and free the gradients."""
         views = GateViews(self.training.view, self.training.agreement, self.source.samples)
         start = self.processes.from_main(self._start) if checkpoint is None else checkpoint.state["start"]
-        self.model.to(self.device).train()
+        self.model.to(self.device)
         with ExitStack() as afterwards:
             afterwards.callback(self.model.eval)
             run = self._run(views, start)

@@ -79,10 +79,8 @@ class Training:
     >>> training = Training(epochs=5, init="kmeans", early_stopping=EarlyStopping(patience=2))
     >>> training
     Training(epochs=5, init='kmeans', early_stopping=EarlyStopping(patience=2, min_delta=0.0))
-    >>> training_from_json(training.to_json()) == training
-    True
-    >>> training.start_epochs, training.course.lesson(1).phase, training.course.lesson(2).phase
-    (1, 'start', 'joint')
+    >>> training_from_json(training.to_json()) == training, training.start_epochs, training.course.lesson(1).phase
+    (True, 1, 'start')
     >>> Training(lr=-1)
     Traceback (most recent call last):
     ...

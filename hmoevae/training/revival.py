@@ -86,8 +86,11 @@ def _copy_expert(model: HMoEVAE, copies: "_Copies", source: int | None, target: 
     if source is None:
         return
     here, there = model.plan.leaves[source].place, model.plan.leaves[target].place
-    for parameter in model.experts.groups[there.group].parameters():
-        copies.row(parameter, here.row, there.row, len(parameter))
+    group = model.experts.groups[there.group]
+    for parameter in group.parameters():
+        copies.row(parameter, here.row, there.row, len(parameter), noise=NOISE if parameter.requires_grad else 0.0)
+    for buffer in group.buffers():  # constants of a user's network, which may differ from node to node
+        buffer[there.row] = buffer[here.row]
 
 
 class _Copies:
