@@ -1,4 +1,4 @@
-"""Hierarchical mixtures of variational auto-encoders: kinds and sub-kinds of data, found without labels."""
+"""Hierarchical mixtures of variational auto-encoders: clusters and sub-clusters of data, found without labels."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -93,12 +93,12 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """What there is for users, loaded or not."""
+    """The public names, loaded or not."""
     return sorted([*__all__, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
-    """Load what not every user needs on first use, as in `hmoevae.plot`."""
+    """Load modules that not every user needs on first use, such as `hmoevae.plot`."""
     if name in ("datasets", "export", "metrics", "plot"):
         return import_module(f"hmoevae.{name}")
     if name == "VAEMixture":

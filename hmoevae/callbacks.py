@@ -12,15 +12,15 @@ from hmoevae.training import EpochEnd
 
 
 class SampleRecorder:
-    """Keeps, as training goes, what every leaf makes of one shared z: the material of `hmoevae.plot.sample_grid`.
+    """Decodes the same z by every leaf during training, for `hmoevae.plot.sample_grid`.
 
     Args:
-        n_frames: About how many epochs to keep, two or more, evenly spread, the first and the last among them. Epochs
-            that left the experts as they were, such as those of gates alone, are left out.
-        seed: Fixes z, a draw from the prior.
+        n_frames: Approximate number of epochs to keep, at least two. They are evenly spaced and include the first and
+            the last one. Epochs that did not change the experts, such as those of gates alone, are left out.
+        seed: Seed of z, which is drawn from the prior.
 
     Attributes:
-        epochs: The epochs kept.
+        epochs: The epochs that were kept.
 
     Raises:
         ArgumentError: `n_frames` is not an integer > 1.
@@ -31,7 +31,7 @@ class SampleRecorder:
     >>> recorder.epochs, recorder.frames.shape
     ([1, 5], torch.Size([2, 3, 4]))
     >>> again = SampleRecorder(n_frames=2)
-    >>> again.load_state_dict(recorder.state_dict())  # as training does that goes on from a checkpoint
+    >>> again.load_state_dict(recorder.state_dict())  # as a training does that resumes from a checkpoint
     >>> torch.equal(again.frames, recorder.frames)
     True
     """
@@ -44,7 +44,7 @@ class SampleRecorder:
         self._frames: list[Tensor] = []
 
     def __call__(self, end: EpochEnd) -> None:
-        """Keep this epoch's samples if its turn has come."""
+        """Keep the samples of this epoch if it is one of the `n_frames`."""
         kept = torch.linspace(1, end.epochs, min(self.n_frames, end.epochs)).round().tolist()
         if end.epoch not in kept:
             return
@@ -61,16 +61,16 @@ class SampleRecorder:
         return {"epochs": list(self.epochs), "frames": list(self._frames)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self.epochs = list(state_dict["epochs"])
         self._frames = list(state_dict["frames"])
 
     @property
     def frames(self) -> Float[Tensor, "epoch leaf *sample"]:
-        """The samples kept, one row an epoch.
+        """The samples that were kept, one row per epoch.
 
         Raises:
-            ArgumentError: There are none yet.
+            ArgumentError: No epoch has been kept yet.
         """
         if not self._frames:
             raise ArgumentError(mismatch("SampleRecorder", "a finished epoch of fit", "none"))

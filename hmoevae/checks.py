@@ -1,4 +1,4 @@
-"""Checks of arguments: numbers, integers and choices, refused in the one form of words that the package uses."""
+"""Checks of arguments: numbers, integers and choices, with errors in the package's form."""
 
 import math
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from hmoevae.errors import ArgumentError, mismatch
 
 
 def is_integer(value: object, least: int | None = None) -> bool:
-    """Whether an argument is an integer, Python's or numpy's but no truth value, and no less than `least`.
+    """Whether an argument is an integer of Python or numpy, not a bool, and at least `least`.
 
     >>> is_integer(1), is_integer(1.0), is_integer(True), is_integer(0, least=1)
     (True, False, False, False)
@@ -19,7 +19,7 @@ def is_integer(value: object, least: int | None = None) -> bool:
 
 
 def is_number(value: object, *, positive: bool = False) -> bool:
-    """Whether an argument is a finite number >= 0, or > 0, Python's or numpy's but no truth value.
+    """Whether an argument is a finite number of Python or numpy, not a bool, and >= 0 or, if `positive`, > 0.
 
     >>> is_number(0), is_number(0.5, positive=True), is_number(0, positive=True), is_number(-1), is_number("1")
     (True, True, False, False, False)
@@ -31,10 +31,10 @@ def is_number(value: object, *, positive: bool = False) -> bool:
 
 
 def check_number(argument: str, value: object, *, positive: bool = False) -> None:
-    """Make sure of what `is_number` says.
+    """Check that an argument is a number, as `is_number` defines it.
 
     Raises:
-        ArgumentError: It is not so.
+        ArgumentError: It is not.
 
     >>> check_number("lr", 0.1, positive=True)
     """
@@ -43,10 +43,10 @@ def check_number(argument: str, value: object, *, positive: bool = False) -> Non
 
 
 def check_integer(argument: str, value: object, *, least: int = 1) -> None:
-    """Make sure of what `is_integer` says.
+    """Check that an argument is an integer, as `is_integer` defines it.
 
     Raises:
-        ArgumentError: It is not so.
+        ArgumentError: It is not.
 
     >>> check_integer("epochs", 5)
     """
@@ -55,15 +55,15 @@ def check_integer(argument: str, value: object, *, least: int = 1) -> None:
 
 
 def check_choice(argument: str, value: object, choices: Iterable[str]) -> None:
-    """Make sure that an argument is one of a few names.
+    """Check that an argument is one of a few names.
 
     Args:
-        argument: Its name.
-        value: What was given.
-        choices: The names that there are.
+        argument: The name of the argument.
+        value: Its value.
+        choices: The allowed values.
 
     Raises:
-        ArgumentError: It is none of them.
+        ArgumentError: The value is none of them.
 
     >>> check_choice("objective", "elbo", ("elbo", "marginal"))
     >>> check_choice("objective", "loss", ("elbo", "marginal"))

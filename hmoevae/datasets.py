@@ -1,6 +1,6 @@
 """Labelled images to try things on: MNIST and Fashion-MNIST, from a folder or torchvision; small sets from packages.
 
-`Scaled` stands for data of your own whose numbers are still to be scaled, such as a memory-mapped file of pixels.
+`Scaled` scales data of your own, such as a memory-mapped file of pixels, batch by batch.
 """
 
 import math
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """What there is for users."""
+    """The public names."""
     return __all__
 
 
@@ -39,7 +39,7 @@ _IMAGE_MAGIC, _LABEL_MAGIC = 2051, 2049
 
 
 class DatasetUnavailableError(HMoEVAEError, OSError):
-    """A data set that cannot be had here; the message says what was tried.
+    """A data set that is neither here nor can be downloaded; the message says what was tried.
 
     >>> issubclass(DatasetUnavailableError, OSError)
     True
@@ -51,7 +51,7 @@ class LabelledImages:
     """Images with labels, which are for evaluation only.
 
     Attributes:
-        name: Of the data set.
+        name: Name of the data set.
         x: Images, grey levels in [0, 1].
         y: Label of every image.
 
@@ -69,7 +69,7 @@ class LabelledImages:
         return len(self.y)
 
     def __repr__(self) -> str:
-        """Its sizes, not its pixels."""
+        """The sizes, without the pixels."""
         n_labels = len(self.y.unique())
         return f"<LabelledImages {self.name}: {len(self):,} of shape {tuple(self.x.shape[1:])}, {n_labels} labels>"
 
@@ -78,8 +78,8 @@ def mnist(root: str | os.PathLike[str] | None = None) -> tuple[LabelledImages, L
     """MNIST's 60,000 training and 10,000 test images (LeCun, Cortes & Burges).
 
     Args:
-        root: Folder with `MNIST/raw/` in it, as torchvision lays it out. Where neither it nor the environment variable
-            `HMOEVAE_DATA` is given, torchvision downloads the files into a cache folder.
+        root: Folder with `MNIST/raw/` in it, as torchvision writes it; by default the environment variable
+            `HMOEVAE_DATA`. If neither is given, torchvision downloads the files into a cache folder.
 
     Returns:
         The training and the test split.
@@ -97,10 +97,10 @@ def mnist(root: str | os.PathLike[str] | None = None) -> tuple[LabelledImages, L
 
 
 def fashion_mnist(root: str | os.PathLike[str] | None = None) -> tuple[LabelledImages, LabelledImages]:
-    """Fashion-MNIST's 60,000 training and 10,000 test images of clothes, in ten kinds (Xiao et al. 2017).
+    """Fashion-MNIST's 60,000 training and 10,000 test images of clothes, in ten classes (Xiao et al. 2017).
 
     Args:
-        root: Folder with `FashionMNIST/raw/` in it, as torchvision lays it out; otherwise as for `mnist`.
+        root: Folder with `FashionMNIST/raw/` in it, as torchvision writes it; otherwise as for `mnist`.
 
     Returns:
         The training and the test split.
@@ -185,7 +185,7 @@ def _paths(raw: Path, split: str) -> tuple[Path, Path]:
 
 
 def _download(folder: Path, dataset: str, name: str) -> None:
-    try:  # here and nowhere else: importing torchvision is slow, and fails beside a torch of another build
+    try:  # imported only here: importing torchvision is slow, and fails beside a torch of another build
         from torchvision import datasets
 
         getattr(datasets, dataset)(str(folder), download=True)
@@ -198,7 +198,7 @@ def _read(raw: Path, split: str, name: str) -> LabelledImages:
     image_file, label_file = _paths(raw, split)
     images, labels = _read_idx(image_file, _IMAGE_MAGIC), _read_idx(label_file, _LABEL_MAGIC)
     if len(images) != len(labels):
-        raise DataError(mismatch(str(label_file), f"{len(images)} labels, one an image", len(labels)))
+        raise DataError(mismatch(str(label_file), f"{len(images)} labels, one per image", len(labels)))
     x = torch.from_numpy(images.astype(np.float32) / 255).unsqueeze(1)
     return LabelledImages(name, x, torch.from_numpy(labels.astype(np.int64)))
 

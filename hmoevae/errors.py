@@ -26,7 +26,7 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """What there is for users."""
+    """The public names."""
     return __all__
 
 
@@ -35,7 +35,7 @@ class HMoEVAEError(Exception):
 
 
 class SpecError(HMoEVAEError, ValueError):
-    """A tree that does not make sense; the message starts with the path of the bad field."""
+    """A tree that is not valid; the message starts with the path of the bad field."""
 
 
 class ArgumentError(HMoEVAEError, ValueError):
@@ -67,35 +67,35 @@ class ProcessError(HMoEVAEError, RuntimeError):
 
 
 class MissingExtraError(HMoEVAEError, ImportError):
-    """A feature whose optional dependency is not installed; names the extra that brings it."""
+    """A feature whose optional dependency is not installed; names the extra that installs it."""
 
 
 class CollapseWarning(UserWarning):
-    """Part of a tree that does nothing when training ends; base class of the warnings that say which part."""
+    """Part of a tree that is unused at the end of training; base class of the warnings that name the part."""
 
 
 class DeadLeafWarning(CollapseWarning):
-    """A leaf that training left without samples, in probability or in fact; names the leaf."""
+    """A leaf with next to no probability, or that is no sample's most probable leaf; names the leaf."""
 
 
 class ScaleWarning(UserWarning):
-    """Data whose columns are far from the scale of the likelihood; says which, and that they want standardising."""
+    """Data whose columns are far from the scale of the likelihood; names the column and says how to standardise."""
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint that is passed over because it is damaged or not ours; names it."""
+    """A checkpoint that is skipped because it is damaged or not one of this package; names it."""
 
 
 class VersionWarning(UserWarning):
-    """A pickled estimator that another version of this package has made; names the version."""
+    """A pickled estimator from another version of this package; names the version."""
 
 
 class ConstantGateWarning(CollapseWarning):
-    """A gate that gives all samples the same answer; names the mixture."""
+    """A gate that gives all samples nearly the same probabilities; names the mixture."""
 
 
 def mismatch(argument: str, expected: str, got: object) -> str:
-    """Word an error in the one form that the package uses.
+    """The text of an error, in the package's form.
 
     >>> mismatch("latent_dim", "an integer > 0", 0)
     'latent_dim: expected an integer > 0, got 0'
@@ -104,7 +104,7 @@ def mismatch(argument: str, expected: str, got: object) -> str:
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn of what a user has called, in whose line, however deep in this package the reason was found.
+    """Give a warning that points at the line of the user's code that called this package.
 
     >>> import warnings
     >>> with warnings.catch_warnings(record=True, action="always") as caught:
@@ -119,12 +119,12 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def _is_on_the_way(module: str) -> bool:
-    """Whether calls from there are made on behalf of somebody else, who is to be told."""
+    """Whether a module lies between the user's code and the reason of a warning."""
     return module.partition(".")[0] in {"hmoevae", "beartype", "contextlib", "jaxtyping", "joblib", "pickle", "sklearn"}
 
 
 def from_extra(package: str, extra: str) -> str:
-    """Words for a package that an extra brings, with what installs it where this project was cloned, and anywhere.
+    """A package that an extra installs, with the command that installs it in a clone and the one for elsewhere.
 
     >>> from_extra("umap-learn", "umap")
     "umap-learn (in a clone: pip install -e '.[umap]'; elsewhere: pip install umap-learn)"

@@ -1,4 +1,4 @@
-"""VAEMixture: the model with scikit-learn's face, for tables and for everything that works on estimators."""
+"""VAEMixture: the model as a scikit-learn estimator, for tables, pipelines and searches."""
 
 import copy
 import inspect
@@ -41,51 +41,53 @@ except ImportError as missing:
     ) from None
 
 FLOATS = (np.float64, np.float32)
-"""The types that samples are read as; others are converted to the first."""
+"""The types in which samples are read; others are converted to the first."""
 NEVER = -1000.0
-"""Log-odds, in nats, of what has no samples; its probability is zero in every floating point type."""
+"""Prior logit of a child without samples; its probability is zero in every floating point type."""
 
 
 class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
-    """A mixture of variational auto-encoders as a scikit-learn estimator, named as `GaussianMixture` is.
+    """A mixture of variational auto-encoders as a scikit-learn estimator, with the names of `GaussianMixture`.
 
-    It clusters (`predict`, the gates' choice), reduces (`transform`, the latents), estimates densities
-    (`score_samples`) and generates (`sample`). The defaults are for tables with columns of about unit variance: put a
-    `StandardScaler` in front. On the CPU it computes in the floating point type of `X`, elsewhere in float32.
+    It clusters (`predict`, by the gates), reduces dimensions (`transform`, the latents), estimates densities
+    (`score_samples`) and generates samples (`sample`). The defaults are for tables whose columns have about unit
+    variance: put a `StandardScaler` before it. On the CPU it computes in the floating point type of `X`, elsewhere in
+    float32.
 
     Args:
-        n_components: Number of experts of a flat mixture, where 1 is a lone VAE; not read if `tree` is given.
-        tree: A tree of any shape in place of the flat mixture; `latent_dim`, `hidden`, `likelihood` and `balance` are
-            then not read.
+        n_components: Number of experts of a flat mixture; 1 means a single VAE. Not used if `tree` is given.
+        tree: A tree of any shape instead of the flat mixture; `latent_dim`, `hidden`, `likelihood` and `balance` are
+            then not used.
         latent_dim: Size of every expert's latent.
         hidden: Widths of the hidden layers of every encoder, decoder and gate.
         likelihood: The observation model p(x|z); `None` means `Gaussian(scale=0.5, mean="identity")`.
-        balance: What keeps the gate from one-sidedness; `None` means `Balance("kl", 1.0)`.
-        objective: What training minimises: `"expected"`, `"elbo"` or `"marginal"` (see `hmoevae.nn.objectives`). With
-            the last two the flat mixture learns its weights; `"expected"` keeps them uniform.
-        max_iter: Passes over the data.
-        batch_size: Samples a step.
+        balance: The term that keeps the gate from sending all samples to one expert; `None` means `Balance("kl", 1.0)`.
+        objective: The objective that training minimises: `"expected"`, `"elbo"` or `"marginal"` (see
+            `hmoevae.nn.objectives`). With the last two, the flat mixture learns its weights; with `"expected"` they are
+            uniform.
+        max_iter: Number of passes over the data.
+        batch_size: Samples per step.
         lr: Learning rate of Adam.
-        init: What the first tenth of a fit's epochs teaches gates and experts: the clusters of `"kmeans"`, level by
-            level down a tree, as `GaussianMixture` begins, or of `"umap"` (extra `umap`); `"random"` leaves it out.
-        n_init: Number of trainings from fresh weights, of which the one with the smallest `loss_` is kept.
-        n_importance: Draws of z from every leaf behind each value of `score_samples`.
-        warm_start: Let `fit` go on from the weights of the fit before, with a fresh optimiser and `n_init` not read.
+        init: The start, which gates and experts learn in the first tenth of the epochs: the clusters of `"kmeans"`,
+            level by level down a tree, as in `GaussianMixture`, or of `"umap"` (extra `umap`); `"random"` has none.
+        n_init: Number of trainings from fresh weights; the one with the smallest `loss_` is kept.
+        n_importance: Number of draws of z from every leaf for each value of `score_samples`.
+        warm_start: Let `fit` continue from the weights of the last fit, with a fresh optimiser; `n_init` is not used.
         random_state: Seed of weights, order of the data and draws, as everywhere in scikit-learn.
-        device: Where to train and predict; `"auto"` takes an accelerator if there is one. A pickle holds the weights
-            on the CPU.
+        device: The device to train and predict on; `"auto"` takes an accelerator if there is one. A pickle holds the
+            weights on the CPU.
         verbose: Above 0, training shows a progress bar.
 
     Attributes:
         model_: The trained `HMoEVAE`, with all its methods.
         labels_: The most probable leaf of every sample of the last fit, `(n_samples,)`. In a mixture of `n_components`,
-            leaves without a sample come last, so that the labels have no gaps; in a `tree` every leaf keeps its place.
-        weights_: The prior of every leaf, `(n_leaves,)`. Where it is learned, these are the shares of `labels_`.
-        loss_: The objective on the data of the last fit, without balance, in nats a sample.
+            leaves without a sample come last, so that the labels have no gaps; in a `tree` the leaves keep their order.
+        weights_: The prior of every leaf, `(n_leaves,)`. A learned prior is set to the shares of `labels_`.
+        loss_: The objective on the data of the last fit, without balance, in nats per sample.
         history_: The `History` of the training that was kept.
-        n_iter_: Its number of epochs.
+        n_iter_: The number of epochs of that training.
         n_features_in_: Number of columns of `X`.
-        feature_names_in_: Their names, where `X` had names that are all strings.
+        feature_names_in_: Names of the columns, if `X` had names that are all strings.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
@@ -141,15 +143,16 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     def fit(self, X: Any, y: object = None) -> "VAEMixture":  # noqa: ARG002
         """Train on the rows of `X`.
 
-        Ctrl-C ends training with a warning and keeps what there is. A `DeadLeafWarning` names leaves without samples,
-        among them all that no sample of `labels_` has, and a `ConstantGateWarning` gates that answer all samples alike.
+        Ctrl-C ends training with a warning and keeps the weights so far. A `DeadLeafWarning` names dead leaves and all
+        leaves that are not in `labels_`. A `ConstantGateWarning` names gates that give all samples nearly the same
+        probabilities.
 
         Args:
-            X: Samples, `(n_samples, n_features)`, at least one for every leaf.
-            y: Not read.
+            X: Samples, `(n_samples, n_features)`, at least as many as leaves.
+            y: Not used.
 
         Raises:
-            SpecError: The tree does not make sense.
+            SpecError: The tree is not valid.
             ArgumentError: Another argument cannot be used; `DataError` for data that the likelihood cannot model.
             NonFiniteError: The loss became NaN or infinite, as it may if the columns of `X` are far from unit scale.
         """
@@ -167,12 +170,12 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             before = (self.model_.tree, self.model_.input_shape, self.model_.objective)
             others = [name for (name, value), was in zip(now.items(), before, strict=True) if value != was]
             if others:
-                expected = "the tree, the number of features and the objective of the fit before"
+                expected = "the tree, the number of features and the objective of the last fit"
                 raise ArgumentError(mismatch("warm_start", expected, f"another {' and another '.join(others)}"))
         where = training.resolve_device(self.device)
         dtype = torch.float64 if X.dtype == np.float64 and where.type == "cpu" else torch.float32
         random = check_random_state(self.random_state)
-        with torch.device("meta"):  # what samples are to be is known of the tree, before there are weights
+        with torch.device("meta"):  # checking samples needs the tree only, no weights
             outline = self.model_ if goes_on else HMoEVAE(tree, shape, objective=self.objective)
         data = outline.to(dtype).checked(X, name="X")
 
@@ -238,16 +241,16 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         return self.model_.predict(self._check(X)).numpy()
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "n_samples leaf"]:
-        """q(leaf | x), the product of the gates on the way to every leaf; rows sum to one."""
+        """q(leaf | x), the product of the gates on the path to every leaf; rows sum to one."""
         check_is_fitted(self)
         data = self._check(X)
         return self.model_.predict_proba(data).to(data.x.dtype).numpy()
 
     def transform(self, X: Any) -> Float[np.ndarray, "n_samples latent"]:
-        """Mean of q(z|x) of the leaf that each sample is routed to.
+        """Mean of q(z|x) by the most probable leaf of each sample.
 
-        Every leaf has latents of its own, so compare rows only within a cluster; shorter latents are filled up with
-        zeros.
+        Every leaf has its own latent space, so compare rows within a cluster only. Leaves with a smaller `latent_dim`
+        are padded with zeros.
         """
         check_is_fitted(self)
         data = self._check(X)
@@ -260,10 +263,10 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     # --- density ----------------------------------------------------------------------------------------------------
 
     def score_samples(self, X: Any) -> Float[np.ndarray, " n_samples"]:
-        """Importance-weighted lower bound on log p(x) of every sample, as `HMoEVAE.score_samples`.
+        """Importance-weighted lower bound on log p(x) of every sample, as in `HMoEVAE.score_samples`.
 
-        All samples share their draws of z and every call draws the same, so that a sample's score depends on nothing
-        but the sample.
+        All samples share their draws of z and every call draws the same, so a sample's score does not depend on the
+        other samples.
         """
         check_is_fitted(self)
         data = self._check(X, support=True)
@@ -271,13 +274,13 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         return self.model_.score_samples(data, n_importance=self.n_importance).to(data.x.dtype).numpy()
 
     def score(self, X: Any, y: object = None) -> float:  # noqa: ARG002
-        """Mean of `score_samples` over `X`, in nats; `y` is not read."""
+        """Mean of `score_samples` over `X`, in nats; `y` is not used."""
         return float(self.score_samples(X).mean())
 
     def sample(
         self, n_samples: int = 1
     ) -> tuple[Float[np.ndarray, "n_samples feature"], Int[np.ndarray, " n_samples"]]:
-        """Draw rows from p(x), and the leaf that each comes from, ordered by leaf.
+        """Draw rows from p(x), ordered by leaf; returns the rows and the leaf of each.
 
         With an integer `random_state` every call draws the same.
         """
@@ -304,32 +307,31 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]  # object's may be None
-        if "model_" in state:  # a pickle must open on machines without this accelerator
+        if "model_" in state:  # machines without this accelerator have to be able to load the pickle
             state["model_"] = copy.deepcopy(state["model_"]).cpu()
         return state | {"_hmoevae_version": __version__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over what another version has pickled, parameters that it did not know at their defaults."""
+        """Restore a pickle, which may be from another version; parameters that it lacks take their defaults."""
         parameters = inspect.signature(type(self)).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in state}
         pickled = {name: value for name, value in state.items() if name != "_hmoevae_version"}
         super().__setstate__(pickled | defaults)
-        version = state.get("_hmoevae_version", "a version that left no stamp")
+        version = state.get("_hmoevae_version", "an unknown version")
         if version != __version__:
             added = f", with the defaults of {', '.join(defaults)}" if defaults else ""
             expected = f"a pickle of hmoevae {__version__}"
-            got = (
-                f"one of {version}{added}; fit again, or keep models by model_.save_pretrained, which all versions read"
-            )
+            remedy = "fit again, or save models with model_.save_pretrained, which all versions read"
+            got = f"one of {version}{added}; {remedy}"
             warn(mismatch(type(self).__name__, expected, got), VersionWarning)
 
     def _check(self, X: Any, *, support: bool = False) -> Checked:
-        """Samples for the trained model, without `support` for its gates and encoders."""
+        """Check samples for the trained model; without `support`, for its gates and encoders only."""
         return self.model_.checked(self._validated(X, reset=False), name="X", support=support)
 
     def _validated(self, X: Any, *, reset: bool) -> np.ndarray:
-        """What scikit-learn asks of an array, but for its values, which the model looks at."""
-        refuse_masked(X, "X")  # scikit-learn takes what lies under a mask
+        """Check an array as scikit-learn does, without its values, which the model checks."""
+        refuse_masked(X, "X")  # scikit-learn ignores masks and reads the values under them
         return validate_data(self, X, reset=reset, dtype=FLOATS, ensure_all_finite=False)  # type: ignore[return-value]
 
 
@@ -339,7 +341,7 @@ def _seed(random: np.random.RandomState) -> int:
 
 @torch.no_grad()
 def _put_empty_leaves_last(model: HMoEVAE, history: History, counts: Int[np.ndarray, " leaf"]) -> None:
-    """Renumber the leaves of a flat mixture of equals, in weights and history; the others stay in their order."""
+    """Renumber the leaves of a flat mixture, in weights and history, so that empty ones come last."""
     order = np.argsort(counts == 0, kind="stable")
     index = torch.from_numpy(order).to(model.device)
     gate = model.gates.groups[0].last
@@ -355,7 +357,7 @@ def _put_empty_leaves_last(model: HMoEVAE, history: History, counts: Int[np.ndar
 
 @torch.no_grad()
 def _make_priors_shares(model: HMoEVAE, counts: Int[np.ndarray, " leaf"]) -> None:
-    """Make learned priors the shares of the samples, to which few steps from a uniform start do not bring them."""
+    """Set learned priors to the shares of the samples, which training from a uniform prior may not have reached."""
     for mixture in model.plan.mixtures:
         edges = list(mixture.child_edges)
         children = [model.plan.nodes[model.plan.edge_child[edge]].leaves for edge in edges]

@@ -1,7 +1,7 @@
-"""Parts of a trained model as plain modules, which `torch.export` and ONNX take with any batch size.
+"""Parts of a trained model as plain modules, for `torch.export` and ONNX, with any batch size.
 
-Each is a copy in evaluation mode that holds no more weights than it needs; the model may train on. Inputs are of the
-model's dtype and on its device, and unlike the model's own methods these modules check no values.
+Each module is a copy in evaluation mode with only the weights that it needs, so the model may be trained further.
+Inputs have the model's dtype and are on its device. Unlike the model's methods, these modules do not check values.
 """
 
 import copy
@@ -27,16 +27,16 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """What there is for users."""
+    """The public names."""
     return __all__
 
 
 def routing(model: HMoEVAE, *, level: int | None = None) -> "RoutingModule":
-    """The gates alone: x -> the probability of every node of a level, as `HMoEVAE.predict_proba`.
+    """The gates alone: x -> the probability of every node of a level, as in `HMoEVAE.predict_proba`.
 
     Args:
         model: A model.
-        level: How many gates down, as in `HMoEVAE.predict_proba`; `None` means the leaves.
+        level: Depth of the nodes, as in `HMoEVAE.predict_proba`; `None` means the leaves.
 
     Raises:
         ArgumentError: The tree has no such level.
@@ -54,11 +54,11 @@ def routing(model: HMoEVAE, *, level: int | None = None) -> "RoutingModule":
 
 
 def encoder(model: HMoEVAE, leaf: int) -> "EncoderModule":
-    """One leaf's encoder: x -> mean and standard deviation of q(z|x), as `HMoEVAE.encode` with `return_std`.
+    """One leaf's encoder: x -> mean and standard deviation of q(z|x), as in `HMoEVAE.encode` with `return_std`.
 
     Args:
         model: A model.
-        leaf: Index of the leaf, such as `model.predict` gives.
+        leaf: Index of the leaf, as in the result of `model.predict`.
 
     Raises:
         ArgumentError: The tree has no such leaf.
@@ -75,11 +75,11 @@ def encoder(model: HMoEVAE, leaf: int) -> "EncoderModule":
 
 
 def decoder(model: HMoEVAE, leaf: int) -> "DecoderModule":
-    """One leaf's decoder: z -> the mean of p(x|z), as `HMoEVAE.decode`.
+    """One leaf's decoder: z -> the mean of p(x|z), as in `HMoEVAE.decode`.
 
     Args:
         model: A model.
-        leaf: Index of the leaf, such as `model.predict` gives.
+        leaf: Index of the leaf, as in the result of `model.predict`.
 
     Raises:
         ArgumentError: The tree has no such leaf.
@@ -106,7 +106,7 @@ def _check_leaf(model: HMoEVAE, leaf: int) -> None:
 
 
 class RoutingModule(nn.Module):
-    """What `routing` returns.
+    """The module that `routing` returns.
 
     >>> from hmoevae import VAE, Mixture
     >>> gates = routing(HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)))
@@ -134,7 +134,7 @@ class RoutingModule(nn.Module):
 
 
 class EncoderModule(nn.Module):
-    """What `encoder` returns.
+    """The module that `encoder` returns.
 
     >>> from hmoevae import VAE, Mixture
     >>> leaf = encoder(HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)), 0)
@@ -152,13 +152,13 @@ class EncoderModule(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch ..."]
     ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
-        """Means and standard deviations `(batch, latent_dim)`, the leaf's own, of samples `(batch, *input_shape)`."""
+        """From samples `(batch, *input_shape)` to means and standard deviations, `(batch, latent_dim)` of the leaf."""
         mean, variance = self.expert.posterior(x.flatten(1).t())
         return mean.squeeze(0).t(), variance.squeeze(0).t().sqrt()
 
 
 class DecoderModule(nn.Module):
-    """What `decoder` returns.
+    """The module that `decoder` returns.
 
     >>> from hmoevae import VAE, Mixture
     >>> leaf = decoder(HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)), 0)
@@ -175,6 +175,6 @@ class DecoderModule(nn.Module):
         del self.expert.encoder
 
     def forward(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch ..."]:
-        """Means `(batch, *input_shape)` of latents `(batch, latent_dim)`, the leaf's own."""
+        """From latents, `(batch, latent_dim)` of the leaf, to means `(batch, *input_shape)`."""
         mean = self.expert.likelihood.mean(self.expert.decoder(z.t()))
         return mean.squeeze(0).t().unflatten(1, self.sample_shape)

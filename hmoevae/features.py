@@ -1,4 +1,4 @@
-"""Features: what samples are compared by, where pixels would not show which are of one kind.
+"""Features by which samples are compared, where nearby pixel values do not mean the same cluster.
 
 Axes: `n` counts samples.
 """
@@ -19,29 +19,29 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """What there is for users."""
+    """The public names."""
     return __all__
 
 
 N_DIRECTIONS = 8
 BLUR_SD, STEP = 1.5, 3
-"""Standard deviation and spacing, in pixels, of the Gaussian windows over which edges are added up."""
+"""Standard deviation and spacing, in pixels, of the Gaussian windows over which edges are summed."""
 CHUNK = 4096
-"""Images at a time, so that what lies in between stays small."""
+"""Number of images processed at a time, which bounds the memory of intermediate results."""
 
 
 def oriented_gradients(images: Float[Tensor, "n channel height width"]) -> Float[Tensor, "n feature"]:
-    """How much of an edge in each of eight directions there is around each place of an image.
+    """The strength of edges in each of eight directions, summed over Gaussian windows of an image.
 
-    Histograms of oriented gradients (Dalal & Triggs 2005) with Gaussian windows in place of cells, and the square root
-    in place of their normalisation. Strokes that lie a pixel beside each other are alike here and not in pixels, and
-    short ones count: of MNIST's nearest neighbours more are of the same digit.
+    These are histograms of oriented gradients (Dalal & Triggs 2005) with Gaussian windows instead of cells, and a
+    square root instead of normalisation. Two strokes that are one pixel apart have similar features but different
+    pixels, and short strokes count. More of MNIST's nearest neighbours are the same digit.
 
     Args:
-        images: Pixels of any range.
+        images: Images with pixels of any range.
 
     Returns:
-        For every channel, direction and window one feature, on the device of `images`.
+        One feature per channel, direction and window, on the device of `images`.
 
     Raises:
         ShapeError: `images` are not four-dimensional.
@@ -65,12 +65,12 @@ def _oriented_gradients(images: Tensor) -> Tensor:
     edges = strength.unsqueeze(2) * (angle.unsqueeze(2) - directions.view(-1, 1, 1)).cos().relu().square()
     maps = edges.flatten(0, 2).unsqueeze(1)
     summed = F.conv2d(maps, torch.outer(window, window)[None, None], stride=STEP, padding=radius)
-    # The root's slope at nothing is kept finite, lest faint noise count as an edge.
+    # The constant keeps the root's slope at zero finite, so that faint noise does not count as an edge.
     return (summed + 1e-3).sqrt().view(len(images), -1)
 
 
 def principal_components(samples: Float[Tensor, "n *sample"], n_components: int) -> Float[np.ndarray, "n component"]:
-    """The leading principal components of `samples`, by scikit-learn, always with the same outcome.
+    """The leading principal components of `samples`, by scikit-learn with a fixed seed.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -83,5 +83,5 @@ def principal_components(samples: Float[Tensor, "n *sample"], n_components: int)
         raise MissingExtraError(mismatch("principal components of the data", expected, f"{error}")) from None
 
     flat = samples.flatten(1).float().cpu().numpy()
-    with config_context(array_api_dispatch=False):  # whatever the caller has chosen for arrays of other libraries
+    with config_context(array_api_dispatch=False):  # the caller's setting does not matter for a numpy array
         return PCA(min(n_components, *flat.shape), svd_solver="randomized", random_state=0).fit_transform(flat)

@@ -1,4 +1,4 @@
-"""History: what training measured, one row an epoch, on its way to CSV, JSON, notebooks and the plots."""
+"""History: the measurements of a training, one row per epoch, for CSV, JSON, notebooks and plots."""
 
 import csv
 import io
@@ -15,27 +15,26 @@ from hmoevae.saving import files
 from hmoevae.training.record import Training, training_from_json
 
 NODES = ("usage/", "information/")
-"""What the columns begin with of which there is one a leaf or a mixture."""
+"""Prefixes of the columns of which there is one per leaf or mixture."""
 SHOWN = 10
-"""The most rows that a notebook shows, from the beginning and the end."""
+"""Largest number of rows that a notebook shows, half of them from the end."""
 
 
 @dataclass
 class History:
     """The epochs of one training run.
 
-    Columns are `epoch` (from 1), `seconds` (since the start), `loss`, the terms it is the sum of, `usage/<leaf path>`
-    (mean gate probability of every leaf over the epoch's samples), `information/<mixture path>` (what the gate's choice
-    tells of the samples that arrive there, at most the log of the number of children), with validation data
-    `val_<term>`, and `revived`, the children that came to new life behind the epoch; losses and information in nats,
-    means over samples.
+    Columns are `epoch` (from 1), `seconds` (since the start), `loss`, the terms whose sum it is, `usage/<leaf path>`
+    (mean probability of every leaf over the epoch's samples), `information/<mixture path>` (mutual information between
+    the samples that arrive at the mixture and the child they go to, at most the log of the number of children),
+    `val_<term>` with validation data, and `revived`, the number of children revived after the epoch. Losses and
+    information are means over samples, in nats.
 
     Attributes:
         rows: One mapping from column to value for every finished epoch.
-        interrupted: Whether training was ended early by Ctrl-C.
-        best_epoch: The epoch whose weights the model was left with by early stopping; `None` without.
-        training: The options of the training; as JSON makes them where they were read from a file that describes one of
-            them in words only.
+        interrupted: Whether Ctrl-C ended training early.
+        best_epoch: The epoch whose weights early stopping loaded; `None` without early stopping.
+        training: The options of the training; plain data if they were read from a file that only describes one of them.
 
     >>> history = History([{"epoch": 1.0, "loss": 3.5}, {"epoch": 2.0, "loss": 3.25}])
     >>> history["loss"], history.columns, len(history)
@@ -63,7 +62,7 @@ class History:
         return [float(row.get(column, math.nan)) for row in self.rows]
 
     def __repr__(self) -> str:
-        """How long it is, and how far it came."""
+        """The number of epochs, and the first and the last loss."""
         text = f"History of {len(self)} epoch{'' if len(self) == 1 else 's'}"
         losses = [row["loss"] for row in self.rows if "loss" in row]
         if losses:
@@ -71,7 +70,7 @@ class History:
         return f"<{text}{', interrupted' if self.interrupted else ''}>"
 
     def _repr_html_(self) -> str:
-        """For notebooks: a table of the first and the last epochs, without the columns that have one a node."""
+        """HTML for notebooks: a table of the first and the last epochs, without the columns of leaves and mixtures."""
         columns = [column for column in self.columns if not column.startswith(NODES)]
         rows = [[f"{row[c]:.4g}" if c in row else "" for c in columns] for row in self.rows]
         if len(rows) > SHOWN:
@@ -87,7 +86,7 @@ class History:
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write the rows as CSV with a header line, which `from_csv` reads back.
 
-        A history without an epoch has the columns that every history has. Everything but the rows is left to JSON.
+        A history without an epoch writes the columns that every history has. `to_json` writes the attributes too.
 
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +103,7 @@ class History:
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str]) -> "History":
-        """Read what `to_csv` wrote.
+        """Read a history that `to_csv` wrote.
 
         Raises:
             CheckpointError: The file is missing, damaged, or not a history.
@@ -155,7 +154,7 @@ class History:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "History":
-        """Read what `to_json` wrote.
+        """Read a history that `to_json` wrote.
 
         Raises:
             CheckpointError: The file is missing, damaged, or not a history.
@@ -177,12 +176,12 @@ class History:
 
 
 def _training(content: Any) -> Training | dict[str, Any] | None:
-    """The record, where JSON holds all of it."""
+    """The record, if JSON holds all of it; otherwise the plain data."""
     if content is None:
         return None
     try:
         return training_from_json(json.dumps(content))
-    except (ArgumentError, ArgumentTypeError):  # of this or another version, or with an option in words
+    except (ArgumentError, ArgumentTypeError):  # from another version, or with an option that is only described
         return dict(content)
 
 

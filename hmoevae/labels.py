@@ -1,4 +1,4 @@
-"""Labels as an array, one a sample, or an error that says which sample has none."""
+"""Labels as an array with one label per sample, or an error that names the sample without one."""
 
 import math
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from torch import Tensor
 from hmoevae.errors import DataError, ShapeError, mismatch
 
 Labels = Tensor | np.ndarray | Sequence[Any]
-"""Labels or clusters, one a sample, of any one kind that can be told apart and sorted."""
+"""Labels or clusters, one per sample, of one type that can be compared and sorted."""
 
 
 def read_labels(name: str, labels: Labels) -> Shaped[np.ndarray, " n"]:
-    """The labels, none of them missing.
+    """Check that no label is missing, and return the labels as an array.
 
     Args:
-        name: What the caller calls them.
-        labels: `(n,)` numbers, strings or other values of one kind.
+        name: Their name in error messages.
+        labels: `(n,)` numbers, strings or other values of one type.
 
     Raises:
-        ShapeError: They are no vector.
-        DataError: There are none, or one is None, NaN, infinite or masked, or they are of several kinds.
+        ShapeError: They are not a vector.
+        DataError: There are none, or a label is None, NaN, infinite or masked, or they have several types.
 
     >>> read_labels("labels", ["a", "b", "a"]).tolist()
     ['a', 'b', 'a']
@@ -36,9 +36,7 @@ def read_labels(name: str, labels: Labels) -> Shaped[np.ndarray, " n"]:
         labels = labels.detach().cpu()
         array = (labels.double() if labels.is_floating_point() else labels).numpy()  # numpy knows no bfloat16
     elif isinstance(labels, list | tuple):
-        array = np.array(
-            labels, dtype=object
-        )  # of its own accord numpy would make the string "nan" of a NaN among some
+        array = np.array(labels, dtype=object)  # without dtype=object, numpy turns a NaN among strings into "nan"
     else:
         array = np.asarray(labels)
     if array.ndim != 1:
@@ -66,15 +64,15 @@ def _is_missing(array: Shaped[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
 
 
 def _is_value(value: Any) -> bool:
-    """Whether it is something that equals itself, as NaN and its like do not, and not infinite."""
+    """Whether a label is a value: it equals itself, unlike NaN, and is not infinite."""
     try:
         return value is not None and bool(value == value) and not (isinstance(value, float) and math.isinf(value))
-    except (TypeError, ValueError):  # pandas' missing value says neither yes nor no, nor does an array
+    except (TypeError, ValueError):  # comparing pandas' missing value, or an array, gives no bool
         return False
 
 
 def _of_one_kind(name: str, array: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
-    """An array of objects as one of numbers or strings, where that is what they are."""
+    """Convert an array of objects to one of numbers or strings, if they are all of that type."""
     try:
         np.unique(array)  # sorts them
         plain = np.array(array.tolist())

@@ -1,6 +1,6 @@
-"""HTML that notebooks show in place of a `repr`; what is not of this file's making is escaped here.
+"""HTML that notebooks show in place of a `repr`. All text is escaped here.
 
-Styles are inline and colours those of the page, for viewers that drop style sheets or are dark.
+Styles are inline, because some viewers drop style sheets. Colours are the page's own, for dark viewers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ LINE = "#9ecae1"
 
 
 def heading(text: str) -> str:
-    """One line above something else.
+    """A heading of one line.
 
     >>> heading("1 < 2")
     '<div style="font-weight: bold">1 &lt; 2</div>'
@@ -20,7 +20,7 @@ def heading(text: str) -> str:
 
 
 def branch(label: str, children: Iterable[str] = ()) -> str:
-    """A node of a tree above its children, which are branches themselves, on a line that joins them.
+    """A node of a tree, with its children below it on a line that joins them. Each child is a branch too.
 
     >>> branch("a", [branch("b")]).count("<div")
     3

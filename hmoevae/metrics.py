@@ -1,8 +1,8 @@
-"""How well clusters match labels; for evaluation only, labels never touch training.
+"""Scores of clusters against labels. They are for evaluation only: training uses no labels.
 
-Axes: `n` counts samples, `node` the nodes of a level. Every score is a fraction; 1 is a perfect match, but for the
-calibration error, where 0 is. A sample without a label, such as NaN, None or a masked one, is a `DataError` in each of
-them: leave it out; labels that are no vector are a `ShapeError`.
+Axes: `n` counts samples, `node` the nodes of a level. Every score is a fraction; 1 is a perfect match, except for the
+calibration error, where 0 is. All of them raise a `DataError` for a missing label (NaN, None or masked): leave such
+samples out. Labels that are not a vector raise a `ShapeError`.
 """
 
 import numpy as np
@@ -43,15 +43,15 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """What there is for users."""
+    """The public names."""
     return __all__
 
 
 def accuracy(labels: Labels, clusters: Labels) -> float:
-    """Share of samples in the cluster that stands for their label, under the best one-to-one match.
+    """Share of samples whose cluster is matched with their label, under the best one-to-one match.
 
-    The match is found by the Hungarian algorithm (Xie et al. 2016, equation 10); clusters beyond the number of labels
-    stay without one and count as errors.
+    The Hungarian algorithm finds the match (Xie et al. 2016, equation 10). Where there are more clusters than labels,
+    the samples of unmatched clusters count as errors.
 
     Args:
         labels: `(n,)` integers.
@@ -66,7 +66,7 @@ def accuracy(labels: Labels, clusters: Labels) -> float:
 def purity(labels: Labels, clusters: Labels) -> float:
     """Share of samples whose label is the most frequent one in their cluster (Manning et al. 2008, section 16.3).
 
-    It never falls when clusters are split, so compare it only between equal numbers of clusters.
+    Splitting clusters never lowers it, so compare it between equal numbers of clusters only.
 
     Args:
         labels: `(n,)` integers.
@@ -80,7 +80,7 @@ def purity(labels: Labels, clusters: Labels) -> float:
 
 
 def clustering_scores(labels: Labels, clusters: Labels) -> dict[str, float]:
-    """Accuracy, normalised mutual information, adjusted Rand index and leaf purity in one go.
+    """Accuracy, normalised mutual information, adjusted Rand index and leaf purity.
 
     Args:
         labels: `(n,)` integers.
@@ -99,11 +99,12 @@ def clustering_scores(labels: Labels, clusters: Labels) -> dict[str, float]:
 
 
 def dendrogram_purity(labels: Labels, leaves: Labels, tree: Tree) -> float:
-    """Mean, over all pairs of samples with one label, of that label's share in the smallest subtree with both.
+    """Mean, over all pairs of samples with the same label, of that label's share in the smallest subtree with both.
 
     (1/Z) sum_k sum_{i<j: y_i = y_j = k} n_k(s_ij) / n(s_ij), where s_ij is the smallest subtree with samples i and j,
-    n(s) counts its samples, n_k(s) those of label k, and Z the pairs (Heller & Ghahramani 2005). Samples of one leaf
-    have the leaf as their smallest subtree. Exact, from the counts of every label at every node: no pair is drawn.
+    n(s) counts its samples, n_k(s) those of label k, and Z is the number of pairs (Heller & Ghahramani 2005). The
+    smallest subtree of two samples of one leaf is the leaf. The result is exact: it is computed from the counts of
+    every label at every node, without drawing pairs.
 
     Args:
         labels: `(n,)` integers.
@@ -114,7 +115,7 @@ def dendrogram_purity(labels: Labels, leaves: Labels, tree: Tree) -> float:
         ShapeError: `labels` and `leaves` are not equally long vectors.
         ArgumentError: `leaves` are not indices of the tree's leaves.
         ArgumentTypeError: `tree` is not a tree.
-        DataError: No two samples have one label.
+        DataError: No two samples have the same label.
 
     >>> from hmoevae import VAE, Mixture
     >>> tree = Mixture(children=(VAE(), Mixture.of(VAE(), 2)))
@@ -136,7 +137,7 @@ def dendrogram_purity(labels: Labels, leaves: Labels, tree: Tree) -> float:
 
     below = np.stack([counts[node.leaves.start : node.leaves.stop].sum(0) for node in plan.nodes])
     pairs = below * (below - 1) // 2
-    # Of the pairs below a node, those below one of its children have their smallest subtree further down.
+    # A pair below a node has that node as its smallest subtree unless it is below one of the node's children.
     position = {node.path: i for i, node in enumerate(plan.nodes)}
     parent = [position[plan.mixtures[mixture].path] for mixture in plan.edge_mixture]
     split_here = pairs.copy()
@@ -148,17 +149,17 @@ def dendrogram_purity(labels: Labels, leaves: Labels, tree: Tree) -> float:
 
 
 def usage_entropy(probabilities: ArrayLike) -> float:
-    """Entropy of the mean usage of the nodes, as a share of the largest possible, the logarithm of their number.
+    """Entropy of the mean usage of the nodes, divided by its largest possible value, the log of their number.
 
-    1 says that all nodes take the same share of the samples, 0 that one takes them all. No labels are needed. A single
-    node counts as 1.
+    It is 1 if all nodes have the same share of the samples, and 0 if one node has all of them. It needs no labels. For
+    a single node it is 1.
 
     Args:
         probabilities: `(n, node)`, such as `model.predict_proba(x)`.
 
     Raises:
         ShapeError: `probabilities` is not a matrix.
-        DataError: A row of it is no distribution.
+        DataError: A row is not a distribution.
 
     >>> usage_entropy(np.array([[1.0, 0.0], [0.0, 1.0]])), usage_entropy(np.array([[1.0, 0.0], [1.0, 0.0]]))
     (1.0, 0.0)
@@ -171,11 +172,11 @@ def usage_entropy(probabilities: ArrayLike) -> float:
 
 
 def calibration_error(labels: Labels, probabilities: ArrayLike, *, n_bins: int = 15) -> float:
-    """Expected calibration error: how far the gates' confidence is from the share of samples that they get right.
+    """Expected calibration error: the difference between the gates' confidence and their accuracy.
 
     sum_m n_m/n abs(accuracy_m - confidence_m), where bin m holds the n_m samples whose largest probability lies in
-    ((m-1)/M, m/M] (Guo et al. 2017, equation 3). A sample is right where its most probable node stands for its label
-    under the one-to-one match of `accuracy`; the match sees the same labels, which flatters a little.
+    ((m-1)/M, m/M] (Guo et al. 2017, equation 3). A sample is right if its most probable node is matched with its label,
+    under the one-to-one match of `accuracy`. The match uses the same labels, so the error is slightly too small.
 
     Args:
         labels: `(n,)` integers.
@@ -184,7 +185,7 @@ def calibration_error(labels: Labels, probabilities: ArrayLike, *, n_bins: int =
 
     Raises:
         ShapeError: `probabilities` is not a matrix with one row a label.
-        DataError: A row of `probabilities` is no distribution.
+        DataError: A row of `probabilities` is not a distribution.
         ArgumentError: `n_bins` is not an integer > 0.
 
     >>> calibration_error(np.array([0, 0, 1, 1]), np.array([[0.75, 0.25], [0.75, 0.25], [0.75, 0.25], [0.25, 0.75]]))
@@ -203,18 +204,18 @@ def report(model: HMoEVAE, x: ArrayLike | Checked, labels: Labels, *, batch_size
     """Every score of this module for the gates of a model, at the leaves and at each level between them and the root.
 
     Args:
-        model: The model; only its gates are run.
+        model: The model; only its gates are used.
         x: Samples, `(n, *input_shape)`.
         labels: `(n,)` integers.
         batch_size: Samples evaluated at a time.
 
     Returns:
         `accuracy`, `nmi`, `ari`, `leaf_purity`, `usage_entropy` and `calibration_error` of the leaves,
-        `dendrogram_purity` of the tree, and all but the last again for each level, as in `accuracy_level1`.
+        `dendrogram_purity` of the tree, and all except the last for each level, with names such as `accuracy_level1`.
 
     Raises:
         ArgumentTypeError: `model` is not an `HMoEVAE`.
-        ShapeError: The samples are not the model's, or there is not one label for each.
+        ShapeError: The samples do not have the model's shape, or the number of labels differs.
 
     >>> from hmoevae import VAE, Mixture
     >>> model = HMoEVAE(Mixture.of(Mixture.of(VAE(), 2), 2), input_shape=(4,))
@@ -226,7 +227,7 @@ def report(model: HMoEVAE, x: ArrayLike | Checked, labels: Labels, *, batch_size
         raise ArgumentTypeError(mismatch("model", "an HMoEVAE, such as an estimator's model_", type(model).__name__))
     x, labels = model.checked(x, support=False), read_labels("labels", labels)
     if labels.shape != (len(x),):
-        raise ShapeError(mismatch("labels", f"one a sample, ({len(x)},)", labels.shape))
+        raise ShapeError(mismatch("labels", f"one per sample, ({len(x)},)", labels.shape))
     scores: dict[str, float] = {}
     for level in (None, *range(1, model.plan.depth)):
         p = model.predict_proba(x, level=level, batch_size=batch_size)
@@ -243,14 +244,14 @@ def report(model: HMoEVAE, x: ArrayLike | Checked, labels: Labels, *, batch_size
 def _vectors(labels: Labels, clusters: Labels, name: str = "clusters") -> tuple[np.ndarray, np.ndarray]:
     y, c = read_labels("labels", labels), read_labels(name, clusters)
     if y.shape != c.shape:
-        raise ShapeError(mismatch(name, f"one a label, {y.shape}", c.shape))
+        raise ShapeError(mismatch(name, f"one per label, {y.shape}", c.shape))
     return y, c
 
 
 def _probabilities(probabilities: ArrayLike) -> np.ndarray:
     if isinstance(probabilities, torch.Tensor):
-        probabilities = probabilities.detach().cpu().double().numpy()  # Apple's GPUs know no double precision
-    expected = "numbers, one a sample and node"
+        probabilities = probabilities.detach().cpu().double().numpy()  # first to the CPU: Apple's GPUs have no float64
+    expected = "numbers, one per sample and node"
     if np.ma.is_masked(probabilities):
         raise DataError(mismatch("probabilities", expected, "masked ones"))
     if np.iscomplexobj(probabilities):
@@ -269,7 +270,7 @@ def _probabilities(probabilities: ArrayLike) -> np.ndarray:
 
 
 def _matched(labels: Labels, clusters: Labels) -> np.ndarray:
-    """Whether each sample's cluster stands for its label under the best one-to-one match."""
+    """Whether each sample's cluster is matched with its label, under the best one-to-one match."""
     y, c = _vectors(labels, clusters)
     rows, columns = linear_sum_assignment(contingency_matrix(y, c), maximize=True)
     y = np.unique(y, return_inverse=True)[1]

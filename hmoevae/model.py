@@ -1,7 +1,7 @@
-"""HMoEVAE: what a tree answers about samples. Routes, encodes, reconstructs, samples and scores; saves and loads.
+"""HMoEVAE: the model. It predicts, encodes, reconstructs, samples and scores.
 
 Axes of the public, batch-first interface: `batch`, then `leaf`, `edge` or `node` in the plan's depth-first order, or
-the shape of a sample. Everything probabilistic is in nats.
+the shape of a sample. All log-probabilities and losses are in nats.
 """
 
 import json
@@ -24,19 +24,20 @@ from hmoevae.spec.record import modules_of
 from hmoevae.tree_module import TreeModule, check_generator
 
 OBSERVED_AT_A_TIME = 128
-"""Samples whose draws from p(x|z) are made in one go, whatever `batch_size`: so they do not depend on it."""
+"""Number of samples that are drawn from p(x|z) at a time, so that the draws do not depend on `batch_size`."""
 
 
 class HMoEVAE(TreeModule):
     """A hierarchical mixture of variational auto-encoders.
 
-    The tree's leaves are VAEs, its inner nodes gates. p(x) = sum_l pi_l p_l(x) is the generative model, and
-    q(l|x), the product of the gates on the way to leaf l, its recognition model (see `hmoevae.nn.objectives`).
+    The tree's leaves are VAEs, and each inner node has a gate. The generative model is p(x) = sum_l pi_l p_l(x). Its
+    recognition model is q(l|x), the product of the gates on the path to leaf l (see `hmoevae.nn.objectives`).
 
     Args:
-        tree: The tree to run, a `Mixture` or a lone `VAE`.
+        tree: The tree: a `Mixture`, or a single `VAE`.
         input_shape: Shape of one sample, such as `(1, 28, 28)`.
-        objective: What `forward` puts into the loss: `"expected"`, `"elbo"` or `"marginal"`.
+        objective: The objective that training minimises: `"expected"`, `"elbo"`, `"marginal"`, or one registered with
+            `hmoevae.objective`.
 
     Raises:
         SpecError: The tree does not fit the samples.
@@ -48,7 +49,7 @@ class HMoEVAE(TreeModule):
     >>> model.tree == tree, model.device, model.dtype
     (True, device(type='cpu'), torch.float32)
 
-    A training step, and one of the gates alone:
+    A training step, and a step of the gates alone:
 
     >>> x = torch.rand(5, 4)
     >>> out = model(x)
@@ -56,7 +57,7 @@ class HMoEVAE(TreeModule):
     >>> out.leaf_elbo.shape, list(model.agree(x, x).terms)
     (torch.Size([5, 3]), ['agreement', 'balance'])
 
-    Kinds, and how sure the gates are:
+    Clusters, and their probabilities:
 
     >>> model.predict(x).shape, model.predict_proba(x).shape, model.route(x).exp().sum(1).allclose(torch.ones(5))
     (torch.Size([5]), torch.Size([5, 3]), True)
@@ -75,7 +76,7 @@ class HMoEVAE(TreeModule):
     >>> model.score_samples(x, n_importance=8).shape, sorted(model.evaluate(x))
     (torch.Size([5]), ['distillation', 'elbo', 'expected', 'marginal'])
     >>> import tempfile
-    >>> model.check_rebuilds()  # nothing was swapped in
+    >>> model.check_rebuilds()  # no module was replaced
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = model.save_pretrained(folder)
     ...     same = HMoEVAE.from_pretrained(folder)
@@ -83,7 +84,7 @@ class HMoEVAE(TreeModule):
     True
     >>> model.generate_model_card().data.library_name
     'hmoevae'
-    >>> data = model.checked(x)  # once, for everything that follows
+    >>> data = model.checked(x)  # checked once for all methods
     >>> torch.equal(model.predict(data), model.predict(x)), model.door.shape
     (True, (4,))
     >>> model.check_input(torch.rand(5, 3))
@@ -95,7 +96,7 @@ class HMoEVAE(TreeModule):
     # --- routing ----------------------------------------------------------------------------------------------------
 
     def route(self, x: Data, *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "batch leaf"]:
-        """Log q(leaf | x), from the gates alone; no expert is evaluated.
+        """Log q(leaf | x), computed by the gates without the experts.
 
         Args:
             x: Samples, as `data` of `hmoevae.fit`.
@@ -110,7 +111,7 @@ class HMoEVAE(TreeModule):
 
         Args:
             x: Samples, as `data` of `hmoevae.fit`.
-            level: How many gates down: 1 means the children of the root; a leaf above the level stands for itself.
+            level: Depth of the nodes: 1 means the children of the root. A leaf above the level counts as a node of it.
                 `None` means the leaves. `model.plan.level(level)` lists the nodes.
             batch_size: Samples evaluated at a time.
 
@@ -147,17 +148,17 @@ class HMoEVAE(TreeModule):
     def encode(
         self, x: Data, *, node: str = "root", return_std: bool = False, batch_size: int = BATCH_SIZE
     ) -> Float[Tensor, "batch latent"] | tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
-        """Mean of q(z|x) of the leaf that each sample is routed to.
+        """Mean of q(z|x) by the most probable leaf of each sample.
 
         Args:
-            x: Samples, as `data` of `hmoevae.fit`; values outside a likelihood's support will do.
+            x: Samples, as `data` of `hmoevae.fit`. Values outside a likelihood's support are allowed.
             node: Path of the subtree whose most probable leaf is used, such as `"root/3"`.
-            return_std: Return its standard deviation too: q(z|x) = N(mean, diag(std^2)).
+            return_std: Return the standard deviation too: q(z|x) = N(mean, diag(std^2)).
             batch_size: Samples evaluated at a time.
 
         Returns:
-            The latents, or with `return_std` the pair of means and standard deviations, each `(batch, latent)`; where
-            leaves differ in `latent_dim`, the shorter ones are filled up with zeros.
+            The latents, or with `return_std` the pair of means and standard deviations, each `(batch, latent)`. Leaves
+            with a smaller `latent_dim` are padded with zeros.
         """
 
         def encode(chunk: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ class HMoEVAE(TreeModule):
         return (encoded[:, 0], encoded[:, 1]) if return_std else encoded
 
     def reconstruct(self, x: Data, *, node: str = "root", batch_size: int = BATCH_SIZE) -> Tensor:
-        """Mean of p(x|z) at the mean of q(z|x), by the leaf that each sample is routed to.
+        """Mean of p(x|z) at the mean of q(z|x), by the most probable leaf of each sample.
 
         Args:
             x: Samples, as `data` of `hmoevae.fit`.
@@ -193,7 +194,7 @@ class HMoEVAE(TreeModule):
         """Mean of p(x|z) of the given leaves.
 
         Args:
-            z: Latents, one a row; a leaf with a smaller `latent_dim` reads the first of them.
+            z: One latent vector per row; a leaf with a smaller `latent_dim` reads its first entries.
             leaf: Index of the leaf that decodes each row.
             batch_size: Samples evaluated at a time.
 
@@ -212,7 +213,7 @@ class HMoEVAE(TreeModule):
         if z.ndim != 2 or z.shape[1] != self.experts.latent_dim:
             raise ShapeError(mismatch("z", f"(batch, {self.experts.latent_dim})", tuple(z.shape)))
         if leaf.shape != z.shape[:1]:
-            raise ShapeError(mismatch("leaf", f"({len(z)},), one a row of z", tuple(leaf.shape)))
+            raise ShapeError(mismatch("leaf", f"({len(z)},), one per row of z", tuple(leaf.shape)))
         if len(leaf):
             low, high = (int(end) for end in leaf.aminmax())
             if low < 0 or high >= self.plan.n_leaves:
@@ -231,7 +232,7 @@ class HMoEVAE(TreeModule):
         """Draw new samples: a leaf from the prior below `node`, z from N(0, I), then the mean of p(x|z).
 
         Args:
-            n: How many.
+            n: Number of samples.
             node: Path of the subtree to draw from, such as `"root/3"` or one leaf's path.
             observe: Draw x from p(x|z) instead of returning its mean, so that the samples follow p(x).
             generator: Source of the draws, on the CPU unless `observe` is set, then on the model's device.
@@ -266,17 +267,17 @@ class HMoEVAE(TreeModule):
         """Importance-weighted lower bound on log p(x), p(x) = sum_l pi_l p_l(x), in nats.
 
         log sum_l pi_l (1/K) sum_k w_lk with w = p(x|z) p(z) / q(z|x) and K draws of z from every leaf
-        (Burda et al. 2016, equation 8); its expectation is at most log p(x) and grows with K. The gates play no part: a
-        gate that looks at x is not a prior.
+        (Burda et al. 2016, equation 8). Its expectation is at most log p(x) and grows with K. The gates play no part,
+        because a gate that reads x is not a prior.
 
-        Without a `generator` every call draws the same noise, and all samples share it: a sample's score depends on
-        nothing but the sample, not on the others or `batch_size`.
+        Without a `generator`, every call draws the same noise and all samples share it. So a sample's score depends
+        neither on the other samples nor on `batch_size`.
 
         Args:
             x: Samples, as `data` of `hmoevae.fit`.
             n_importance: K, the number of draws from every leaf.
             batch_size: Samples evaluated at a time.
-            generator: Source of draws of z for each sample by itself, on the model's device.
+            generator: Source of separate draws of z for each sample, on the model's device.
         """
         check_integer("n_importance", n_importance)
         check_generator(generator)
@@ -299,13 +300,13 @@ class HMoEVAE(TreeModule):
         generator: torch.Generator | None = None,
         share: Share | None = None,
     ) -> dict[str, float]:
-        """Means over `x` of every objective's terms (one draw of z for each leaf), in nats; balance is left out.
+        """Means over `x` of the terms of every objective, in nats, without balance. Each leaf has one draw of z.
 
         Args:
             x: Samples, as `data` of `hmoevae.fit`.
             batch_size: Samples evaluated at a time.
-            generator: Source of the draws of z, on the model's device; without one every call draws the same.
-            share: What the samples, a single batch of them, are of a global batch, in a process of several.
+            generator: Source of the draws of z, on the model's device; without one, every call draws the same noise.
+            share: Which samples of a global batch these are, in one of several processes; they have to be one batch.
         """
         check_generator(generator)
         generator = self._same_draws() if generator is None else generator
@@ -326,7 +327,7 @@ class HMoEVAE(TreeModule):
             return (len(chunk) * torch.cat([means, means.new_ones(1)])).unsqueeze(0)
 
         by_chunk = self._in_batches(evaluate, x, batch_size, one_answer_each=False)
-        *sums, n = by_chunk.cpu().sum(0, dtype=torch.float64)  # which not all devices have
+        *sums, n = by_chunk.cpu().sum(0, dtype=torch.float64)  # some devices have no float64
         return dict(zip(names, [(total / n).item() for total in sums], strict=True))
 
     # --- saving -----------------------------------------------------------------------------------------------------
@@ -369,7 +370,7 @@ class HMoEVAE(TreeModule):
         check: Callable[..., Tensor] | None = None,
         one_answer_each: bool = True,
     ) -> Tensor:
-        """Run `compute` on batches of `x` on the model's device without gradients; the results are where `x` is."""
+        """Run `compute` on batches of `x` on the model's device, without gradients; results go to the device of `x`."""
         check_integer("batch_size", batch_size)
         pieces = in_order(x, "x", check or self.check_input, int(batch_size), one_answer_each=one_answer_each)
         with torch.no_grad():
@@ -383,7 +384,7 @@ class HMoEVAE(TreeModule):
 
     def _best_leaf(self, x: Tensor, node: PlannedNode) -> Int[Tensor, " batch"]:
         edge_log_prob = self.gates(self._features_first(x))
-        edge_log_prob[list(node.edges)] = 0.0  # the way to the node, in which small differences would be rounded off
+        edge_log_prob[list(node.edges)] = 0.0  # a large term of the path to `node` would round small differences off
         leaf_log_prob = self.paths.leaf_log_prob(edge_log_prob)
         return node.leaves.start + leaf_log_prob[node.leaves.start : node.leaves.stop].argmax(0)
 

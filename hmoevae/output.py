@@ -1,4 +1,4 @@
-"""What goes into a pass of the model and what comes out: records of tensors, without arithmetic."""
+"""The inputs and outputs of a pass of the model, as records of tensors."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,10 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """What one forward pass of the gates alone gives.
+    """The output of a pass of the gates alone.
 
     Attributes:
-        loss: The number to minimise, the sum of `terms`, in nats.
+        loss: The loss to minimise, the sum of `terms`, in nats.
         terms: `"agreement"` and `"balance"`.
         leaf_log_prob: log q(leaf | sample), the product of the gates on the path.
         edge_log_prob: log g(child | sample) on every edge.
@@ -39,16 +39,16 @@ class Routing:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Output(Routing):
-    """What one forward pass gives.
+    """The output of a pass.
 
     Attributes:
-        loss: The number to minimise, the sum of `terms`, in nats.
-        terms: The objective's parts by name, with a second view `"agreement"`, and `"balance"`.
+        loss: The loss to minimise, the sum of `terms`, in nats.
+        terms: The objective's terms by name, `"agreement"` if there is a second view, and `"balance"`.
         leaf_log_prob: log q(leaf | sample), the product of the gates on the path.
         edge_log_prob: log g(child | sample) on every edge.
-        leaf_elbo: ELBO of every sample under every leaf, from one draw of z each: log p(x|z) less the KL, which with
-            the objective `"marginal"` is that of the draw, log q(z|x) - log p(z). Where the routes choose leaves, of
-            those: a column is a slot.
+        leaf_elbo: ELBO of every sample under every leaf, from one draw of z each: log p(x|z) minus the KL. With the
+            objective `"marginal"` the KL is estimated by the draw, log q(z|x) - log p(z). Where the routes choose
+            leaves, each column is a slot.
         leaf: The leaf in every slot of every sample, where the routes choose leaves; `None` for all, in order.
 
     >>> import torch
@@ -63,13 +63,13 @@ class Output(Routing):
 
 
 class Inputs(NamedTuple):
-    """What the arithmetic of a pass starts from, features first.
+    """The inputs of the arithmetic of a pass, features-first.
 
     Attributes:
-        samples: What the experts model.
-        seen: What the gates see.
-        other: Another view for them, where they are to agree.
-        noise: For the draws of z, one tensor for each group of equal leaves.
+        samples: The samples, which the experts model.
+        seen: What the gates see: a view of the samples, or the samples.
+        other: A second view for the gates, for agreement.
+        noise: Noise for the draws of z: one tensor per group of equal leaves, or one tensor for all slots.
     """
 
     samples: Float[Tensor, "feature batch"]

@@ -1,7 +1,7 @@
 """The plan: a tree compiled once into flat, immutable tables, so that nothing recurses over nodes at run time.
 
-Axes used throughout the package: `leaf` counts the leaves and `mixture` the mixtures, both depth first; `edge` counts
-the (mixture, child) pairs, the edges of one mixture side by side and the mixtures in their order.
+These axes are used throughout the package: `leaf` counts the leaves and `mixture` the mixtures, both depth first;
+`edge` counts the (mixture, child) edges in the order of the mixtures, the edges of one mixture side by side.
 """
 
 import itertools
@@ -22,7 +22,7 @@ class Group(Generic[S]):
     """Equal nodes that run as one batched network.
 
     Attributes:
-        spec: What the members have in common; for gates, the first member.
+        spec: The first member, as a record; the networks of all members equal its networks.
         members: Indices of the members among the leaves (experts) or the mixtures (gates), ascending.
 
     >>> compile_tree(Mixture.of(VAE(), 3)).expert_groups == (Group(VAE(), members=(0, 1, 2)),)
@@ -35,11 +35,11 @@ class Group(Generic[S]):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the weights of a node lie: row `row` of every parameter and buffer of a group *is* the node.
+    """The place of a node's weights: row `row` of every parameter and buffer of group `group` *is* the node.
 
     Attributes:
-        group: Which of the plan's groups, of experts for a leaf and of gates for a mixture.
-        row: Which entry of the group axis, the first axis of all that the group has.
+        group: Index of the group, among the expert groups for a leaf and among the gate groups for a mixture.
+        row: Index on the group axis, which is the first axis of every parameter and buffer of the group.
 
     >>> compile_tree(Mixture((VAE(2), VAE(3), VAE(2)))).leaves[2].place == Place(group=0, row=1)
     True
@@ -51,16 +51,16 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class PlannedNode:
-    """One node of the tree with its place in the tables.
+    """One node of the tree with its indices in the tables.
 
     Attributes:
-        path: Such as `"root/3/1"`.
-        spec: The node itself.
+        path: Its path, such as `"root/3/1"`.
+        spec: The node's record.
         edges: The edges from the root to this node; empty at the root.
         leaves: The leaves at or below this node, as a range of leaf indices.
-        index: Which of the plan's nodes it is.
+        index: Its index in the plan's `nodes`.
         child_edges: The edges to its children; empty at a leaf.
-        place: Where its weights lie.
+        place: The place of its weights.
 
     >>> root, leaf, *_ = compile_tree(Mixture.of(VAE(), 3)).nodes
     >>> leaf.path, leaf.edges, leaf.leaves, leaf.index, leaf.place
@@ -79,7 +79,7 @@ class PlannedNode:
 
     @property
     def depth(self) -> int:
-        """How many gates lie above this node."""
+        """Number of gates above this node."""
         return len(self.edges)
 
 
@@ -88,13 +88,13 @@ class Plan:
     """A tree compiled: orders, paths, edges and groups.
 
     Attributes:
-        tree: The tree it was made from.
+        tree: The tree.
         nodes: Every node, depth first.
         leaves: The leaves among `nodes`, in the order of every `leaf` axis.
         mixtures: The mixtures among `nodes`, in the order of every `mixture` axis.
-        edge_mixture: The mixture that each edge leaves from.
-        edge_child: The node that each edge leads to, as an index into `nodes`.
-        balances: The balance in force at each mixture, inheritance resolved.
+        edge_mixture: The mixture at the upper end of each edge.
+        edge_child: The node at the lower end of each edge, as an index into `nodes`.
+        balances: The balance of each mixture, its own or an inherited one.
         expert_groups: Leaves with equal specs (names aside).
         gate_groups: Mixtures with equal gate networks and numbers of children.
 
@@ -118,7 +118,7 @@ class Plan:
     gate_groups: tuple[Group[Mixture], ...]
 
     def __repr__(self) -> str:
-        """Its sizes; the tables have a line a node and more."""
+        """The sizes, without the tables."""
         n_mixtures = len(self.mixtures)
         leaves = "1 leaf" if self.n_leaves == 1 else f"{self.n_leaves} leaves"
         return f"<Plan of {leaves} and {n_mixtures} mixture{'' if n_mixtures == 1 else 's'}, depth {self.depth}>"
@@ -147,7 +147,7 @@ class Plan:
         for node in self.nodes:
             if node.path == path:
                 return node
-        self.tree.at(path)  # words the error
+        self.tree.at(path)  # raises the error for a path that is not there
         raise ArgumentError(mismatch("path", "a path in its plain form, such as 'root/3'", repr(path)))
 
     def level(self, level: int | None) -> tuple[PlannedNode, ...]:
@@ -167,9 +167,9 @@ class Plan:
 
     @property
     def names(self) -> dict[str, str]:
-        """What pictures and tables call every node, by its path: its name, or else its path below the root.
+        """The names of all nodes in pictures and tables, by path: the node's name, or its path below the root.
 
-        A name that several nodes carry is followed by the path.
+        A name that several nodes have is followed by the path.
 
         >>> compile_tree(Mixture(children=(VAE(), Mixture.of(VAE(name="style"), 2, name="digit")))).names
         {'root': 'root', 'root/0': '0', 'root/1': 'digit', 'root/1/0': 'style (1/0)', 'root/1/1': 'style (1/1)'}
@@ -183,7 +183,7 @@ class Plan:
         }
 
     def level_names(self, level: int | None) -> list[str]:
-        """The names of the nodes of a level, in the order of `level`, such as for the clusters of `predict`.
+        """The names of the nodes of a level, in the order of `level`: the names of the clusters of `predict`.
 
         Args:
             level: As in `level`.
@@ -200,7 +200,7 @@ class Plan:
 
 
 def are_ascending(levels: object) -> bool:
-    """Whether they can be levels of a tree, the root's own left out: ascending integers from 1 on, any number of them.
+    """Whether `levels` is a sequence of ascending integers from 1 on, which may be empty.
 
     >>> are_ascending((1, 3)), are_ascending(range(0)), are_ascending((1, 1)), are_ascending(1)
     (True, True, False, False)
@@ -211,7 +211,7 @@ def are_ascending(levels: object) -> bool:
 
 
 def compile_tree(tree: Tree) -> Plan:
-    """Walk `tree` once and lay out its plan.
+    """Compile a tree to a plan.
 
     >>> plan = compile_tree(Mixture(children=(VAE(), Mixture.of(VAE(), 2))))
     >>> [leaf.path for leaf in plan.leaves]
@@ -270,13 +270,13 @@ def compile_tree(tree: Tree) -> Plan:
 
 
 def _places(groups: Iterable[Group[S]]) -> list[Place]:
-    """The places of the members of all groups, in the members' own order."""
+    """The places of the members of all groups, in the order of the members' indices."""
     by_member = {member: Place(g, row) for g, group in enumerate(groups) for row, member in enumerate(group.members)}
     return [by_member[member] for member in sorted(by_member)]
 
 
 def _group(specs: Iterable[S], key: Callable[[S], Hashable]) -> tuple[Group[S], ...]:
-    """Put the specs with equal keys together, groups and members in order of appearance."""
+    """Group the specs by key; groups and members are in order of appearance."""
     found: dict[Hashable, list[tuple[int, S]]] = {}
     for i, spec in enumerate(specs):
         found.setdefault(key(spec), []).append((i, spec))

@@ -1,4 +1,4 @@
-"""The door for data: samples, in whatever users hold them, become checked tensors, batch by batch.
+"""The door for data: turns samples in any form that users have into checked tensors, batch by batch.
 
 Axes: `n` counts samples.
 """
@@ -32,7 +32,7 @@ from hmoevae.nn.draws import borrowed_random_state
 ArrayLike = Tensor | np.ndarray
 Numbers = int | float | ArrayLike
 ROUNDING = 1e-5
-"""How far outside a support a value counts as one of its bounds: scaling in single precision leaves as much."""
+"""Largest distance from a support at which a value is set to the bound: scaling in float32 may overshoot that far."""
 BATCH_SIZE = 1024
 """Samples evaluated at a time by every method that takes `batch_size`."""
 SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -40,15 +40,15 @@ _END = object()
 
 
 class Scaled(Dataset[Tensor]):
-    """Numbers of any type as the floating point samples `(data - offset) / divisor`, a batch at a time.
+    """Scales numbers of any type to floating point samples `(data - offset) / divisor`, one batch at a time.
 
-    It stands for the data wherever samples are wanted: in `fit`, in `predict` and in every other method. A
-    memory-mapped file is never in memory as a whole.
+    `fit`, `predict` and every other method take it in place of the data. A memory-mapped file is never in memory as a
+    whole.
 
     Args:
         data: `(n, ...)`, a tensor, an array or a memory-mapped file of numbers or truth values.
-        divisor: A number or, as the standard deviations of columns, an array that fits a sample; not zero.
-        offset: Taken off first, likewise, such as the means of columns.
+        divisor: A number, or an array that fits a sample, such as the standard deviations of columns; not zero.
+        offset: A number, or an array that fits a sample, such as the means of columns; subtracted before dividing.
 
     Raises:
         ArgumentTypeError: `data` are not numbers.
@@ -88,7 +88,7 @@ class Scaled(Dataset[Tensor]):
                 expected = f"a number, or an array that fits a sample of {sample}"
                 raise ShapeError(mismatch(argument, expected, f"an array of {tuple(numbers.shape)}"))
         if (self.divisor == 0).any():
-            raise ArgumentError(mismatch("divisor", "numbers other than 0", "0 (of a column that is constant?)"))
+            raise ArgumentError(mismatch("divisor", "numbers other than 0", "0 (is a column constant?)"))
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -100,11 +100,11 @@ class Scaled(Dataset[Tensor]):
         return f"<Scaled {self.data.dtype}, {tuple(self.data.shape)}{where}>"
 
     def __getitem__(self, index: Any) -> Tensor:
-        """The samples at an index, a slice or an array of indices, scaled."""
+        """The scaled samples at an index, a slice or an array of indices."""
         rows = self.data[index]
         if isinstance(rows, Tensor):
             x = rows.to(torch.promote_types(rows.dtype, _float_for(rows.dtype.itemsize, rows.is_floating_point())))
-        else:  # of a file, or a number where a sample is one
+        else:  # an array, or a scalar where a sample is a number
             rows = np.asarray(rows)
             dtype = np.float64 if _float_for(rows.itemsize, rows.dtype.kind == "f") == torch.float64 else np.float32
             x = torch.from_numpy(np.array(rows, dtype))
@@ -117,7 +117,7 @@ class Scaled(Dataset[Tensor]):
 
 
 def _float_for(itemsize: int, is_float: bool) -> torch.dtype:
-    """The type that holds such numbers: float32 rounds integers of four bytes, and floating point numbers of eight."""
+    """The type that holds the numbers exactly: float32 would round four-byte integers and eight-byte floats."""
     return torch.float64 if itemsize > (4 if is_float else 2) else torch.float32
 
 
@@ -135,17 +135,17 @@ def _numbers(given: Numbers, argument: str) -> Tensor:
 
 
 def as_tensor(x: object, name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return `x` as a tensor, having made sure of its type and shape, but not of its values.
+    """Check the type and shape of `x`, but not its values, and return it as a tensor.
 
     Args:
-        x: What is to be samples, `(n, *shape)`.
-        name: What to call it in an error.
+        x: Samples, `(n, *shape)`.
+        name: The name of `x` in error messages.
         shape: Shape of one sample.
 
     Raises:
-        ArgumentTypeError: It is not a floating point tensor or array.
-        ShapeError: It does not have the shape of a batch of samples.
-        DataError: It is empty, or some of it is masked.
+        ArgumentTypeError: `x` is not a floating point tensor or array.
+        ShapeError: `x` does not have the shape of a batch of samples.
+        DataError: `x` is empty or partly masked.
 
     >>> as_tensor(np.zeros((2, 3)), "x", (3,)).shape
     torch.Size([2, 3])
@@ -168,19 +168,19 @@ def as_tensor(x: object, name: str, shape: tuple[int, ...]) -> Tensor:
         raise ShapeError(mismatch(name, expected, f"{tuple(x.shape)}{reshaping(x, name.partition('[')[0], shape)}"))
     if len(x) == 0:
         raise DataError(mismatch(name, "at least one sample", "none"))
-    if isinstance(x, np.ndarray):  # torch shares memory only with arrays of this kind; others are copied
+    if isinstance(x, np.ndarray):  # torch shares memory with arrays of these types and flags; others are copied
         dtype = x.dtype.newbyteorder("=") if x.dtype.itemsize <= 8 else np.dtype(np.float64)  # from longdouble
         return torch.from_numpy(np.require(x, dtype, ["C", "W"]))
     if x.is_inference() and not torch.is_inference_mode_enabled():
-        return x.clone()  # no gradient could be taken of what is computed from it
+        return x.clone()  # an inference tensor cannot take part in a backward pass
     return x
 
 
 def refuse_masked(x: object, name: str) -> None:
-    """Make sure that no value is masked: what lies under a mask is often -9999, and would be taken for a number.
+    """Refuse masked values: the number under a mask is often -9999, and would count as data.
 
     Raises:
-        DataError: Some are.
+        DataError: A value is masked.
 
     >>> refuse_masked(np.ma.masked_equal([1.0, 2.0], -9999.0), "x")
     >>> refuse_masked(np.ma.masked_equal([1.0, -9999.0], -9999.0), "x")
@@ -205,7 +205,7 @@ def refuse_masked(x: object, name: str) -> None:
 
 @runtime_checkable
 class Support(Protocol):
-    """What the door asks of a likelihood."""
+    """The members of a likelihood that the door uses."""
 
     support: str
     example: float
@@ -221,13 +221,13 @@ class Support(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """What samples are to be for a model, and the one place where their values are looked at.
+    """Checks samples for a model. No other code looks at their values.
 
     Args:
         shape: Shape of one sample.
-        dtype: Floating point type in which the model reads them.
-        records: The likelihoods as data: doors are equal that ask the same of samples.
-        likelihoods: What knows their supports.
+        dtype: Floating point type in which the model reads the samples.
+        records: The records of the likelihoods, by which two doors are equal.
+        likelihoods: The modules of the likelihoods, which know their supports.
 
     >>> door = Door((3,), torch.float32, (), ())
     >>> data = door.checked(torch.rand(5, 3))
@@ -245,13 +245,13 @@ class Door:
     likelihoods: tuple[Support, ...] = field(compare=False, repr=False)
 
     def check(self, x: "ArrayLike | Checked", name: str = "x", *, values: bool = True, support: bool = True) -> Tensor:
-        """Samples as a tensor, having made sure that they are a batch for this model; `HMoEVAE.check_input` says more.
+        """Check a batch of samples and return it as a tensor, as `HMoEVAE.check_input` does.
 
         Args:
-            x: Samples, `(batch, *shape)`; those that this door has checked are not looked at again.
-            name: What to call them in an error.
-            values: Look at the values too.
-            support: Of these, at whether they lie in the support of every likelihood.
+            x: Samples, `(batch, *shape)`. Samples that an equal door has checked are not checked again.
+            name: The name of `x` in error messages.
+            values: Check the values too.
+            support: Check that the values lie in the support of every likelihood.
         """
         if isinstance(x, Checked):
             if x.passes(self, support=support):
@@ -261,9 +261,9 @@ class Door:
         return self._looked_at(tensor, name, support=support) if values else tensor
 
     def seen(self, x: "ArrayLike | Checked", name: str = "x") -> Tensor:
-        """Checked samples for gates and encoders, which need no support, but have learned from values that lie in it.
+        """Check samples for gates and encoders, which take values outside the support but have learned from inside it.
 
-        Warns of values that are further out than the support is wide: such as those of pixels that are not / 255.
+        Warns of values further than 1 from the support, such as pixels that are not divided by 255.
         """
         if isinstance(x, Checked) and x.passes(self, support=False):
             return x.x
@@ -275,7 +275,7 @@ class Door:
         return tensor
 
     def checked(self, x: "ArrayLike | Checked", name: str = "x", *, support: bool = True) -> "Checked":
-        """Samples with this door's stamp: without `support` for gates and encoders only, as in `seen`."""
+        """Check samples and mark them as checked by this door; without `support`, for gates and encoders only."""
         if isinstance(x, Checked) and x.passes(self, support=support):
             return x
         return Checked(self.check(x, name) if support else self.seen(x, name), self, in_support=support)
@@ -291,8 +291,8 @@ class Door:
         return next((value for value in values if self.takes(torch.tensor([value], device="cpu"))), 0.0)
 
     def _looked_at(self, x: Tensor, name: str, *, support: bool) -> Tensor:
-        read = x.to(self.dtype)  # as the model will read them
-        if not all(map(math.isfinite, torch.stack(read.aminmax()).tolist())):  # one pass: NaN goes through
+        read = x.to(self.dtype)  # the model reads the samples in this type
+        if not all(map(math.isfinite, torch.stack(read.aminmax()).tolist())):  # one pass: aminmax propagates NaN
             bad = (~torch.isfinite(read)).flatten(1).any(1)
             first = int(bad.nonzero()[0])
             count = int(bad.sum())
@@ -300,7 +300,7 @@ class Door:
         return self._in_support(x, read, name) if support else x
 
     def _in_support(self, x: Tensor, read: Tensor, name: str) -> Tensor:
-        """`x`, which the model reads as `read`, with what rounding has carried out of a support back in it."""
+        """Check `x`, which the model reads as `read`, and set values just outside a support to its bound."""
         rounding = max(ROUNDING, *(4 * torch.finfo(dtype).eps for dtype in (x.dtype, read.dtype)))
         for likelihood in self.likelihoods:
             if likelihood.contains(read):
@@ -314,14 +314,14 @@ class Door:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Checked:
-    """Samples that a door has let in: whoever has an equal door takes them unlooked.
+    """Samples that a door has checked. Models with an equal door do not check them again.
 
-    `HMoEVAE.checked` makes them. They are for `fit` and for every method that takes samples; do not write into `x`.
+    `HMoEVAE.checked` makes them. `fit` and every method that takes samples take them too. Do not write to `x`.
 
     Args:
         x: The samples, `(n, *shape)`.
-        door: What they were checked against.
-        in_support: Whether they lie in the support of every likelihood; gates and encoders need less.
+        door: The door that checked them.
+        in_support: Whether they lie in the support of every likelihood; gates and encoders do not need that.
 
     >>> import hmoevae as hm
     >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=2), 3), input_shape=(4,))
@@ -345,7 +345,7 @@ class Checked:
         return f"<{type(self).__name__} {self.x.dtype}, {tuple(self.x.shape)}>"
 
     def passes(self, door: Door, *, support: bool = True) -> bool:
-        """Whether another door asks for no more than this one: with `support`, for experts, else for gates only."""
+        """Whether `door` need not check the samples again; with `support`, the experts use them too."""
         return (self.in_support or not support) and self.door == door
 
 
@@ -353,7 +353,7 @@ Data = ArrayLike | Checked | Dataset[Any] | DataLoader[Any]
 
 
 def _range(x: Tensor) -> str:
-    """Its smallest and its largest value in full, as a bound may be missed by the last digit."""
+    """The smallest and the largest value with all digits, because a value may miss a bound by the last digit."""
     low, high = (repr(end.item()).removesuffix(".0") for end in x.aminmax())
     return f"values from {low} to {high}"
 
@@ -362,12 +362,13 @@ def _range(x: Tensor) -> str:
 
 
 def opened(data: Data, name: str) -> Data:
-    """Tensors and arrays out of the data sets that hold them: those that are nothing but a shell around them.
+    """Check the type of a source of samples; unwrap tensors and arrays from plain `TensorDataset` and `Scaled`.
 
     Raises:
-        ArgumentTypeError: It is nothing that samples are read from.
+        ArgumentTypeError: It is no source of samples.
+        DataError: It is an empty data set.
     """
-    if type(data) is TensorDataset:  # another class may have a __getitem__ of its own
+    if type(data) is TensorDataset:  # a subclass may define its own __getitem__
         return data.tensors[0]
     if isinstance(data, Scaled) and not data.is_in_file:
         return data[:]
@@ -391,7 +392,7 @@ def is_in_file(data: object) -> TypeGuard["np.memmap[Any, Any] | Scaled"]:
 def loader_of(
     data: Dataset[Any], name: str, batch_size: int, batch_sampler: Sampler[list[int]] | None = None
 ) -> DataLoader[Any]:
-    """A loader that stacks the samples of a data set, the first entries of items that are tuples."""
+    """Make a loader that stacks the samples of a data set; of items that are tuples, it takes the first entry."""
     collate = partial(_stack, name)
     if batch_sampler is None:
         return DataLoader(data, batch_size=batch_size, collate_fn=collate)
@@ -399,10 +400,10 @@ def loader_of(
 
 
 def read(loader: DataLoader[Any], name: str, seeds: torch.Generator) -> Iterator[Any]:
-    """What is to be samples in every batch of a loader.
+    """Yield the samples of every batch of a loader.
 
-    Loaders, their samplers and users' data sets draw from the global random states: they are given those that follow
-    from `seeds`, and the global ones stay as they are.
+    Loaders, their samplers and users' data sets draw from the global random states. While they run, these are seeded
+    from `seeds`; afterwards they are restored.
     """
     iterator: Iterator[Any] | None = None
     while True:
@@ -417,14 +418,14 @@ def read(loader: DataLoader[Any], name: str, seeds: torch.Generator) -> Iterator
 def in_order(
     data: Data, name: str, check: Callable[..., Tensor], batch_size: int, *, one_answer_each: bool = True
 ) -> Iterator[Tensor]:
-    """Checked batches of at most `batch_size` samples, in the order of the data.
+    """Yield checked batches of at most `batch_size` samples, in the order of the data.
 
     Args:
         data: The samples.
-        name: What to call them in an error.
-        check: Of an array and its `name`, what `HMoEVAE.check_input` is.
-        batch_size: Samples in memory at a time where they come from a file or a data set; a DataLoader brings its own.
-        one_answer_each: Refuse loaders of which no one could say to which sample an answer belongs.
+        name: The name of `data` in error messages.
+        check: A function of an array and its `name`, such as `HMoEVAE.check_input`.
+        batch_size: Samples in memory at a time, for files and data sets; a DataLoader has its own batch size.
+        one_answer_each: Refuse loaders that shuffle or drop samples, whose results could not be matched to samples.
     """
     data = opened(data, name)
     if is_in_file(data):
@@ -446,7 +447,7 @@ def in_order(
 
 
 def nothing_from(loader: object) -> str:
-    """In words, why a loader gives no batch."""
+    """The reason, in words, why a loader yields no batch."""
     if isinstance(loader, DataLoader) and _drops_last(loader):
         n = f"the {len(loader.dataset)} samples, " if isinstance(loader.dataset, Sized) else "what is "
         return f"none (drop_last=True leaves out {n}less than a batch)"
@@ -454,11 +455,11 @@ def nothing_from(loader: object) -> str:
 
 
 def _check_order(loader: DataLoader[Any], name: str) -> None:
-    """Refuse a loader that leaves open which sample an answer belongs to."""
+    """Refuse a loader that shuffles or drops samples."""
     sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-    expected = "a DataLoader that gives every sample in its place, for one answer each"
+    expected = "a DataLoader that yields all samples in order"
     if isinstance(sampler, SHUFFLING):
-        raise ArgumentError(mismatch(name, expected, "one that shuffles (make one with shuffle=False)"))
+        raise ArgumentError(mismatch(name, expected, "one that shuffles (use shuffle=False)"))
     size = getattr(loader.batch_sampler, "batch_size", loader.batch_size)
     whole = isinstance(sampler, Sized) and size and len(sampler) % size == 0
     if _drops_last(loader) and not whole:
@@ -470,19 +471,20 @@ def _drops_last(loader: DataLoader[Any]) -> bool:
 
 
 def _first_entry(batch: Any, name: str) -> Any:
-    """The samples of a batch, which stand first where it is a pair."""
+    """The samples of a batch: the first entry if the batch is a tuple or list."""
     first = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
     if not isinstance(first, Tensor | np.ndarray):
-        raise ArgumentTypeError(mismatch(name, "batches that are tensors or begin with one", what_came(first)))
+        expected = "batches that are tensors, or tuples that begin with one"
+        raise ArgumentTypeError(mismatch(name, expected, what_came(first)))
     return first
 
 
 def _stack(name: str, items: list[Any]) -> Tensor:
-    """The samples of items, which stand first in those that are pairs, as one batch."""
+    """Stack the samples of items as one batch; of a tuple or list, take the first entry."""
     samples = [item[0] if isinstance(item, tuple | list) and len(item) else item for item in items]
     for sample in samples:
         refuse_masked(sample, name)
-    expected = "items that are tensors or begin with one"
+    expected = "items that are tensors, or tuples that begin with one"
     try:
         batch = default_collate(samples)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Starts: a first guess of every sample's leaf, by clustering, for training to begin from.
+"""Starts: a leaf for every sample, by clustering, with which training begins.
 
 Axes: `n` counts samples.
 """
@@ -25,10 +25,10 @@ from hmoevae.plan import Plan, PlannedNode
 
 StartName = Literal["random", "kmeans", "umap"]
 Clustering = Callable[[Float[np.ndarray, "n feature"], int, int], Int[np.ndarray, " n"]]
-"""From features, a number of clusters and a seed to the cluster of every sample, counted from 0."""
+"""From features, a number of clusters and a seed to the index of every sample's cluster, from 0."""
 Start = StartName | Tensor | np.ndarray | Clustering
 N_COMPONENTS = 50
-"""Principal components that clusterings look at."""
+"""Number of principal components that are clustered."""
 
 
 def kmeans(features: Float[np.ndarray, "n feature"], n_clusters: int, seed: int) -> Int[np.ndarray, " n"]:
@@ -52,7 +52,7 @@ def umap(features: Float[np.ndarray, "n feature"], n_clusters: int, seed: int) -
         from umap import UMAP  # pyright: ignore[reportMissingImports]  # an extra that the tests do without
     except ImportError as error:
         raise MissingExtraError(mismatch("init='umap'", from_extra("umap-learn", "umap"), f"{error}")) from None
-    n_components = min(10, len(features) - 2)  # its spectral start finds no more directions
+    n_components = min(10, len(features) - 2)  # UMAP's spectral initialisation needs more samples than dimensions
     embedding = UMAP(n_neighbors=15, n_components=n_components, min_dist=0.0, random_state=seed, n_jobs=1)
     return GaussianMixture(n_clusters, n_init=5, random_state=seed).fit_predict(embedding.fit_transform(features))
 
@@ -61,11 +61,11 @@ _BY_NAME: dict[str, Clustering] = {"kmeans": kmeans, "umap": umap}
 
 
 def check_start(start: object, argument: str) -> None:
-    """Make sure that `start` is one, as far as can be seen without data.
+    """Check a start, as far as possible without data.
 
     Raises:
-        ArgumentError: There is none of that name.
-        ArgumentTypeError: It is neither a name nor labels nor a callable.
+        ArgumentError: There is no start of that name.
+        ArgumentTypeError: It is neither a name, nor labels, nor a callable.
 
     >>> check_start("kmeans", "init")
     """
@@ -79,19 +79,19 @@ def check_start(start: object, argument: str) -> None:
 
 
 def first_leaves(plan: Plan, samples: Tensor, start: Start | str, seed: int) -> Int[Tensor, " n"]:
-    """The leaf that every sample starts in: given, or found level by level, clusters within clusters.
+    """The leaf of every sample for the start phase: given, or found by clustering each cluster again, level by level.
 
     Args:
         plan: The compiled tree.
         samples: All samples.
         start: As `init` of `hmoevae.Training`, other than `"random"`.
-        seed: Of the clustering.
+        seed: Seed of the clustering.
 
     Returns:
         Indices of leaves.
 
     Raises:
-        ArgumentError: `start` is not one of those, or some of its labels or clusters cannot be leaves or are masked.
+        ArgumentError: `start` is not one of those, or its labels or clusters are out of range or masked.
         MissingExtraError: The clustering's library is not installed.
     """
     check_start(start, "init")
@@ -101,7 +101,7 @@ def first_leaves(plan: Plan, samples: Tensor, start: Start | str, seed: int) -> 
     clustering = _BY_NAME.get(start) if isinstance(start, str) else start
     if clustering is None:
         raise ArgumentError(mismatch("init", "a start other than 'random'", repr(start)))
-    seed %= 1 << 32  # as scikit-learn takes them
+    seed %= 1 << 32  # scikit-learn takes seeds of 32 bits
     everything = torch.arange(len(samples), device="cpu")
     _split(plan, plan.nodes[0], everything, samples.flatten(1).cpu(), clustering, seed, leaf)
     return leaf
@@ -116,12 +116,12 @@ def _split(
     seed: int,
     leaf: Int[Tensor, " n"],
 ) -> None:
-    """Write into `leaf` where the `members` of `node` start, cluster by cluster."""
+    """Cluster the `members` of `node` and, recursively, each cluster; write their leaves to `leaf`."""
     n_children = len(node.spec.children)
     if n_children == 0:
         leaf[members] = node.leaves.start
         return
-    if len(members) < max(n_children, 3):  # nothing to cluster: any way down will do
+    if len(members) < max(n_children, 3):  # too few to cluster: any assignment will do
         clusters = torch.arange(len(members), device="cpu") % n_children
     else:
         features = principal_components(samples[members], N_COMPONENTS)
@@ -132,16 +132,16 @@ def _split(
 
 
 def _checked(given: Tensor | np.ndarray | Sequence[int], n: int, n_labels: int) -> Int[Tensor, " n"]:
-    """The labels as indices, on the CPU."""
+    """Check labels and return them as indices, on the CPU."""
     if np.ma.is_masked(given):
         raise DataError(mismatch("init", "a label for every sample", "masked ones"))
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if array.shape != (n,):
-        raise ShapeError(mismatch("init", f"one label a sample, ({n},)", array.shape))
+        raise ShapeError(mismatch("init", f"one label per sample, ({n},)", array.shape))
     if not np.issubdtype(array.dtype, np.integer):
         dtype = given.dtype if isinstance(given, Tensor) else array.dtype
         raise ArgumentTypeError(mismatch("init", "integer labels", dtype))
-    labels = torch.from_numpy(array.astype(np.int64))  # of any width, byte order and stride
+    labels = torch.from_numpy(array.astype(np.int64))  # copies any width, byte order and strides
     low, high = (int(end) for end in labels.aminmax())
     if low < 0 or high >= n_labels:
         raise ArgumentError(mismatch("init", f"labels from 0 to {n_labels - 1}", f"{low} to {high}"))

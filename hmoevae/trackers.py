@@ -1,4 +1,4 @@
-"""Tracking: a callback that sends what training measures, and pictures of it, to an experiment tracker."""
+"""Tracking: a callback that sends the history, and pictures, to an experiment tracker."""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -16,34 +16,34 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 N_SAMPLES = 10
-"""Samples of each leaf in a picture."""
+"""Number of samples of each leaf in a picture."""
 
 
 class Tracking:
-    """Sends every epoch's row of the history to a tracker, and now and then pictures: samples of every leaf, the tree.
+    """Sends every epoch's row of the history to a tracker, and every few epochs pictures of samples and of the tree.
 
-    The step of everything is the epoch. Of several processes the main one does it. The run is opened with the first
-    epoch, and closed when training ends, in whatever way.
+    The tracker's step is the epoch. Of several processes, the main one sends. The run is opened after the first epoch,
+    and closed when training ends or fails.
 
     Args:
-        tracker: One that accelerate knows by name and that is installed, such as `"tensorboard"` (extra `trackers`) or
-            `"wandb"`; or an `accelerate.tracking.GeneralTracker`, started already.
-        run: Name of the run, or of the project where the tracker asks for one.
-        folder: For trackers that write files: TensorBoard's are in `folder/run`.
-        images_every: Epochs from one set of pictures to the next, the first and the last epoch always among them;
-            `None` for trackers that take no images.
+        tracker: The name of an installed tracker that accelerate supports, such as `"tensorboard"` (extra `trackers`)
+            or `"wandb"`; or an `accelerate.tracking.GeneralTracker` that has been started.
+        run: Name of the run, or of the project for trackers that have projects.
+        folder: Folder for trackers that write files; TensorBoard's are in `folder/run`.
+        images_every: Number of epochs between pictures; the first and the last epoch always have some. `None` for
+            trackers that take no images.
 
     Raises:
         ArgumentError: There is no such tracker, or it takes no images.
         ArgumentTypeError: `tracker` is neither a name nor a tracker, `run` no string, or `folder` no path.
-        MissingExtraError: Its library is not installed, or matplotlib for the pictures is not.
+        MissingExtraError: The tracker's library is not installed, or matplotlib, for the pictures, is not.
 
     >>> import hmoevae as hm, tempfile
     >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2), 3), (4,))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     tracking = hm.Tracking("tensorboard", run="first", folder=folder, images_every=None)
     ...     _ = hm.fit(model, torch.rand(8, 4), hm.Training(epochs=2), callbacks=[tracking], progress=False)
-    ...     tracking.close()  # nothing is open any more
+    ...     tracking.close()  # does nothing: `fit` has closed it
     ...     os.listdir(os.path.join(folder, "first"))
     ['events.out.tfevents...']
     """
@@ -71,7 +71,7 @@ class Tracking:
         if images_every is not None:
             if not hasattr(kind, "log_images"):
                 raise ArgumentError(mismatch("images_every", f"None for {kind.name!r}, which takes none", images_every))
-            from hmoevae import plot  # noqa: F401  # says now, not after an epoch, if matplotlib is not installed
+            from hmoevae import plot  # noqa: F401  # raises now, not after an epoch, if matplotlib is not installed
         self.tracker = tracker
         self.run = run
         self.folder = folder
@@ -79,7 +79,7 @@ class Tracking:
         self._open: GeneralTracker | None = None
 
     def __call__(self, end: EpochEnd) -> None:
-        """Send the last row, and the pictures if it is their turn."""
+        """Send the last row and, every `images_every` epochs, the pictures."""
         if not end.is_main:
             return
         if self._open is None:
@@ -91,7 +91,7 @@ class Tracking:
             self._send_images(self._open, end)
 
     def close(self) -> None:
-        """Finish the run, if one is open; `hmoevae.fit` does so in the end."""
+        """Finish the run, if one is open; `hmoevae.fit` calls this at the end."""
         if self._open is not None:
             self._open.finish()
             self._open = None
@@ -101,7 +101,7 @@ class Tracking:
             return self.tracker
         from accelerate import PartialState
 
-        PartialState()  # which the trackers' own logging asks for
+        PartialState()  # the trackers' logging needs it
         kind = _class_of(self.tracker)
         tracker = kind(self.run, os.fspath(self.folder)) if kind.requires_logging_directory else kind(self.run)
         if hasattr(tracker, "start"):  # older versions of accelerate start them when they are made
@@ -120,7 +120,7 @@ class Tracking:
         }
         images = {name: _pixels(figure)[None] for name, figure in figures.items()}
         if tracker.name == "tensorboard":
-            tracker.log_images(images, step=end.epoch, dataformats="NHWC")  # which it does not expect
+            tracker.log_images(images, step=end.epoch, dataformats="NHWC")  # not its default format
         else:
             tracker.log_images({name: list(batch) for name, batch in images.items()}, step=end.epoch)
 
@@ -139,7 +139,7 @@ def _class_of(name: str) -> Any:
 
 
 def _pixels(figure: "Figure") -> UInt8[np.ndarray, "height width rgb"]:
-    """The figure, drawn."""
+    """Render a figure to pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

@@ -1,7 +1,7 @@
-"""TreeModule: a tree made into modules, and one pass of them over a batch, with gradients.
+"""TreeModule: the modules of a tree, and one pass of them over a batch, with gradients.
 
 Axes of the public, batch-first interface: `batch`, then `leaf`, `edge` or `node` in the plan's depth-first order, or
-the shape of a sample. Everything probabilistic is in nats.
+the shape of a sample. All log-probabilities and losses are in nats.
 """
 
 from textwrap import indent
@@ -32,7 +32,7 @@ from hmoevae.spec import VAE, Conv, Mixture, Tree
 
 
 class TreeModule(Pretrained):
-    """The modules of a tree, and one pass of them over a batch of samples; `HMoEVAE` is the one to use.
+    """The modules of a tree, and one pass of them over a batch. Base class of `HMoEVAE`, which is the class to use.
 
     >>> import hmoevae as hm
     >>> isinstance(hm.HMoEVAE(VAE(latent_dim=2), input_shape=(4,)), TreeModule)
@@ -54,11 +54,11 @@ class TreeModule(Pretrained):
         self.prior = Prior(self.plan)
         self.balances = Balances(self.plan)
         if self.prior.logits is not None and objective == "expected":
-            expected = "'elbo' or 'marginal' for a tree with a learned prior, which 'expected' never reads"
+            expected = "'elbo' or 'marginal' for a tree with a learned prior, which 'expected' does not use"
             raise ArgumentError(mismatch("objective", expected, repr(objective)))
         self.gates = Gates(self.plan, self.input_shape)
         self.experts = Experts(self.plan, self.input_shape)
-        is_outline = self.device.type == "meta"  # of a model that has been warned of itself
+        is_outline = self.device.type == "meta"  # a copy without weights of a model that has warned already
         if looks_channels_last(self.input_shape) and _convolves(tree) and not is_outline:
             height, width, channels = self.input_shape
             expected = f"(channels, height, width) for Conv, such as {(channels, height, width)} for "
@@ -72,7 +72,7 @@ class TreeModule(Pretrained):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """Device of the parameters."""
         return self.prior.fixed_leaf.device  # a buffer goes where they go; finding one of them takes ten times as long
 
     @property
@@ -85,11 +85,11 @@ class TreeModule(Pretrained):
         return f"{self._sizes()}\n{self.tree}"
 
     def __repr__(self) -> str:
-        """The sizes and the tree; the networks that run it have a `repr` of their own, as in `model.experts`."""
+        """The sizes and the tree; `repr(model.experts)` and `repr(model.gates)` list the networks."""
         return f"{self._get_name()}(\n{indent(self.extra_repr(), '  ')}\n)"
 
     def _repr_html_(self) -> str:
-        """For notebooks."""
+        """HTML for notebooks."""
         return markup.heading(f"{self._get_name()}({self._sizes()})") + self.tree._repr_html_()
 
     def _sizes(self) -> str:
@@ -110,21 +110,22 @@ class TreeModule(Pretrained):
         share: Share | None = None,
         validate: bool = True,
     ) -> Output:
-        """Everything that a training step needs, in one pass.
+        """Compute the loss, its terms and the probabilities of a batch in one pass, with gradients.
 
         Args:
             x: Samples, `(batch, *input_shape)`, on the model's device.
-            view: What the gates see of each sample in place of it, of the same shape; the experts model `x` itself.
-            other_view: Another view of each sample, which the gates shall send the same way: the term `"agreement"`.
+            view: What the gates see instead of `x`, of the same shape; the experts model `x` itself.
+            other_view: A second view of each sample. The term `"agreement"` teaches the gates to send both views to the
+                same node.
             settings: Weights, temperature and routes of this pass.
             generator: Source of the draws of z, on the model's device; torch's global one if `None`.
-            share: What the samples are of a global batch, in a process of several.
-            validate: Check the values too, not only the shape. Switch it off for data already checked.
+            share: Which samples of a global batch these are, in one of several processes.
+            validate: Check the values too, not only the shape. Switch it off for checked data.
 
         Raises:
-            ShapeError: `x` does not have the shape of a batch of samples, or a view not the shape of `x`.
+            ShapeError: `x` does not have the shape of a batch of samples, or a view does not have the shape of `x`.
             DataError: `x` is empty, not finite, or outside the support of a leaf's likelihood; a view is not finite.
-            ArgumentError: The tree has no such levels or leaves as the settings name.
+            ArgumentError: The settings name a level or a leaf that the tree does not have.
         """
         how: dict[str, Any] = {"settings": settings, "generator": generator, "share": share, "validate": validate}
         return self.compute(self.prepare(x, view=view, other_view=other_view, **how), settings, share)
@@ -140,7 +141,7 @@ class TreeModule(Pretrained):
         share: Share | None = None,
         validate: bool = True,
     ) -> Inputs:
-        """The first half of `forward`, with the same arguments: what has side effects, checks and random numbers."""
+        """The first half of `forward`, with the same arguments: checks and random numbers."""
         check_generator(generator)
         self.check_can_learn()
         x = self.check_input(x, values=validate)
@@ -151,12 +152,12 @@ class TreeModule(Pretrained):
         return Inputs(flat, seen, other, self.experts.noise(flat, generator, share, n_slots=n_slots))
 
     def compute(self, inputs: Inputs, settings: StepSettings = USUAL, share: Share | None = None) -> Output:
-        """The other half of `forward`: arithmetic without side effects.
+        """The second half of `forward`: arithmetic without side effects.
 
         Args:
-            inputs: As `prepare` gives them.
-            settings: As of `forward`.
-            share: Likewise.
+            inputs: The result of `prepare`.
+            settings: As in `forward`.
+            share: As in `forward`.
 
         >>> import hmoevae as hm
         >>> model, x = hm.HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)), torch.rand(5, 4)
@@ -195,19 +196,19 @@ class TreeModule(Pretrained):
         share: Share | None = None,
         validate: bool = True,
     ) -> Routing:
-        """A training step of the gates without the experts: agreement on two views of each sample, and balance.
+        """Compute the loss of the gates without the experts: agreement of two views of each sample, and balance.
 
         Args:
             view: One view of each sample, `(batch, *input_shape)`, on the model's device.
             other_view: Another view of each sample, of the same shape.
-            settings: As of `forward`; gates below the last of its levels learn from their balance only.
-            share: As of `forward`.
+            settings: As in `forward`. Gates below the last of its agreement levels learn from their balance only.
+            share: As in `forward`.
             validate: Check the values too, not only the shape.
 
         Raises:
             ShapeError: A view does not have the shape of a batch of samples.
             DataError: A view is empty or not finite.
-            ArgumentError: The tree has no such levels.
+            ArgumentError: The settings name a level that the tree does not have.
         """
         self.check_can_learn()
         view = self.check_input(view, name="view", values=False)
@@ -223,14 +224,14 @@ class TreeModule(Pretrained):
         settings: StepSettings,
         share: Share | None,
     ) -> Routing:
-        """The gates' answers and their own terms; gates below the last of the settings' levels see `own`."""
+        """Run the gates and compute their terms; gates below the last agreement level see `own`."""
         depth, temperature = self.plan.depth, settings.gate_temperature
         levels = range(1, depth + 1) if settings.agreement_levels is None else settings.agreement_levels
         if max(levels, default=0) > depth:
             expected = f"ascending levels from 1 to the tree's depth {depth}"
             raise ArgumentError(mismatch("agreement_levels", expected, levels))
         last = levels[-1] if levels else 0
-        # One pass of the gates for both; put together as they lie, batch-first.
+        # One pass of the gates for both views, concatenated batch-first because that is their memory layout.
         both = seen if other is None else torch.cat([seen.t(), other.t()]).t()
         answers = self.gates(both, temperature) if last == depth else self.gates.split(both, own, last, temperature)
         edges = [answers] if other is None else answers.chunk(2, dim=1)
@@ -251,66 +252,66 @@ class TreeModule(Pretrained):
         )
 
     def _view(self, view: Tensor, name: str, x: Tensor, *, validate: bool) -> Float[Tensor, "feature batch"]:
-        """A checked view, features first; unlike samples it may leave the support of a likelihood."""
+        """Check a view and return it features-first; its values may lie outside a likelihood's support."""
         view = self.check_input(view, name=name, values=validate, support=False)
         if len(view) != len(x):
-            raise ShapeError(mismatch(name, f"one a sample, {tuple(x.shape)}", tuple(view.shape)))
+            raise ShapeError(mismatch(name, f"one per sample, {tuple(x.shape)}", tuple(view.shape)))
         return self._features_first(view)
 
     def check_can_learn(self) -> None:
-        """Make sure, where gradients are wanted, that the model was not made inside `torch.inference_mode`.
+        """Check, where gradients are enabled, that the model was not made inside `torch.inference_mode`.
 
         Raises:
-            ArgumentError: It was, and torch refuses gradients of its parameters.
+            ArgumentError: It was, so torch refuses gradients of its parameters.
 
         >>> import hmoevae as hm
         >>> hm.HMoEVAE(VAE(latent_dim=2), input_shape=(4,)).check_can_learn()
         """
         if torch.is_grad_enabled() and self.prior.fixed_leaf.is_inference():
-            got = "one made inside (copy.deepcopy(model), called outside, is one that can be trained)"
-            raise ArgumentError(mismatch("model", "one made outside torch.inference_mode, for gradients", got))
+            got = "a model made inside (copy.deepcopy(model), called outside, can be trained)"
+            raise ArgumentError(mismatch("model", "a model made outside torch.inference_mode, for gradients", got))
 
     def check_input(
         self, x: ArrayLike | Checked, *, name: str = "x", values: bool = True, support: bool = True
     ) -> Tensor:
-        """Return `x` as a tensor, having made sure that it is a batch of samples for this model.
+        """Check that `x` is a batch of samples for this model, and return it as a tensor.
 
-        What rounding has carried over the bound of a likelihood's support is returned as that bound.
+        Values that rounding has carried past a bound of a likelihood's support are set to that bound.
 
         Args:
             x: Samples, `(batch, *input_shape)`.
-            name: What to call it in an error.
-            values: Check the values too, which on an accelerator waits for the device.
-            support: Of the values, check too that they lie in the support of every leaf's likelihood, which gates and
-                encoders do not need.
+            name: The name of `x` in error messages.
+            values: Check the values too, which on a GPU waits for the device.
+            support: Check too that the values lie in the support of every leaf's likelihood. Gates and encoders do not
+                need that.
 
         Raises:
             ArgumentTypeError: `x` is not a floating point tensor or array.
             ShapeError: `x` does not have the shape of a batch of samples.
-            DataError: `x` is empty, masked in part, not finite, or outside the support of a leaf's likelihood.
+            DataError: `x` is empty, partly masked, not finite, or outside the support of a leaf's likelihood.
         """
         return self.door.check(x, name, values=values, support=support)
 
     def checked(self, x: ArrayLike | Checked, *, name: str = "x", support: bool = True) -> Checked:
-        """Samples that have been checked, in the form in which `fit` and every method here take them unlooked.
+        """Check samples once, so that `fit` and the methods of this model do not check them again.
 
-        Worth it for data that are used many times. They are checked anew by a model of another shape, floating point
-        type or likelihood.
+        This saves time for data that are used many times. A model with another sample shape, floating point type or
+        likelihood checks them again.
 
         Args:
             x: Samples, `(batch, *input_shape)`.
-            name: What to call them in an error.
-            support: Make sure that they lie in the support of every leaf's likelihood; else only gates and encoders
-                take them unlooked.
+            name: The name of `x` in error messages.
+            support: Check that the values lie in the support of every leaf's likelihood. Without this check, only gates
+                and encoders take the result unchecked.
 
         Raises:
-            ArgumentError: As `check_input` does.
+            ArgumentError: As in `check_input`.
         """
         return self.door.checked(x, name, support=support)
 
     @property
     def door(self) -> Door:
-        """What samples are to be, for this model."""
+        """The checks of samples for this model."""
         records = tuple(group.spec.likelihood for group in self.plan.expert_groups)
         likelihoods = tuple(group.likelihood for group in self.experts.groups)
         return Door(self.input_shape, self.dtype, records, likelihoods)
@@ -323,13 +324,13 @@ class TreeModule(Pretrained):
 
 
 def _convolves(tree: Tree) -> bool:
-    """Whether a network looks at samples as images, so that it matters which axis of them counts channels."""
+    """Whether a network is convolutional, so that it matters which axis of a sample counts channels."""
     networks = (node.encoder if isinstance(node, VAE) else node.gate for _, node in tree.walk())
     return any(isinstance(network, Conv) for network in networks)
 
 
 def check_generator(generator: object) -> None:
-    """Make sure that what shall draw is a generator, or nothing.
+    """Check that a source of random numbers is a generator or `None`.
 
     Raises:
         ArgumentTypeError: It is something else.

@@ -1,4 +1,4 @@
-"""Views: random changes of a sample that leave its kind alone, for gates to look at in training.
+"""Views: random changes of a sample that do not change its cluster, which the gates see in training.
 
 Axes: `batch` counts the samples of a step, `n` those of the whole data set.
 """
@@ -38,7 +38,7 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """What there is for users."""
+    """The public names."""
     return __all__
 
 
@@ -48,10 +48,9 @@ Index = Int[Tensor, " batch"]
 class View(ABC):
     """A random change of samples; the same generator state gives the same change.
 
-    To make your own, write `__call__`, and `prepare` if it needs the whole data set. Where no more is needed than the
-    batch and the global random states, which `hmoevae.fit` lends from its seed, any callable from samples to samples
-    will do in a view's place. One that takes its random numbers by way of `hmoevae.nn.draws.for_batch` does the same in
-    several processes as in one.
+    To make your own, define `__call__`, and `prepare` if it needs the whole data set. Any callable from samples to
+    samples is a view too; it may draw from the global random states, which `hmoevae.fit` seeds and restores. A view
+    that draws its random numbers with `hmoevae.nn.draws.for_batch` gives the same result in any number of processes.
 
     >>> class Brighter(View):
     ...     def __call__(self, x, *, index=None, generator=None, share=None):
@@ -61,10 +60,10 @@ class View(ABC):
     """
 
     def prepare(self, samples: Float[Tensor, "n *sample"] | None) -> "View":  # noqa: ARG002
-        """The view made ready for the data set that batches are taken from; most have nothing to do.
+        """Prepare the view for a data set; most views need no preparation.
 
         Args:
-            samples: All the samples, in the order that `index` counts; `None` where they are not in memory.
+            samples: All samples, in the order of `index`; `None` where they are not in memory.
         """
         return self
 
@@ -77,13 +76,13 @@ class View(ABC):
         generator: torch.Generator | None = None,
         share: Share | None = None,
     ) -> Float[Tensor, "batch *sample"]:
-        """The samples, changed.
+        """Change the samples.
 
         Args:
             x: Samples.
-            index: Which of the samples that the view was prepared for they are.
+            index: Indices of `x` in the samples that the view was prepared for.
             generator: Source of the random numbers, on the device of `x`; torch's global one if `None`.
-            share: What the samples are of the global batch, in a process of several.
+            share: Which samples of the global batch these are, in one of several processes.
         """
 
 
@@ -92,7 +91,7 @@ ViewLike = View | Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class _Plain(View):
-    """A callable that knows nothing of data sets and generators."""
+    """A callable from samples to samples as a view."""
 
     change: Callable[[Tensor], Tensor]
 
@@ -108,14 +107,14 @@ class _Plain(View):
 
 
 def as_view(view: ViewLike, argument: str = "view") -> View:
-    """A `View` that does what `view` does, which may be any callable from samples to samples.
+    """Turn a callable from samples to samples into a `View`; a `View` is returned unchanged.
 
     Raises:
         ArgumentTypeError: It cannot be called.
     """
     if isinstance(view, View):
         return view
-    if not callable(view) or isinstance(view, type):  # a class would make an object of the samples
+    if not callable(view) or isinstance(view, type):  # calling a class would make an instance, not a view
         got = f"the class {view.__name__}" if isinstance(view, type) else type(view).__name__
         raise ArgumentTypeError(mismatch(argument, "a View or a callable from samples to samples", got))
     return _Plain(view)
@@ -126,8 +125,7 @@ class Compose(View):
     """Views one after the other.
 
     Args:
-        views: Views, or callables from samples to samples. The first is given the samples themselves, so `Neighbour`,
-            which looks its answer up, belongs there.
+        views: Views, or callables from samples to samples. `Neighbour`, which replaces the samples, has to come first.
 
     >>> flipped_and_moved = Compose([lambda x: x.flip(3), RandomAffine()])
     >>> flipped_and_moved(torch.rand(5, 1, 28, 28)).shape
@@ -137,7 +135,7 @@ class Compose(View):
     views: Sequence[ViewLike]
 
     def __post_init__(self) -> None:
-        """Take the views as a tuple, as JSON gives them back."""
+        """Turn a list of views into a tuple, which JSON reads back equal."""
         if isinstance(self.views, list):
             object.__setattr__(self, "views", tuple(self.views))
 
@@ -153,7 +151,7 @@ class Compose(View):
         generator: torch.Generator | None = None,
         share: Share | None = None,
     ) -> Float[Tensor, "batch *sample"]:
-        """The changes one after the other.
+        """Apply the views one after the other.
 
         Raises:
             ArgumentTypeError: One of the views does not return a tensor.
@@ -167,16 +165,16 @@ class Compose(View):
 
 @dataclass(frozen=True, slots=True)
 class RandomAffine(View):
-    """Turn, shift, scale and shear every image by amounts of its own, with the conventions of torchvision's class.
+    """Rotate, shift, scale and shear every image by random amounts, with the conventions of torchvision's class.
 
-    Unlike torchvision's, which draws once a batch and moves by whole pixels, each image has its own draw, made on the
-    device of the batch. Pixels from outside are zero, those in between bilinear.
+    Torchvision's class draws once per batch and shifts by whole pixels. This one draws for each image, on the device of
+    the batch. Pixels from outside the image are zero; the interpolation is bilinear.
 
     Args:
-        degrees: Angles are drawn from [-degrees, degrees], or between two.
+        degrees: Angles are drawn from [-degrees, degrees], or between two given angles.
         translate: Largest shifts along width and height, as fractions of them.
-        scale: Range of the factor of size.
-        shear: Angles of the horizontal shear are drawn from [-shear, shear], or between two, in degrees.
+        scale: Smallest and largest scale factor.
+        shear: Angles of the horizontal shear are drawn from [-shear, shear], or between two given angles, in degrees.
 
     >>> RandomAffine()(torch.rand(5, 1, 28, 28)).shape
     torch.Size([5, 1, 28, 28])
@@ -192,15 +190,15 @@ class RandomAffine(View):
         for name, angle, largest in (("degrees", self.degrees, 180), ("shear", self.shear, 89)):
             ends = _between(angle)
             if not _is_pair(ends) or not -largest <= ends[0] <= ends[1] <= largest:
-                expected = f"an angle from 0 to {largest}, or two rising ones"
+                expected = f"an angle from 0 to {largest}, or two ascending ones"
                 raise ArgumentError(mismatch(f"RandomAffine.{name}", expected, repr(angle)))
         if not _is_pair(self.translate) or not all(0 <= share <= 1 for share in self.translate):
             raise ArgumentError(mismatch("RandomAffine.translate", "two numbers from 0 to 1", repr(self.translate)))
         if not _is_pair(self.scale) or not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise ArgumentError(mismatch("RandomAffine.scale", "two rising numbers > 0", repr(self.scale)))
+            raise ArgumentError(mismatch("RandomAffine.scale", "two ascending numbers > 0", repr(self.scale)))
         for name in ("degrees", "translate", "scale", "shear"):
             if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))  # as JSON gives it back
+                object.__setattr__(self, name, tuple(getattr(self, name)))  # equal to what JSON reads back
 
     def __call__(
         self,
@@ -210,7 +208,7 @@ class RandomAffine(View):
         generator: torch.Generator | None = None,
         share: Share | None = None,
     ) -> Float[Tensor, "batch channel height width"]:
-        """Every image changed by a draw of its own."""
+        """Change every image by its own draw."""
         if x.ndim != 4:
             raise ShapeError(mismatch("x", "images, (batch, channels, height, width)", tuple(x.shape)))
         if not x.is_floating_point():
@@ -233,7 +231,7 @@ def _is_pair(value: object) -> bool:
 
 
 def _between(angle: Any) -> Any:
-    """The two angles that are meant, by one number its negative and itself."""
+    """The ends of the range of an angle; one number means from its negative to itself."""
     return (-angle, angle) if isinstance(angle, Real) else angle
 
 
@@ -244,8 +242,8 @@ def _affine(
     scale: Float[Tensor, " batch"],
     shear: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch channel height width"]:
-    """Shear by an angle along the width, scale, turn clockwise about the centre and shift, in pixels and radians."""
-    # The map from an output pixel to where it comes from is the inverse of what was asked for.
+    """Shear along the width, scale, rotate clockwise about the centre, then shift; in pixels and radians."""
+    # grid_sample needs the inverse map, from output pixels to input pixels.
     cos, sin, tan = angle.cos(), angle.sin(), shear.tan()
     rows = torch.stack([cos - sin * tan, sin + cos * tan, -sin, cos]).unflatten(0, (2, 2)) / scale
     origin = -(rows * shift).sum(1)
@@ -253,7 +251,7 @@ def _affine(
     half = x.new_tensor([x.shape[3] / 2, x.shape[2] / 2])
     rows = rows * (half / half.unsqueeze(1)).unsqueeze(2)
     theta = torch.cat([rows, (origin / half.unsqueeze(1)).unsqueeze(1)], dim=1)
-    # affine_grid multiplies image by image; asked once for the centres of pixels, one product gives the grids of all.
+    # affine_grid multiplies image by image. Computing the pixel centres once lets one product make all grids.
     identity = torch.eye(2, 3, device=x.device, dtype=x.dtype).unsqueeze(0)
     centres = F.affine_grid(identity, [1, 1, *x.shape[2:]], align_corners=False).squeeze(0)
     grid = torch.einsum("xkb,hwk->bhwx", theta, F.pad(centres, (0, 1), value=1.0))
@@ -262,15 +260,15 @@ def _affine(
 
 @dataclass(frozen=True, slots=True)
 class Neighbour(View):
-    """One of the nearest neighbours of every sample, drawn anew each time.
+    """Replace every sample by one of its nearest neighbours, drawn anew each time.
 
-    Neighbours are found once, by scikit-learn, in the space of the leading principal components.
+    `prepare` finds the neighbours, by scikit-learn, in the space of the leading principal components.
 
     Args:
-        k: The number of neighbours to draw from.
-        n_components: The number of principal components; where samples have fewer features, all of them are used.
-        features: What samples are compared by, from samples `(n, *sample)` to features `(n, feature)`, such as
-            `hmoevae.features.oriented_gradients`; by default their values.
+        k: Number of neighbours to draw from.
+        n_components: Number of principal components; where samples have fewer features, all of them are used.
+        features: A function from samples `(n, *sample)` to the features `(n, feature)` by which they are compared, such
+            as `hmoevae.features.oriented_gradients`; by default the samples' values.
 
     >>> samples = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
     >>> view = Neighbour(k=1).prepare(samples)
@@ -296,7 +294,7 @@ class Neighbour(View):
         Raises:
             ArgumentTypeError: The data set is not in memory.
             DataError: There are too few samples.
-            ShapeError: `features` does not return a row for each of them.
+            ShapeError: `features` does not return one row per sample.
             MissingExtraError: scikit-learn is not installed.
         """
         if samples is None:
@@ -324,13 +322,13 @@ class Neighbour(View):
         generator: torch.Generator | None = None,  # noqa: ARG002
         share: Share | None = None,  # noqa: ARG002
     ) -> Float[Tensor, "batch *sample"]:
-        """Not before `prepare`."""
+        """Raise an error: call `prepare` first, which returns the view to use."""
         raise ArgumentError(mismatch("Neighbour", "prepare(samples) to be called first", "no samples"))
 
 
 @dataclass(frozen=True, slots=True)
 class _NeighbourOf(View):
-    """`Neighbour` among given samples."""
+    """The view that `Neighbour.prepare` returns."""
 
     samples: Float[Tensor, "n *sample"] = field(repr=False)
     table: Int[Tensor, "n k"] = field(repr=False)
@@ -344,7 +342,7 @@ class _NeighbourOf(View):
         share: Share | None = None,
     ) -> Float[Tensor, "batch *sample"]:
         if index is None:
-            raise ArgumentError(mismatch("index", "the samples' places in the data set for Neighbour", None))
+            raise ArgumentError(mismatch("index", "the samples' indices in the data set, for Neighbour", None))
         k = self.table.shape[1]
 
         def draw(n: int) -> Tensor:

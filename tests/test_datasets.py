@@ -71,7 +71,7 @@ def test_damaged_files_are_refused(folder, damage):
 def test_labels_must_match_images(folder):
     path = folder / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
     path.write_bytes(struct.pack(">2i", 2049, 2) + bytes(2))
-    with pytest.raises(DataError, match=r"expected 3 labels, one an image, got 2"):
+    with pytest.raises(DataError, match=r"expected 3 labels, one per image, got 2"):
         datasets.mnist(folder)
 
 

@@ -446,7 +446,7 @@ def test_a_pickle_of_another_version_is_named_and_works_with_defaults(version):
     x, _ = blobs()
     mixture = small(random_state=0, init="random", n_importance=7).fit(x)
     pickled = older(mixture, "init", "n_importance", version=version)
-    named = "one of a version that left no stamp" if version is None else f"one of {re.escape(version)}"
+    named = "one of an unknown version" if version is None else f"one of {re.escape(version)}"
     message = (
         rf"VAEMixture: expected a pickle of hmoevae {re.escape(hm.__version__)}, got {named}, with the defaults of "
     )

@@ -86,7 +86,7 @@ NO_LABELS = {
     "one": (np.array(3), ShapeError, r"expected \(n,\), got \(\)"),
     "a word": ("abcd", ShapeError, r"expected \(n,\), got \(\)"),
     "nothing": (None, ShapeError, r"expected \(n,\), got \(\)"),
-    "too few": (GOOD[:3], ShapeError, "expected one a "),
+    "too few": (GOOD[:3], ShapeError, "expected one per "),
 }
 
 
@@ -183,7 +183,7 @@ def test_dendrogram_purity_counts_large_sets_exactly():
         ([0, 0], [0, 2], ArgumentError, r"leaves: expected integers from 0 to 1, got int64 from 0 to 2"),
         ([0, 0], [-1, 1], ArgumentError, r"leaves: expected integers from 0 to 1, got int64 from -1 to 1"),
         ([0, 0], [0.0, 1.0], ArgumentError, r"leaves: expected integers from 0 to 1, got float64 from 0.0 to 1.0"),
-        ([0, 0], [0], ShapeError, r"leaves: expected one a label, \(2,\), got \(1,\)"),
+        ([0, 0], [0], ShapeError, r"leaves: expected one per label, \(2,\), got \(1,\)"),
         ([0, 1], [0, 1], DataError, r"labels: expected two samples or more of one label, got 2 samples, no two alike"),
     ],
 )
@@ -258,7 +258,7 @@ def test_a_cluster_without_a_label_is_always_wrong():
 
 def test_lists_are_read():
     assert metrics.accuracy([0, 1, 1], [1, 0, 0]) == metrics.purity([0, 1, 1], (1, 0, 0)) == 1
-    with pytest.raises(ShapeError, match=r"clusters: expected one a label, \(3,\), got \(2,\)"):
+    with pytest.raises(ShapeError, match=r"clusters: expected one per label, \(3,\), got \(2,\)"):
         metrics.accuracy([0, 1, 1], [1, 0])
 
 
@@ -274,11 +274,19 @@ def test_half_precision_is_read():
         ([[0.5, 0.5], [0.5, 0.7]], DataError, r"rows that are >= 0 and sum to 1, got \[0.5, 0.7\] in row 1"),
         ([[1.5, -0.5], [1.0, 0.0]], DataError, r"rows that are >= 0 and sum to 1, got \[1.5, -0.5\] in row 0"),
         ([[np.nan, 1.0], [1.0, 0.0]], DataError, r"rows that are >= 0 and sum to 1, got \[nan, 1.0\] in row 0"),
-        ([[1.0, 0.0]], ShapeError, r"probabilities: expected one a label, \(2,\), got \(1,\)"),
+        ([[1.0, 0.0]], ShapeError, r"probabilities: expected one per label, \(2,\), got \(1,\)"),
         ([[np.inf, 0.0], [1.0, 0.0]], DataError, r"rows that are >= 0 and sum to 1, got \[inf, 0.0\] in row 0"),
         ([[None, 1.0], [1.0, 0.0]], DataError, r"rows that are >= 0 and sum to 1, got \[nan, 1.0\] in row 0"),
-        ([["a", "b"], ["c", "d"]], DataError, r"probabilities: expected numbers, one a sample and node, got could not"),
-        ([[1.0j, 1.0], [1.0, 0.0]], DataError, r"probabilities: expected numbers, one a sample and node, got complex"),
+        (
+            [["a", "b"], ["c", "d"]],
+            DataError,
+            r"probabilities: expected numbers, one per sample and node, got could not",
+        ),
+        (
+            [[1.0j, 1.0], [1.0, 0.0]],
+            DataError,
+            r"probabilities: expected numbers, one per sample and node, got complex",
+        ),
     ],
 )
 def test_what_is_no_distribution_is_refused(p, error, message):
@@ -289,7 +297,9 @@ def test_what_is_no_distribution_is_refused(p, error, message):
 def test_masked_probabilities_are_refused():
     p = np.ma.masked_less([[0.75, 0.25], [0.5, 0.5]], 0.3)
     for score in (metrics.usage_entropy, lambda p: metrics.calibration_error([0, 1], p)):
-        with pytest.raises(DataError, match="probabilities: expected numbers, one a sample and node, got masked ones"):
+        with pytest.raises(
+            DataError, match="probabilities: expected numbers, one per sample and node, got masked ones"
+        ):
             score(p)
 
 
@@ -333,7 +343,7 @@ def test_a_report_names_what_cannot_be_used():
     for other, came in ((hm.VAEMixture(2), "VAEMixture"), (model.tree, "Mixture"), (x, "Tensor")):
         with pytest.raises(ArgumentTypeError, match=f"model: expected an HMoEVAE, .* estimator's model_, got {came}"):
             metrics.report(other, x, torch.zeros(6))
-    with pytest.raises(ShapeError, match=r"labels: expected one a sample, \(6,\), got \(5,\)"):
+    with pytest.raises(ShapeError, match=r"labels: expected one per sample, \(6,\), got \(5,\)"):
         metrics.report(model, x, torch.zeros(5))
     with pytest.raises(ShapeError, match=r"x: expected \(batch, 3\), got \(6, 2\)"):
         metrics.report(model, x[:, :2], torch.zeros(6))

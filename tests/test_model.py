@@ -885,7 +885,7 @@ def test_data_too_large_for_the_models_dtype() -> None:
 @pytest.mark.usefixtures("as_users_call")
 def test_a_training_step_takes_one_batch() -> None:
     """Unlike the methods, which take data sets and loaders, too."""
-    for x, got in ((VALID.tolist(), "a list, of which"), (None, "None")):
+    for x, got in ((VALID.tolist(), r"a list \(np.asarray"), (None, "None")):
         with pytest.raises(ArgumentTypeError, match=f"x: expected a torch.Tensor or numpy array, got {got}"):
             build(UNEQUAL, SHAPE)(x)
 
@@ -945,8 +945,8 @@ BAD_ARGUMENTS = [
     (lambda m: m.score_samples(VALID, n_importance=0), ArgumentError, "n_importance: expected an integer > 0, got 0"),
     (decode(Z[0], LEAF), ShapeError, "z: expected (batch, 2), got (2,)"),
     (decode(Z[:, :1], LEAF), ShapeError, "z: expected (batch, 2), got (3, 1)"),
-    (decode(Z, LEAF[:2]), ShapeError, "leaf: expected (3,), one a row of z, got (2,)"),
-    (decode(Z, LEAF.unsqueeze(1)), ShapeError, "leaf: expected (3,), one a row of z, got (3, 1)"),
+    (decode(Z, LEAF[:2]), ShapeError, "leaf: expected (3,), one per row of z, got (2,)"),
+    (decode(Z, LEAF.unsqueeze(1)), ShapeError, "leaf: expected (3,), one per row of z, got (3, 1)"),
     (decode(Z, LEAF + 1), ArgumentError, "leaf: expected indices from 0 to 4, got 1 to 5"),
     (decode(Z, LEAF - 1), ArgumentError, "leaf: expected indices from 0 to 4, got -1 to 3"),
     (decode(Z, LEAF.float()), ArgumentTypeError, "leaf: expected integers, got torch.float32"),
@@ -1032,7 +1032,7 @@ def test_bad_objectives_are_refused() -> None:
     with pytest.raises(ArgumentError) as caught:
         hm.HMoEVAE(hm.Mixture.of(SMALL, 2, prior="learned"), SHAPE)
     assert str(caught.value) == (
-        "objective: expected 'elbo' or 'marginal' for a tree with a learned prior, which 'expected' never reads, "
+        "objective: expected 'elbo' or 'marginal' for a tree with a learned prior, which 'expected' does not use, "
         "got 'expected'"
     )
 

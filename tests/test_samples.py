@@ -150,8 +150,8 @@ def test_bad_rows_of_a_file_are_named(model, tmp_path, call):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "evaluate"])
 def test_one_answer_each_needs_every_sample_in_its_place(model, x, name):
-    expected = "x: expected a DataLoader that gives every sample in its place, for one answer each, got one "
-    with pytest.raises(ArgumentError, match=re.escape(f"{expected}that shuffles (make one with shuffle=False)")):
+    expected = "x: expected a DataLoader that yields all samples in order, got one "
+    with pytest.raises(ArgumentError, match=re.escape(f"{expected}that shuffles (use shuffle=False)")):
         METHODS[name](model, DataLoader(Items(x), batch_size=8, shuffle=True))
     with pytest.raises(ArgumentError, match=re.escape(f"{expected}with drop_last=True")):
         METHODS[name](model, DataLoader(Items(x), batch_size=8, drop_last=True))
@@ -209,7 +209,7 @@ def test_pixels_train_as_their_numbers(tmp_path, in_file):
             255,
             0,
             ArgumentTypeError,
-            r"data: expected a tensor, a numpy array or .*, got a list, of which np.asar",
+            r"data: expected a tensor, a numpy array or .*, got a list \(np.asar",
         ),
         (np.array([["a"]]), 255, 0, ArgumentTypeError, r"data: expected rows of numbers, got <U1, \(1, 1\)"),
         (np.array(3), 255, 0, ArgumentTypeError, r"data: expected rows of numbers, got int64, \(\)"),
@@ -248,27 +248,27 @@ WRONG = {
     "bool": (
         ROWS > 3,
         ArgumentTypeError,
-        f"expected {VALUES}, got bool from 0 to 1 (DATA.astype(np.float32) makes 0.0",
+        f"expected {VALUES}, got bool from 0 to 1 (DATA.astype(np.float32) turns them into 0.0",
     ),
     "bool tensor": (
         torch.ones(3, 4, dtype=torch.bool),
         ArgumentTypeError,
-        f"expected {VALUES}, got torch.bool from 1 to 1 (DATA.float() makes 0.0 and 1.0 of them)",
+        f"expected {VALUES}, got torch.bool from 1 to 1 (DATA.float() turns them into 0.0 and 1.0)",
     ),
     "pixels": (
         ROWS.astype(np.uint8),
         ArgumentTypeError,
-        f"expected {VALUES}, got uint8 from 0 to 23 (of pixels hm.datasets.Scaled(DATA, 255) makes numbers from 0 to 1",
+        f"expected {VALUES}, got uint8 from 0 to 23 (for pixels: hm.datasets.Scaled(DATA, 255)",
     ),
     "0 or 1": (
         (ROWS % 2).astype(np.uint8),
         ArgumentTypeError,
-        f"expected {VALUES}, got uint8 from 0 to 1 (DATA.astype(np.float32) makes 0.0 and 1.0 of them)",
+        f"expected {VALUES}, got uint8 from 0 to 1 (DATA.astype(np.float32) turns them into 0.0 and 1.0)",
     ),
     "counts": (
         ROWS,
         ArgumentTypeError,
-        f"expected {VALUES}, got int64 from 0 to 23 (for quantities DATA.astype(np.float32), for counts its np.log1p",
+        f"expected {VALUES}, got int64 from 0 to 23 (for quantities: DATA.astype(np.float32); for counts: its np.log1p",
     ),
     "complex": (FLOATS + 0j, ArgumentTypeError, f"expected {VALUES}, got complex128 (make columns of the real and"),
     "text": (np.full((6, 4), "0.5"), ArgumentTypeError, f"expected {VALUES}, got <U3 (leave such columns out, or"),
@@ -281,7 +281,7 @@ WRONG = {
     "numbers as objects": (
         FLOATS.astype(object),
         ArgumentTypeError,
-        f"expected {VALUES}, got object (DATA.astype(np.float32) makes numbers of them)",
+        f"expected {VALUES}, got object (DATA.astype(np.float32) turns them into numbers)",
     ),
     "fields": (
         np.zeros(3, dtype=[("a", float), ("b", float)]),
@@ -291,29 +291,29 @@ WRONG = {
     "sparse tensor": (
         torch.eye(4).to_sparse(),
         ArgumentTypeError,
-        "expected a dense tensor, got a sparse one (torch.sparse_coo, (4, 4)), whose .to_dense() is dense",
+        "expected a dense tensor, got a sparse one (torch.sparse_coo, (4, 4)) (.to_dense() makes a dense one)",
     ),
     "sparse rows": (
         lambda: torch.eye(4).to_sparse_csr(),
         ArgumentTypeError,
-        "expected a dense tensor, got a sparse one (torch.sparse_csr, (4, 4)), whose .to_dense() is dense",
+        "expected a dense tensor, got a sparse one (torch.sparse_csr, (4, 4)) (.to_dense() makes a dense one)",
     ),
     "scipy": (
         scipy.sparse.eye_array(4).tocsr(),
         ArgumentTypeError,
-        f"expected {FOUR}, got a csr_array, whose .toarray() is one",
+        f"expected {FOUR}, got a csr_array (pass its .toarray())",
     ),
-    "frame": (pd.DataFrame(FLOATS), ArgumentTypeError, f"expected {FOUR}, got a DataFrame, whose .to_numpy() is one"),
-    "series": (pd.Series([0.5]), ArgumentTypeError, f"expected {FOUR}, got a Series, whose .to_numpy() is one"),
+    "frame": (pd.DataFrame(FLOATS), ArgumentTypeError, f"expected {FOUR}, got a DataFrame (pass its .to_numpy())"),
+    "series": (pd.Series([0.5]), ArgumentTypeError, f"expected {FOUR}, got a Series (pass its .to_numpy())"),
     "list": (
         FLOATS.tolist(),
         ArgumentTypeError,
-        f"expected {FOUR}, got a list, of which np.asarray(..., dtype=np.float32) makes one",
+        f"expected {FOUR}, got a list (np.asarray(..., dtype=np.float32) makes an array)",
     ),
     "list of tensors": (
         [torch.rand(4)] * 3,
         ArgumentTypeError,
-        f"expected {FOUR}, got a list, of which torch.stack(...) makes one",
+        f"expected {FOUR}, got a list, of which torch.stack(...) makes one array",
     ),
     "samples and labels": (
         (FLOATS, np.zeros(6)),
@@ -340,7 +340,7 @@ WRONG = {
     "array of another library": (
         types.SimpleNamespace(__array__=lambda: FLOATS),
         ArgumentTypeError,
-        f"expected {FOUR}, got a SimpleNamespace, of which np.asarray(...) makes one",
+        f"expected {FOUR}, got a SimpleNamespace (np.asarray(...) makes an array)",
     ),
     "empty": (FLOATS[:0], DataError, "expected at least one sample, got none"),
     "empty data set": (Items(FLOATS[:0]), DataError, "expected at least one sample, got none"),
@@ -353,17 +353,17 @@ WRONG = {
     "loader of dicts": (
         DataLoader(Items(FLOATS, lambda x: {"image": x, "label": 1}), batch_size=2),
         ArgumentTypeError,
-        "expected batches that are tensors or begin with one, got a dict with the keys 'image', 'label', of which",
+        "expected batches that are tensors, or tuples that begin with one, got a dict with the keys 'image'",
     ),
     "data set of dicts": (
         Items(FLOATS, lambda x: {"image": x, "label": 1}),
         ArgumentTypeError,
-        "expected items that are tensors or begin with one, got a dict with the keys 'image', 'label', of which",
+        "expected items that are tensors, or tuples that begin with one, got a dict with the keys 'image'",
     ),
     "names first": (
         DataLoader(Items(FLOATS, lambda x: ("a.png", x)), batch_size=2),
         ArgumentTypeError,
-        "expected batches that are tensors or begin with one, got a tuple of str",
+        "expected batches that are tensors, or tuples that begin with one, got a tuple of str",
     ),
     "masked items": (
         Items(FLOATS, lambda x: np.ma.masked_less(x, 0.5)),
@@ -390,7 +390,7 @@ def test_what_cannot_come_in_is_told_what_would(model, kind):
         start = "" if words.startswith("(") else f"{name}: "
         message = start + words.replace("DATA", name)
         if kind == "drop_last" and call not in (fit, METHODS["evaluate"]):
-            error, message = ArgumentError, "x: expected a DataLoader that gives every sample in its place"
+            error, message = ArgumentError, "x: expected a DataLoader that yields all samples in order"
         data = given() if isinstance(given, types.FunctionType) else given
         with pytest.raises(error, match=re.escape(message)) as caught:
             call(model, data)
@@ -506,9 +506,7 @@ def test_a_model_made_in_inference_mode_is_named(x):
     with torch.inference_mode():
         model = make()
         assert model.predict(x).shape == (20,)
-    message = (
-        r"model: expected one made outside torch.inference_mode, for gradients, got one made inside \(copy.deepcopy"
-    )
+    message = r"model: expected a model made outside torch.inference_mode, for gradients, got a model"
     for call in (functools.partial(fit, model, x), functools.partial(model, x), functools.partial(model.agree, x, x)):
         with pytest.raises(ArgumentError, match=message):
             call()
@@ -547,9 +545,7 @@ def test_a_table_of_raw_scales_is_to_be_standardised(tmp_path, source):
 
 
 def test_data_that_drown_in_the_noise_are_to_be_standardised():
-    with pytest.warns(
-        ScaleWarning, match=r"got standard deviations up to 0.0\d+, which drown in its noise: standardise"
-    ):
+    with pytest.warns(ScaleWarning, match=r"got standard deviations up to 0.0\d+, far below its noise: standardise"):
         fit(make(FREE), 0.05 * standardised(RAW))
 
 

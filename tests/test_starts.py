@@ -119,7 +119,7 @@ def test_umap_names_its_extra(blobs, monkeypatch):
     ("init", "error", "message"),
     [
         ("k-means", ArgumentError, r"init: expected one of 'random', 'kmeans', 'umap', labels .*got 'k-means'"),
-        (torch.zeros(3, dtype=torch.long), ShapeError, r"init: expected one label a sample, \(80,\), got \(3,\)"),
+        (torch.zeros(3, dtype=torch.long), ShapeError, r"init: expected one label per sample, \(80,\), got \(3,\)"),
         (torch.zeros(80), ArgumentTypeError, r"init: expected integer labels, got torch.float32"),
         (torch.full((80,), 4), ArgumentError, r"init: expected labels from 0 to 3, got 4 to 4"),
         (lambda features, n, seed: np.full(len(features), -1), ArgumentError, r"init: expected labels from 0 to 2"),

@@ -80,21 +80,24 @@ def test_shifts_reach_as_far_as_said():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"degrees": -1.0}, r"RandomAffine.degrees: expected an angle from 0 to 180, or two rising ones, got -1.0"),
-        ({"shear": 90.0}, r"RandomAffine.shear: expected an angle from 0 to 89, or two rising ones, got 90.0"),
+        ({"degrees": -1.0}, r"RandomAffine.degrees: expected an angle from 0 to 180, or two ascending ones, got -1.0"),
+        ({"shear": 90.0}, r"RandomAffine.shear: expected an angle from 0 to 89, or two ascending ones, got 90.0"),
         ({"translate": (0.1, 2.0)}, r"RandomAffine.translate: expected two numbers from 0 to 1"),
-        ({"scale": (0.0, 1.0)}, r"RandomAffine.scale: expected two rising numbers > 0"),
-        ({"scale": (1.2, 1.0)}, r"RandomAffine.scale: expected two rising numbers > 0"),
-        ({"degrees": (5, -5)}, r"RandomAffine.degrees: expected an angle .*, or two rising ones, got \(5, -5\)"),
-        ({"degrees": (-5, 5, 7)}, r"RandomAffine.degrees: expected an angle .*, or two rising ones, got \(-5, 5, 7\)"),
-        ({"degrees": (-200, 5)}, r"RandomAffine.degrees: expected an angle .*, or two rising ones, got \(-200, 5\)"),
-        ({"shear": "3"}, r"RandomAffine.shear: expected an angle from 0 to 89, or two rising ones, got '3'"),
-        ({"shear": math.nan}, r"RandomAffine.shear: expected an angle from 0 to 89, or two rising ones, got nan"),
+        ({"scale": (0.0, 1.0)}, r"RandomAffine.scale: expected two ascending numbers > 0"),
+        ({"scale": (1.2, 1.0)}, r"RandomAffine.scale: expected two ascending numbers > 0"),
+        ({"degrees": (5, -5)}, r"RandomAffine.degrees: expected an angle .*, or two ascending ones, got \(5, -5\)"),
+        (
+            {"degrees": (-5, 5, 7)},
+            r"RandomAffine.degrees: expected an angle .*, or two ascending ones, got \(-5, 5, 7\)",
+        ),
+        ({"degrees": (-200, 5)}, r"RandomAffine.degrees: expected an angle .*, or two ascending ones, got \(-200, 5\)"),
+        ({"shear": "3"}, r"RandomAffine.shear: expected an angle from 0 to 89, or two ascending ones, got '3'"),
+        ({"shear": math.nan}, r"RandomAffine.shear: expected an angle from 0 to 89, or two ascending ones, got nan"),
         ({"translate": 0.1}, r"RandomAffine.translate: expected two numbers from 0 to 1, got 0.1"),
         ({"translate": None}, r"RandomAffine.translate: expected two numbers from 0 to 1, got None"),
         ({"translate": ("0.1", "0.1")}, r"RandomAffine.translate: expected two numbers from 0 to 1"),
-        ({"scale": 0.9}, r"RandomAffine.scale: expected two rising numbers > 0, got 0.9"),
-        ({"scale": (0.9, None)}, r"RandomAffine.scale: expected two rising numbers > 0, got \(0.9, None\)"),
+        ({"scale": 0.9}, r"RandomAffine.scale: expected two ascending numbers > 0, got 0.9"),
+        ({"scale": (0.9, None)}, r"RandomAffine.scale: expected two ascending numbers > 0, got \(0.9, None\)"),
     ],
 )
 @pytest.mark.usefixtures("as_users_call")
@@ -259,7 +262,7 @@ def test_without_a_view_nothing_changes(model, x):
 
 
 def test_views_are_checked(model, x):
-    with pytest.raises(ShapeError, match=r"view: expected one a sample, \(40, 1, 8, 6\), got \(39, 1, 8, 6\)"):
+    with pytest.raises(ShapeError, match=r"view: expected one per sample, \(40, 1, 8, 6\), got \(39, 1, 8, 6\)"):
         model(x, view=x[1:])
     with pytest.raises(ShapeError, match=r"other_view: expected \(batch, 1, 8, 6\), got \(40, 8, 6\)"):
         model.agree(x, x.squeeze(1))
@@ -406,7 +409,7 @@ def test_learning_rate_falls_along_half_a_cosine(model, x, agreement, constant):
         ({"view": 3}, ArgumentTypeError, r"view: expected a View or a callable .*got int"),
         ({"agreement": hm.Agreement(partner=None)}, ArgumentError, r"view: expected a view, for agreement .*got None"),
         ({"lr_schedule": "linear"}, ArgumentError, r"lr_schedule: expected 'constant' or 'cosine', got 'linear'"),
-        ({"view": lambda samples: samples[1:]}, ShapeError, r"view: expected one a sample"),
+        ({"view": lambda samples: samples[1:]}, ShapeError, r"view: expected one per sample"),
     ],
 )
 @pytest.mark.usefixtures("as_users_call")

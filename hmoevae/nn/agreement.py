@@ -1,4 +1,4 @@
-"""Agreement: how far the gates are from sending two views of a sample the same way.
+"""Agreement: how far the gates are from sending two views of a sample to the same node.
 
 Axes: `node` and `mixture` as in `hmoevae.plan`; `batch` is last.
 """
@@ -17,17 +17,18 @@ NodeBatch = Float[Tensor, "node batch"]
 def agreement(node_log_prob: tuple[NodeBatch, NodeBatch], paths: Paths, levels: Sequence[int]) -> Float[Tensor, ""]:
     """How far the gates are from sending two views v, v' of a sample to the same node of each of `levels`.
 
-    With r_n the probability of arriving at mixture n, a weight through which no gradient flows, and q(m|n) that of
-    going on from there to node m, the sum over pairs of one of `levels` and the one before it, at first the root::
+    Let r_n be the probability of arriving at mixture n, a weight without gradient, and q(m|n) the probability of
+    going on from n to node m. The term sums over each of `levels` and the one before it (before the first: the root)::
 
         mean_x sum_{n of the level before} r_n(v) r_n(v') (-log sum_{m below n, of the level} q(m|n, v) q(m|n, v'))
 
-    Each term is the negative log-probability that draws of m for v and for v' are the same. It is zero where both are
-    certain of one node, so alone it is content with a single node for all: a balance has to hold the usage. Over all
-    levels every gate agrees by itself; over the last level alone all gates on the way to a leaf agree together.
+    -log(...) is the negative log-probability that a draw of m for v equals a draw of m for v'. It is zero where both
+    views are certain of the same node. A model that sends all samples to one node has zero agreement loss, so a balance
+    has to spread the samples. With all levels, each gate agrees for itself; with the last level alone, all gates on the
+    path to a leaf agree together.
 
     Args:
-        node_log_prob: Log of the probability of arriving at every node, for the one and for the other view.
+        node_log_prob: Log-probability of arriving at every node, for each of the two views.
         paths: The plan's tables.
         levels: As in `hmoevae.plan.Plan.level`, from 1 on, ascending.
 

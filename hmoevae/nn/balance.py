@@ -1,7 +1,7 @@
-"""Balance: what keeps a mixture from sending everything to one child, ours and a user's.
+"""Balance: terms of the loss that keep a mixture from sending all samples to one child, ours and a user's.
 
-With I_c the importance of child c (the sum over the batch of the probability of arriving there), Mean and Var over the
-C children of one mixture, u_c = I_c / sum_c I_c and pi_c the prior::
+I_c is the importance of child c (the sum over the batch of the probability of arriving there), Mean and Var are over
+the C children of one mixture, u_c = I_c / sum_c I_c, and pi_c is the prior::
 
     variance   Var(I)                       the article; grows with the square of the batch size
     cv2        Var(I) / Mean(I)^2           Shazeer et al. 2017, equation 7
@@ -29,11 +29,11 @@ _SUMMANDS: dict[str, Summands] = {}
 
 
 def balance(kind: str) -> Callable[[F], F]:
-    """Register a function as what `Balance(kind)` computes.
+    """Register the function that `Balance(kind)` computes.
 
-    The function is given the importance of every child, the log prior of every child among its siblings, and
-    `Siblings`, which sums over the children of a mixture. It returns the summand of every child: their sum over the
-    children is the term of the mixture, before its weight. What no sample reaches must give zero, not NaN.
+    The function takes the importance of every child, the log prior of every child among its siblings, and `Siblings`,
+    which sums over the children of a mixture. It returns one summand per child. The sum over the children is the term
+    of the mixture, before its weight. The summands must be zero, not NaN, for a mixture that no sample reaches.
 
     Args:
         kind: The name, in Python and in files.
@@ -61,7 +61,7 @@ def balance(kind: str) -> Callable[[F], F]:
 
 @balance("variance")
 def variance(importance: Edges, log_prior: Edges, siblings: Siblings) -> Edges:  # noqa: ARG001
-    """Of Var(I).
+    """The summands of Var(I).
 
     >>> from hmoevae.plan import compile_tree
     >>> from hmoevae.spec import VAE, Mixture
@@ -74,7 +74,7 @@ def variance(importance: Edges, log_prior: Edges, siblings: Siblings) -> Edges: 
 
 @balance("cv2")
 def cv2(importance: Edges, log_prior: Edges, siblings: Siblings) -> Edges:  # noqa: ARG001
-    """Of Var(I) / Mean(I)^2.
+    """The summands of Var(I) / Mean(I)^2.
 
     >>> from hmoevae.plan import compile_tree
     >>> from hmoevae.spec import VAE, Mixture
@@ -87,7 +87,7 @@ def cv2(importance: Edges, log_prior: Edges, siblings: Siblings) -> Edges:  # no
 
 @balance("kl")
 def kl(importance: Edges, log_prior: Edges, siblings: Siblings) -> Edges:
-    """Of sum_c u_c log(u_c / pi_c).
+    """The summands of sum_c u_c log(u_c / pi_c).
 
     >>> from hmoevae.plan import compile_tree
     >>> from hmoevae.spec import VAE, Mixture
@@ -100,7 +100,7 @@ def kl(importance: Edges, log_prior: Edges, siblings: Siblings) -> Edges:
 
 
 class Balances(nn.Module):
-    """The weighted balance terms of all mixtures, each by the kind that its `Balance` names.
+    """The weighted balance terms of all mixtures, each of the kind that the mixture's `Balance` names.
 
     A mixture that no sample of the batch reaches contributes nothing.
 

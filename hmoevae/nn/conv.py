@@ -1,7 +1,7 @@
-"""Many equal convolutional networks run as one: encoders and gates that look at images, decoders that draw them.
+"""Many equal convolutional networks run as one: encoders and gates that read images, decoders that output them.
 
-Axes: `group` counts the networks, `out` and `inp` are channels of one of them; `batch` is last. Inside, images lie as
-(batch, channel, height, width), the channels of all networks side by side.
+Axes: `group` counts the networks, `out` and `inp` are channels of one of them; `batch` is last. Inside, feature maps
+are (batch, channel, height, width), with the channels of all networks side by side.
 """
 
 import math
@@ -22,7 +22,7 @@ Outputs = Float[Tensor, "batch all_out _ _"]
 
 
 class GroupedConv2d(nn.Module):
-    """`groups` strided convolutions side by side; weights and biases start as those of `torch.nn.Conv2d`.
+    """`groups` strided convolutions side by side; weights and biases are initialised as in `torch.nn.Conv2d`.
 
     Args:
         groups: Number of networks.
@@ -47,7 +47,7 @@ class GroupedConv2d(nn.Module):
         self.bias = nn.Parameter(torch.empty(groups, out).uniform_(-bound, bound))
 
     def forward(self, x: Inputs, *, shared: bool) -> Outputs:
-        """Convolve images that all networks share, or the channels of each its own."""
+        """Convolve images that all networks share, or feature maps with channels of each network's own."""
         groups = 1 if shared else len(self.weight)
         padding = self.weight.shape[-1] // 2
         return F.conv2d(x, self.weight.flatten(0, 1), self.bias.flatten(), self.stride, padding, groups=groups)
@@ -56,16 +56,16 @@ class GroupedConv2d(nn.Module):
 class GroupedConvTranspose2d(nn.Module):
     """`groups` strided transposed convolutions side by side.
 
-    Weights and biases start as U(-b, b), where 1 / b^2 = inp (kernel_size / stride)^2 is the number of products in an
-    output.
+    Weights and biases are initialised as U(-b, b), where 1 / b^2 = inp (kernel_size / stride)^2 is the number of
+    products that are summed in one output.
 
     Args:
         groups: Number of networks.
         inp: Input channels of each.
         out: Output channels of each.
         kernel_size: Side of the kernels; the padding is half of it.
-        stride: By how much the images grow.
-        output_padding: Rows and columns that the output has beyond the smallest size.
+        stride: Factor by which the images grow.
+        output_padding: Rows and columns added to the output, as in `torch.nn.ConvTranspose2d`.
 
     >>> layer = GroupedConvTranspose2d(3, 4, 1, kernel_size=3, stride=2, output_padding=(1, 1))
     >>> layer(torch.rand(5, 12, 4, 4)).shape, layer.weight.shape
@@ -125,7 +125,7 @@ class GroupedConv(GroupedNetwork):
     def forward(
         self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
     ) -> Float[Tensor, "group out batch"]:
-        """Run every network on images, flat and features-first, that all share (2-D) or that are its own (3-D)."""
+        """Run every network on images that all share (2-D) or on images of its own (3-D), flat and features-first."""
         return self.head(self._maps(x))
 
     def hidden(
@@ -137,7 +137,7 @@ class GroupedConv(GroupedNetwork):
     def _maps(
         self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
     ) -> Float[Tensor, "map batch"] | Float[Tensor, "group map batch"]:
-        """What the convolutions give, flat and features-first."""
+        """The outputs of the convolutions, flat and features-first."""
         c, h, w = self.input_shape
         shared = x.ndim == 2
         if shared:
@@ -148,7 +148,7 @@ class GroupedConv(GroupedNetwork):
             maps = activate(convolution(maps, shared=shared), self.activation)
             shared = False
         groups = len(self.last.bias)
-        if groups == 1:  # a view, and its gradient lies as that of the maps
+        if groups == 1:  # a view, whose gradient has the memory layout of the maps
             return rearrange(maps, "b c h w -> (c h w) b")
         return rearrange(maps, "b (g c) h w -> g (c h w) b", g=groups)
 
@@ -185,7 +185,7 @@ class GroupedConvTranspose(GroupedNetwork):
     def forward(
         self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
     ) -> Float[Tensor, "group feature batch"]:
-        """Run every decoder on latents that all share (2-D) or that are its own (3-D); images are flat."""
+        """Run every decoder on latents that all share (2-D) or on latents of its own (3-D); the images are flat."""
         c, h, w = self.first_shape
         flat = self.head(x)
         maps = rearrange(flat, "g (c h w) b -> b (g c) h w", c=c, h=h, w=w)
@@ -195,7 +195,7 @@ class GroupedConvTranspose(GroupedNetwork):
 
 
 def _sizes(shape: tuple[int, ...], spec: Conv | ConvTranspose) -> list[tuple[int, int]]:
-    """Height and width of an image and behind every strided convolution of it.
+    """Height and width of an image, and of the output of each of its strided convolutions.
 
     >>> _sizes((1, 28, 28), Conv())
     [(28, 28), (14, 14), (7, 7)]

@@ -1,7 +1,7 @@
-"""Random numbers for one process's part of a batch that several processes share; and the global generators, lent.
+"""Random numbers that do not depend on the number of processes, and a scope that restores the global generators.
 
-Axes: `batch` counts samples and is last. Every process holds a generator in the same state, draws for the batch of all
-and takes its own columns, so that what a sample is given does not depend on how many processes there are.
+Axes: `batch` counts samples and is last. Every process has a generator in the same state, draws random numbers for the
+global batch and keeps the columns of its own samples. So a sample gets the same numbers for any number of processes.
 """
 
 import random
@@ -20,13 +20,13 @@ _ONE_THREAD = threading.RLock()
 
 @contextmanager
 def borrowed_random_state(seed: int | None = None, device: torch.device | None = None) -> Iterator[None]:
-    """Inside, the global generators, started from `seed` if one is given; after it, as if nobody had drawn.
+    """Restore the global generators of Python, numpy and torch on leaving; on entering, seed them if `seed` is given.
 
-    They are those of Python, numpy and torch, which all threads share: threads come in here one at a time.
+    All threads share these generators, so only one thread at a time can be inside.
 
     Args:
-        seed: Of at most 64 bits.
-        device: An accelerator whose generator is lent, too.
+        seed: An integer of at most 64 bits.
+        device: If this is a GPU, its generator is seeded and restored too.
 
     >>> before = torch.get_rng_state()
     >>> with borrowed_random_state(seed=0):
@@ -54,13 +54,14 @@ def borrowed_random_state(seed: int | None = None, device: torch.device | None =
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One process's samples of the global batch, that of all processes together in the order of the processes.
+    """One process's samples of the global batch, which joins the batches of all processes in the order of their ranks.
 
     Attributes:
-        start: Place of the first of them in the global batch.
-        n: How many. A process without any runs one made-up sample, which counts for nothing, so that all do the same.
-        total: Samples of the global batch.
-        importance_of_all: Makes the importance of the global batch of that of this process's samples.
+        start: Index of the process's first sample in the global batch.
+        n: Number of the process's samples. A process with none runs one dummy sample of weight zero, so that all
+            processes take part in every collective operation.
+        total: Number of samples of the global batch.
+        importance_of_all: Sums importances over all processes.
 
     >>> Share(start=2, n=3, total=5).rows, Share(start=2, n=3, total=5).weight
     (slice(2, 5, None), 0.6)
@@ -73,24 +74,24 @@ class Share:
 
     @property
     def weight(self) -> float:
-        """The part of the global batch that this is."""
+        """The fraction of the global batch that belongs to this process."""
         return self.n / self.total
 
     @property
     def rows(self) -> slice:
-        """Which draws of the global batch are for the samples that this process runs."""
+        """The columns of the global batch that belong to the samples of this process."""
         return slice(self.start, self.start + self.n) if self.n else slice(1)
 
 
 def for_batch(
     draw: Callable[[int], Shaped[Tensor, "*axis batch"]], n: int, share: Share | None
 ) -> Shaped[Tensor, "*axis own_batch"]:
-    """What `draw` gives for a batch of `n`; of a share, its columns of a draw for the global batch.
+    """Draw random numbers for a batch of `n` samples; with a share, draw for the global batch and take its columns.
 
     Args:
-        draw: From a number of samples to random numbers, one a sample along the last axis.
-        n: Samples at hand.
-        share: What they are of the global batch, in a process of several.
+        draw: From a number of samples to random numbers with the samples along the last axis.
+        n: Number of samples of this process.
+        share: Which samples of the global batch these are; `None` in a single process.
 
     >>> generator = torch.Generator()
     >>> for_batch(lambda n: torch.randn(2, n, generator=generator), 3, None).shape

@@ -1,8 +1,8 @@
-"""The leaves of a tree: every group of equal VAE experts runs as one batched encoder and decoder.
+"""The VAE experts at a tree's leaves: every group of equal experts runs as one batched encoder and decoder.
 
 Axes: `leaf` counts all leaves in the plan's order, `group` the leaves of one group, `feature` the entries of a sample,
-`latent` a group's latent features; `slot` the leaves that are computed for a sample, `pair` the (slot, sample) pairs;
-`batch` is last.
+`latent` a group's latent features; `slot` counts the leaves that are computed for a sample, `pair` the (slot, sample)
+pairs; `batch` is last.
 """
 
 import math
@@ -28,10 +28,11 @@ from hmoevae.spec import VAE
 MIN_VARIANCE = 1e-5
 """Floor of the posterior's variance, var = MIN_VARIANCE + exp(raw)."""
 LARGE_LOG_VARIANCE = 10.0
-"""Of raw, which grows without bound far from all data: from here on the variance follows the exponential's tangent.
+"""Above this value of raw, the variance follows the tangent of the exponential, because raw grows far from all data.
 
-An infinite variance would spoil other leaves' scores too, one without a gradient would stay as large as it is, and one
-with the exponential's own would make Adam's steps tiny for thousands to come.
+The exponential would overflow, and one infinite variance makes the scores of all leaves infinite or NaN. A clamped
+variance would have no gradient and stay as large as it is. The gradient of the exponential is so large that Adam's
+steps would be tiny for thousands of steps after it.
 """
 
 
@@ -61,9 +62,9 @@ class Posterior(NamedTuple):
 
 
 def posterior_of(raw: Float[Tensor, "group two_latent batch"]) -> Posterior:
-    """What an encoder's outputs say: means, and below them logarithms of variances.
+    """The posterior that an encoder's outputs describe: the first half are means, the second half log-variances.
 
-    >>> posterior_of(torch.tensor([[[0.5], [0.0]]])).variance  # beyond the floor, exp(0)
+    >>> posterior_of(torch.tensor([[[0.5], [0.0]]])).variance  # exp(0), and the floor
     tensor([[[1.0000]]])
     """
     mean, log_variance = raw.chunk(2, dim=1)
@@ -73,11 +74,11 @@ def posterior_of(raw: Float[Tensor, "group two_latent batch"]) -> Posterior:
 
 
 class Draw(NamedTuple):
-    """One draw of z from every expert of a group for every sample, and what it says of the samples.
+    """One draw of z from every expert of a group for every sample, and the likelihood of the samples given z.
 
     Attributes:
-        posterior: q(z|x), which z is from.
-        noise: The standard normal numbers that made it.
+        posterior: q(z|x), from which z is drawn.
+        noise: The standard normal noise of the draw.
         z: The draw.
         log_prob: log p(x|z) in nats.
 
@@ -93,11 +94,11 @@ class Draw(NamedTuple):
     log_prob: Float[Tensor, "group batch"]
 
     def elbo(self, kl_weight: float = 1.0) -> Float[Tensor, "group batch"]:
-        """The ELBO with its KL in closed form (Kingma & Welling 2014, equation 7), which varies less with the draw."""
+        """The ELBO with the KL in closed form (Kingma & Welling 2014, equation 7); it varies less than `log_weight`."""
         return self.log_prob - _weighed(self.posterior.kl(), kl_weight)
 
     def log_weight(self, kl_weight: float = 1.0) -> Float[Tensor, "group batch"]:
-        """Log p(x, z) - log q(z|x): its mean is the ELBO too (equation 6), and that of its exponential p(x)."""
+        """Log p(x, z) - log q(z|x). Its mean is the ELBO too (equation 6); the mean of its exponential is p(x)."""
         return self.log_prob - _weighed(self.posterior.kl_at(self.z, self.noise), kl_weight)
 
 
@@ -109,10 +110,10 @@ class ExpertGroup(nn.Module):
     """Equal VAEs side by side.
 
     Args:
-        spec: The VAE that all of them are.
-        groups: How many there are.
+        spec: The record of the VAEs.
+        groups: Number of VAEs.
         sample_shape: Shape of one sample.
-        place: What an error calls the first of them, such as `"root/0"`.
+        place: The first VAE's name in error messages, such as `"root/0"`.
 
     Raises:
         SpecError: A network of the VAE does not fit the samples.
@@ -139,16 +140,16 @@ class ExpertGroup(nn.Module):
 
     @property
     def n_experts(self) -> int:
-        """How many there are."""
+        """Number of experts."""
         return len(next(self.parameters()))
 
     def at(self, rows: Int[Tensor, " row"] | None) -> "ExpertGroup":
-        """Some of the experts, in any order and as often as wanted; all of them where `rows` is `None`."""
+        """The experts in `rows`, in that order, repeated where `rows` repeats them; all of them if `rows` is `None`."""
         return self if rows is None else rows_of(self, rows)
 
     def posterior(self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]) -> Posterior:
-        """q(z|x) of every expert, for samples that all share (2-D) or for each its own (3-D)."""
-        # Under autocast, or in half precision, exp and the sums of the KL need more than the network answers in.
+        """q(z|x) of every expert, for samples that all experts share (2-D) or samples of each expert's own (3-D)."""
+        # Under autocast and in half precision, exp and the sums of the KL need a higher precision than the network's.
         return posterior_of(self.encoder(x).to(sum_dtype(x)))
 
     def noise(
@@ -166,7 +167,7 @@ class ExpertGroup(nn.Module):
         posterior: Posterior,
         noise: Float[Tensor, "group latent batch"],
     ) -> Draw:
-        """A draw of z from the posterior of `x`, and log p(x|z)."""
+        """Draw z from the posterior of `x` and compute log p(x|z)."""
         z = posterior.sample(noise)
         return Draw(posterior, noise, z, self.log_prob(z.to(x.dtype), x.to(z.dtype)))
 
@@ -175,7 +176,7 @@ class ExpertGroup(nn.Module):
         z: Float[Tensor, "group latent batch"],
         x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"],
     ) -> Float[Tensor, "group batch"]:
-        """Log p(x|z) in nats; a decoder that ends in an affine layer is fused with the likelihood."""
+        """Log p(x|z) in nats. Where the decoder ends in an affine layer, that layer is fused with the likelihood."""
         last = self.decoder.last
         if last is None:
             return self.likelihood.log_prob(self.decoder(z), x)
@@ -200,7 +201,7 @@ class Experts(nn.Module):
     >>> experts.estimates(x, experts.noise(x), of=Draw.elbo).shape
     torch.Size([3, 5])
 
-    Of some leaves alone, two a sample:
+    Two leaves a sample instead of all:
 
     >>> leaf = torch.tensor([[0, 1, 2, 0, 1], [2, 0, 1, 1, 2]])
     >>> experts.estimates(x, experts.noise(x, n_slots=2), of=Draw.elbo, leaf=leaf).shape
@@ -237,7 +238,7 @@ class Experts(nn.Module):
         *,
         n_slots: int | None = None,
     ) -> list[Float[Tensor, "_ _ batch"]]:
-        """Standard normal noise for a draw of z: group by group for every leaf, or one tensor for so many slots."""
+        """Standard normal noise for a draw of z: one tensor per group for all leaves, or one tensor for `n_slots`."""
         if n_slots is None:
             return [group.noise(x, generator, share) for group in self.groups]
         sizes = n_slots, self.latent_dim
@@ -249,7 +250,7 @@ class Experts(nn.Module):
         return [group.draw(x, group.posterior(x), drawn) for group, drawn in pairs]
 
     def by_leaf(self, by_group: list[Float[Tensor, "_ batch"]]) -> Float[Tensor, "leaf batch"]:
-        """What is given for the experts of each group, in the order of the leaves."""
+        """Concatenate the groups' values and put them in the order of the leaves."""
         return joined(by_group, self.leaf_order)
 
     def estimates(
@@ -260,12 +261,12 @@ class Experts(nn.Module):
         of: Callable[[Draw], Float[Tensor, "_ _"]],
         leaf: Int[Tensor, "slot batch"] | None = None,
     ) -> Float[Tensor, "slot batch"]:
-        """A number of every draw, such as its ELBO: of all leaves, or for each sample of the leaves in its slots.
+        """Compute one number of every draw, such as its ELBO, for all leaves or for the leaves in each sample's slots.
 
         Args:
             x: Samples.
-            noise: As `noise` gives it, for all leaves or for as many slots.
-            of: The number.
+            noise: The result of `noise`, for all leaves or for the same number of slots.
+            of: From draws to numbers, such as `Draw.elbo`.
             leaf: The leaf in every slot of every sample; `None` for all leaves in their order.
         """
         if leaf is None:
@@ -292,7 +293,7 @@ class Experts(nn.Module):
     ) -> Float[Tensor, "leaf batch"]:
         """Importance-weighted bound on log p_l(x) of every leaf, in nats (Burda et al. 2016, equation 8).
 
-        With `shared_noise` all samples have the same, so that what a sample gets depends on itself alone.
+        With `shared_noise` all samples use the same noise, so that the bound of a sample does not depend on the others.
         """
         drawn_for = x[:, :1] if shared_noise else x
         bounds = []
@@ -310,7 +311,7 @@ class Experts(nn.Module):
     def encode(
         self, x: Float[Tensor, "batch feature"], leaf: Int[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
-        """Mean and standard deviation of q(z|x) of each sample's own leaf, shorter ones padded with zeros."""
+        """Mean and standard deviation of q(z|x) by each sample's own leaf, zero-padded to the largest latent size."""
 
         def run(group: ExpertGroup, own: Tensor) -> Tensor:
             mean, variance = group.posterior(own)
@@ -328,7 +329,7 @@ class Experts(nn.Module):
         generator: Any = None,
         observe: bool = False,
     ) -> Float[Tensor, "batch feature"]:
-        """Mean of p(x|z) of each sample's own leaf, or with `observe` a draw from it."""
+        """Mean of p(x|z) by each sample's own leaf; with `observe`, a draw from p(x|z)."""
 
         def run(group: ExpertGroup, own: Tensor) -> Tensor:
             return group.likelihood.mean(group.decoder(own[:, : group.latent_dim]))
@@ -345,7 +346,7 @@ class Experts(nn.Module):
         leaf: Int[Tensor, " batch"],
         n_outputs: int,
     ) -> Float[Tensor, "batch out"]:
-        """What `run` makes of every sample with its own leaf."""
+        """Run every sample through its own leaf."""
         result = values.new_zeros(len(leaf), n_outputs)
         for group, samples, packed in self._packed(leaf):
             outputs = unpack(run(group, pack(values[samples], packed)), packed)
@@ -353,7 +354,7 @@ class Experts(nn.Module):
         return result
 
     def _packed(self, leaf: Int[Tensor, " pair"]) -> Iterator[tuple[ExpertGroup, Int[Tensor, " own"], Packing]]:
-        """For every group that some pairs are for: its experts row by row, those pairs, and their packing."""
+        """For every group with at least one pair: the experts of the packed rows, the pairs, and their packing."""
         of_pair = self.group_of_leaf[leaf]
         for i, group in enumerate(self.groups):
             pairs = (of_pair == i).nonzero().squeeze(1)
@@ -366,6 +367,6 @@ def _normal(
     sizes: tuple[int, int, int], x: Tensor, generator: torch.Generator | None
 ) -> Float[Tensor, "group latent batch"]:
     """Standard normal numbers in the precision of sums over `x`."""
-    # `torch.compile` refuses `generator=None` where the size of a batch is left open.
+    # `torch.compile` refuses `generator=None` where the batch size is dynamic.
     how: dict[str, Any] = {} if generator is None else {"generator": generator}
     return torch.randn(sizes, device=x.device, dtype=sum_dtype(x), **how)

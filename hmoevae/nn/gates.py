@@ -1,6 +1,6 @@
-"""The inner nodes of a tree: every group of equal gates runs as one batched network.
+"""The gates of a tree's mixtures: every group of equal gates runs as one batched network.
 
-Axes: `edge` counts the (mixture, child) pairs in the plan's order, `group` the gates of one group, `child` the
+Axes: `edge` counts the (mixture, child) edges in the plan's order, `group` the gates of one group, `child` the
 children of each of them; `batch` is last.
 """
 
@@ -22,15 +22,15 @@ from hmoevae.spec import Network
 class GateGroup(nn.Module):
     """Equal gates side by side.
 
-    The logits come from an affine layer, `last`, with a row for each child. A network that does not end in one is given
-    one, which leaves its outputs as they are until it learns.
+    The logits come from an affine layer, `last`, with one row per child. Where the network does not end in an affine
+    layer, one is appended. It starts as the identity.
 
     Args:
-        record: The network that all of them are.
-        groups: How many there are.
-        n_children: Children of each.
+        record: The record of the gates' network.
+        groups: Number of gates.
+        n_children: Number of children of each gate.
         sample_shape: Shape of one sample.
-        place: What an error calls the network, such as `"root.gate"`.
+        place: The network's name in error messages, such as `"root.gate"`.
 
     Raises:
         SpecError: The network does not fit the samples.
@@ -66,7 +66,7 @@ class GateGroup(nn.Module):
 
         Args:
             x: Samples.
-            temperature: What the logits are divided by.
+            temperature: The divisor of the logits.
         """
         logits = self.network(x)
         if self.head is not None:
@@ -83,7 +83,7 @@ class Gates(nn.Module):
         input_shape: Shape of one sample; convolutional gates ask for (channels, height, width).
 
     Raises:
-        SpecError: A gate does not fit the samples, such as a convolutional one those that are not images.
+        SpecError: A gate does not fit the samples: a convolutional gate needs images.
 
     >>> from hmoevae.plan import compile_tree
     >>> from hmoevae.spec import VAE, Mixture
@@ -114,11 +114,11 @@ class Gates(nn.Module):
         self.depths = [[plan.mixtures[i].depth for i in group.members] for group in plan.gate_groups]
 
     def forward(self, x: Float[Tensor, "feature batch"], temperature: float = 1.0) -> Float[Tensor, "edge batch"]:
-        """Log g(child | x) on every edge, in nats, whether or not the mixture is reached.
+        """Log g(child | x) on every edge, in nats, for every sample, however improbable its mixture is.
 
         Args:
             x: Samples.
-            temperature: What the logits are divided by.
+            temperature: The divisor of the logits.
         """
         if not self.groups:  # a lone leaf has no gate
             return x.new_zeros(0, x.shape[1], dtype=sum_dtype(x))
@@ -132,7 +132,10 @@ class Gates(nn.Module):
         depth: int,
         temperature: float = 1.0,
     ) -> Float[Tensor, "edge batch"]:
-        """The same where gates above a depth see `upper`, and the others `lower`, repeated to the size of the batch."""
+        """Like `forward`, with two inputs: gates above `depth` see `upper`, the others see `lower`.
+
+        `lower` may be smaller than `upper`: its results are repeated to the size of `upper`'s batch.
+        """
         times = upper.shape[1] // lower.shape[1]
         rows = []
         for group, depths in zip(self.groups, self.depths, strict=True):
@@ -140,7 +143,7 @@ class Gates(nn.Module):
                 rows.append(group(upper, temperature))
                 continue
             row = group(lower, temperature).repeat(1, 1, times)
-            if min(depths) < depth:  # a group across the border runs twice
+            if min(depths) < depth:  # a group with gates on both sides of `depth` runs twice
                 is_upper = torch.tensor([d < depth for d in depths], device=row.device).reshape(-1, 1, 1)
                 row = torch.where(is_upper, group(upper, temperature), row)
             rows.append(row)

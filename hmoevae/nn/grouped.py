@@ -19,13 +19,13 @@ from hmoevae.spec import MLP, Activation
 class GroupedLinear(nn.Module):
     """`groups` affine maps side by side: y[g] = weight[g] x[g] + bias[g].
 
-    Weights and biases start as those of `torch.nn.Linear`, U(-1/sqrt(inp), 1/sqrt(inp)).
+    Weights and biases are initialised as in `torch.nn.Linear`: U(-1/sqrt(inp), 1/sqrt(inp)).
 
     Args:
         groups: Number of maps.
         in_features: Size of each map's input.
         out_features: Size of each map's output.
-        input_major: Whether `weight` lies as (group, inp, out): the decoders' last layers run faster so.
+        input_major: Whether `weight` is stored as (group, inp, out), which is faster for the decoders' last layers.
 
     >>> layer = GroupedLinear(3, 5, 2)
     >>> layer(torch.rand(5, 7)).shape, layer(torch.rand(3, 5, 7)).shape
@@ -38,7 +38,7 @@ class GroupedLinear(nn.Module):
     def __init__(self, groups: int, in_features: int, out_features: int, *, input_major: bool = False) -> None:
         super().__init__()
         self.input_major = input_major
-        # Of that shape, not a transposed view: the fused Adam mixes up a parameter and moments that lie differently.
+        # Allocated in this shape, not as a transposed view: fused Adam needs moments with the parameter's strides.
         sizes = (in_features, out_features) if input_major else (out_features, in_features)
         self.weight = nn.Parameter(torch.empty(groups, *sizes))
         self.bias = nn.Parameter(torch.empty(groups, out_features))
@@ -46,13 +46,13 @@ class GroupedLinear(nn.Module):
 
     @property
     def matrices(self) -> Float[Tensor, "group out inp"]:
-        """The linear part of each map, however it lies in memory."""
+        """The matrix of each map, as (group, out, inp) in either memory layout."""
         return self.weight.mT if self.input_major else self.weight
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw fresh weights from torch's global generator, the same however they lie."""
-        # torch.nn.init takes the fan-in of a 3-D weight for that of a convolution, so the bound is set here.
+        """Draw fresh weights from torch's global generator, the same in either memory layout."""
+        # torch.nn.init computes the fan-in of a 3-D weight as for a convolution, so the bound is computed here.
         bound = 1 / math.sqrt(self.matrices.shape[-1])
         drawn = torch.empty_like(self.matrices, memory_format=torch.contiguous_format)
         self.matrices.copy_(drawn.uniform_(-bound, bound))
@@ -61,7 +61,7 @@ class GroupedLinear(nn.Module):
     def forward(
         self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
     ) -> Float[Tensor, "group out batch"]:
-        """Map an input that all groups share (2-D: one GEMM for the lot) or one input a group (3-D: a batched GEMM)."""
+        """Map one input for all groups (2-D: a single GEMM) or one input per group (3-D: a batched GEMM)."""
         return affine(self.weight, self.bias, x, input_major=self.input_major)
 
     def extra_repr(self) -> str:
@@ -71,7 +71,7 @@ class GroupedLinear(nn.Module):
 
 
 class GroupedNetwork(nn.Module, ABC):
-    """Equal networks that run as one. Each parameter and buffer has the group axis first.
+    """The networks of a group as one module, whose parameters and buffers have the group axis first.
 
     >>> issubclass(GroupedMLP, GroupedNetwork)
     True
@@ -79,7 +79,7 @@ class GroupedNetwork(nn.Module, ABC):
 
     @property
     def last(self) -> GroupedLinear | None:
-        """The affine layer that gives the outputs, where there is one; its input is what `hidden` gives."""
+        """The affine layer that gives the outputs, with the input `hidden(x)`; `None` where there is none."""
         return None
 
     def hidden(
@@ -92,18 +92,18 @@ class GroupedNetwork(nn.Module, ABC):
     def forward(
         self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
     ) -> Float[Tensor, "group out batch"]:
-        """Run every network on inputs, flat and features-first, that all share (2-D) or that are its own (3-D)."""
+        """Run every network on inputs that all share (2-D) or on inputs of its own (3-D), flat and features-first."""
 
 
 class GroupedMLP(GroupedNetwork):
-    """`groups` multi-layer perceptrons side by side, described by one `MLP` spec.
+    """`groups` multi-layer perceptrons side by side, described by one `MLP` record.
 
     Args:
         groups: Number of networks.
         in_features: Size of each network's input.
-        out_features: Size of each network's output, which gets no activation.
+        out_features: Size of each network's output, which has no activation.
         spec: Hidden widths and activation.
-        input_major: How the weights of the last layer lie, as in `GroupedLinear`.
+        input_major: Memory layout of the last layer's weights, as in `GroupedLinear`.
 
     >>> GroupedMLP(3, 5, 2, MLP((8,)))(torch.rand(5, 7)).shape
     torch.Size([3, 2, 7])

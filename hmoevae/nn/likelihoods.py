@@ -1,8 +1,8 @@
 """Likelihoods p(x|z): log-density, mean and draws, from a decoder's raw outputs.
 
-Axes: `group` counts experts, `raw` the numbers that a decoder gives, `feature` the entries of a sample; `batch` is
-last. All log-densities are in nats, summed over the observed features, constants included, and computed in the raw
-outputs' precision or float32, whichever is higher.
+Axes: `group` counts experts, `raw` the outputs of a decoder, `feature` the entries of a sample; `batch` is last. All
+log-densities are in nats, summed over the observed features, with their constants, and computed in the precision of the
+raw outputs or in float32, whichever is higher.
 """
 
 import functools
@@ -23,20 +23,20 @@ Sample = Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
 Present = Bool[Tensor, "feature batch"] | Bool[Tensor, "group feature batch"]
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 FIRST_SCALE = 0.5
-"""What a learned scale starts from, that of a Gaussian by default."""
+"""The initial value of a learned scale: the default scale of `Gaussian`."""
 LEAST_SCALE = 1e-3
-"""What a learned scale stays above, in the units of the data."""
+"""The lower bound of a learned scale, in the units of the data."""
 
 
 class LikelihoodModule(nn.Module, ABC):
-    """What a likelihood computes, for all experts of a group side by side.
+    """The computation of a likelihood, for all experts of a group side by side.
 
-    One of your own gives `log_density`, `mean` and `sample`, says what its support is, and may have parameters of its
-    own: with the group axis first, as everything that a group has. It is made by its record (`hmoevae.Likelihood`).
+    A likelihood of your own defines `log_density`, `mean`, `sample`, `contains` and `support`. It may have parameters
+    and buffers, with the group axis first. Its record (`hmoevae.Likelihood`) makes it.
 
     Attributes:
-        outputs: Numbers that a decoder gives for every feature. `raw` has outputs x features of them, all the first
-            ones before all the second ones.
+        outputs: Number of outputs that a decoder has per feature. `raw` holds the first output of all features, then
+            the second output of all features, and so on.
         support: The values that data may take, in words.
         example: A value in the support.
 
@@ -62,27 +62,28 @@ class LikelihoodModule(nn.Module, ABC):
     support: str
     example: float = 0.0
     score_unit: float = 1.0
-    """What `log_prob_and_score` gives the score in, so that a factor of it takes no pass over the widest tensor."""
+    """`log_prob_and_score` divides the score by this. The caller multiplies a narrow tensor by it instead."""
 
     @abstractmethod
     def contains(self, x: Tensor) -> bool:
         """Whether every entry of the finite tensor `x` lies in the support."""
 
     def nearest(self, x: Tensor) -> Tensor:
-        """The value of the support nearest to every entry of `x`: where rounding has carried it out, what it was."""
+        """The value of the support nearest to every entry of `x`, which undoes rounding at the support's bounds."""
         return x
 
     @abstractmethod
     def log_density(self, raw: Raw, x: Sample) -> Features:
-        """The log-density of every feature by itself; `x` may be shared by all groups."""
+        """The log-density of every feature; `x` may be shared by all groups."""
 
     def log_prob(self, raw: Raw, x: Sample, present: Present | None = None) -> Float[Tensor, "group batch"]:
         """The log-density log p(x|z), summed over the features.
 
         Args:
-            raw: What the decoders give.
-            x: Samples; those of all groups, or each its own.
-            present: Which features were observed, of the shape of `x`; what others hold, such as NaN, is not read.
+            raw: The decoders' outputs.
+            x: Samples that all groups share, or samples of each group's own.
+            present: Which features were observed, in the shape of `x`. The values of the others, such as NaN, are not
+                read.
         """
         raw = raw.to(sum_dtype(raw))
         if present is None:
@@ -95,9 +96,10 @@ class LikelihoodModule(nn.Module, ABC):
         return None
 
     def log_prob_and_score(self, raw: Raw, x: Sample, score: Raw) -> Float[Tensor, "group batch"]:
-        """The log-density, and its gradient with respect to `raw`, over `score_unit`, written to `score`.
+        """The log-density. Its gradient with respect to `raw`, divided by `score_unit`, is written to `score`.
 
-        Outside autograd, for `raw` of float32 or more, which may be overwritten; `score` may be of less precision.
+        This runs outside autograd. `raw` has float32 or a higher precision and may be overwritten; `score` may have a
+        lower precision.
         """
         slope = self.score(raw, x)
         if slope is None:
@@ -153,7 +155,7 @@ class GaussianModule(LikelihoodModule):
         if present is not None:
             return super().log_prob(raw, x, present)
         mean = self.mean(raw.to(sum_dtype(raw)))
-        # mse_loss makes the squared difference in one pass over the widest tensor of a training step.
+        # mse_loss computes the squared difference in one pass over the widest tensor of a training step.
         squared = F.mse_loss(mean, x.expand_as(mean), reduction="none").sum(1)
         return self._log_density(squared, raw.shape[1])
 
@@ -166,7 +168,7 @@ class GaussianModule(LikelihoodModule):
         mean = raw.sigmoid_() if self.sigmoid else raw
         wide = score if score.dtype == raw.dtype else torch.empty_like(raw)
         apart = torch.sub(x, mean, out=wide)
-        squared = torch.linalg.vector_norm(apart.mT, dim=2).square_()  # readouts are batch-first: along the memory
+        squared = torch.linalg.vector_norm(apart.mT, dim=2).square_()  # readouts are batch-first: dim 2 is contiguous
         if self.sigmoid:
             torch.ops.aten.sigmoid_backward.grad_input(apart, mean, grad_input=wide)
         if wide is not score:
@@ -184,12 +186,12 @@ class GaussianModule(LikelihoodModule):
 
 
 class LearnedGaussianModule(LikelihoodModule):
-    """N(link(raw), scale^2) with a scale of every expert and feature that is learned.
+    """N(link(raw), scale^2) with one learned scale per expert and feature.
 
     Args:
-        n_experts: How many experts.
-        n_features: Entries of a sample.
-        sigmoid: Whether the link is a sigmoid, else the identity.
+        n_experts: Number of experts.
+        n_features: Number of entries of a sample.
+        sigmoid: Whether the link is a sigmoid; otherwise it is the identity.
     """
 
     log_scale: Float[nn.Parameter, "group feature"]
@@ -202,7 +204,7 @@ class LearnedGaussianModule(LikelihoodModule):
 
     @property
     def scale(self) -> Float[Tensor, "group feature 1"]:
-        """The standard deviations, above a floor: a feature of a few values would have an infinite density."""
+        """The standard deviations. Their floor keeps the density of a constant feature finite."""
         return (LEAST_SCALE + self.log_scale.to(sum_dtype(self.log_scale)).exp()).unsqueeze(2)
 
     def contains(self, x: Tensor) -> bool:
@@ -254,15 +256,15 @@ class BernoulliModule(LikelihoodModule):
 
 
 class ContinuousBernoulliModule(LikelihoodModule):
-    """ContinuousBernoulli(sigmoid(raw)) (Loaiza-Ganem & Cunningham 2019), all in terms of raw = l.
+    """ContinuousBernoulli(sigmoid(raw)) (Loaiza-Ganem & Cunningham 2019), in terms of the logit l = raw.
 
-    On [0, 1] the density is exp(l x) over its integral A(l) = (exp(l) - 1) / l, and its mean the derivative of log A.
-    `torch.distributions` bounds the probability away from 0 and 1, in float32 at |l| = 16, beyond which its density and
-    its mean are wrong and its gradient is zero.
+    On [0, 1] the density is exp(l x) / A(l) with A(l) = (exp(l) - 1) / l, and the mean is the derivative of log A.
+    `torch.distributions` clamps the probability, in float32 at |l| = 16. Beyond that its density and mean are wrong and
+    its gradient is zero.
     """
 
     NEAR = 0.5
-    """For |l| below it series, in even powers of l / 2: the formulas would be differences of nearly equal numbers."""
+    """For smaller |l|, series in powers of l / 2 replace the formulas, whose differences would cancel."""
 
     support = "values in [0, 1]"
 
@@ -276,7 +278,7 @@ class ContinuousBernoulliModule(LikelihoodModule):
         raw, is_near, half, size = self._split(raw)
         square = half.square()
         near = 0.5 + half * (1 / 6 - square * (1 / 90 - square * (1 / 945 - square * (1 / 9450 - square / 93555))))
-        # For -|l|, whose mirror image is that for |l|; its exponential does not overflow, nor does its gradient.
+        # The mean for -|l|; that for |l| is one minus it. Neither exp(-|l|) nor its gradient overflows.
         below = size.reciprocal() + torch.exp(-size) / torch.expm1(-size)
         return torch.where(is_near, near, torch.where(raw > 0, 1 - below, below))
 
@@ -299,7 +301,7 @@ class ContinuousBernoulliModule(LikelihoodModule):
         return torch.where(raw > 0, 1 - below, below)
 
     def _split(self, raw: Raw) -> tuple[Raw, Tensor, Raw, Raw]:
-        """l, where it is near zero, l / 2 for the series and |l| for the formulas, each harmless where not used."""
+        """l, whether it is near zero, l / 2 for the series, |l| for the formulas; the last two are always finite."""
         raw = raw.to(sum_dtype(raw))
         is_near = raw.abs() < self.NEAR
         return raw, is_near, torch.where(is_near, raw / 2, 0.0), torch.where(is_near, 1.0, raw.abs())
@@ -307,12 +309,12 @@ class ContinuousBernoulliModule(LikelihoodModule):
 
 @functools.singledispatch
 def likelihood_module(record: Likelihood, n_experts: int, n_features: int) -> LikelihoodModule:
-    """The module that computes a likelihood.
+    """Make the module that computes a likelihood.
 
     Args:
-        record: What it is.
-        n_experts: How many experts it serves.
-        n_features: Entries of a sample.
+        record: The record of the likelihood.
+        n_experts: Number of experts of the group.
+        n_features: Number of entries of a sample.
 
     >>> module = likelihood_module(Bernoulli(), 1, n_features=2)
     >>> module.log_prob(torch.zeros(1, 2, 1), torch.ones(2, 1)).exp()  # two features, each with probability 1/2

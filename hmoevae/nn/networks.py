@@ -1,4 +1,4 @@
-"""From the record of a network to the grouped module that runs it: ours by hand, a user's stacked."""
+"""From the record of a network to the grouped module that runs it: grouped layers for ours, `Stacked` for a user's."""
 
 import functools
 
@@ -21,18 +21,18 @@ def grouped_network(
     *,
     is_decoder: bool = False,  # noqa: ARG001
 ) -> GroupedNetwork:
-    """The networks that a record describes, with fresh weights.
+    """Make the networks that a record describes, with fresh weights.
 
     Args:
-        record: What it is.
-        groups: How many equal networks run side by side.
+        record: The record of the network.
+        groups: Number of equal networks that run side by side.
         input_shape: Shape of one input.
         output_shape: Shape of one output.
-        place: What an error calls it, such as `"root/0.encoder"`.
+        place: The network's name in error messages, such as `"root/0.encoder"`.
         is_decoder: Whether a likelihood follows, with which the last layer may be fused.
 
     Raises:
-        SpecError: Such a network cannot stand there.
+        SpecError: The network does not fit these shapes.
 
     >>> grouped_network(MLP((8,)), 3, (2, 2), (5,), "root.gate")(torch.rand(4, 7)).shape
     torch.Size([3, 5, 7])

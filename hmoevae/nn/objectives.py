@@ -1,16 +1,16 @@
-"""What training minimises: pure functions of ELBOs, leaf probabilities and priors that know no network.
+"""Objectives, which training minimises: pure functions of ELBOs, leaf probabilities and priors.
 
-Axes: `slot` counts the leaves that are computed for a sample, all of them or some; `batch` is last. Everything is in
-nats, means over the batch. With q(l|x) the gates' leaf probabilities and pi the prior::
+Axes: `slot` counts the leaves that are computed for a sample, all of them or some; `batch` is last. All terms are means
+over the batch, in nats. q(l|x) are the gates' leaf probabilities and pi is the prior::
 
     expected   mean_x  sum_l q(l|x) (-ELBO_l(x))                            Jacobs et al. 1991, equation 1.2
     elbo       mean_x -sum_l q(l|x) (ELBO_l(x) + log pi_l - log q(l|x))     the gate is the recognition model of l
     marginal   mean_x -logsumexp_l (log pi_l + ELBO_l(x))                   EM (Jordan & Jacobs 1994), and the gate is
                                                                             fitted to the responsibilities
 
-ELBOs are estimated from one draw of z. In those of `marginal` the KL is that of the draw, log q(z|x) - log p(z), so
-that exp ELBO_l(x) is p_l(x) in the mean, and the negative of the term, in the mean, no more than log p(x). With the KL
-in closed form, which varies less, it would exceed that wherever several leaves could have made a sample.
+ELBOs are estimated from one draw of z. `marginal` takes log p(x, z) - log q(z|x) as ELBO_l(x): the expectation of
+exp ELBO_l(x) over draws is p_l(x), so the expectation of the negative term is at most log p(x). With the KL in closed
+form, which has less variance, the negative term would exceed log p(x) wherever several leaves explain a sample.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,8 @@ class Objective:
 
     Attributes:
         terms: From ELBOs, leaf probabilities and priors to the terms of the loss by name.
-        by_weight: Whether it asks for log p(x, z) - log q(z|x) as the estimate of the ELBO, being no mean of ELBOs.
+        by_weight: Whether the ELBO is estimated by log p(x, z) - log q(z|x) instead of with the KL in closed form. An
+            objective that takes the exponential of ELBOs needs it.
 
     >>> OBJECTIVES["elbo"] == Objective(negative_elbo, by_weight=False)
     True
@@ -50,18 +51,19 @@ class Objective:
 
 
 OBJECTIVES: dict[str, Objective] = {}
-"""All of them by name, in the order in which they were registered."""
+"""All registered objectives by name, in the order of their registration."""
 
 
 def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Function]:
     """Register a function as an objective.
 
-    It is given, for every slot and sample: an estimate of the ELBO, from one draw of z; log q(l|x) of the gates, which
-    sums to one over the slots; and log pi_l. A slot is a leaf or, where a pass computes some leaves only, one of those.
+    The function takes, for every slot and sample: an estimate of the ELBO from one draw of z; the gates' log q(l|x),
+    whose exponential sums to one over the slots; and log pi_l. A slot stands for a leaf: for every leaf of the tree or,
+    where a pass computes some leaves only, for one of those.
 
     Args:
-        name: What `HMoEVAE(objective=...)` calls it; a saved model names it too.
-        by_weight: As of `Objective`.
+        name: Its name in `HMoEVAE(objective=...)` and in saved models.
+        by_weight: As in `Objective`.
 
     Raises:
         ArgumentError: Another function has that name.
@@ -86,10 +88,10 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
 
 
 def find_objective(name: object) -> Objective:
-    """The objective of a name.
+    """The objective of that name.
 
     Raises:
-        ArgumentError: None is registered under it.
+        ArgumentError: No objective of that name is registered.
 
     >>> find_objective("marginal").by_weight
     True
@@ -102,7 +104,7 @@ def find_objective(name: object) -> Objective:
 
 @objective("expected")
 def expected(elbo: SlotBatch, log_prob: SlotBatch, log_prior: LogPrior) -> Terms:  # noqa: ARG001
-    """The experts' loss as the gates weigh it; the prior plays no part.
+    """The mean loss of the experts, weighted by the gates. The prior is not used.
 
     >>> import torch
     >>> expected(torch.tensor([[-1.0], [-3.0]]), torch.tensor([[0.5], [0.5]]).log(), torch.zeros(2, 1))
@@ -126,7 +128,7 @@ def negative_elbo(elbo: SlotBatch, log_prob: SlotBatch, log_prior: LogPrior) -> 
 
 @objective("marginal", by_weight=True)
 def marginal(elbo: SlotBatch, log_prob: SlotBatch, log_prior: LogPrior) -> Terms:
-    """The negative of a lower bound with the leaf summed out, and what fits the gates to its responsibilities.
+    """The negative of a lower bound with the leaf summed out, and a term that fits the gates to the responsibilities.
 
     >>> import torch
     >>> even = torch.tensor([[0.5], [0.5]]).log()

@@ -1,6 +1,6 @@
-"""The plan's tables as tensors: from the gates' answers on every edge to the probability of every node.
+"""The plan's tables as tensors: from the gates' log-probabilities on the edges to those of nodes and leaves.
 
-Axes: `node`, `leaf`, `mixture` and `edge` as in `hmoevae.plan`, `step` along a path from the root; `batch` is last.
+Axes: `node`, `leaf`, `mixture` and `edge` as in `hmoevae.plan`; `path` counts paths from the root; `batch` is last.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from hmoevae.spec import VAE
 
 
 class PathSums(nn.Module):
-    """Sums along paths from the root down: of what is given for every edge, over the edges of each path.
+    """Sum values of edges along paths from the root down.
 
     Args:
         paths: The edges of each path.
-        n_edges: How many edges there are.
+        n_edges: Number of edges of the tree.
 
     >>> PathSums([(), (0,), (0, 2)], n_edges=3)(torch.tensor([[1.0], [2.0], [3.0]])).squeeze(1)
     tensor([0., 1., 4.])
@@ -29,7 +29,7 @@ class PathSums(nn.Module):
         super().__init__()
         self.n_paths = len(paths)
         self.length = max(map(len, paths), default=0)
-        # Shorter paths are filled up with edge `n_edges`, an extra row of zeros.
+        # Shorter paths are padded with edge `n_edges`, an extra row of zeros.
         self.has_shorter = any(len(path) < self.length for path in paths)
         filled = [(*path, *[n_edges] * (self.length - len(path))) for path in paths]
         for i in range(self.length):
@@ -50,9 +50,9 @@ class Between(nn.Module):
     """Which nodes of one level lie below which mixtures of another.
 
     Attributes:
-        mixtures: The mixtures of the upper level, among all nodes.
-        below: The nodes below them at the lower level, among all nodes.
-        owner: Which of the mixtures each of those is below.
+        mixtures: The mixtures of the upper level, as indices of nodes.
+        below: The nodes of the lower level that lie below these mixtures, as indices of nodes.
+        owner: For each node of `below`, the position in `mixtures` of the mixture above it.
 
     Args:
         plan: The compiled tree.
@@ -91,8 +91,8 @@ class Siblings(nn.Module):
         plan: The compiled tree.
 
     Attributes:
-        edge_mixture: The mixture that each edge leaves from.
-        count: How many siblings each child is one of.
+        edge_mixture: The mixture at the upper end of each edge.
+        count: For each child, the number of children of its mixture.
 
     >>> from hmoevae.plan import compile_tree
     >>> from hmoevae.spec import Mixture
@@ -112,24 +112,24 @@ class Siblings(nn.Module):
         self.register_buffer("count", torch.tensor(counts), persistent=False)
 
     def total(self, per_edge: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
-        """The sum over the siblings, at each of them."""
+        """The sum over the children of a mixture, repeated for each of them."""
         totals = per_edge.new_zeros(self.n_mixtures).index_add(0, self.edge_mixture, per_edge)
         return totals.index_select(0, self.edge_mixture)
 
     def from_mean(self, per_edge: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
-        """The difference from the mean of the siblings."""
+        """The difference from the mean over the children of the mixture."""
         return per_edge - self.total(per_edge) / self.count
 
     def share(self, per_edge: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
-        """Each child's part of the sum; zero, gradient and all, where there is next to nothing to share."""
-        # Below the floor squares and quotients leave the dtype's range.
+        """Each child's part of the sum; where the sum is next to zero, value and gradient are zero."""
+        # Below the floor, squares and quotients leave the dtype's range.
         floor = torch.finfo(per_edge.dtype).tiny ** 0.5
         total = self.total(per_edge)
         return per_edge / torch.where(total > floor, total, torch.inf)
 
     def log_softmax(self, logits: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
-        """Logits made log-probabilities among the siblings."""
-        # Shifted by the largest of them against overflow.
+        """Log-softmax over the children of every mixture."""
+        # The largest logit is subtracted, so that exp does not overflow.
         none = logits.new_zeros(self.n_mixtures)
         largest = none.scatter_reduce(0, self.edge_mixture, logits.detach(), "amax", include_self=False)
         shifted = logits - largest[self.edge_mixture]
@@ -137,7 +137,7 @@ class Siblings(nn.Module):
 
 
 class Paths(nn.Module):
-    """Index tables of a plan, moved between devices with the model but not saved with it: they follow from the tree.
+    """Index tables of a plan. They move between devices with the model, and are not saved: they follow from the tree.
 
     Args:
         plan: The compiled tree.
@@ -157,28 +157,29 @@ class Paths(nn.Module):
         self.to_nodes = PathSums([node.edges for node in plan.nodes], plan.n_edges)
         self.to_leaves = PathSums([leaf.edges for leaf in plan.leaves], plan.n_edges)
         self.to_mixtures = PathSums([plan.nodes[child].edges[:-1] for child in plan.edge_child], plan.n_edges)
-        # What agreement asks for in every step.
+        # Made once: agreement uses them in every step.
         steps_down = nn.ModuleList(Between(plan, level, level + 1) for level in range(plan.depth))
         self.steps_down = steps_down  # type: ignore[assignment]  # a ModuleList cannot say what it holds
 
     def node_log_prob(self, edge_log_prob: Float[Tensor, "edge batch"]) -> Float[Tensor, "node batch"]:
-        """Log of the probability of arriving at every node: the sum of the edges on its path, zero at the root."""
+        """Log-probability of arriving at every node: the sum over the edges of its path, zero at the root."""
         return self.to_nodes(edge_log_prob)
 
     def leaf_log_prob(self, edge_log_prob: Float[Tensor, "edge batch"]) -> Float[Tensor, "leaf batch"]:
-        """The same for the leaves alone."""
+        """Log-probability of arriving at every leaf, log q(l|x)."""
         return self.to_leaves(edge_log_prob)
 
     def child_log_prob(self, edge_log_prob: Float[Tensor, "edge batch"]) -> Float[Tensor, "edge batch"]:
-        """The same for the child of every edge; the gradient is that of the edge's own gate, not of those above it."""
+        """Log-probability of arriving at the child of every edge. The gradient reaches the edge's own gate only."""
         if self.plan.depth < 2:  # all samples arrive at the one mixture
             return edge_log_prob
         return edge_log_prob + self.to_mixtures(edge_log_prob.detach())
 
     def importance(self, edge_log_prob: Float[Tensor, "edge batch"]) -> Float[Tensor, " edge"]:
-        """How much of the batch arrives at the child of every edge, in samples.
+        """Expected number of samples of the batch that arrive at the child of every edge.
 
-        How many samples arrive at a mixture is not for its children to teach, so its gradient is that of its own gate.
+        The gradient reaches the edge's own gate only: the balance among children must not change how many samples
+        arrive at their mixture.
         """
         return self.child_log_prob(edge_log_prob).exp().sum(1)
 
@@ -192,27 +193,27 @@ class Paths(nn.Module):
 def logsumexp_by(
     values: Float[Tensor, "row batch"], owner: Int[Tensor, " row"], n_owners: int
 ) -> Float[Tensor, "owner batch"]:
-    """Log of the sum of the exponentials over the rows of every owner; each has at least one."""
+    """Logsumexp over the rows of every owner; every owner has at least one row."""
     none = values.new_zeros(n_owners, values.shape[1])
-    # Shifted by the largest row, so that the sum is at least one.
+    # The largest row is subtracted, so that the sum of the exponentials is at least one.
     largest = none.scatter_reduce(0, owner.unsqueeze(1).expand_as(values), values.detach(), "amax", include_self=False)
     return none.index_add(0, owner, (values - largest[owner]).exp()).log() + largest
 
 
 def permutation(order: list[int]) -> Int[Tensor, " row"] | None:
-    """The index that puts rows given in `order` back in ascending order; `None` where they are so already."""
+    """The index that sorts rows which lie in the order `order`; `None` if `order` is ascending."""
     if order == sorted(order):
         return None
     return torch.tensor(order).argsort()
 
 
 def joined(groups: list[Float[Tensor, "_ batch"]], index: Int[Tensor, " row"] | None) -> Float[Tensor, "row batch"]:
-    """The rows of all groups, put in order by a `permutation`; a lone group is not copied."""
+    """Concatenate the rows of all groups and reorder them by a `permutation`; a single group is not copied."""
     return take(groups[0] if len(groups) == 1 else torch.cat(groups), index)
 
 
 def take(
     rows: Float[Tensor, "row batch"], index: Int[Tensor, " taken"] | None
 ) -> Float[Tensor, "taken batch"] | Float[Tensor, "row batch"]:
-    """The rows that an index names, such as a `permutation`; all as they are where it is `None`."""
+    """The rows at `index`, such as a `permutation`; if it is `None`, all rows without a copy."""
     return rows if index is None else rows.index_select(0, index)

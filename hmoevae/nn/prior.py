@@ -18,7 +18,7 @@ class Prior(nn.Module):
         plan: The compiled tree.
 
     Attributes:
-        logits: One of every edge, where a mixture learns its prior; those of other mixtures are not read.
+        logits: One per edge; `None` if no mixture learns its prior. Those of mixtures with a fixed prior are unused.
 
     >>> from hmoevae.plan import compile_tree
     >>> from hmoevae.spec import VAE, Mixture

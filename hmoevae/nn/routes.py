@@ -1,7 +1,8 @@
-"""Routes: which (sample, leaf) pairs a pass computes, as data; and packing, which lets equal experts run them batched.
+"""Routes, which say as data which (sample, leaf) pairs a pass computes; and packing, which batches pairs by expert.
 
-Axes: `leaf` as in `hmoevae.plan`; `slot` counts the leaves of one sample; `pair` the (slot, sample) pairs at hand, in
-any order; `row` the experts of a group that run, `column` the places of each; `batch` is last.
+Axes: `leaf` as in `hmoevae.plan`; `slot` counts the leaves that are computed for one sample; `pair` counts (slot,
+sample) pairs, in any order. A packed tensor has `row` and `column`: each row belongs to one expert, each column holds
+one of its pairs or padding. `batch` is last.
 """
 
 import math
@@ -17,7 +18,7 @@ from hmoevae.checks import check_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 
 LARGEST_PADDING = 4
-"""Largest ratio of computed to wanted pairs; where packing needs more, the rows are split and made even."""
+"""Largest ratio of packed cells to pairs. Where one row per expert would exceed it, busy experts get several rows."""
 
 
 class Routes(ABC):
@@ -29,15 +30,15 @@ class Routes(ABC):
     """
 
     def n_slots(self, n_leaves: int) -> int | None:  # noqa: ARG002
-        """How many leaves of so many are computed for a sample; `None` for all of them, in order."""
+        """How many of `n_leaves` leaves are computed for each sample; `None` for all of them, in order."""
         return None
 
     @abstractmethod
     def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> Int[Tensor, "slot batch"] | None:
-        """The leaves of every sample, those of a sample distinct; `None` for all of them, in order.
+        """The leaves of every sample, each leaf at most once a sample; `None` for all of them, in order.
 
         Args:
-            leaf_log_prob: log q(leaf | x), by the gates.
+            leaf_log_prob: The gates' log q(leaf | x).
         """
 
 
@@ -58,10 +59,10 @@ ALL = All()
 
 @dataclass(frozen=True, slots=True)
 class TopK(Routes):
-    """The leaves that the gates think most probable.
+    """The leaves to which the gates give the highest probability.
 
     Args:
-        k: How many of them; of a tree with fewer leaves, all.
+        k: Number of leaves a sample; a tree with fewer leaves computes all of them.
 
     Raises:
         ArgumentError: `k` is no integer > 0.
@@ -80,7 +81,7 @@ class TopK(Routes):
         return min(int(self.k), n_leaves)
 
     def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> Int[Tensor, "slot batch"]:
-        """The most probable ones, best first."""
+        """The most probable leaves, best first."""
         return leaf_log_prob.detach().topk(self.n_slots(len(leaf_log_prob)), dim=0).indices
 
 
@@ -89,11 +90,11 @@ class Given(Routes):
     """One given leaf, or several, for each sample.
 
     Args:
-        leaf: Indices of leaves, one a sample, `(batch,)`, or as many for each, `(slot, batch)`.
+        leaf: Indices of leaves: `(batch,)` for one leaf a sample, `(slot, batch)` for several.
 
     Raises:
-        ArgumentError: It has another number of axes.
-        ArgumentTypeError: These are no integers.
+        ArgumentError: `leaf` has another number of axes.
+        ArgumentTypeError: `leaf` does not hold integers.
 
     >>> Given(torch.tensor([2, 0])).leaves(torch.zeros(3, 2))
     tensor([[2, 0]])
@@ -112,7 +113,7 @@ class Given(Routes):
         return len(torch.atleast_2d(self.leaf))
 
     def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> Int[Tensor, "slot batch"]:
-        """The given ones, made sure of where that costs nothing."""
+        """The given leaves. Their range is checked on a CPU only: on a GPU the check would wait for the device."""
         leaf = torch.atleast_2d(self.leaf)
         n_leaves, batch = leaf_log_prob.shape
         if leaf.shape[1] != batch:
@@ -126,7 +127,7 @@ class Given(Routes):
 def restricted(
     leaf_log_prob: Float[Tensor, "leaf batch"], leaf: Int[Tensor, "slot batch"] | None
 ) -> Float[Tensor, "slot batch"]:
-    """Log q restricted to some leaves and made to sum to one over them; as it is where all are computed.
+    """Log q restricted to the leaves in `leaf` and renormalised to sum to one over them; unchanged if `leaf` is `None`.
 
     >>> restricted(torch.tensor([[0.6], [0.1], [0.3]]).log(), torch.tensor([[0], [2]])).exp().squeeze(1)
     tensor([0.6667, 0.3333])
@@ -138,10 +139,10 @@ def restricted(
 
 
 class Packing(NamedTuple):
-    """Where every pair lies when the pairs of a group are packed expert by expert.
+    """The row and column of every pair of a group in a packed tensor.
 
     Attributes:
-        experts: Which of the group's experts runs in each row, `(row,)`; `None` where row r is expert r.
+        experts: The expert that runs each row, `(row,)`; `None` means that expert r runs row r.
         shape: Numbers of rows and columns.
         row: Row of every pair.
         column: Column of every pair.
@@ -154,11 +155,11 @@ class Packing(NamedTuple):
 
 
 def packing(expert: Int[Tensor, " pair"], n_experts: int) -> Packing:
-    """Put the pairs of each expert side by side.
+    """Assign every pair to a row of its expert, and to a column of its own in that row.
 
     Args:
-        expert: The expert of every pair, of which there is at least one.
-        n_experts: How many experts the group has.
+        expert: The expert of every pair; there is at least one pair.
+        n_experts: Number of experts in the group.
 
     >>> packed = packing(torch.tensor([2, 0, 2]), 3)
     >>> packed.shape, packed.row, packed.column, packed.experts is None
@@ -178,12 +179,12 @@ def packing(expert: Int[Tensor, " pair"], n_experts: int) -> Packing:
 
 
 def pack(values: Float[Tensor, "pair inp"], packed: Packing, *, fill: float = 0.0) -> Float[Tensor, "row inp column"]:
-    """Values of pairs in their places, features first; padding in the others.
+    """Write the values of the pairs to their rows and columns, features first; the other cells are padding.
 
     Args:
-        values: One row a pair.
-        packed: Where each of them lies.
-        fill: The padding.
+        values: One row per pair.
+        packed: The row and column of every pair.
+        fill: The value of the padding.
 
     >>> pack(torch.tensor([[1.0], [2.0], [3.0]]), packing(torch.tensor([1, 0, 1]), 2))
     tensor([[[2., 0.]],
@@ -199,7 +200,7 @@ def pack(values: Float[Tensor, "pair inp"], packed: Packing, *, fill: float = 0.
 def unpack(
     values: Float[Tensor, "row column"] | Float[Tensor, "row out column"], packed: Packing
 ) -> Float[Tensor, " pair"] | Float[Tensor, "pair out"]:
-    """The values of the pairs, out of their places.
+    """Read the values of the pairs from their rows and columns: the inverse of `pack`.
 
     >>> packed = packing(torch.tensor([1, 0, 1]), 2)
     >>> unpack(pack(torch.tensor([[1.0], [2.0], [3.0]]), packed), packed).squeeze(1)

@@ -1,4 +1,4 @@
-"""Rows: a grouped module restricted to some members of its group, or to one alone."""
+"""Rows: restrict a grouped module to some members of its group, or copy one member out of it."""
 
 import copy
 from typing import TypeVar
@@ -10,14 +10,14 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def rows_of(module: M, rows: Tensor | slice) -> M:
-    """The same module with only some members of its group; the weights are views, or selections that pass gradients on.
+    """The same module restricted to some members of its group. Gradients flow back to the weights of `module`.
 
-    All parameters and buffers of a group have the group axis first (see `hmoevae.plan.Place`), so this holds for any
-    network and any likelihood.
+    Every parameter and buffer of a group has the group axis first (see `hmoevae.plan.Place`), so this works for every
+    network and every likelihood. A slice gives views of the weights, indices give copies.
 
     Args:
         module: A grouped module.
-        rows: Which members: indices, in any order and as often as wanted, or a slice.
+        rows: The members: a slice, or indices in any order, which may repeat.
 
     >>> from hmoevae.nn.grouped import GroupedLinear
     >>> layer = GroupedLinear(5, 2, 3)
@@ -34,7 +34,7 @@ def rows_of(module: M, rows: Tensor | slice) -> M:
 
 @torch.no_grad()
 def alone(module: M, row: int) -> M:
-    """A copy of one member, as a group of one that shares nothing with the rest.
+    """Copy one member into a group of one that shares no memory with `module`.
 
     >>> from hmoevae.nn.grouped import GroupedLinear
     >>> alone(GroupedLinear(5, 2, 3), 4).weight.shape

@@ -1,4 +1,4 @@
-"""StepSettings: what one pass is told beside the samples."""
+"""StepSettings: the options of one pass of a model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,19 +11,20 @@ from hmoevae.plan import are_ascending
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSettings:
-    """What one pass is told beside the samples; the defaults are those of the model itself.
+    """The options of one pass of a model. The defaults give the loss of the model as it is defined.
 
     Args:
-        kl_weight: Factor in front of KL(q(z|x) || p(z)) in the ELBOs, which only at 1 are bounds.
-        gate_temperature: What the gates' logits are divided by, > 0.
-        agreement_weight: Factor in front of the term `"agreement"`, where there is another view.
-        agreement_levels: At which levels the two views are to arrive at the same node, from 1 on and ascending (see
-            `hmoevae.nn.agreement`). Gates below the last of them see the sample itself and learn from the objective.
-            `None` means all levels.
+        kl_weight: Factor of KL(q(z|x) || p(z)) in the ELBOs. They are lower bounds on log p(x) at 1 only.
+        gate_temperature: The divisor of the gates' logits, > 0.
+        agreement_weight: Factor of the term `"agreement"`, which is there where the pass gets another view.
+        agreement_levels: The levels at which the two views should arrive at the same node, from 1 on and ascending (see
+            `hmoevae.nn.agreement`). Gates below the last of these levels see the sample itself and learn from the
+            objective. `None` means all levels.
         routes: Which leaves are computed for which samples: `hmoevae.nn.routes.ALL`, `TopK(k)` or `Given(leaf)`.
 
     Raises:
-        ArgumentError: A weight or the temperature is no finite number in its range, or the levels do not ascend.
+        ArgumentError: A weight or the temperature is no finite number in its range, the levels do not ascend, or
+            `routes` is none.
 
     >>> StepSettings(kl_weight=0.5)
     StepSettings(kl_weight=0.5, gate_temperature=1.0, agreement_weight=1.0, agreement_levels=None, routes=All())
@@ -48,4 +49,4 @@ class StepSettings:
 
 
 USUAL = StepSettings()
-"""Those of the model itself."""
+"""The default settings."""

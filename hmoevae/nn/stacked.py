@@ -1,4 +1,4 @@
-"""Stacked: a user's plain module, made once for every member of a group and run batched over their stacked weights.
+"""Stacked: runs a group of a user's plain modules as one, batched over their stacked weights.
 
 Axes: `group` counts the networks, `inp` and `out` are flat features; `batch` is last. The user's module itself is
 batch-first.
@@ -26,14 +26,14 @@ class Stacked(GroupedNetwork):
     """`groups` modules of a user's own side by side.
 
     Args:
-        record: Makes one of them.
+        record: The user's record, whose `build` makes one module.
         groups: Number of networks.
         input_shape: Shape of one input.
         output_shape: Shape of one output.
-        place: What an error calls the network, such as `"root/0.encoder"`.
+        place: The network's name in error messages, such as `"root/0.encoder"`.
 
     Raises:
-        SpecError: The module cannot be stacked, or does not give such outputs; the message says why.
+        SpecError: The module cannot be stacked, or its outputs have another shape; the message says why.
 
     >>> from hmoevae.spec import record
     >>> @record(kind="affine")
@@ -59,7 +59,7 @@ class Stacked(GroupedNetwork):
         weights, buffers = stack_module_state(modules)
         stacked = {name: nn.Parameter(w.detach(), w.requires_grad) for name, w in weights.items()} | buffers
         own = dict(chain(self.module.named_parameters(), self.module.named_buffers()))
-        # By what they are, not by name: a weight that is used in two places stays one.
+        # By identity, not by name: a weight that two layers share stays one weight.
         by_original = {id(own[name]): tensor for name, tensor in stacked.items()}
         for part in self.module.modules():
             for tensors in (part._parameters, part._buffers):
@@ -71,7 +71,7 @@ class Stacked(GroupedNetwork):
     def forward(
         self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
     ) -> Float[Tensor, "group out batch"]:
-        """Run every module on inputs that all share (2-D) or that are its own (3-D)."""
+        """Run every module on inputs that all modules share (2-D) or on inputs of its own (3-D)."""
         state = dict(chain(self.module.named_parameters(), self.module.named_buffers()))
 
         def one(state: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Stacked(GroupedNetwork):
 def _check(
     module: object, record: Network, input_shape: tuple[int, ...], output_shape: tuple[int, ...], place: str
 ) -> None:
-    """Refuse what cannot be stacked, and what is no network of such shapes."""
+    """Refuse a module that cannot be stacked or has other shapes."""
     if not isinstance(module, nn.Module):
         raise SpecError(mismatch(place, f"a torch.nn.Module from {record}.build", type(module).__name__))
     for words in _obstacles(module):
@@ -159,7 +159,7 @@ def _sizes(shape: tuple[int, ...]) -> str:
 
 
 def _obstacles(module: nn.Module) -> Iterator[str]:
-    """In words, what about a module makes stacking impossible."""
+    """The reasons, in words, why a module cannot be stacked."""
     for name, part in module.named_modules():
         if isinstance(part, _NormBase) and part.track_running_stats:
             yield f"{type(part).__name__} at {name or 'its root'}, whose running statistics change (GroupNorm has none)"

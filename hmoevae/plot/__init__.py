@@ -1,9 +1,9 @@
-"""The pictures: a training's curves, and what a model has found, as matplotlib figures to save; notebooks show them.
+"""Plots of a training and of what a model has learned, as matplotlib figures, which notebooks show.
 
 Axes: `leaf` as in `hmoevae.plan`; `batch` and `n` count samples, `epoch` epochs. Samples of shape `(h, w)`,
-`(1, h, w)` or `(3, h, w)` are shown as images, low and narrow ones stretched until a label fits beside them; others as
-bars on a thin line of zero, one an entry, or 50 means over neighbours where there are more entries. pyplot is never
-touched: nothing outside the returned figure changes.
+`(1, h, w)` or `(3, h, w)` are plotted as images; small ones are enlarged until a label fits beside them. Other samples
+are plotted as bars, one per entry, or 50 means over neighbouring entries where there are more. pyplot is not used:
+nothing outside the returned figure changes.
 """
 
 from hmoevae.errors import MissingExtraError, from_extra, mismatch
@@ -14,10 +14,10 @@ except ImportError as missing:
     raise MissingExtraError(mismatch("hmoevae.plot", from_extra("matplotlib", "plot"), missing)) from None
 
 from hmoevae.plot.clusters import contingency, misrouted
-from hmoevae.plot.drawn_tree import tree
 from hmoevae.plot.leaves import nearest, reconstructions, samples, traversals
 from hmoevae.plot.tables import means
 from hmoevae.plot.training import losses, sample_grid, usage
+from hmoevae.plot.trees import tree
 
 __all__ = [
     "contingency",
@@ -35,5 +35,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """What there is for users."""
+    """The public names."""
     return __all__

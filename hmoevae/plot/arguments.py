@@ -1,4 +1,4 @@
-"""What pictures are asked with, made sure of."""
+"""Checks of the arguments of plots."""
 
 from collections.abc import Iterable
 
@@ -15,19 +15,19 @@ from hmoevae.samples import ArrayLike
 
 
 def check(fits: bool, argument: str, expected: str, got: object) -> None:
-    """Refuse what is of another type."""
+    """Raise an error if the type of an argument does not fit."""
     if not fits:
         raise ArgumentTypeError(mismatch(argument, expected, type(got).__name__))
 
 
 def check_model(model: HMoEVAE) -> None:
-    """By its plan, which a model has too that `torch.compile` has wrapped."""
+    """Check that `model` is a model, by its plan: a model that `torch.compile` has wrapped has one too."""
     expected = "an HMoEVAE, such as the estimator's model_" if hasattr(model, "model_") else "an HMoEVAE"
     check(isinstance(getattr(model, "plan", None), Plan), "model", expected, model)
 
 
 def check_plan(plan: Plan | None) -> None:
-    """A plan or none."""
+    """Check that `plan` is a plan or `None`."""
     check(plan is None or isinstance(plan, Plan), "plan", "a Plan, such as model.plan", plan)
 
 
@@ -46,7 +46,7 @@ def labels_of(names: Iterable[object], argument: str) -> list[str]:
 
 
 def floats(values: ArrayLike, argument: str) -> Float[Tensor, "..."]:
-    """Numbers of any kind in single precision, on the CPU."""
+    """Convert numbers of any type to float32, on the CPU."""
     if isinstance(values, Tensor):
         return values.detach().float().cpu()
     try:
@@ -57,7 +57,7 @@ def floats(values: ArrayLike, argument: str) -> Float[Tensor, "..."]:
 
 
 def clusters_of(clusters: ArrayLike, cluster_names: Iterable[object] | None) -> tuple[Int[np.ndarray, " n"], list[str]]:
-    """The cluster of every sample, as an index into the clusters' names; without names, the numbers that occur."""
+    """The cluster of every sample as an index into names, and the names; by default the numbers that occur."""
     found = np.asarray(clusters.cpu() if isinstance(clusters, Tensor) else clusters)
     if not np.issubdtype(found.dtype, np.integer) or len(found) == 0 or found.min() < 0:
         raise DataError(mismatch("clusters", "at least one integer, all >= 0", f"{found.dtype} {found[:8]}"))

@@ -1,4 +1,4 @@
-"""What all pictures are drawn on and written with: the figure, its sizes and colours, and labels that fit.
+"""The figure of a plot: its sizes and colours, and labels that fit.
 
 Lengths are in pixels of the figure.
 """
@@ -18,9 +18,9 @@ from matplotlib.patches import Rectangle
 
 DPI = 150
 SIDE, LARGE = 56.0, 80.0
-"""The longer side of a picture, among many or few; rounded to a whole multiple of what it is in its own pixels."""
+"""The longer side of a picture, among many or few pictures; rounded to a whole multiple of the picture's own pixels."""
 GAP = 4.0
-"""Between pictures, about; more where a child of the root or a leaf begins."""
+"""Approximate gap between pictures; it is larger before a child of the root or a leaf."""
 LINE = 14.0
 """The height of a line of a label."""
 BLUE, ORANGE, PALE, GREY, FAINT = "#0072b2", "#d55e00", "#9ecae1", "#555555", "#aaaaaa"
@@ -30,10 +30,10 @@ TITLE: Mapping[str, Any] = MappingProxyType({"fontsize": 8.5, "loc": "left", "pa
 
 
 class Picture(Figure):
-    """A matplotlib figure that notebooks show, whether pyplot is loaded or not: it belongs to no window."""
+    """A matplotlib figure that notebooks show without pyplot."""
 
     def _repr_png_(self) -> bytes:
-        """For notebooks; `%matplotlib inline` puts its own way to show figures in the place of this one."""
+        """PNG for notebooks; `%matplotlib inline` replaces this method by its own."""
         buffer = io.BytesIO()
         self.savefig(buffer, format="png")
         return buffer.getvalue()
@@ -54,7 +54,7 @@ def canvas(width: float, height: float) -> tuple[Picture, Axes]:
 
 
 def make_room(fig: Picture, ax: Axes) -> Picture:
-    """Grow the figure by what the labels around `ax` need; `ax` keeps its size, on whole pixels, to stay crisp."""
+    """Enlarge the figure to fit the labels around `ax`; `ax` keeps its size and stays on whole pixels, to be crisp."""
     width, height = fig.get_size_inches() * DPI
     box = fig.get_tightbbox().padded(0.08)
     left, bottom = math.ceil(-box.x0 * DPI), math.ceil(-box.y0 * DPI)
@@ -65,15 +65,15 @@ def make_room(fig: Picture, ax: Axes) -> Picture:
 
 
 def imshow(ax: Axes, image: np.ndarray, extent: tuple[float, float, float, float], zoom: float) -> None:
-    """An image, `zoom` pixels for each of its own."""
+    """Plot an image with `zoom` pixels of the figure for each of its own."""
     ax.imshow(image, extent=extent, aspect="auto", interpolation="nearest" if zoom >= 1 else "antialiased")
 
 
 def no_sample(ax: Axes, left: float, top: float, width: float, height: float) -> None:
-    """The empty frame of a leaf that none of the samples is routed to."""
+    """Plot the empty frame of a leaf that is no sample's most probable leaf."""
     ax.add_patch(Rectangle((left, top), width - 1, height, fill=False, ec=FAINT, lw=0.5, clip_on=False))
     ((note, angle),) = fit(["no sample"], width - 2 * GAP)
-    if angle and text_width(note) > height - 2 * GAP:  # turned, it would run out of the frame
+    if angle and text_width(note) > height - 2 * GAP:  # rotated, it would not fit into the frame
         note, angle = "none", 0
     ax.text(left + width / 2, top + height / 2, note, ha="center", va="center", rotation=angle, **LABEL)
 
@@ -82,10 +82,10 @@ def no_sample(ax: Axes, left: float, top: float, width: float, height: float) ->
 
 
 def fit(labels: Sequence[str], room: float) -> list[tuple[str, int]]:
-    """Labels that stand side by side, so many pixels each, and their angles.
+    """Fit labels that are side by side into `room` pixels each; returns their texts and angles.
 
-    Those that are too wide are broken into lines: between words, or behind slashes where a word is too wide. If that
-    does not help they are turned by 90, in one piece; where these are more than half of all, all are.
+    Labels that are too wide are broken into lines between words, or after slashes where a word is too wide. A label
+    that is still too wide is rotated by 90 degrees, on one line. If more than half of them are, all are rotated.
     """
     broken = ["\n".join(lines(label, room)) for label in labels]
     is_turned = [text_width(text) > room for text in broken]
@@ -95,7 +95,7 @@ def fit(labels: Sequence[str], room: float) -> list[tuple[str, int]]:
 
 
 def lines(label: str, room: float) -> list[str]:
-    """The lines of a label, at most so many pixels wide unless a word is wider."""
+    """Break a label into lines of at most `room` pixels, unless a word is wider."""
     width = max(1, int(room / text_width("0")))
     found: list[str] = []
     for line in label.split("\n"):
@@ -106,12 +106,12 @@ def lines(label: str, room: float) -> list[str]:
 
 
 def height_of(fitted: Sequence[tuple[str, int]]) -> float:
-    """How high the highest of the labels of `fit` is."""
+    """The height of the highest label of `fit`."""
     return max(text_width(text) if angle else LINE * (text.count("\n") + 1) for text, angle in fitted)
 
 
 def text_width(text: str) -> float:
-    """About how many pixels wide a label is."""
+    """The approximate width of a label in pixels."""
     return 0.6 * max(map(len, text.split("\n"))) * LABEL["fontsize"] * DPI / 72
 
 
@@ -121,7 +121,7 @@ def write_below(ax: Axes, x: float, bottom: float, fitted: tuple[str, int]) -> N
 
 
 def label_columns(ax: Axes, x: Float[np.ndarray, " column"], names: Sequence[str], room: float) -> None:
-    """Names above columns, so many pixels each."""
+    """Write names above columns, with `room` pixels each."""
     fitted = fit(names, room)
     ax.set_xticks(x, [text for text, _ in fitted], **LABEL)
     for tick, (_, angle) in zip(ax.get_xticklabels(), fitted, strict=True):

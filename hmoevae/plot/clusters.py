@@ -1,6 +1,6 @@
-"""Pictures of clusters against labels.
+"""Plots of clusters against labels.
 
-Axes: `n` counts samples, `label` and `cluster` what their names say.
+Axes: `n` counts samples, `label` labels and `cluster` clusters.
 """
 
 from collections.abc import Iterable
@@ -28,23 +28,22 @@ def contingency(
     title: str | None = None,
     keep_order: bool = False,
 ) -> Figure:
-    """How the samples of every label are spread over the clusters: a row for each label, a column for each cluster.
+    """Plot the contingency table of labels and clusters: a row for each label, a column for each cluster.
 
-    Colours are fractions of the label. Cells hold counts, or with more than 12 clusters percentages of the label; cells
-    that would read 0 stay empty.
+    Colours are fractions of the label. Cells hold counts or, with more than 12 clusters, percentages of the label;
+    cells that round to 0 are empty.
 
     Args:
         labels: Label of every sample, `(n,)`.
         clusters: Cluster of every sample, `(n,)`, such as `model.predict(x)`.
-        cluster_names: A name for every cluster, `0` first, the empty ones' too; by default the numbers of those that
-            occur.
-        title: What to write on top.
-        keep_order: Leave the clusters in their order (the tree's) instead of one that puts the largest cells onto the
-            diagonal (Kuhn 1955); clusters that are left over follow the first of their commonest label, empty
-            ones go last.
+        cluster_names: A name for every cluster, from `0` on, with the empty ones; by default the numbers that occur.
+        title: Title of the plot.
+        keep_order: Keep the order of the clusters (the tree's). Otherwise the order puts the largest cells on the
+            diagonal (Kuhn 1955); further clusters follow the first one of their most frequent label, and empty ones are
+            last.
 
     Raises:
-        ShapeError: `labels` and `clusters` are not of one length, or there are too few names.
+        ShapeError: `labels` and `clusters` differ in length, or there are too few names.
         DataError: There are no samples, or `clusters` are not integers >= 0.
         ArgumentTypeError: `cluster_names` is no sequence.
         MissingExtraError: scipy is not installed (and `keep_order` is not set).
@@ -87,20 +86,20 @@ def misrouted(
     cluster_names: Iterable[object] | None = None,
     n: int = 160,
 ) -> Figure:
-    """The samples in clusters that mostly hold another label, in the order of their labels and then of those.
+    """Plot the samples whose cluster mostly holds another label, sorted by their label and then by the other one.
 
-    Below every sample stands its label, what its cluster mostly holds, and the cluster: "4 → 9, in 2" is a 4 in cluster
-    2, most of whose samples are 9s.
+    The caption of a sample is its label, the most frequent label of its cluster, and the cluster: "4 → 9, in 2" is a 4
+    in cluster 2, most of whose samples are 9s.
 
     Args:
         x: Samples, `(n, *input_shape)`.
         labels: Label of every sample, `(n,)`.
         clusters: Cluster of every sample, `(n,)`, such as `model.predict(x)`.
-        cluster_names: A name for every cluster, `0` first; their numbers by default.
-        n: The most samples to show; of more, some from all over.
+        cluster_names: A name for every cluster, from `0` on; by default their numbers.
+        n: Largest number of samples to plot; if there are more, they are evenly chosen.
 
     Raises:
-        ShapeError: The lengths do not go together, or there are too few names.
+        ShapeError: The lengths differ, or there are too few names.
         DataError: There are no samples, `clusters` are not integers >= 0, or samples to show are not finite.
         ArgumentError: `n` is not an integer > 0.
         ArgumentTypeError: `cluster_names` is no sequence.
@@ -113,7 +112,7 @@ def misrouted(
     check_integer("n", n)
     values, y, cluster, names = _labelled(labels, clusters, cluster_names)
     if len(x) != len(y):
-        raise ShapeError(mismatch("x", f"{len(y)} samples, one a label", len(x)))
+        raise ShapeError(mismatch("x", f"{len(y)} samples, one per label", len(x)))
     holds = _counts(y, cluster, len(values), len(names)).argmax(0)[cluster]
     wrong = (holds != y).nonzero()[0]
     title = f"{len(wrong):,} of {len(y):,} samples are in a cluster that mostly holds another label"
@@ -136,7 +135,7 @@ def misrouted(
 def _labelled(
     labels: ArrayLike, clusters: ArrayLike, cluster_names: Iterable[object] | None
 ) -> tuple[np.ndarray, Int[np.ndarray, " n"], Int[np.ndarray, " n"], list[str]]:
-    """The labels that there are, every sample's as an index into them, its cluster, and the clusters' names."""
+    """The distinct labels, every sample's label as an index into them, its cluster, and the clusters' names."""
     rows = read_labels("labels", labels)
     if np.shape(clusters) != rows.shape:
         raise ShapeError(mismatch("labels, clusters", "(n,) and (n,)", f"{rows.shape} and {np.shape(clusters)}"))
@@ -154,7 +153,7 @@ def _counts(
 
 
 def _diagonal(counts: Int[np.ndarray, "label cluster"]) -> list[int]:
-    """The order of the clusters that makes the diagonal strongest; more clusters than labels make a staircase."""
+    """The order of the clusters that maximises the diagonal; with more clusters than labels it is a staircase."""
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError as missing:

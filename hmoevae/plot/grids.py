@@ -1,4 +1,4 @@
-"""Samples as pictures, and many pictures as one image with labels.
+"""Samples as pictures, and grids of pictures as one image with labels.
 
 Axes: `row` and `column` of a grid of pictures, `height`, `width` and `rgb` of one picture.
 """
@@ -35,13 +35,13 @@ from hmoevae.plot.canvas import (
 
 Pictures = Float[np.ndarray, "row column height width rgb"]
 LEAST = 24.0
-"""What the shorter side of a picture is stretched to, about, in pixels of the figure."""
+"""Approximate smallest size of a picture's shorter side, in pixels of the figure."""
 
 
 def pictures_of(values: Float[Tensor, "row column *input_shape"], name: str) -> Pictures:
-    """Samples as pictures in [0, 1]: images as they are, their range stretched if it is another, vectors as bars.
+    """Turn samples into pictures in [0, 1]: images, scaled to [0, 1] if they exceed it, and vectors as bars.
 
-    Low and narrow images become as high and wide as a label, lest labels be printed over each other.
+    Small images are enlarged to the size of a label, so that labels do not overlap.
     """
     if values.ndim < 3 or values.numel() == 0:
         raise ShapeError(mismatch(name, "(row, column, *input_shape), none of them 0", tuple(values.shape)))
@@ -63,7 +63,7 @@ def pictures_of(values: Float[Tensor, "row column *input_shape"], name: str) -> 
 
 
 def _bars(values: Float[Tensor, "row column entry"]) -> Pictures:
-    """Bar charts of one scale, zero where it belongs, as pictures: drawn by axes they would take seconds."""
+    """Bar charts with a common scale, as pictures: matplotlib's axes would take seconds for them."""
     inside = int(SIDE) - 6
     if values.shape[2] > inside:
         values = F.adaptive_avg_pool1d(values, inside)
@@ -83,7 +83,7 @@ def _bars(values: Float[Tensor, "row column entry"]) -> Pictures:
 def _tile(
     pictures: Pictures, row_gaps: Int[np.ndarray, " row"], column_gaps: Int[np.ndarray, " column"]
 ) -> tuple[Float[np.ndarray, "tall wide rgb"], Float[np.ndarray, " row"], Float[np.ndarray, " column"]]:
-    """One image of all pictures, so much white before each row and column; and the middle of every row and column."""
+    """One image of all pictures with white gaps before rows and columns, and the middles of rows and columns."""
     height, width = pictures.shape[2:4]
     row, column = np.arange(len(row_gaps)), np.arange(len(column_gaps))
     tiled = rearrange(pictures, "row column height width rgb -> (row height) (column width) rgb")
@@ -101,9 +101,9 @@ def show(
     row_gap: float = 2 * GAP,
     columns_apart: Sequence[int] = (),
 ) -> tuple[Picture, Axes]:
-    """A figure of one tiled image with labels for its rows and columns; `make_room` is left to the caller.
+    """Plot a grid of pictures with labels for its rows and columns; the caller calls `make_room`.
 
-    Between all pictures is some white, lest they grow together; more above `rows_apart` and left of `columns_apart`.
+    White gaps separate the pictures; they are larger above `rows_apart` and left of `columns_apart`.
     """
     zoom = zoom_of(pictures)
     between = max(1, round(max(pictures.shape[2:4]) / 14))
@@ -126,7 +126,7 @@ def captioned(
     *,
     n_columns: int,
 ) -> tuple[Picture, Axes]:
-    """Pictures side by side, so many at most, in one or more lines that belong together, and a caption below them."""
+    """Plot pictures side by side, at most `n_columns` in a row, with a caption below each column of lines."""
     lines, n = pictures.shape[:2]
     n_columns = min(n, n_columns)
     blanks = -n % n_columns
@@ -144,20 +144,20 @@ def captioned(
 
 
 def zoom_of(pictures: Float[np.ndarray, "... height width rgb"]) -> float:
-    """What one pixel of a picture measures: a whole number wherever it can be, so that pictures stay crisp."""
+    """Pixels of the figure per pixel of a picture: a whole number where possible, so that pictures are crisp."""
     longest = max(pictures.shape[-3:-1])
     side = LARGE if max(pictures.shape[:-3]) <= 12 else SIDE
     return float(round(side / longest)) or side / longest
 
 
 def evenly(n: int, of: int) -> Int[np.ndarray, " shown"]:
-    """Places of so many, or all, of a row of things: the middles of equal parts."""
+    """Evenly spaced indices of `n`, or of all, of `of` things: the middles of equal parts."""
     n = min(n, of)
     return ((2 * np.arange(n) + 1) * of - 1) // (2 * n)
 
 
 def spread(group: Int[np.ndarray, " batch"], n: int) -> Int[np.ndarray, " shown"]:
-    """Which samples to show of all: about as many of every group and from all over it, or all as they come."""
+    """Indices of `n` samples: equal numbers of every group where possible, evenly spaced in it; or of all samples."""
     if len(group) <= n:
         return np.arange(len(group))
     members = [np.flatnonzero(group == i) for i in np.unique(group)]
@@ -169,5 +169,5 @@ def spread(group: Int[np.ndarray, " batch"], n: int) -> Int[np.ndarray, " shown"
 
 
 def branches_of(plan: Plan | None) -> list[int]:
-    """The leaves that a new child of the root starts with, the first aside; none in a flat tree."""
+    """The first leaf of every child of the root except the first child; none in a flat tree."""
     return [node.leaves.start for node in plan.level(1)[1:]] if plan is not None and plan.depth > 1 else []

@@ -1,4 +1,4 @@
-"""Pictures of what the leaves have learned: what they draw, what is nearest to that, and what they make of samples.
+"""Plots of what the leaves have learned: samples, their nearest neighbours, reconstructions and traversals.
 
 Axes: `batch` counts samples, `leaf` as in `hmoevae.plan`.
 """
@@ -20,11 +20,11 @@ from hmoevae.spec import VAE
 
 
 def samples(model: HMoEVAE, n: int = 10, *, generator: torch.Generator | None = None) -> Figure:
-    """New samples from every leaf: a column for each leaf, z drawn from the prior N(0, I).
+    """Plot new samples from every leaf: a column for each leaf, z drawn from the prior N(0, I).
 
     Args:
         model: The model.
-        n: How many of each leaf.
+        n: Number of samples of each leaf.
         generator: Source of the draws, on the CPU.
 
     Raises:
@@ -50,15 +50,15 @@ def samples(model: HMoEVAE, n: int = 10, *, generator: torch.Generator | None = 
 
 
 def nearest(model: HMoEVAE, x: ArrayLike, n: int = 5, *, generator: torch.Generator | None = None) -> Figure:
-    """Samples of every leaf, and below each the nearest of the given ones that are routed to the leaf.
+    """Plot new samples of every leaf, and below each the nearest of the given samples whose most probable leaf it is.
 
-    A pair of rows for each child of the root, the leaves below it side by side, with their names. A leaf that takes
-    none of the samples has an empty frame in the lower row.
+    Each child of the root has a pair of rows with its leaves side by side and their names. A leaf that is no given
+    sample's most probable leaf has an empty frame in the lower row.
 
     Args:
         model: The model.
-        x: Samples to look among, `(batch, *input_shape)`, such as the test split.
-        n: How many of each leaf, z drawn from the prior N(0, I).
+        x: Samples to search, `(batch, *input_shape)`, such as the test split.
+        n: Number of new samples of each leaf, with z drawn from the prior N(0, I).
         generator: Source of the draws, on the CPU.
 
     Raises:
@@ -96,7 +96,7 @@ def nearest(model: HMoEVAE, x: ArrayLike, n: int = 5, *, generator: torch.Genera
             grid[2 * row + half, : len(own)] = own
     names, zoom = plan.names, zoom_of(grid)
     tall, wide = zoom * pictures.shape[2], zoom * pictures.shape[3]
-    # A child of the root is named beside its rows.
+    # The name of a child of the root is beside its rows.
     captions = fit([names[node.path] if node.depth > 1 else "" for node in plan.leaves], n * wide)
     gap = 2 * GAP + (GAP + height_of(captions) if plan.depth > 1 else 0)
     labels = [label for branch in branches for label in (names[branch.path], "nearest")]
@@ -111,20 +111,20 @@ def nearest(model: HMoEVAE, x: ArrayLike, n: int = 5, *, generator: torch.Genera
                 write_below(ax, (left + right) / 2, bottom, captions[i])
             if is_empty[i]:
                 no_sample(ax, left, bottom - tall, right - left, tall)
-    ax.set_title("Samples of every leaf, and the nearest of those routed to it", **TITLE)
+    ax.set_title("Samples of every leaf, and the nearest of its own", **TITLE)
     return make_room(fig, ax)
 
 
 def reconstructions(model: HMoEVAE, x: ArrayLike, n: int = 24) -> Figure:
-    """Samples above their reconstructions, and below each pair the leaf that it was routed to.
+    """Plot samples above their reconstructions, with the name of each sample's most probable leaf below.
 
-    Of more than `n` samples those shown are about as many of each leaf, and from all over what is routed to it; data
-    sets may be sorted.
+    Of more than `n` samples, about equal numbers of each leaf are plotted, evenly spaced among the leaf's samples,
+    because data sets may be sorted.
 
     Args:
         model: The model.
         x: Samples, `(batch, *input_shape)`, such as the test split.
-        n: The most to show; twelve make a row.
+        n: Largest number of samples to plot; twelve make a row.
 
     Raises:
         ArgumentError: `n` is not an integer > 0.
@@ -152,16 +152,16 @@ def reconstructions(model: HMoEVAE, x: ArrayLike, n: int = 24) -> Figure:
 
 
 def traversals(model: HMoEVAE, node: str, *, n_steps: int = 9, dims: Iterable[int] | None = None) -> Figure:
-    """What a leaf's latent dimensions stand for: each goes from -3 to 3 in its row while the others are 0.
+    """Plot what a leaf's latent dimensions change: in each row, one goes from -3 to 3 while the others are 0.
 
     Args:
         model: The model.
         node: Path of the leaf, such as `"root/3"`.
-        n_steps: Pictures in a row.
-        dims: The latent dimensions to show; all by default.
+        n_steps: Number of pictures in a row.
+        dims: The latent dimensions to plot; all by default.
 
     Raises:
-        ArgumentError: There is no leaf at `node`, `n_steps` is not an integer > 1, or `dims` are none of the leaf's.
+        ArgumentError: There is no leaf at `node`, `n_steps` is not an integer > 1, or the leaf has no such `dims`.
         ArgumentTypeError: `model` is no `HMoEVAE`.
 
     >>> import hmoevae as hm

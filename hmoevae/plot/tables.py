@@ -1,6 +1,6 @@
-"""The picture of a table's clusters, in its own columns and units.
+"""The plot of a table's clusters, in the table's columns and units.
 
-Axes: `n` counts rows, `cluster` and `column` what their names say.
+Axes: `n` counts rows, `cluster` clusters and `column` columns.
 """
 
 from collections.abc import Iterable
@@ -25,21 +25,21 @@ def means(
     title: str | None = "Mean of every column by cluster",
     n: int = 40,
 ) -> Figure:
-    """What clusters of a table's rows are like: the mean of every column in every cluster, in the units of `x`.
+    """Plot the mean of every column in every cluster of a table's rows, in the units of `x`.
 
-    Colours say how many standard deviations of the column a mean is above that of all rows (red) or below it (blue).
+    Colours are the difference from the mean of all rows in standard deviations of the column: red above, blue below.
 
     Args:
         x: The table, `(n, column)`, in its own units rather than standardised.
         clusters: Cluster of every row, `(n,)`, such as `model.predict(standardised)`.
         columns: A name for every column; by default their numbers.
-        cluster_names: A name for every cluster, `0` first, such as `model.plan.level_names(None)`; by default the
-            numbers of those that occur.
-        title: What to write on top.
-        n: The most columns to show; of more, those in which the clusters differ most, as a share of the variance.
+        cluster_names: A name for every cluster, from `0` on, such as `model.plan.level_names(None)`; by default the
+            numbers that occur.
+        title: Title of the plot.
+        n: Largest number of columns to plot; if there are more, those whose variance the clusters explain best.
 
     Raises:
-        ShapeError: `x` is no table, its rows and `clusters` are not as many, or there are too few names.
+        ShapeError: `x` is no table, the numbers of rows and `clusters` differ, or there are too few names.
         DataError: There are no rows, `clusters` are not integers >= 0, or `x` is not finite.
         ArgumentError: `n` is not an integer > 0.
         ArgumentTypeError: `x` are no numbers, or `columns` or `cluster_names` no sequences.
@@ -53,13 +53,13 @@ def means(
     if table.ndim != 2 or table.shape[1] == 0:
         raise ShapeError(mismatch("x", "a table, (n, column)", table.shape))
     if np.shape(clusters) != table.shape[:1]:
-        raise ShapeError(mismatch("clusters", f"one a row, ({len(table)},)", np.shape(clusters)))
+        raise ShapeError(mismatch("clusters", f"one per row, ({len(table)},)", np.shape(clusters)))
     cluster, names = clusters_of(clusters, cluster_names)
     if not np.isfinite(table).all():
         raise DataError(mismatch("x", "finite values", "NaN or infinity"))
     of_columns = [str(i) for i in range(table.shape[1])] if columns is None else labels_of(columns, "columns")
     if len(of_columns) != table.shape[1]:
-        raise ShapeError(mismatch("columns", f"{table.shape[1]} names, one a column", len(of_columns)))
+        raise ShapeError(mismatch("columns", f"{table.shape[1]} names, one per column", len(of_columns)))
 
     n_rows = np.bincount(cluster, minlength=len(names))
     mean = np.zeros((len(names), table.shape[1]))
@@ -90,7 +90,7 @@ def means(
     label_columns(ax, wide * (np.arange(len(heads)) + 0.5), heads, wide)
     note = "red: above the mean of all rows; blue: below"
     if len(shown) < table.shape[1]:
-        note = f"the {len(shown)} of {table.shape[1]} columns that tell clusters apart best\n{note}"
+        note = f"the {len(shown)} of {table.shape[1]} columns that separate the clusters best\n{note}"
     ax.set_xlabel(note, **LABEL)
     if title is not None:
         ax.set_title(title, **TITLE)
@@ -98,6 +98,6 @@ def means(
 
 
 def _in_units(values: Float[np.ndarray, " cluster"], deviation: float) -> list[str]:
-    """Numbers of one column with two digits of its standard deviation."""
+    """Format numbers of one column, to two digits of its standard deviation."""
     digits = 0 if deviation == 0 else max(0, 1 - int(np.floor(np.log10(deviation))))
     return [f"{v:z,.{digits}f}" if digits < 7 and abs(v) < 1e9 else f"{v:.3g}" for v in values.tolist()]

@@ -1,4 +1,4 @@
-"""Pictures of a training: the loss and its terms, the usage of the leaves, and what each draws, over the epochs."""
+"""Plots of a training over its epochs: the loss and its terms, the usage of the leaves, and their samples."""
 
 from collections.abc import Iterable, Sequence
 
@@ -21,13 +21,13 @@ TITLES = {"loss": "loss (the sum of the terms below)", "elbo": "elbo (as a loss:
 
 
 def losses(history: History) -> Figure:
-    """The loss and each of its terms over the epochs, a panel each: their scales have nothing in common.
+    """Plot the loss and each of its terms over the epochs, in a panel each because their scales differ.
 
-    The loss's curve breaks where its terms become others, as they do when experts join the gates. A term that is 0 in
-    all epochs, such as the balance of a lone VAE, has no panel.
+    The curve of the loss is interrupted where its terms change, as when the experts join the gates. A term that is 0 in
+    all epochs, such as the balance of a single VAE, has no panel.
 
     Args:
-        history: What `fit` returned. A column `val_<term>` joins the panel of its term.
+        history: The history that `fit` returned. A column `val_<term>` is in the panel of its term.
 
     Raises:
         ArgumentError: `history` has no epoch.
@@ -49,7 +49,7 @@ def losses(history: History) -> Figure:
         for label, column, colour, line in (("training", name, BLUE, "-"), ("validation", f"val_{name}", ORANGE, "--")):
             if column in history.columns:
                 values = np.asarray(history[column])
-                known = np.isfinite(values)  # validation may come every few epochs; its points are still one curve
+                known = np.isfinite(values)  # not every epoch may have a validation value; the others make one curve
                 x, y = epochs[known], values[known]
                 if name == "loss":
                     x, y = np.insert(x, breaks, np.nan), np.insert(y, breaks, np.nan)
@@ -64,17 +64,17 @@ def losses(history: History) -> Figure:
 
 
 def usage(history: History, *, plan: Plan | None = None) -> Figure:
-    """Usage of every leaf over the epochs, as stacked areas in the order of the leaves.
+    """Plot the usage of every leaf over the epochs, as stacked areas in the order of the leaves.
 
-    The usage of a leaf is the mean of the gates' probability for it, which is more than 0 even where no sample is
-    routed to the leaf.
+    The usage of a leaf is the mean of its probability, which is above 0 even for a leaf that is no sample's most
+    probable leaf.
 
-    Leaves below one child of the root share a colour. A leaf that is hardly used in the last epoch goes without a name,
-    and so does one that would be written over a larger one.
+    Leaves below the same child of the root share a colour. A leaf with next to no usage in the last epoch has no name,
+    nor has one whose name would overlap that of a larger leaf.
 
     Args:
-        history: What `fit` returned.
-        plan: The model's plan; with it, leaves are called by their names, otherwise by their paths.
+        history: The history that `fit` returned.
+        plan: The model's plan; with it, leaves have their names, otherwise their paths.
 
     Raises:
         ArgumentError: `history` has no epoch, or no column `usage/...`, or `plan` has other leaves.
@@ -109,7 +109,7 @@ def usage(history: History, *, plan: Plan | None = None) -> Figure:
     for i in _with_room(middle, values[:, -1]):
         ax.text(edges[-1], middle[i], f" {labels[i]}", va="center", **LABEL)
     ax.set(xlim=(edges[0], edges[-1]), ylim=(0, max(1.0, float(top.max()))))
-    ax.set_title("Usage of every leaf: the gates' mean probability for it", **TITLE)
+    ax.set_title("Usage of every leaf: its mean probability", **TITLE)
     _against_epochs(ax)
     return fig
 
@@ -121,16 +121,16 @@ def sample_grid(
     *,
     plan: Plan | None = None,
 ) -> Figure:
-    """What every leaf draws as the training goes on: a row for each epoch, a column for each leaf.
+    """Plot samples of every leaf during the training: a row for each epoch, a column for each leaf.
 
     Args:
-        frames: The samples.
-        epochs: The number of every row.
+        frames: The samples, such as `SampleRecorder.frames`.
+        epochs: The epoch of every row.
         titles: A label for every column; by default the leaves' names in `plan`, or their numbers.
-        plan: The model's plan; with it, the children of the root stand a little apart.
+        plan: The model's plan; with it, a gap separates the children of the root.
 
     Raises:
-        ShapeError: The lengths do not go together.
+        ShapeError: The lengths do not fit.
         DataError: `frames` are empty or not finite.
         ArgumentTypeError: `frames` are no numbers, `epochs` or `titles` no sequence, or `plan` is no `Plan`.
 
@@ -143,22 +143,22 @@ def sample_grid(
     pictures = pictures_of(frames, "frames")
     n_rows, n_columns = pictures.shape[:2]
     if len(labels) != n_rows:
-        raise ShapeError(mismatch("epochs", f"{n_rows} numbers, one a row of frames", len(labels)))
+        raise ShapeError(mismatch("epochs", f"{n_rows} numbers, one per row of frames", len(labels)))
     if plan is not None and plan.n_leaves != n_columns:
-        raise ShapeError(mismatch("frames", f"(epoch, {plan.n_leaves}, ...), one column a leaf", tuple(frames.shape)))
+        raise ShapeError(mismatch("frames", f"(epoch, {plan.n_leaves}, ...), one column per leaf", tuple(frames.shape)))
     if titles is None:
         names = [str(i) for i in range(n_columns)] if plan is None else plan.level_names(None)
     else:
         names = labels_of(titles, "titles")
     if len(names) != n_columns:
-        raise ShapeError(mismatch("titles", f"{n_columns} labels, one a column of frames", len(names)))
+        raise ShapeError(mismatch("titles", f"{n_columns} labels, one per column of frames", len(names)))
     fig, ax = show(pictures, labels, names, columns_apart=branches_of(plan))
     ax.set_ylabel("epoch", **LABEL)
     return make_room(fig, ax)
 
 
 def _with_room(middle: Float[np.ndarray, " leaf"], share: Float[np.ndarray, " leaf"]) -> list[int]:
-    """The leaves whose names can be written at `middle`, from 0 to 1, without touching the name of a larger one."""
+    """The leaves whose names fit at `middle`, from 0 to 1, without overlapping the name of a larger leaf."""
     named: list[int] = []
     for i in np.argsort(-share, kind="stable"):
         if share[i] > 0.005 and all(abs(middle[i] - middle[j]) > 0.03 for j in named):  # the height of the letters

@@ -1,4 +1,4 @@
-"""Saving: a model on disk and on the Hugging Face Hub, with the card that says what it is.
+"""Saving: a model on disk and on the Hugging Face Hub, with a card that describes it.
 
-`files` reads and writes, `card` words the README.md, `pretrained` is the base class that a model gets its saving from.
+`files` reads and writes the files, `card` makes the README.md, `pretrained` is the base class of models that are saved.
 """

@@ -58,13 +58,13 @@ x = {x}  # in place of your samples
 model.predict_proba(x)  # (8, {n_leaves}): which leaf, by the gates
 model.sample(8)  # new samples"""
 _NO_DIGEST = b"0" * 64
-# A card that has been edited no longer fits the digest at its end, and is its editor's from then on.
+# A card that has been edited no longer matches the digest at its end, and is not overwritten.
 _SEAL = b"\n<!-- hmoevae writes this card anew with the model, until somebody edits it: %s -->\n"
 
 
 @runtime_checkable
 class TrainingRecord(Protocol):
-    """A training as data, such as `hmoevae.Training`; its `str` is what the card shows.
+    """A training as data, such as `hmoevae.Training`; the card shows its `str`.
 
     >>> isinstance("epochs=20", TrainingRecord)
     False
@@ -77,14 +77,14 @@ class TrainingRecord(Protocol):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model card tells and the model knows.
+    """The part of a model card that the model knows.
 
     Args:
-        tree: The model's tree, which the card draws.
+        tree: The model's tree, which the card prints.
         input_shape: Shape of one sample.
-        objective: What it was made to minimise.
-        n_parameters: How many numbers it has learned.
-        example: A value that samples may have; `None` where all from 0 to 1 are such.
+        objective: The model's objective.
+        n_parameters: Number of parameters.
+        example: A value that samples may have; `None` if samples may have every value from 0 to 1.
 
     >>> from hmoevae.spec import VAE
     >>> str(ModelFacts(VAE(latent_dim=2), (4,), "elbo", 1234))
@@ -104,15 +104,15 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class CardInfo:
-    """What a model card tells and the model cannot know: its data, its training, and how well it does.
+    """The part of a model card that the model does not know: its data, its training and its metrics.
 
     Args:
         dataset: Name of the data.
         description: More about the data, in Markdown.
-        dataset_id: The data's id on the Hugging Face Hub, such as `"ylecun/mnist"`, where they are there.
-        split: The part of the data that the metrics were measured on, such as `"test"`.
-        metrics: Values by name, such as `hmoevae.metrics.report` gives.
-        training: How the model was trained, the record that `hmoevae.fit` was given.
+        dataset_id: The data's id on the Hugging Face Hub, such as `"ylecun/mnist"`, if they are there.
+        split: The part of the data on which the metrics were measured, such as `"test"`.
+        metrics: Values by name, such as the result of `hmoevae.metrics.report`.
+        training: The training that `hmoevae.fit` was called with.
 
     Raises:
         ArgumentError: The name is empty, or a metric is not finite.
@@ -144,7 +144,7 @@ class CardInfo:
             if not finite:
                 raise ArgumentError(mismatch(f"metrics[{name!r}]", "a finite number", value))
         given = self.training
-        is_record = isinstance(given, TrainingRecord) and not isinstance(given, type)  # which has the method too
+        is_record = isinstance(given, TrainingRecord) and not isinstance(given, type)  # a class has the method too
         if given is not None and not is_record:
             raise ArgumentTypeError(mismatch("training", "a Training or None", repr(given)))
 
@@ -153,8 +153,8 @@ def model_card(facts: ModelFacts, *, source: str, info: CardInfo | None = None) 
     """Write the card of a model.
 
     Args:
-        facts: What the model is.
-        source: What `from_pretrained` shall be given: a folder, or a repository's id.
+        facts: The facts that the model knows.
+        source: The argument of `from_pretrained` in the usage snippet: a folder, or a repository's id.
         info: Data, training and metrics.
 
     Returns:
@@ -187,16 +187,16 @@ def model_card(facts: ModelFacts, *, source: str, info: CardInfo | None = None) 
 
 
 def write_card(path: Path, card: ModelCard) -> None:
-    """Write a card so that `may_replace` knows it again."""
+    """Write a card with its digest, by which `may_replace` recognises it."""
     text = str(card).encode()
     path.write_bytes(text + _SEAL % hashlib.sha256(text).hexdigest().encode())
 
 
 def write_training(path: Path, info: CardInfo | None) -> bool:
-    """Write how a model was trained, where that is known; returns whether it is.
+    """Write the training in `info`, if there is one; returns whether there is.
 
     Raises:
-        ArgumentError: The record gives no JSON.
+        ArgumentError: The record's `to_json` does not return JSON.
     """
     if info is None or info.training is None:
         return False
@@ -204,7 +204,7 @@ def write_training(path: Path, info: CardInfo | None) -> bool:
     try:
         json.loads(text)
     except ValueError as error:
-        raise ArgumentError(mismatch("training", "a record whose to_json gives JSON", f"{error}")) from None
+        raise ArgumentError(mismatch("training", "a record whose to_json returns JSON", f"{error}")) from None
     path.write_text(text.rstrip() + "\n", encoding="utf-8")
     return True
 
@@ -215,7 +215,7 @@ def may_replace(path: Path) -> bool:
         content = path.read_bytes()
     except FileNotFoundError:
         return True
-    except OSError:  # what cannot be read cannot be known to be ours
+    except OSError:  # a file that cannot be read may be somebody else's
         return False
     text = content[: -len(_SEAL % _NO_DIGEST)]
     return content == text + _SEAL % hashlib.sha256(text).hexdigest().encode()
@@ -229,7 +229,7 @@ def _eval_results(info: CardInfo) -> list[EvalResult]:
             dataset_name=info.dataset,
             dataset_split=info.split,
             metric_type=name,
-            metric_value=float(value),  # of any kind of number, to one that YAML knows
+            metric_value=float(value),  # YAML writes Python's floats, not numpy's or torch's
         )
         for name, value in info.metrics.items()
     ]

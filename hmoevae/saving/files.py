@@ -1,4 +1,4 @@
-"""A model on disk: config.json and model.safetensors, written whole or not at all, read without running any code."""
+"""A model on disk: config.json and model.safetensors, written whole or not at all, and read without running code."""
 
 import hashlib
 import json
@@ -26,27 +26,27 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 TYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
-"""Endings of files that others save their weights in, and that hold code."""
+"""Endings of files in which other programs pickle weights; reading a pickle may run code."""
 
 
 @contextmanager
 def replacing_files_of(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder; when the block ends well, move its files into `folder` one by one.
+    """Yield an empty folder; when the block succeeds, move its files into `folder` one by one.
 
-    A failure inside the block leaves `folder` as it was.
+    An error inside the block leaves `folder` unchanged.
 
     Raises:
-        ArgumentError: `folder` cannot be made, or not be written.
+        ArgumentError: `folder` cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Inside, not beside: `folder` may be a mounted volume, and files are moved within one file system only.
+        # Inside `folder`, not beside it: `folder` may be a mounted volume, and moves must stay in one file system.
         beside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     except OSError as error:
         raise ArgumentError(mismatch(str(folder), "a folder that can be written", error.strerror)) from None
     try:
         yield beside
-        # The config last: a crash in between leaves a pair whose digests differ, which loading refuses.
+        # The config is moved last: a crash before that leaves files whose digests do not match, which loading refuses.
         for source in sorted(beside.iterdir(), key=lambda path: (path.name == CONFIG_NAME, path.name)):
             source.replace(folder / source.name)
     except (OSError, SafetensorError) as error:
@@ -63,7 +63,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         ArgumentError: The file cannot be written.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}")  # mkstemp's would be private to the user
+    temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}")  # mkstemp would make it unreadable to others
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8", newline="")
@@ -77,10 +77,10 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 @dataclass(frozen=True)
 class Saved:
-    """What the two files of a model hold.
+    """The content of a model's two files.
 
     Attributes:
-        config: config.json without the two keys that say what format it is in.
+        config: config.json without the keys of its format and version.
         state: The weights by name.
     """
 
@@ -89,12 +89,12 @@ class Saved:
 
 
 def _from_1(saved: Saved) -> Saved:
-    """Format 2 brought the digest of the weights; what the files say stayed as it was."""
+    """Format 2 added the digest of the weights; config and weights are the same."""
     return saved
 
 
 def _from_2(saved: Saved) -> Saved:
-    """In format 3 the weights of a decoder's last layer lie as (group, inp, out), no longer as (group, out, inp)."""
+    """In format 3 the weights of a decoder's last layer are (group, inp, out) instead of (group, out, inp)."""
     last: dict[str, int] = {}
     for name in saved.state:
         if found := _DECODER_WEIGHT.fullmatch(name):
@@ -102,18 +102,18 @@ def _from_2(saved: Saved) -> Saved:
     state = dict(saved.state)
     for decoder, layer in last.items():
         name = f"{decoder}.{layer}.weight"
-        if name in state and state[name].ndim == 3:  # else of another tree, as whoever asked for it will see
+        if name in state and state[name].ndim == 3:  # weights of another tree are refused by `check_weights`
             state[name] = state[name].mT.contiguous()
     return Saved(saved.config, state)
 
 
 def _from_3(saved: Saved) -> Saved:
-    """In format 4 convolutions lie as (group, out, inp, k, k), the networks of gates and the prior have names."""
+    """In format 4 convolutions are (group, out, inp, k, k), and the gates' networks and the prior have new names."""
     state = {}
     for name, tensor in saved.state.items():
         found = _CONVOLUTION.fullmatch(name)
         head = saved.state.get(f"{found[1]}.head.layers.0.weight") if found else None
-        # What does not fit is of another tree, as whoever asked for it will see.
+        # Weights of another tree, which do not fit here, are refused by `check_weights`.
         if head is not None and head.ndim == 3 and tensor.ndim > 0 and len(tensor) % len(head) == 0:
             tensor = tensor.unflatten(0, (len(head), -1))
         new = _GATE.sub(r"\1.network.", name).replace("paths.prior_logits", "prior.logits")
@@ -125,30 +125,30 @@ _DECODER_WEIGHT = re.compile(r"(experts\.groups\.\d+\.decoder\.layers)\.(\d+)\.w
 _GATE = re.compile(r"^(gates\.groups\.\d+)\.")
 _CONVOLUTION = re.compile(r"(.+)\.convolutions\.\d+\.(?:weight|bias)")
 _MIGRATIONS: dict[int, Callable[[Saved], Saved]] = {1: _from_1, 2: _from_2, 3: _from_3}
-"""From each older format to the one after it, for files whose digests have been found right."""
+"""The migration of each older format to the next one, for files whose digests have been checked."""
 
 
 def check_rebuilds(model: nn.Module, rebuilt: nn.Module) -> None:
-    """Make sure that a model is what loading will make, which has the config and the weights and nothing else.
+    """Check that loading would rebuild a model from its config and weights alone.
 
     Args:
-        model: The model that is to be saved.
-        rebuilt: What loading makes of the config; without weights, on the meta device.
+        model: The model to be saved.
+        rebuilt: The model that loading makes from the config, without weights, on the meta device.
 
     Raises:
-        ArgumentError: A module, a parameter, a buffer or an attribute is another; the message names it.
+        ArgumentError: A module, a parameter, a buffer or an attribute differs; the message names it.
     """
     has, wanted = _parts(model), _parts(rebuilt)
     for name in wanted | has:
         if has.get(name) != wanted.get(name):
-            expected = f"{wanted.get(name, 'nothing')}, as loading makes it of the tree"
+            expected = f"{wanted.get(name, 'nothing')}, as loading builds it from the tree"
             raise ArgumentError(mismatch(_below_model(name), expected, has.get(name, "nothing")))
     for name, module in rebuilt.named_modules():
         ours = vars(model.get_submodule(name))
         for key, value in vars(module).items():
             is_setting = key != "training" and not key.startswith("_") and key in ours
             if is_setting and not _is_same(ours[key], value):
-                expected = f"{_in_words(value)}, as loading makes it of the tree"
+                expected = f"{_in_words(value)}, as loading builds it from the tree"
                 raise ArgumentError(mismatch(_below_model(f"{name}.{key}"), expected, _in_words(ours[key])))
 
 
@@ -157,7 +157,7 @@ def _below_model(name: str) -> str:
 
 
 def _parts(model: nn.Module) -> dict[str, str]:
-    """Every module, parameter and buffer in words, by name; modules first, for they explain the others."""
+    """Every module, parameter and buffer in words, by name; modules come first, because they explain the others."""
     parts = {name: type(module).__qualname__ for name, module in model.named_modules(remove_duplicate=False)}
     for name, tensor in model.named_parameters(remove_duplicate=False):
         parts[name] = f"a parameter of shape {tuple(tensor.shape)}"
@@ -167,7 +167,7 @@ def _parts(model: nn.Module) -> dict[str, str]:
 
 
 def _is_same(one: object, other: object) -> bool:
-    """Whether attributes are equal, or objects without a comparison of their own that are made alike."""
+    """Whether two attributes are equal; objects without a comparison of their own are compared by their attributes."""
     if type(one) is not type(other):
         return False
     return bool(one == other) or (_is_plain(one) and vars(one) == vars(other))
@@ -182,11 +182,10 @@ def _in_words(value: object) -> str:
 
 
 def write_model(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
-    """Write `config` and `state` into an empty folder; the weights carry the digests of both.
+    """Write `config` and `state` to an empty folder; the file of the weights holds the digests of both.
 
     Raises:
-        ArgumentError: The weights are not of one floating point type, finite and each in memory of its own, and could
-            not be read again.
+        ArgumentError: The weights have several types, are not finite, or share memory, so they could not be read again.
     """
     text = json.dumps({"format": "hmoevae", "format_version": FORMAT_VERSION, **config}, indent=2) + "\n"
     owners: dict[int, str] = {}
@@ -212,10 +211,10 @@ def read_model(config_file: Path, weights_file: Path) -> Saved:
     """Read the two files of a model, of this format or an older one.
 
     Returns:
-        What they hold, in the form of the current format; their digests are right and the weights finite.
+        Config and weights in the current format. Their digests match and the weights are finite.
 
     Raises:
-        CheckpointError: A file is missing, damaged, not ours, of a newer format, or belongs to another tree.
+        CheckpointError: A file is missing, damaged, not of this package, of a newer format, or of another tree.
     """
     config, version = _read_config(config_file)
     saved = Saved(config, _read_weights(weights_file, config, version))
@@ -225,7 +224,7 @@ def read_model(config_file: Path, weights_file: Path) -> Saved:
 
 
 def may_be_repository(name: str) -> bool:
-    """Whether a name may be that of a repository on the Hugging Face Hub, of the form `owner/name`, and no path.
+    """Whether a name has the form of a repository on the Hugging Face Hub, `owner/name`, and not of a path.
 
     >>> may_be_repository("me/digits"), may_be_repository("runs/a/b"), may_be_repository("./digits")
     (True, False, False)
@@ -236,12 +235,12 @@ def may_be_repository(name: str) -> bool:
 def check_reach(
     repository: str, revision: str | None, cache_dir: str | os.PathLike[str] | None, token: str | bool | None
 ) -> None:
-    """Make sure that the Hub can be reached, unless a model of the repository is in the cache anyway.
+    """Check that the Hub can be reached, unless the repository's model is in the cache.
 
-    The client's own download asks for half a minute before it gives up.
+    Without this check, the client's download tries for half a minute before it fails.
 
     Raises:
-        OSError: It cannot, or it answers with an error.
+        OSError: The Hub cannot be reached, or answers with an error.
     """
     cache = None if cache_dir is None else str(cache_dir)
     if isinstance(try_to_load_from_cache(repository, CONFIG_NAME, cache, revision), str):
@@ -250,12 +249,12 @@ def check_reach(
         get_hf_file_metadata(hf_hub_url(repository, CONFIG_NAME, revision=revision), token)
     except (OSError, ValueError):
         raise
-    except Exception as error:  # of whichever HTTP client it is built on
+    except Exception as error:  # its type depends on the HTTP client that huggingface_hub uses
         raise ConnectionError(f"it cannot be reached ({error})") from error
 
 
 def check_weights(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Make sure that weights have the names and shapes that a tree asks for.
+    """Check that weights have the names and shapes of a tree's weights.
 
     Raises:
         CheckpointError: They do not.
@@ -287,7 +286,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _read_weights(path: Path, config: dict[str, Any], version: int) -> dict[str, Tensor]:
-    """The weights that belong to `config`, of one floating point type and finite."""
+    """Read the weights, and check that they belong to `config`, have one floating point type and are finite."""
     if not path.is_file():
         raise _missing(path, "weights")
     try:
@@ -299,7 +298,7 @@ def _read_weights(path: Path, config: dict[str, Any], version: int) -> dict[str,
     except (SafetensorError, OSError) as error:
         raise CheckpointError(mismatch(str(path), "a whole safetensors file", f"{error}")) from None
     if version > 1 and metadata.get("weights_sha256") != _weights_digest(state):
-        raise CheckpointError(mismatch(str(path), "the weights that were saved", "others: the file is damaged"))
+        raise CheckpointError(mismatch(str(path), "the weights that were saved", "other weights: the file is damaged"))
     if not _is_of_one_type(state):
         raise CheckpointError(mismatch(str(path), "weights of one floating point type", _types(state)))
     if not _is_finite(state):
@@ -309,7 +308,7 @@ def _read_weights(path: Path, config: dict[str, Any], version: int) -> dict[str,
 
 def _missing(path: Path, what: str) -> CheckpointError:
     pickles = sorted(beside.name for beside in path.parent.glob("*") if beside.suffix in PICKLES)
-    got = f"only {pickles[0]}, a pickle, which is never read as it may run code" if pickles else "no such file"
+    got = f"only {pickles[0]}, a pickle, which is not read because it may run code" if pickles else "no such file"
     return CheckpointError(mismatch(str(path), f"a saved model's {what}", got))
 
 
@@ -337,7 +336,7 @@ def _config_digest(config: dict[str, Any]) -> str:
 
 
 def _weights_digest(state: dict[str, Tensor]) -> str:
-    """Of names, types, shapes and values."""
+    """The digest of the weights' names, types, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name]

@@ -1,4 +1,4 @@
-"""Pretrained: the base class of models that are saved, shared and loaded, in a folder or on the Hugging Face Hub."""
+"""Pretrained: the base class of models that are saved and loaded, in a folder or on the Hugging Face Hub."""
 
 import inspect
 import os
@@ -19,10 +19,10 @@ Model = TypeVar("Model", bound="Pretrained")
 
 
 class Pretrained(nn.Module, ModelHubMixin):
-    """A module that a JSON object describes: it is saved as that object and its weights, and built from them again.
+    """A module that is saved as a JSON object, its config, and its weights, and is built from them again.
 
-    A subclass says how it is described, `_config`, how it is built from a description, `_build`, and what its card
-    shall tell, `_facts`. No code is ever read from a file: a description names only what is registered.
+    A subclass defines `_config`, which makes the config, `_build`, which makes a model from it, and `_facts` for the
+    card. No code runs from a file: a config names registered kinds only.
 
     >>> import tempfile
     >>> class Line(Pretrained):
@@ -47,16 +47,16 @@ class Pretrained(nn.Module, ModelHubMixin):
 
     @abstractmethod
     def _config(self) -> dict[str, Any]:
-        """What the model is, as JSON can hold it."""
+        """The config, as data that JSON can hold."""
 
     @classmethod
     @abstractmethod
     def _build(cls: type[Model], config: dict[str, Any]) -> Model:
-        """The model that a config describes, with fresh weights."""
+        """Make the model that a config describes, with fresh weights."""
 
     @abstractmethod
     def _facts(self) -> ModelFacts:
-        """What the card tells of the model itself."""
+        """The facts about the model for its card."""
 
     # --- saving -----------------------------------------------------------------------------------------------------
 
@@ -72,27 +72,27 @@ class Pretrained(nn.Module, ModelHubMixin):
     ) -> str | None:
         """Write config.json, model.safetensors and a model card, README.md: each whole or not at all.
 
-        A README.md that somebody else wrote, or that has been edited since, is left as it is. Where `info` has a
-        training, training.json holds it.
+        A README.md that somebody else wrote or edited is not overwritten. If `info` has a training, it is written to
+        training.json.
 
         Args:
-            save_directory: The folder; made where missing, other files in it are left alone.
-            info: What the card shall say of the data, of the training and of how well the model does.
-            repo_id: The model's id on the Hugging Face Hub, for the card's usage snippet and to push to; the folder's
-                name if `None`.
-            push_to_hub: Upload the model to the Hub, too, once it is saved.
-            model_card_kwargs: Arguments of `generate_model_card`, as `push_to_hub` hands them on.
-            **push_to_hub_kwargs: As `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private=True`.
+            save_directory: The folder. It is created if missing; other files in it are not touched.
+            info: Data, training and metrics for the card.
+            repo_id: The model's id on the Hugging Face Hub, for the card's usage snippet and for `push_to_hub`; the
+                folder's name if `None`.
+            push_to_hub: Upload the saved model to the Hub too.
+            model_card_kwargs: Arguments of `generate_model_card`, which `push_to_hub` passes on.
+            **push_to_hub_kwargs: As in `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private=True`.
 
         Returns:
             With `push_to_hub` the commit's address, else `None`.
 
         Raises:
-            ArgumentError: The folder cannot be written, the weights are not finite, the model is not what its tree
-                makes (as `check_rebuilds` says), or an argument makes no sense without `push_to_hub`.
+            ArgumentError: The folder cannot be written, the weights are not finite, loading would not rebuild the model
+                (see `check_rebuilds`), or an argument is given that needs `push_to_hub`.
             ArgumentTypeError: There is no such argument.
         """
-        push_to_hub_kwargs.pop("config", None)  # the Hub's client has one to give; the model knows its own
+        push_to_hub_kwargs.pop("config", None)  # the Hub's client passes one; the model makes its own
         _check_hub_arguments(push_to_hub_kwargs, push_to_hub=push_to_hub)
         self.check_rebuilds()  # before the folder is made
         folder = Path(save_directory)
@@ -107,9 +107,9 @@ class Pretrained(nn.Module, ModelHubMixin):
                 card.write_card(beside / card.CARD_NAME, text)
             has_training = card.write_training(beside / card.TRAINING_NAME, about["info"])
         if not ours and about["info"] is not None:
-            warn(f"{readme} is not ours to write, so it does not tell the given info")
+            warn(f"{readme} was written or edited by somebody else and is kept, so it does not have the given info")
         if not has_training and (folder / card.TRAINING_NAME).exists():
-            warn(f"{folder / card.TRAINING_NAME} was there before, and says nothing of how this model was trained")
+            warn(f"{folder / card.TRAINING_NAME} was there before, and does not describe the training of this model")
         if push_to_hub:
             return self.push_to_hub(repo_id or folder.name, info=about["info"], **push_to_hub_kwargs)
         return None
@@ -118,9 +118,9 @@ class Pretrained(nn.Module, ModelHubMixin):
         """Upload the model with its card to a repository on the Hugging Face Hub.
 
         Args:
-            repo_id: The repository's id; it is made where missing.
-            info: What the card shall say of the data, of the training and of how well the model does.
-            **kwargs: As `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private=True`.
+            repo_id: The repository's id; the repository is created if missing.
+            info: Data, training and metrics for the card.
+            **kwargs: As in `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private=True`.
 
         Returns:
             The commit's address.
@@ -131,13 +131,13 @@ class Pretrained(nn.Module, ModelHubMixin):
         """The model card: tree, data, training, metrics, and how to load and use the model.
 
         Args:
-            info: What it shall say of the data, of the training and of how well the model does.
-            source: What its usage snippet loads, a folder or a repository's id.
+            info: Data, training and metrics for the card.
+            source: The folder or the repository's id that the usage snippet loads.
         """
         return card.model_card(self._facts(), source=source, info=info)
 
     def check_rebuilds(self) -> None:
-        """Make sure that `from_pretrained` can make this model again, as `save_pretrained` and checkpoints do first.
+        """Check that `from_pretrained` can rebuild this model. `save_pretrained` and checkpoints check it first.
 
         Raises:
             ArgumentError: A module, parameter, buffer or attribute is not what the tree makes; the message names it.
@@ -146,7 +146,7 @@ class Pretrained(nn.Module, ModelHubMixin):
             rebuilt = self._outline(self._config())
         except TypeError as error:  # of a subclass
             known = next(kind.__name__ for kind in type(self).__mro__ if "_build" in vars(kind))
-            raise ArgumentError(mismatch("model", f"a class that is made as {known} is", f"{error}")) from None
+            raise ArgumentError(mismatch("model", f"a class with the constructor of {known}", f"{error}")) from None
         files.check_rebuilds(self, rebuilt)
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -170,14 +170,14 @@ class Pretrained(nn.Module, ModelHubMixin):
         Args:
             pretrained_model_name_or_path: A folder, or a repository's id.
             revision: Branch, tag or commit of the repository.
-            cache_dir: Where downloads are kept.
-            force_download: Download what is in the cache, too.
-            local_files_only: Take what is in the cache, without a look at the network.
-            token: Of a user that may read the repository; `True` for the one that is logged in.
+            cache_dir: Folder of downloads.
+            force_download: Download files again that are in the cache.
+            local_files_only: Use the cache only, not the network.
+            token: Token of a user who may read the repository; `True` for the user that is logged in.
 
         Raises:
-            CheckpointError: A file is missing, damaged, not ours, of a newer format, belongs to another tree, or names
-                a kind of network, likelihood or the like that nobody has registered here.
+            CheckpointError: A file is missing, damaged, not of this package, of a newer format, or of another tree, or
+                it names a kind of network, likelihood, balance or objective that is not registered.
         """
         given = pretrained_model_name_or_path
         folder = Path(given)
@@ -205,14 +205,14 @@ class Pretrained(nn.Module, ModelHubMixin):
                 files.check_reach(given, revision, cache_dir, token)
             downloaded = download(files.CONFIG_NAME), download(files.WEIGHTS_NAME)
         except (OSError, ValueError) as error:  # what the Hub's client raises
-            got = f"no such folder here, and of the Hub: {f'{error}'.splitlines()[0]}"
+            got = f"no such folder, and from the Hub: {f'{error}'.splitlines()[0]}"
             raise CheckpointError(mismatch(given, expected, got)) from error
         return cls._load(*downloaded)
 
     @classmethod
     def _outline(cls: type[Model], config: dict[str, Any]) -> Model:
-        """The model that a config describes, without weights."""
-        with torch.device("meta"):  # takes no memory, should the config ask for more than the weights fill
+        """Make the model that a config describes, without weights."""
+        with torch.device("meta"):  # takes no memory, even if the config describes a huge model
             return cls._build(config)
 
     @classmethod
@@ -237,7 +237,7 @@ class Pretrained(nn.Module, ModelHubMixin):
 
 
 def _check_hub_arguments(given: dict[str, Any], *, push_to_hub: bool) -> None:
-    """Make sure that the Hub's client knows these arguments, and that it is asked."""
+    """Check that the Hub's client has these arguments, and that the model is to be pushed."""
     known = inspect.signature(ModelHubMixin.push_to_hub).parameters
     for name in given:
         if name not in known:

@@ -1,8 +1,8 @@
-"""The tree as data: immutable, hashable, lossless as JSON, and free of any network code.
+"""The tree as data: immutable, hashable, lossless as JSON, and without torch.
 
-A tree is made of two kinds of node, `VAE` (a leaf, the expert) and `Mixture` (a gate over children), each described by
-small records for its networks, its likelihood and its balance. Nothing here computes; `hmoevae.plan` compiles a tree
-and `hmoevae.HMoEVAE` runs it.
+A tree has two kinds of node: `VAE` (a leaf, the expert) and `Mixture` (a gate over children). Records describe their
+networks, likelihoods and balances. Nothing here computes: `hmoevae.plan` compiles a tree, and `hmoevae.HMoEVAE` runs
+it.
 """
 
 from hmoevae.spec.balances import Balance

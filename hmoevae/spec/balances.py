@@ -1,4 +1,4 @@
-"""Balances as data: how a mixture is kept from sending everything to one child."""
+"""Balances as data: the term that keeps a mixture from sending all samples to one child."""
 
 import functools
 from typing import Annotated, Any
@@ -17,13 +17,13 @@ def _registered(value: Any) -> Any:
 
 @record()
 class Balance:
-    """How a mixture is kept from sending everything to one child; formulas in `hmoevae.nn.balance`.
+    """The term that keeps a mixture from sending all samples to one child; formulas in `hmoevae.nn.balance`.
 
     Args:
-        kind: `"variance"`: population variance of the children's importance, summed over the batch, so that its
+        kind: `"variance"`: population variance of the children's importance, which is a sum over the batch, so its
             strength grows with the batch size; `"cv2"`: squared coefficient of variation (Shazeer et al. 2017);
-            `"kl"`: divergence of the mean usage from the prior, in nats; or one of your own (`hmoevae.nn.balance`).
-        weight: Factor in front of the term; 0 switches it off.
+            `"kl"`: divergence of the mean usage from the prior, in nats; or a kind of your own (`hmoevae.balance`).
+        weight: Factor of the term; 0 switches it off.
 
     >>> print(Balance("kl", weight=20))
     balance kl 20

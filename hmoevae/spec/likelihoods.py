@@ -1,4 +1,4 @@
-"""Likelihoods as data: what an expert takes its samples to be, the package's own and a user's."""
+"""Likelihoods as data: the records of p(x|z), the package's own and a user's."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ from hmoevae.spec.record import expected, record
 def _scale(value: Any) -> float:
     if not is_number(value, positive=True):
         raise expected("a finite number > 0")
-    if not 1e-15 <= float(value) <= 1e15:  # so that its square and the inverse of it are numbers in single precision
+    if not 1e-15 <= float(value) <= 1e15:  # so that its square and the inverse of that are finite in float32
         raise expected("a number from 1e-15 to 1e15")
     return float(value)
 
@@ -21,9 +21,9 @@ def _scale_or_learned(value: Any) -> Any:
 
 
 class Likelihood:
-    """What p(x|z) may be: a record that says how the module that computes it is made.
+    """Base class of the records of p(x|z). A record's `build` makes the module that computes it.
 
-    A likelihood of your own is a frozen record of this family with the method `build`.
+    A likelihood of your own is a class with the decorator `hmoevae.record`, this base class and the method `build`.
 
     >>> from hmoevae import LikelihoodModule, record
     >>> @record(kind="doctest.unit")
@@ -51,11 +51,11 @@ class Likelihood:
     kind: str
 
     def build(self, n_experts: int, n_features: int) -> Any:
-        """Make the module that computes it, a `hmoevae.nn.likelihoods.LikelihoodModule`.
+        """Make the module that computes the likelihood, a `hmoevae.nn.likelihoods.LikelihoodModule`.
 
         Args:
-            n_experts: How many experts it serves; parameters of its own have that many rows, the first axis.
-            n_features: Entries of a sample.
+            n_experts: Number of experts of the group; the module's parameters have this as their first axis.
+            n_features: Number of entries of a sample.
         """
         raise NotImplementedError(f"{type(self).__name__}.build")
 
@@ -68,9 +68,9 @@ class Gaussian(Likelihood):
     """p(x|z) = N(mean(z), scale^2), independent over the features.
 
     Args:
-        scale: The standard deviation, in the units of the data, from 1e-15 to 1e15; or `"learned"`: one of every
-            feature and expert, a parameter that starts at 0.5.
-        mean: `"sigmoid"` keeps the mean in (0, 1) and asks for data in [0, 1]; `"identity"` leaves both free.
+        scale: The standard deviation, in the units of the data, from 1e-15 to 1e15; or `"learned"`: one parameter per
+            feature and expert, with the initial value 0.5.
+        mean: `"sigmoid"` keeps the mean in (0, 1) and needs data in [0, 1]; `"identity"` restricts neither.
 
     >>> print(Gaussian(scale=0.1, mean="identity")), print(Gaussian("learned"))
     Gaussian(0.1, identity)

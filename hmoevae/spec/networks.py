@@ -1,4 +1,4 @@
-"""Networks as data: what may stand as encoder, decoder or gate, the package's own and a user's."""
+"""Networks as data: the records of encoders, decoders and gates, the package's own and a user's."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,12 +10,12 @@ Activation = Literal["relu", "sigmoid", "tanh", "gelu", "silu", "elu"]
 
 
 class Network:
-    """What an encoder, a decoder or a gate may be: a record that says how a network is made.
+    """Base class of the records of encoders, decoders and gates.
 
-    A network of your own is a frozen record of this family with the method `build`, which makes *one* plain
-    `torch.nn.Module`. The package makes one for every node, stacks their weights, and runs all of them batched
-    (`torch.func.stack_module_state`, `vmap`). It is saved by its `kind`, so the module with the record has to be
-    imported before a model with it is loaded.
+    A network of your own is a class with the decorator `hmoevae.record`, this base class and the method `build`, which
+    makes *one* plain `torch.nn.Module`. The package makes one module for every node, stacks their weights, and runs all
+    of them batched (`torch.func.stack_module_state`, `vmap`). A saved model names the record's `kind`, so import the
+    module that defines the record before you load the model.
 
     >>> import torch
     >>> from hmoevae.spec import VAE, Mixture, record
@@ -38,15 +38,14 @@ class Network:
         """Make one network with fresh weights.
 
         Args:
-            input_shape: Shape of one input: of a sample for encoders and gates, `(latent_dim,)` for decoders.
-            output_shape: Shape of one output: `(2 * latent_dim,)` for encoders, means and logarithms of variances;
-                for decoders that of a sample, or of as many as the likelihood has numbers a feature, along the first
-                axis; `(children,)` for gates.
+            input_shape: Shape of one input: the shape of a sample for encoders and gates, `(latent_dim,)` for decoders.
+            output_shape: Shape of one output. For encoders `(2 * latent_dim,)`: means, then log-variances. For decoders
+                the shape of a sample, with the first axis multiplied by the likelihood's `outputs`. For gates
+                `(children,)`.
 
         Returns:
-            A `torch.nn.Module` from `(batch, *input_shape)` to `(batch, *output_shape)`. What it does to a sample must
-            not depend on the others, and no call may change its buffers: BatchNorm's running statistics cannot be
-            stacked.
+            A `torch.nn.Module` from `(batch, *input_shape)` to `(batch, *output_shape)`. Its output for a sample must
+            not depend on the other samples, and no call may change its buffers, as BatchNorm's running statistics do.
         """
         raise NotImplementedError(f"{type(self).__name__}.build")
 
@@ -60,7 +59,7 @@ class MLP(Network):
 
     Args:
         hidden: Widths of the hidden layers; `()` makes the network a single affine map.
-        activation: The nonlinearity behind every hidden layer.
+        activation: The nonlinearity after every hidden layer.
 
     >>> print(MLP((128, 64), activation="tanh")), print(MLP(()))
     MLP(128-64)
@@ -77,14 +76,14 @@ class MLP(Network):
 
 @record(kind="conv")
 class Conv(Network):
-    """A small strided convolutional network with a dense head, for gates and encoders that look at images.
+    """A small strided convolutional network with a dense head, for gates and encoders of images.
 
     Args:
         channels: Output channels of the convolutions, one strided convolution each.
         kernel_size: Side of the square kernels, in pixels; the padding is `kernel_size // 2`.
         stride: Step of every convolution, in pixels.
-        hidden: Widths of the dense hidden layers behind the convolutions.
-        activation: The nonlinearity behind every convolution and hidden layer.
+        hidden: Widths of the dense hidden layers after the convolutions.
+        activation: The nonlinearity after every convolution and hidden layer.
 
     >>> print(Conv(channels=(8, 16), kernel_size=3, hidden=(64,)))
     Conv(8-16, MLP 64)
@@ -114,15 +113,15 @@ class Conv(Network):
 
 @record(kind="conv_transpose")
 class ConvTranspose(Network):
-    """A decoder for images: dense layers, then strided transposed convolutions, as `Conv` backwards.
+    """A decoder for images: dense layers, then strided transposed convolutions, the mirror image of `Conv`.
 
     Args:
-        channels: Input channels of the transposed convolutions, one each; the last of them gives the image, without
-            an activation.
+        channels: Input channels of the transposed convolutions, one each. The last convolution outputs the image,
+            without an activation.
         kernel_size: Side of the square kernels, in pixels; the padding is `kernel_size // 2`.
-        stride: By how much every transposed convolution enlarges its input.
-        hidden: Widths of the dense hidden layers in front of the convolutions.
-        activation: The nonlinearity behind every layer but the last.
+        stride: Factor by which every transposed convolution enlarges its input.
+        hidden: Widths of the dense hidden layers before the convolutions.
+        activation: The nonlinearity after every layer except the last.
 
     >>> print(ConvTranspose(channels=(16, 8), kernel_size=3, hidden=(64,)))
     ConvTranspose(MLP 64, 16-8)

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     import networkx as nx
 
 MAX_DEPTH = 64
-"""The most gates that may lie above a leaf; the JSON of deeper trees could not be read back."""
+"""Largest number of gates above a leaf; the JSON of deeper trees could not be read back."""
 
 
 def _runs(node: Any) -> "list[tuple[VAE | Mixture, int]]":
-    """The children of a node, equal neighbours as one, and how many they are."""
+    """The children of a node as runs of equal neighbours: the child, and the length of the run."""
     return [(child, len(list(run))) for child, run in itertools.groupby(node.children)]
 
 
 class Node:
-    """What a leaf and a mixture share: a place in a tree. Abstract; the two kinds are `VAE` and `Mixture`.
+    """A node of a tree. Abstract base class of `VAE` and `Mixture`.
 
     >>> tree = Mixture(children=(VAE(), Mixture.of(VAE(), 2, name="two styles")))
     >>> isinstance(tree, Node), tree.n_leaves, tree.depth
@@ -79,20 +79,20 @@ class Node:
 
     @property
     def n_leaves(self) -> int:
-        """How many leaves (experts) the tree has."""
+        """Number of leaves (experts)."""
         return sum(not node.children for _, node in self.walk())
 
     @property
     def depth(self) -> int:
-        """The largest number of gates between the root and a leaf; 0 for a lone leaf, 1 for a flat mixture."""
+        """The largest number of gates on a path to a leaf; 0 for a single leaf, 1 for a flat mixture."""
         return max(path.count("/") for path, _ in self.walk())
 
     def to_json(self, *, indent: int | None = 2) -> str:
-        """The tree as JSON, which `tree_from_json` reads back to an equal tree."""
+        """The tree as JSON; `tree_from_json` reads it back as an equal tree."""
         return json.dumps(write(self), indent=indent)
 
     def to_networkx(self) -> "nx.DiGraph":
-        """The tree as a directed graph: one node a path, with attributes `spec` and `label`, edges to the children."""
+        """The tree as a directed graph: nodes are paths, with attributes `spec` and `label`; edges go to children."""
         import networkx as nx
 
         graph = nx.DiGraph()
@@ -103,7 +103,7 @@ class Node:
         return graph
 
     def __str__(self) -> str:
-        """The tree drawn as text; equal neighbours share a line."""
+        """The tree printed as text; equal neighbours share a line."""
         import networkx as nx
 
         graph = nx.DiGraph()
@@ -117,7 +117,7 @@ class Node:
         return "\n".join(nx.generate_network_text(graph, sources=["root"], vertical_chains=False))
 
     def _repr_html_(self) -> str:
-        """For notebooks: the tree drawn, equal neighbours on one line."""
+        """HTML for notebooks: the tree, with equal neighbours on one line."""
 
         def drawn(node: Any, times: int) -> str:
             label = f"{times} x {node.label}" if times > 1 else node.label
@@ -128,7 +128,7 @@ class Node:
 
 @record(kind="vae")
 class VAE(Node):
-    """A leaf of the tree: one variational auto-encoder, the expert for one kind of data (Kingma & Welling 2014).
+    """A leaf of the tree: one variational auto-encoder, the expert for one cluster (Kingma & Welling 2014).
 
     Args:
         latent_dim: Size of the latent z, whose prior is N(0, I).
@@ -166,13 +166,13 @@ class VAE(Node):
 
 @record(kind="mixture")
 class Mixture(Node):
-    """An inner node of the tree: a gate that spreads each sample over two or more children.
+    """An inner node of the tree: a gate that gives each sample a probability for each of two or more children.
 
     Args:
         children: The nodes below, leaves or mixtures in any combination.
-        gate: The network behind g(child | x), a softmax over the children.
-        balance: What keeps the gate from one-sidedness; `None` inherits from the nearest mixture above that sets one,
-            and at the root means `Balance()`.
+        gate: The network of g(child | x), whose softmax is over the children.
+        balance: The term that keeps the gate from sending all samples to one child. `None` takes the balance of the
+            nearest mixture above that has one; at the root it means `Balance()`.
         prior: The prior pi over the children: `"uniform"`, `"leaves"` (in proportion to the leaves below each child, so
             that in a tree of such mixtures all leaves are equally likely) or `"learned"`.
         name: A label for pictures and messages; it has no effect on the model.
@@ -236,8 +236,8 @@ def tree_from_json(text: str | bytes) -> Tree:
     """Read a tree that `Node.to_json` wrote.
 
     Raises:
-        SpecError: `text` is not JSON, or not a tree; the message starts with the path of the bad field. Of a kind that
-            is not registered it says what to import.
+        SpecError: `text` is not JSON, or not a tree; the message starts with the path of the bad field. For a kind that
+            is not registered, it says what to import.
 
     >>> tree_from_json('{"kind": "mixture", "children": [{"kind": "vae"}, {"kind": "vae", "latent_dim": 0}]}')
     Traceback (most recent call last):

@@ -1,7 +1,7 @@
 """Records: frozen, validated data with a `kind`, lossless as JSON, and the register that finds a record by its kind.
 
-Everything a model is made of is a record: nodes, networks, likelihoods, balances. Those of the package and those of a
-user go the same way in: `@record(kind="...")` makes a class a record and registers it.
+A model is described by records: nodes, networks, likelihoods, balances. `@record(kind="...")` makes a class a record
+and registers it, for the package's records and for a user's.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def expected(words: str) -> PydanticCustomError:
-    """What a validator of a field raises: the field, what came and the record are added by `record`.
+    """The error that a validator of a field raises; `record` adds the record, the field and the value to its message.
 
     >>> expected("an even number").message()
     'an even number'
@@ -57,12 +57,12 @@ NonNegativeFloat = Annotated[float, BeforeValidator(functools.partial(_finite_fl
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Registered:
-    """What the register keeps of a kind.
+    """The entry of a kind in the register.
 
     Attributes:
-        family: The class of records that it belongs to, such as `Network`.
+        family: The base class of its records, such as `Network`.
         make: Makes a record from its fields.
-        call: How it is written in Python, such as `MLP(...)`.
+        call: The call that makes a record, such as `MLP(...)`, for messages.
         origin: Module and name of the class or function that the kind stands for.
     """
 
@@ -73,7 +73,7 @@ class Registered:
 
 
 class Register:
-    """Kinds, the word by which a file names a record, and what makes the record.
+    """The kinds, by which files name records, and the functions that make the records.
 
     >>> class Colour:
     ...     pass
@@ -89,10 +89,10 @@ class Register:
         self._known: dict[str, Registered] = {}
 
     def add(self, kind: str, registered: Registered) -> None:
-        """Register a kind; a module that is loaded anew, as in a notebook, replaces what it registered before.
+        """Register a kind. A module that is executed again, as in a notebook, replaces its earlier entry.
 
         Raises:
-            SpecError: Something else has that kind already.
+            SpecError: Another class has that kind.
         """
         before = self._known.get(kind)
         if before is not None and (before.origin, before.family) != (registered.origin, registered.family):
@@ -101,7 +101,7 @@ class Register:
         self._known[kind] = registered
 
     def has(self, kind: object, family: type) -> bool:
-        """Whether a family has a kind."""
+        """Whether a kind is registered and belongs to a family."""
         return isinstance(kind, str) and kind in self._known and issubclass(self._known[kind].family, family)
 
     def kinds(self, family: type) -> list[str]:
@@ -109,7 +109,7 @@ class Register:
         return [kind for kind, known in self._known.items() if issubclass(known.family, family)]
 
     def calls(self, family: type) -> list[str]:
-        """How the records of a family are written in Python."""
+        """The calls that make the records of a family, for messages."""
         return list(dict.fromkeys(known.call for known in self._known.values() if issubclass(known.family, family)))
 
     def module(self, kind: str) -> str:
@@ -120,10 +120,10 @@ class Register:
         return iter(self._known.values())
 
     def find(self, kind: object, path: str, data: object) -> Registered:
-        """What makes the records of a kind.
+        """The entry of a kind.
 
         Raises:
-            SpecError: Nothing is registered under it; the message says what to do.
+            SpecError: The kind is not registered; the message says what to import.
         """
         if not isinstance(kind, str):
             raise SpecError(mismatch(path, "a record with a known kind", f"{data!r:.200}"))
@@ -144,11 +144,11 @@ def origin_of(definition: Callable[..., Any]) -> tuple[str, str]:
 
 
 REGISTER = Register()
-"""The one of this process."""
+"""The register of this process."""
 
 # --- records --------------------------------------------------------------------------------------------------------
 
-# pydantic's words for the errors that users meet, put into the package's one form (`errors.mismatch`).
+# The words for pydantic's errors in the package's form (`errors.mismatch`).
 _WORDS = {
     "literal_error": "{expected}",
     "bool_type": "True or False",
@@ -165,13 +165,13 @@ _WORDS = {
 
 
 def _alternatives(words: Sequence[str]) -> str:
-    """Several things of which one is wanted, in words."""
+    """Join alternatives by commas and "or"."""
     *others, last = words
     return f"{', '.join(others)} or {last}" if others else last
 
 
 def _worded(name: str, cls: type, error: pydantic.ValidationError) -> str:
-    """The first of pydantic's complaints as `Name.field[1]: expected ..., got ...`."""
+    """The first of pydantic's errors as `Name.field[1]: expected ..., got ...`."""
     first = error.errors(include_url=False)[0]
     path = name
     for part in first["loc"]:
@@ -193,7 +193,7 @@ def _worded(name: str, cls: type, error: pydantic.ValidationError) -> str:
 
 
 def _family_words(family: str) -> str:
-    """What may stand in a field: the constructors of its family."""
+    """The values that a field takes, in words: the calls of its family."""
     for known in REGISTER:
         if any(base.__name__ == family for base in known.family.__mro__):
             return _alternatives(REGISTER.calls(known.family))
@@ -209,12 +209,12 @@ def fields_of(cls: type) -> list[str]:
 def record(kind: str | None = None, *, error: type[HMoEVAEError] = SpecError) -> Callable[[type[T]], type[T]]:
     """Make a class a record: frozen and hashable, its fields validated by pydantic, with a `repr` that makes it again.
 
-    A file names a record by its kind, so a record with a kind can be read back once its class has been defined; it is
-    registered under its family, the first of its base classes.
+    A file names a record by its kind, so its class has to be defined before the file is read. The kind is registered
+    under its family, the first base class of the record.
 
     Args:
-        kind: The word that stands for the class in JSON; `None` for a record that only stands in one field of another.
-        error: What a bad field raises.
+        kind: The name of the class in JSON; `None` for a record that is always in the same field of another record.
+        error: The type of error for a bad field.
 
     Raises:
         SpecError: Another class has that kind.
@@ -242,7 +242,7 @@ def record(kind: str | None = None, *, error: type[HMoEVAEError] = SpecError) ->
         def __init__(self: T, *args: Any, **kwargs: Any) -> None:  # noqa: N807
             if len(args) > len(names):
                 raise error(mismatch(cls.__name__, f"at most the arguments ({', '.join(names)})", len(args)))
-            try:  # by name, so that an error can say which field it is
+            try:  # arguments are passed by name, so that an error names the field
                 construct(self, **dict(zip(names, args, strict=False)), **kwargs)  # type: ignore[arg-type]
             except pydantic.ValidationError as complaint:
                 raise error(_worded(cls.__name__, made, complaint)) from None
@@ -260,7 +260,7 @@ def record(kind: str | None = None, *, error: type[HMoEVAEError] = SpecError) ->
 
 
 def arguments(record: Any) -> list[str]:
-    """The arguments that make a record, as code; those at their defaults are left out."""
+    """The arguments of the call that makes a record, as code, without those at their defaults."""
     defaults = {name: field.get_default(call_default_factory=True) for name, field in _pydantic_fields(record).items()}
     given = ((name, getattr(record, name)) for name in fields_of(type(record)))
     return [f"{name}={value!r}" for name, value in given if name not in defaults or value != defaults[name]]
@@ -271,7 +271,7 @@ def _pydantic_fields(record: Any) -> dict[str, Any]:
 
 
 def call(record: Any) -> str:
-    """The call that makes a record again."""
+    """The call that makes a record, as code."""
     return f"{type(record).__name__}({', '.join(arguments(record))})"
 
 
@@ -279,14 +279,14 @@ def call(record: Any) -> str:
 
 
 def write(value: Any, other: Callable[[object], Any] | None = None) -> Any:
-    """A record as what JSON knows: objects, lists, strings, numbers, truth values and `None`.
+    """Turn a record into data that JSON can hold.
 
     Args:
-        value: A record, or what stands in a field of one.
-        other: Writes what JSON has no form for.
+        value: A record, or the value of a field.
+        other: Turns a value that JSON cannot hold into one that it can.
 
     Raises:
-        SpecError: There is such a value, and no `other`.
+        SpecError: There is a value that JSON cannot hold, and no `other`.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type) and hasattr(value, "__pydantic_fields__"):
         kind = {} if "kind" in fields_of(type(value)) else {"kind": getattr(value, "kind", None)}
@@ -302,15 +302,15 @@ def write(value: Any, other: Callable[[object], Any] | None = None) -> Any:
 
 
 def read(data: Any, path: str) -> Any:
-    """The record that `write` wrote, validated by its own constructor.
+    """Make the record that `write` turned into data; its constructor validates it.
 
     Args:
-        data: What `write` gives.
-        path: What an error calls it, such as `"root"`.
+        data: The result of `write`.
+        path: The record's name in error messages, such as `"root"`.
 
     Raises:
-        HMoEVAEError: It is no record, or one with a bad field, which the message names by its path; what its class
-            raises, `SpecError` for a tree.
+        HMoEVAEError: The data are no record, or a record with a bad field, whose path is in the message. The type is
+            that of the record's class: `SpecError` for a tree.
 
     >>> read({"kind": "mlp", "hidden": [128, 0]}, "root.encoder")
     Traceback (most recent call last):
@@ -331,10 +331,10 @@ def read(data: Any, path: str) -> Any:
 
 
 def read_json(text: str | bytes, path: str) -> Any:
-    """The record in a JSON text.
+    """Read a record from a JSON text.
 
     Raises:
-        SpecError: It is not JSON, or as `read` says.
+        SpecError: The text is not JSON, or as in `read`.
     """
     try:
         data = json.loads(text)
@@ -365,10 +365,10 @@ def modules_of(data: Any) -> dict[str, str]:
 
 
 def check_family(value: object, family: type, path: str) -> None:
-    """Make sure that a value is a record of a family.
+    """Check that a value is a record of a family.
 
     Raises:
-        SpecError: It is something else.
+        SpecError: It is not.
 
     >>> from hmoevae.spec import MLP, Network
     >>> check_family(MLP(), Network, "encoder")

@@ -1,4 +1,4 @@
-"""Training: `fit`, and what it takes and gives to callbacks."""
+"""Training: `fit`, its options and its callbacks."""
 
 from hmoevae.training.agreement import Agreement
 from hmoevae.training.batches import Data
@@ -35,5 +35,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """What there is for users."""
+    """The public names."""
     return __all__

@@ -1,4 +1,4 @@
-"""Agreement: gates learn that a sample and its partner are of one kind."""
+"""Agreement: an option that teaches the gates to send a sample and its partner to the same node."""
 
 from dataclasses import dataclass, field
 
@@ -10,22 +10,24 @@ from hmoevae.views import Neighbour, ViewLike
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """Gates learn that a sample and its partner are of one kind; the term is `hmoevae.nn.objectives.agreement`.
+    """Teach the gates to send a sample and its partner to the same node; the term is `hmoevae.nn.agreement.agreement`.
 
-    It finds kinds from a random start without any expert, so the gates may have the first epochs to themselves, which
-    the idle experts make cheap. A balance has to hold the usage: give the tree `Balance("kl", weight=20)`, twice
-    `weight`. One that weighs less than the agreement does not hold, for then it pays to merge two kinds. A mixture
-    below the root is reached by a share of the samples only, so its own balance may weigh as much less.
+    Agreement finds clusters from a random start and needs no experts, so the gates learn alone in the first epochs,
+    which are cheap because the experts do not run. A balance has to spread the samples over the children: give the tree
+    `Balance("kl", weight=20)`, twice `weight`. A balance that weighs less than the agreement is not enough, because
+    merging two clusters then lowers the loss. Only a share of the samples reaches a mixture below the root, so the
+    weight of its balance may be lower by the same factor.
 
     Args:
-        partner: What makes a sample's partner before the training's `view` changes both; `None`: the sample itself.
+        partner: The view that makes a sample's partner, before the training's `view` changes both. `None` means that a
+            sample is its own partner.
         alone: Share of the epochs, from the first on, in which gates learn from agreement and balance alone.
-        weight: Factor in front of the term.
-        levels: At which levels a sample and its partner are to arrive at the same node, ascending; each is taught
-            within the nodes of the one before. The gates below the last one see no views, idle while the others are
-            alone, and then learn from the objective what serves the experts. `None` means all levels: every gate
-            agrees by itself. The tree's depth alone means the leaves: all gates agree together, which suits a tree
-            whose inner nodes stand for nothing in particular.
+        weight: Factor of the term.
+        levels: The levels at which a sample and its partner should arrive at the same node, ascending. Agreement at a
+            level is taught within the nodes of the level before it. Gates below the last level see no views: they learn
+            from their balance only while the other gates learn alone, and from the objective after that. `None` means
+            all levels, so each gate agrees for itself. The tree's depth alone means the leaves, so all gates agree
+            together: use it where the inner nodes of the tree have no meaning of their own.
 
     >>> import torch
     >>> import hmoevae as hm
@@ -50,4 +52,4 @@ class Agreement:
         if self.levels is not None and not (self.levels and are_ascending(self.levels)):
             raise ArgumentError(mismatch("Agreement.levels", "None or ascending integers > 0", repr(self.levels)))
         if self.levels is not None:
-            object.__setattr__(self, "levels", tuple(map(int, self.levels)))  # as JSON gives it back
+            object.__setattr__(self, "levels", tuple(map(int, self.levels)))  # equal to what JSON reads back

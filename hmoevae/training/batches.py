@@ -22,17 +22,21 @@ from hmoevae.samples import BATCH_SIZE, Checked, Data, is_in_file, loader_of, no
 from hmoevae.training.processes import Batch, Processes
 
 WINDOW_BYTES = 1 << 28
-"""How much of a memory-mapped file is in memory and shuffled at a time."""
+"""Size of the window of a memory-mapped file that is in memory, and shuffled, at a time."""
 BLOCK_BYTES = 1 << 20
-"""How much of such a file is read in one piece."""
+"""Size of the blocks in which such a file is read."""
 
 
 class Batches:
-    """Batches of samples from any source, as often as asked for, and the samples' places in it where it is in memory.
+    """Batches of samples from any source, which can be iterated over again and again.
 
-    In several processes they are this one's part of each, and those without a part are left out. `length` is None where
-    it cannot be known, `samples` where they are not in memory. `glimpse` are some of the samples from all over the data
-    or, of a loader, the first batch, once it has been read.
+    In several processes, a batch holds the samples of this process; batches without any are left out.
+
+    Args:
+        length: Number of batches; `None` where it is unknown.
+        samples: All samples; `None` where they are not in memory.
+        iterate: Starts a pass over the batches.
+        glimpse: Some samples from all over the data. For a loader it is the first batch, once that has been read.
     """
 
     def __init__(
@@ -63,8 +67,8 @@ def batches_of(
     order: torch.Generator | None,
     processes: Processes,
 ) -> Batches:
-    """Make `data` a source of checked batches of `batch_size` a process, shuffled by `order`."""
-    # Batches of all processes, which go through the data in one order.
+    """Make a source of checked batches from `data`, with `batch_size` samples per process, shuffled by `order`."""
+    # The global batch size: all processes read the data in the same order.
     how = _How(model, name, batch_size * processes.count, order, processes)
     data = opened(data, name)
     if is_in_file(data):
@@ -75,7 +79,7 @@ def batches_of(
 
 
 class _How(NamedTuple):
-    """What the kinds of sources need to know, each of them all of it; `batch_size` is that of all processes."""
+    """The arguments of `batches_of` for all types of sources; `batch_size` is that of the global batch."""
 
     model: HMoEVAE
     name: str
@@ -107,7 +111,7 @@ def _of_samples(samples: Tensor, how: _How) -> Batches:
 
 def _of_items(data: Any, how: _How) -> Batches:
     model, name, batch_size, order, processes = how
-    whole = isinstance(data, IterableDataset)  # a stream can only be read from end to end, so each process does
+    whole = isinstance(data, IterableDataset)  # a stream can only be read in order, so each process reads all of it
     if isinstance(data, DataLoader):
         processes.check_divided(data, name)
         loader = data
@@ -119,8 +123,8 @@ def _of_items(data: Any, how: _How) -> Batches:
         loader = loader_of(data, name, batch_size, chosen)
 
     def from_loader() -> Iterator[Batch]:
-        # One draw an epoch: a process without a part of the last batch must not fall behind in the order of all.
-        # Held-out samples are the same after every epoch.
+        # One draw an epoch, not one a batch: a process without samples in the last batch must draw as often as the
+        # others. Held-out samples have the same seed in every epoch.
         seed = 0 if order is None else int(torch.randint(1 << 62, (), generator=order, device="cpu"))
         seeds = torch.Generator().manual_seed(seed)
         for batch in read(loader, name, seeds):
@@ -141,7 +145,7 @@ def _of_items(data: Any, how: _How) -> Batches:
 
 
 def _step(n: int, model: HMoEVAE) -> int:
-    """The step between rows that give a glimpse of `n` samples."""
+    """The step between the rows of the glimpse of `n` samples."""
     n_rows = max(16, min(4096, (1 << 18) // math.prod(model.input_shape)))
     return math.ceil(n / n_rows)
 
@@ -163,8 +167,8 @@ class _OwnItems(Sampler[list[int]]):
 
 
 def _split(samples: Tensor, rows: Tensor, how: _How) -> Iterator[Batch]:
-    """Batches of samples in memory with their places in the data set, `rows`, shuffled by the order."""
-    # Whole batches are gathered by index: a DataLoader would fetch and stack sample by sample.
+    """Batches of samples in memory, shuffled by `how.order`, with their indices in the data set, `rows`."""
+    # A whole batch is gathered by one index_select: a DataLoader would fetch and stack sample by sample.
     n = len(samples)
     in_order = how.order is None
     index = torch.arange(n, device="cpu") if in_order else torch.randperm(n, generator=how.order, device="cpu")
@@ -175,10 +179,10 @@ def _split(samples: Tensor, rows: Tensor, how: _How) -> Iterator[Batch]:
 
 
 def _windows(n: int, row_bytes: int, batch_size: int, order: torch.Generator | None) -> tuple[Tensor, ...]:
-    """The rows of a file, in windows to hold in memory one after the other; all but the last are whole batches.
+    """The rows of a file in windows, which are held in memory one after the other; all but the last are whole batches.
 
-    A file larger than a window is cut into blocks, which `order` shuffles: single rows from all over the file would
-    each cost a read of the disk.
+    A file larger than a window is cut into blocks, which `order` shuffles. Shuffled single rows would each cost a read
+    from the disk.
     """
     window = batch_size * max(1, WINDOW_BYTES // row_bytes // batch_size)
     block = max(1, BLOCK_BYTES // row_bytes)

@@ -1,4 +1,4 @@
-"""The best epoch so far: what early stopping compares with, and the weights that it leaves."""
+"""The best epoch so far, with its weights, for early stopping."""
 
 import math
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ class BestSoFar:
     """The best epoch so far and its weights, kept in memory.
 
     Args:
-        rule: What counts as better, and how long to wait for it.
+        rule: By how much an epoch has to be better, and how many epochs to wait for that.
 
     Attributes:
-        epoch: The best epoch; `None` before the first that counts.
+        epoch: The best epoch; `None` before the first comparison.
         loss: Its validation loss.
-        waited: How many epochs have passed since.
-        chosen: Of which share of its samples every leaf was the most probable one.
+        waited: Number of epochs since the best one.
+        chosen: For each leaf, the share of the best epoch's samples whose most probable leaf it was.
     """
 
     def __init__(self, rule: EarlyStopping) -> None:
@@ -32,7 +32,7 @@ class BestSoFar:
         self._weights: dict[str, Tensor] = {}
 
     def see(self, model: HMoEVAE, epoch: int, loss: float, chosen: list[float]) -> bool:
-        """Compare an epoch that counts with the best; returns whether to end training."""
+        """Compare an epoch with the best one; returns whether to end training."""
         if loss < self.loss - (self.rule.min_delta if self.epoch is not None else 0.0):
             self.epoch, self.loss, self.waited, self.chosen = epoch, loss, 0, list(chosen)
             self._weights = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
@@ -41,16 +41,16 @@ class BestSoFar:
         return self.waited >= self.rule.patience
 
     def put_back(self, model: HMoEVAE) -> None:
-        """Give the model the weights of the best epoch, where there is one."""
+        """Load the weights of the best epoch into the model, if there is one."""
         if self.epoch is not None:
             model.load_state_dict(self._weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, for a checkpoint."""
+        """The state, for a checkpoint."""
         about = {"epoch": self.epoch, "loss": self.loss, "waited": self.waited, "chosen": self.chosen}
         return about | {"weights": self._weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self.epoch, self.loss, self.waited = state["epoch"], state["loss"], state["waited"]
         self.chosen, self._weights = state["chosen"], state["weights"]

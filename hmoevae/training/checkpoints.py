@@ -1,4 +1,4 @@
-"""Checkpoints: folders that are whole or not there, each with all that a training run needs to go on."""
+"""Checkpoints: folders that are written whole or not at all, each with everything that resuming a training needs."""
 
 import hashlib
 import json
@@ -30,26 +30,26 @@ TRAINING_NAME = "training.json"
 STATE_NAME = "state.json"
 TENSORS_NAME = "state.safetensors"
 SUMS_NAME = "SHA256SUMS"
-"""Digests of the files of a checkpoint, as `sha256sum --check` reads them."""
+"""Digests of the files in `NEEDED`, in the format of `sha256sum --check`."""
 LOCK_NAME = ".in-use"
-"""Locked, by the system, for as long as a run lives; the file stays."""
+"""A file that the operating system locks while a run lives. The file itself stays."""
 NEEDED = (files.CONFIG_NAME, files.WEIGHTS_NAME, TRAINING_NAME, STATE_NAME, TENSORS_NAME)
 Resume = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """What was read from a checkpoint.
+    """The content of a checkpoint.
 
     Attributes:
         path: Its folder.
-        epoch: The epoch it was written after.
-        validation_loss: The objective on the validation data; `None` without.
-        kept: Epochs and validation losses of the checkpoints that its run had not deleted yet.
-        arguments: What training depends on, in words: the model, the data, and the options as `Training.<name>`.
-        tree: The model's, as JSON makes it.
-        weights: Of the model.
-        state: The rest, as given to `Checkpoints.write`.
+        epoch: The epoch after which it was written.
+        validation_loss: The objective on the validation data; `None` without validation data.
+        kept: Epochs and validation losses of the run's checkpoints that were on the disk when it was written.
+        arguments: Everything that training depends on, in words: the model, the data, and options as `Training.<name>`.
+        tree: The model's tree, as `json.loads` returns it.
+        weights: The model's weights.
+        state: The `state` that `Checkpoints.write` was called with.
     """
 
     path: Path
@@ -62,14 +62,14 @@ class Checkpoint:
     state: Any
 
     def require(self, arguments: dict[str, Any], tree: Any) -> None:
-        """Make sure that training would go on with the arguments it began with.
+        """Check that training would resume with the arguments it began with.
 
         Args:
-            arguments: As those of this checkpoint.
-            tree: As that of this checkpoint.
+            arguments: The arguments now, in the form of this checkpoint's.
+            tree: The tree now, in the form of this checkpoint's.
 
         Raises:
-            ArgumentError: One of them is another.
+            ArgumentError: One of them differs.
         """
         for name in self.arguments | arguments:
             before, now = self.arguments.get(name), arguments.get(name)
@@ -82,10 +82,10 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint, having made sure that it is as it was written.
+    """Read a checkpoint after checking the digests of its files.
 
     Raises:
-        CheckpointError: It is missing, damaged or not ours.
+        CheckpointError: It is missing, damaged or not a checkpoint of this package.
     """
     expected = "a whole checkpoint"
     try:
@@ -95,7 +95,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 raise CheckpointError(mismatch(str(path), expected, f"no digest of {name} in {SUMS_NAME}"))
         for name, digest in sums.items():
             if _sha256(path / name) != digest:
-                raise CheckpointError(mismatch(str(path), expected, f"another content of {name} than was written"))
+                raise CheckpointError(mismatch(str(path), expected, f"{name} with another content than was written"))
         content = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
         version = content["format_version"] if content["format"] == "hmoevae-checkpoint" else "of something else"
         if version != FORMAT_VERSION:
@@ -120,7 +120,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _differences(before: Any, now: Any, path: str = "root") -> Iterator[str]:
-    """Where two trees, as JSON makes them, differ, in words."""
+    """The differences of two trees, given as JSON data, in words."""
     if before == now:
         return
     if isinstance(before, dict) and isinstance(now, dict) and before.get("kind") == now.get("kind"):
@@ -140,7 +140,7 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> Path:
     """The newest whole checkpoint in a `checkpoint_dir`; `HMoEVAE.from_pretrained` reads the model in it.
 
     Raises:
-        CheckpointError: There is none. A `CheckpointWarning` names those that are damaged.
+        CheckpointError: There is no whole checkpoint. A `CheckpointWarning` names damaged ones.
 
     >>> import tempfile
     >>> from hmoevae import VAE, Mixture, Training, fit
@@ -159,11 +159,10 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> Path:
 
 
 def best_checkpoint(folder: str | os.PathLike[str]) -> Path:
-    """The whole checkpoint in a `checkpoint_dir` with the smallest validation loss, that of the model's objective.
+    """The whole checkpoint in a `checkpoint_dir` with the smallest validation loss, measured by the model's objective.
 
     Raises:
-        CheckpointError: There is none, or none with a validation loss. A `CheckpointWarning` names those that are
-            damaged.
+        CheckpointError: There is no whole checkpoint with a validation loss. A `CheckpointWarning` names damaged ones.
 
     >>> import tempfile
     >>> from hmoevae import VAE, Mixture, Training, fit
@@ -186,17 +185,17 @@ def best_checkpoint(folder: str | os.PathLike[str]) -> Path:
 
 
 class Checkpoints:
-    """The checkpoints of one run: the one it goes on from, those it writes, and which of them are kept.
+    """The checkpoints of one run: finds the one to resume from, writes new ones and deletes old ones.
 
-    As a context it keeps other runs out of the folder.
+    As a context manager it locks the folder against other runs.
 
     Args:
-        folder: Where they are; `None` for a run without.
-        every: Epochs from one to the next.
-        keep: How many of the last are kept, and beside them the one with the smallest validation loss.
+        folder: The folder of the checkpoints; `None` for a run without checkpoints.
+        every: Number of epochs between checkpoints.
+        keep: Number of newest checkpoints to keep. The one with the smallest validation loss is kept beside them.
 
     Raises:
-        ArgumentError: The folder cannot be made, not be written, or another run is using it.
+        ArgumentError: The folder cannot be created or written, or another run is using it.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, every: int, keep: int) -> None:
@@ -212,7 +211,7 @@ class Checkpoints:
             self._lock = FileLock(self.folder / LOCK_NAME)
             self._lock.acquire(timeout=0)
             (self.folder / _hidden("probe")).mkdir()
-            for path in self.folder.glob(".epoch-*"):  # left by a run that was killed while it wrote or deleted
+            for path in self.folder.glob(".epoch-*"):  # left behind by a run that was killed during a write or deletion
                 shutil.rmtree(path)
         except Timeout:
             expected = "a folder that no other run is using"
@@ -231,14 +230,14 @@ class Checkpoints:
 
     @property
     def last(self) -> Path | None:
-        """The newest that this run has written or gone on from."""
+        """The newest checkpoint that this run has written or resumed from."""
         return None if self.folder is None or not self.kept else self.folder / _name(max(self.kept))
 
     def find(self, resume: Resume) -> Checkpoint | None:
-        """The checkpoint to go on from; `None` to start anew.
+        """The checkpoint to resume from; `None` to start anew.
 
         Args:
-            resume: As of `hmoevae.fit`.
+            resume: As in `hmoevae.fit`.
 
         Raises:
             ArgumentError: Training would overwrite checkpoints.
@@ -271,7 +270,7 @@ class Checkpoints:
         return self.folder is not None and checkpoint.path.resolve().parent == self.folder.resolve()
 
     def due(self, epoch: int, *, last: bool) -> bool:
-        """Whether a checkpoint is wanted after this epoch, which may be the run's last."""
+        """Whether to write a checkpoint after this epoch, which may be the run's last."""
         return self.folder is not None and (last or epoch % self.every == 0)
 
     def write(
@@ -283,19 +282,20 @@ class Checkpoints:
         arguments: Mapping[str, Any],
         state: Any,
     ) -> None:
-        """Write the checkpoint of an epoch, and delete those that need not be kept any longer.
+        """Write the checkpoint of an epoch, and delete old ones.
 
         Args:
-            model: Whose weights are written.
+            model: The model, whose weights are written.
             epoch: The epoch just finished.
-            validation_loss: What the best is chosen by.
+            validation_loss: The loss by which the best checkpoint is chosen.
             training: The options of the training, as JSON.
             arguments: See `Checkpoint`.
             state: Everything else, for `hmoevae.training.states.pack`.
 
         Raises:
-            CheckpointError: It cannot be written, as on a full disk; what was there before is still there.
-            ArgumentTypeError: There is something in `state` that cannot be written without a pickle.
+            CheckpointError: The checkpoint cannot be written, for example because the disk is full. Earlier checkpoints
+                are intact.
+            ArgumentTypeError: `state` holds something that cannot be written without a pickle.
         """
         assert self.folder is not None
         target = self.folder / _name(epoch)
@@ -336,14 +336,14 @@ class Checkpoints:
         for epoch in self.kept.keys() - stays:
             path, doomed = self.folder / _name(epoch), self.folder / _hidden(_name(epoch))
             with suppress(FileNotFoundError):  # somebody else has deleted it
-                path.rename(doomed)  # so that what is half deleted is not taken for a damaged checkpoint
+                path.rename(doomed)  # so that a half-deleted folder is not mistaken for a damaged checkpoint
                 shutil.rmtree(doomed, ignore_errors=True)
             del self.kept[epoch]
 
 
 @contextmanager
 def _folder_in_place(target: Path) -> Iterator[Path]:
-    """Yield an empty folder that appears as `target`, on the disk, when the block ends well, and else not at all."""
+    """Yield an empty folder that is renamed to `target` when the block succeeds, and deleted when it fails."""
     beside = target.with_name(_hidden(target.name))
     try:
         beside.mkdir()
@@ -351,7 +351,7 @@ def _folder_in_place(target: Path) -> Iterator[Path]:
         for path in beside.iterdir():
             _to_disk(path)
         _to_disk(beside)
-        if target.exists():  # one that was refused: nobody has asked to lose it
+        if target.exists():  # a damaged checkpoint that was passed over: keep it, under another name
             target.rename(target.with_name(f"{target.name}.refused-{secrets.token_hex(4)}"))
         beside.rename(target)
         _to_disk(target.parent)
@@ -360,7 +360,7 @@ def _folder_in_place(target: Path) -> Iterator[Path]:
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file, or the list of a folder's files, is on the disk and not only on its way there."""
+    """Flush a file, or the entries of a folder, to the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows has no such call for folders
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -384,7 +384,7 @@ def _sha256(path: Path) -> str:
 
 
 def _whole(folder: Path) -> Iterator[Checkpoint]:
-    """The checkpoints in a folder, newest first; those that cannot be read are named in a warning."""
+    """The whole checkpoints in a folder, newest first. A warning names those that cannot be read."""
     for path in _paths(folder):
         try:
             yield read_checkpoint(path)
@@ -393,7 +393,7 @@ def _whole(folder: Path) -> Iterator[Checkpoint]:
 
 
 def _paths(folder: Path) -> list[Path]:
-    """What has the name of a checkpoint, newest first."""
+    """The folders that have the name of a checkpoint, newest first."""
     paths = folder.iterdir() if folder.is_dir() else ()
     return sorted((path for path in paths if re.fullmatch(r"epoch-\d{6,}", path.name)), key=_epoch, reverse=True)
 

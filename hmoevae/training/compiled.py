@@ -1,4 +1,4 @@
-"""CompiledPass: the arithmetic of a model's pass as code that `torch.compile` makes for batches of one size."""
+"""CompiledPass: a model's pass compiled by `torch.compile` for batches of one size."""
 
 from contextlib import AbstractContextManager
 from types import FunctionType, MethodType
@@ -17,13 +17,13 @@ from hmoevae.output import Inputs, Output
 
 
 class CompiledPass:
-    """What is called in place of a model, with the same arguments: its pass as compiled code, for batches of one size.
+    """A callable to use in place of a model, with the same arguments: it runs the model's pass as compiled code.
 
-    The code is made at the first batch, whose size it is for, which takes some 6 to 20 seconds on a CPU. Checks and
-    draws stay outside, so the same generator gives the same draws. Some passes run as the model's own: those of other
-    sizes, without gradients, with a weight of the KL or a temperature other than 1, those that choose leaves, and those
-    that sum over processes. Of the output only the loss has a gradient. `hmoevae.fit` uses it where `compile=True`; in
-    a loop of your own::
+    The first batch compiles the code for batches of its size, which takes some 6 to 20 seconds on a CPU. Checks and
+    random draws are not compiled, so the same generator gives the same draws. These passes run uncompiled: batches of
+    other sizes, passes without gradients, with a KL weight or a temperature other than 1, with routes other than `ALL`,
+    or with sums over processes. In the output, only the loss has a gradient. `hmoevae.fit` uses it with `compile=True`;
+    in a loop of your own::
 
         compiled = CompiledPass(model)
         for x in batches:
@@ -32,41 +32,41 @@ class CompiledPass:
                 compiled(x).loss.backward()
             optimizer.step()
 
-    On a CPU it warns of layers whose gradient is so large that compiled code is likely to be slower: it asks the system
-    for that memory at every step, where plain steps use theirs again (`hmoevae.StepMemory`).
+    On a CPU it warns of large layers, for which compiled steps are likely to be slower: compiled code allocates the
+    memory of their gradients in every step, while plain steps reuse it (`hmoevae.StepMemory`).
 
     Args:
-        model: The model, which stays as it is.
+        model: The model, which is not changed.
 
     Raises:
-        ArgumentError: PyTorch is older than 2.7, whose compiler fails on trees of several levels. At the first batch,
-            where `torch.compile` does not work here: on a CPU it needs a C++ compiler.
+        ArgumentError: PyTorch is older than 2.7, whose compiler fails on trees of several levels. The first batch
+            raises it where `torch.compile` does not work: on a CPU it needs a C++ compiler.
 
     >>> from hmoevae import VAE, Mixture
     >>> compiled = CompiledPass(HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)))
-    >>> with torch.no_grad():  # so not by compiled code
+    >>> with torch.no_grad():  # this pass runs uncompiled
     ...     compiled(torch.rand(5, 4)).leaf_elbo.shape
     torch.Size([5, 3])
     """
 
     def __init__(self, model: HMoEVAE) -> None:
-        if torch.__version__ < "2.7":  # its code for the CPU has no scatter-add, only found out in the backward pass
+        if torch.__version__ < "2.7":  # its CPU code lacks scatter-add, and fails in the backward pass only
             raise ArgumentError(mismatch("compile", "False, or PyTorch 2.7 or newer", torch.__version__))
         largest = max(parameter.nbytes for parameter in model.parameters())
         if model.device.type == "cpu" and largest > GLIBC_LARGEST:
-            expected = f"layers of at most {GLIBC_LARGEST >> 20} MiB for a gain"
+            expected = f"layers of at most {GLIBC_LARGEST >> 20} MiB"
             got = f"{largest >> 20} MiB; compiled steps are likely to be slower"
             warn(mismatch("compile", expected, got))
         self.model = model
         self.batch_size: int | None = None
         plain = CompiledPass._plain
-        # With a code object of its own: the compiler makes no more than eight variants of one, all models together.
+        # A code object of its own, because the compiler makes at most eight variants of one code object.
         own = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, None, plain.__closure__)
         self._tensors = torch.compile(MethodType(own, self), dynamic=False)
 
     @staticmethod
     def step() -> AbstractContextManager[None]:
-        """For forward and backward pass: products go to the faster library (see `hmoevae.nn.kernels.products`)."""
+        """A context for forward and backward pass, which chooses the library of `hmoevae.nn.kernels.products`."""
         return faster_library()
 
     def __call__(
@@ -80,19 +80,19 @@ class CompiledPass:
         share: Share | None = None,
         validate: bool = True,
     ) -> Output:
-        """What `HMoEVAE.forward` gives for the same arguments.
+        """Run the pass; the result is that of `HMoEVAE.forward`.
 
         Args:
-            x: As in `HMoEVAE.forward`, like the others.
-            view: Likewise.
-            other_view: Likewise.
-            settings: Likewise.
-            generator: Likewise.
-            share: Likewise.
-            validate: Likewise.
+            x: As in `HMoEVAE.forward`.
+            view: As in `HMoEVAE.forward`.
+            other_view: As in `HMoEVAE.forward`.
+            settings: As in `HMoEVAE.forward`.
+            generator: As in `HMoEVAE.forward`.
+            share: As in `HMoEVAE.forward`.
+            validate: As in `HMoEVAE.forward`.
 
         Raises:
-            ArgumentError: This is the first batch, and `torch.compile` does not work here.
+            ArgumentError: This is the first batch, and `torch.compile` does not work on this machine.
         """
         inputs = self.model.prepare(
             x,
@@ -117,8 +117,8 @@ class CompiledPass:
             return Output(*self._tensors(inputs, settings))
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # of which torch._dynamo's and torch._inductor's are
-            if self.batch_size is not None:  # there is code, so it is another error
+        except RuntimeError as error:  # the base class of the errors of torch._dynamo and torch._inductor
+            if self.batch_size is not None:  # compiling has succeeded before, so this is another error
                 raise
             lines = f"{type(error).__name__}: {error}".splitlines()
             first = next(line for line in lines if not line.endswith("raised:"))  # a heading of older versions
@@ -130,5 +130,5 @@ class CompiledPass:
     ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor, Tensor]:
         out = self.model.compute(inputs, settings)
         terms = {name: term.detach() for name, term in out.terms.items()}
-        # Without a gradient of their own the others cost the backward pass nothing.
+        # Only the loss has a gradient, so the other outputs cost nothing in the backward pass.
         return out.loss, terms, out.leaf_log_prob.detach(), out.edge_log_prob.detach(), out.leaf_elbo.detach()

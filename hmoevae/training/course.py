@@ -1,4 +1,4 @@
-"""The course of a training run: what is done in each of its epochs."""
+"""The course of a training: which phase each epoch belongs to, and its settings."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,14 +13,14 @@ Phase = Literal["start", "alone", "joint"]
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What is done in one epoch.
+    """The plan of one epoch.
 
     Attributes:
         phase: `"start"`: gates and experts learn given leaves; `"alone"`: gates learn from agreement and balance;
-            `"joint"`: all learn from the whole loss.
-        rate_falls: Whether a falling learning rate falls in it.
-        settings: What every step of it is told.
-        is_full: Whether all learn together and no warm-up holds anything back.
+            `"joint"`: gates and experts learn from the whole loss.
+        rate_falls: Whether a learning-rate schedule takes steps in this epoch.
+        settings: The settings of every step.
+        is_full: Whether gates and experts learn together and the warm-up is over.
     """
 
     phase: Phase
@@ -30,22 +30,22 @@ class Lesson:
 
 
 class Course:
-    """The lessons of a run, in order.
+    """The lessons of a training, in order.
 
     Args:
-        epochs: How many there are.
-        start_epochs: How many of them, the first ones, teach a start.
-        agreement: As of `hmoevae.Training`.
-        warmup: As of `hmoevae.Training`.
-        kl_weight: As of `hmoevae.Training`.
+        epochs: Number of epochs.
+        start_epochs: Number of epochs, from the first on, that teach the start.
+        agreement: As in `hmoevae.Training`.
+        warmup: As in `hmoevae.Training`.
+        kl_weight: As in `hmoevae.Training`.
 
     Attributes:
         started_by: The last epoch of the start; 0 without one.
-        full_from: The first epoch in which all learn together and no warm-up holds anything back.
-        falling_epochs: In how many of them, the last ones, a falling learning rate falls.
+        full_from: The first epoch in which gates and experts learn together and the warm-up is over.
+        falling_epochs: Number of epochs, the last ones, in which a learning-rate schedule takes steps.
 
     Raises:
-        ArgumentError: The warm-up would not come to an end.
+        ArgumentError: The warm-up would not end before the training does.
 
     >>> course = Course(6, 1, Agreement(alone=0.5), Warmup(2))
     >>> [(lesson.phase, lesson.settings.kl_weight) for lesson in map(course.lesson, range(1, 7))]
@@ -71,14 +71,14 @@ class Course:
         warm_by = 0 if warmup is None else warmup.epochs + alone  # experts do not learn while gates are alone
         self.full_from = 1 + max(self.alone_by, warm_by)
         if warmup is not None and warmup.epochs >= epochs - alone:
-            expected = "fewer epochs than those in which the experts learn, so that it comes to an end"
+            expected = "fewer epochs than those in which the experts learn, so that the warm-up ends"
             raise ArgumentError(mismatch("Training.warmup", expected, warmup))
 
     def lesson(self, epoch: int) -> Lesson:
-        """What is done in an epoch, counted from 1."""
+        """The plan of an epoch, counted from 1."""
         phase: Phase = "start" if epoch <= self.started_by else "alone" if epoch <= self.alone_by else "joint"
         kl_weight, temperature = 1.0, 1.0
-        if self.warmup is not None and phase != "alone":  # when experts rest, so does it
+        if self.warmup is not None and phase != "alone":  # the warm-up counts epochs in which experts learn
             before = epoch - 1
             experts_learnt = before - max(0, min(before, self.alone_by) - self.started_by)
             kl_weight, temperature = self.warmup.at(experts_learnt)

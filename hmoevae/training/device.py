@@ -1,4 +1,4 @@
-"""Where training runs and in which precision."""
+"""The device and the precision of a training."""
 
 import os
 import platform
@@ -12,37 +12,38 @@ Precision = Literal["fp32", "bf16"]
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The device that `device` names, made sure of; `"auto"` is the process's own accelerator, or the CPU.
+    """Check that a device is there; `"auto"` is the process's own accelerator, or the CPU.
 
-    Where `torchrun` or `accelerate launch` started several processes, they find each other here.
+    Where `torchrun` or `accelerate launch` started several processes, this call connects them.
 
     Raises:
-        ArgumentError: There is no such device here, or not for several processes.
+        ArgumentError: The machine has no such device, or several processes cannot share it.
 
     >>> resolve_device("cpu")
     device(type='cpu')
     """
-    n_processes = int(os.environ.get("WORLD_SIZE", "1"))  # as both of them say
+    n_processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and by accelerate launch
     if device == "auto" or n_processes > 1:
         from accelerate import PartialState  # not at the top: it sets a warning filter when imported
 
         on_cpu = n_processes > 1 and (str(device) == "cpu" or not torch.accelerator.is_available())
         state = PartialState(cpu=on_cpu)
         if state.num_processes != n_processes:
-            expected = f"one that {n_processes} processes can share"
-            raise ArgumentError(mismatch("device", expected, f"{state.device}, where each would be alone"))
+            expected = f"a device that {n_processes} processes can share"
+            raise ArgumentError(mismatch("device", expected, f"{state.device}, where each process would train alone"))
         if device == "auto":
             return torch.device(state.device or "cpu")
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ArgumentError(mismatch("device", "'auto', 'cpu' or an accelerator that is here", repr(device))) from error
+        expected = "'auto', 'cpu' or an accelerator of this machine"
+        raise ArgumentError(mismatch("device", expected, repr(device))) from error
     return resolved
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether `device` trains in bfloat16; without instructions for it, as on older CPUs and GPUs, it would be slower.
+    """Whether `device` has instructions for bfloat16; older CPUs and GPUs have none, and would be slower with it.
 
     >>> has_bfloat16(torch.device("mps"))
     True

@@ -1,4 +1,4 @@
-"""EarlyStopping: when a training ends by itself."""
+"""EarlyStopping: an option that ends a training when it no longer improves."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ from hmoevae.checks import check_integer, check_number
 
 @dataclass(frozen=True, slots=True)
 class EarlyStopping:
-    """Training ends when the objective on `validation_data` has stopped falling, and the model gets its best weights.
+    """End training when the objective on `validation_data` has stopped falling, and load the best epoch's weights.
 
-    What is watched is the model's own objective, `val_<objective>` of the history: no label plays a part, and
-    neither do balance, agreement and a `kl_weight`. Epochs count from when gates and experts learn together at full
-    weight: after a start, epochs of gates alone and a warm-up.
+    Epochs are compared by the model's objective, the column `val_<objective>` of the history. Labels, balance,
+    agreement and `kl_weight` play no part. The comparison begins when gates and experts learn together at full weight:
+    after the start, the epochs of gates alone, and the warm-up.
 
     Args:
-        patience: Training ends when so many epochs in a row were no better than the best.
-        min_delta: By how many nats a sample an epoch has to be better than the best to count as such.
+        patience: Training ends after this number of epochs in a row without a new best epoch.
+        min_delta: A new best epoch has to be better by this number of nats per sample.
 
     Raises:
         ArgumentError: A number is out of range.

@@ -1,4 +1,4 @@
-"""Epochs of a run: each with all that is done after its steps, and what callbacks are given in the end of it."""
+"""The epochs of a run: after an epoch's steps come validation, history, callbacks and the checkpoint."""
 
 import sys
 import time
@@ -25,14 +25,14 @@ from hmoevae.training.scales import warn_of_scales
 
 @dataclass(frozen=True, slots=True)
 class EpochEnd:
-    """What a callback is given when an epoch is done.
+    """The argument of a callback, which is called after every epoch.
 
     Attributes:
         model: The model in training.
         history: Everything measured so far; the last row is this epoch's.
         epoch: The epoch just finished, from 1.
-        epochs: How many were asked for.
-        is_main: Whether this is the one process, or of several the one that writes and shows things.
+        epochs: Number of epochs of the training.
+        is_main: Whether this is the main process, which writes files and prints; true for a single process.
 
     >>> from hmoevae import VAE, Mixture, Training, fit
     >>> def enough(end: EpochEnd) -> bool:
@@ -54,18 +54,18 @@ Callback = Callable[[EpochEnd], object]
 
 @dataclass(slots=True)
 class Epochs:
-    """The epochs of a run, of which some may be done already.
+    """The epochs of a run; a resumed run has done some of them already.
 
     Attributes:
         training: The options.
-        course: What is done in each epoch.
-        state: What changes with them.
-        source: The samples.
-        held_out: Those that are only measured.
-        checkpoints: Where the state is kept.
-        arguments: What a checkpoint tells of the run, in words.
-        seed: Of held-out samples' draws.
-        stopped: Whether training has ended by itself already.
+        course: The plan of each epoch.
+        state: Everything that changes from epoch to epoch.
+        source: The training samples.
+        held_out: The validation samples.
+        checkpoints: The checkpoints of the run.
+        arguments: The description of the run for its checkpoints, in words.
+        seed: The seed of the draws for held-out samples.
+        stopped: Whether the run was ended early before it was resumed.
     """
 
     training: Training
@@ -81,13 +81,13 @@ class Epochs:
     has_looked: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        """Start the clock, where an earlier run left it."""
+        """Start the clock; a resumed run goes on from the seconds of the earlier one."""
         self.course = self.training.course
         rows = self.state.history.rows
         self.started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
 
     def run(self, *, progress: bool) -> None:
-        """All that are left, with their bar; callbacks are closed in the end."""
+        """Run the remaining epochs with a progress bar, and close the callbacks."""
         total = None if self.source.length is None else self.training.epochs * len(self.source)
         processes = self.state.run.processes
         self._look_at_scales()
@@ -106,14 +106,14 @@ class Epochs:
                     break
 
     def _look_at_scales(self) -> None:
-        """Warn, once, of data far from the scale of the likelihoods; those of a loader are known after an epoch."""
+        """Warn once of data far from the scale of the likelihoods; a loader's data are known after one epoch."""
         if not self.has_looked and self.source.glimpse is not None:
             self.has_looked = True
             if self.state.run.processes.is_main:
                 warn_of_scales(self.state.run.model.plan, self.source.glimpse)
 
     def _epoch(self, epoch: int, bar: "tqdm[Any]") -> bool:
-        """Train, record, call the callbacks and write what is due; returns whether training ends with it."""
+        """Train one epoch, record it, call the callbacks, write a checkpoint; returns whether training ends."""
         run, history = self.state.run, self.state.history
         lesson = self.course.lesson(epoch)
         run.model.train()
@@ -134,7 +134,7 @@ class Epochs:
         return stopped
 
     def _compare(self, epoch: int, lesson: Lesson, row: dict[str, float]) -> bool:
-        """Compare an epoch with the best so far, where one is kept; returns whether that is too long ago."""
+        """Compare an epoch with the best so far; returns whether early stopping has waited long enough."""
         best, run = self.state.best, self.state.run
         if best is None or not lesson.is_full:
             return False
@@ -145,14 +145,14 @@ class Epochs:
     def _write(self, epoch: int, row: dict[str, float], *, stopped: bool) -> None:
         run = self.state.run
         run.guard.check_weights(run.steps)  # callbacks may have changed them
-        start = run.start if epoch < self.course.started_by else None  # for as long as it is needed
+        start = run.start if epoch < self.course.started_by else None  # no later epoch needs it
         whole = {"training": self.state.state_dict(), "seed": self.seed, "start": start, "stopped": stopped}
         loss = row.get(f"val_{run.model.objective}")
         self.checkpoints.write(run.model, epoch, loss, self.training.to_json(), self.arguments, whole)
 
 
 def _is_true(answer: object) -> bool:
-    """Whether a callback has said `True`, as Python, numpy or PyTorch say it."""
+    """Whether a callback returned `True`, as a bool of Python, numpy or PyTorch."""
     is_truth_value = isinstance(answer, bool | np.bool_)
     if isinstance(answer, Tensor):
         is_truth_value = answer.dtype == torch.bool and answer.ndim == 0
@@ -161,7 +161,7 @@ def _is_true(answer: object) -> bool:
 
 def _bar(total: int | None, *, done: int, show: bool) -> "tqdm[Any]":
     bar = tqdm(total=total, initial=done, disable=not show, unit="step", dynamic_ncols=True)
-    is_notebook = type(sys.stderr).__module__.startswith("ipykernel")  # it says of itself that it is no terminal
+    is_notebook = type(sys.stderr).__module__.startswith("ipykernel")  # its stream reports that it is no terminal
     if not (show and (is_notebook or getattr(bar.fp, "isatty", lambda: False)())):
-        bar.mininterval = bar.maxinterval = 30.0  # a log file wants a line now and then, not ten a second
+        bar.mininterval = bar.maxinterval = 30.0  # in a log file, one line every 30 seconds instead of ten a second
     return bar

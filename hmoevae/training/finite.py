@@ -1,4 +1,4 @@
-"""FiniteGuard: sees to it that a loss which is not finite ends training, and that good weights are left."""
+"""FiniteGuard: ends a training whose loss is NaN or infinite, and restores good weights."""
 
 import copy
 import math
@@ -15,17 +15,17 @@ from hmoevae.output import Output, Routing
 from hmoevae.training.processes import Processes
 
 STEPS_UNSEEN = 50
-"""After so many steps at the latest the losses are looked at on an accelerator, which has to be waited for."""
+"""Largest number of steps between two looks at the losses on a GPU, because each look waits for the device."""
 
 
 def steps_between_looks(device: torch.device) -> int:
-    """How many steps may pass before their losses are looked at: on a CPU, where nothing is waited for, one."""
+    """Number of steps between two looks at the losses: one on a CPU, where a look does not wait."""
     return 1 if device.type == "cpu" else STEPS_UNSEEN
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What is kept of a step, on its device, until it is looked at."""
+    """The values of a step that a later look reads; they stay on the device until then."""
 
     step: int
     names: list[str]
@@ -35,7 +35,7 @@ class _Kept:
 
 
 class FiniteGuard:
-    """Keeps the last good weights, and looks at the losses and the weights that follow.
+    """Keeps the last good weights, and checks the losses and weights of the steps after them.
 
     Args:
         model: The model.
@@ -61,19 +61,19 @@ class FiniteGuard:
         self.keep_weights()
 
     def keep_weights(self) -> None:
-        """Call the weights that the model has now good: what to go back to when later ones are not."""
+        """Keep a copy of the model's weights, to be restored when later weights are not finite."""
         self.good = copy.deepcopy(self.model.state_dict())
 
     @property
     def is_up_to_date(self) -> bool:
-        """Whether there is no step whose loss has not been looked at, so that the device need not be waited for."""
+        """Whether the losses of all steps have been looked at, so that reading from the device does not wait."""
         return not self._kept
 
     def see(self, step: int, out: Routing, share: Share) -> None:
-        """Take note of a step's loss, before its gradient, and look at it if it is time.
+        """Record a step's loss before its backward pass, and look at the losses every `every` steps.
 
         Raises:
-            NonFiniteError: As of `look`.
+            NonFiniteError: As in `look`.
         """
         if self.every == 1 and math.isfinite(self.processes.mean(out.loss, share)):
             return
@@ -82,11 +82,11 @@ class FiniteGuard:
             self.look()
 
     def look(self) -> None:
-        """Look at the losses of the steps noted since the last time.
+        """Look at the losses of the steps since the last look.
 
         Raises:
-            NonFiniteError: One of them is not finite, in any process. Where the weights are spoilt or have changed
-                since, the model is put back to the end of the last good epoch.
+            NonFiniteError: A loss is not finite, in any process. Where the weights are not finite or have changed since
+                that step, the model gets the weights of the end of the last good epoch.
         """
         if not self._kept:
             return
@@ -98,10 +98,10 @@ class FiniteGuard:
             raise self._error(kept[first], knows=own[first], is_last=first == len(kept) - 1)
 
     def check_weights(self, step: int) -> None:
-        """Make sure that the last step has left good weights, also where no loss has looked at them yet.
+        """Check the weights after the last step, which no loss has used yet.
 
         Raises:
-            NonFiniteError: It has not; the model is put back to the end of the last good epoch.
+            NonFiniteError: A weight is not finite. The model gets the weights of the end of the last good epoch.
         """
         weights = dict(self.model.named_parameters())
         finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()]).tolist()
@@ -109,11 +109,11 @@ class FiniteGuard:
         if bad:
             self.model.load_state_dict(self.good)
             expected = f"finite weights after step {step}"
-            kept = "the model is back at the end of the last good epoch"
+            kept = "the model has the weights of the last good epoch"
             raise NonFiniteError(mismatch("weights", expected, f"NaN or infinity in {_first_of(bad)}; {kept}"))
 
     def _error(self, seen: _Kept, *, knows: bool, is_last: bool) -> NonFiniteError:
-        """Say which term and which node, and put the last good weights back if the present ones are of no use."""
+        """Name the term and the node, and restore the last good weights if the present ones are not finite."""
         terms = zip(seen.names, seen.values[1:].tolist(), strict=True)
         term = next((f"{name!r} = {value}" for name, value in terms if not math.isfinite(value)), "their sum")
         plan = self.model.plan
@@ -122,10 +122,10 @@ class FiniteGuard:
         places += dict.fromkeys(f"the gate of {plan.mixtures[plan.edge_mixture[i]].path}" for i in bad_edges)
         found = self.processes.best(f"{term} from {_first_of(places) or 'the objective'}", knows=knows)
         spoilt = not is_last or not all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
-        kept = "the model is as it was before this step"
+        kept = "the model has the weights before this step"
         if self.processes.sum(torch.tensor(float(spoilt), device="cpu")) > 0:
             self.model.load_state_dict(self.good)
-            kept = "the model is back at the end of the last good epoch"
+            kept = "the model has the weights of the last good epoch"
         return NonFiniteError(mismatch("loss", f"a finite loss at step {seen.step}", f"{found}; {kept}"))
 
 
@@ -139,7 +139,7 @@ def _kept(step: int, out: Routing) -> _Kept:
 
 
 def _bad_leaves(out: Output) -> Bool[Tensor, " leaf"]:
-    """The leaves of which an ELBO is not finite."""
+    """The leaves with an ELBO that is not finite."""
     bad = ~torch.isfinite(out.leaf_elbo)
     if out.leaf is None:
         return bad.any(0)

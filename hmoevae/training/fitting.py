@@ -1,4 +1,4 @@
-"""fit: trains a model on tensors, arrays, data sets or loaders, and records what happens."""
+"""fit: trains a model on tensors, arrays, data sets or loaders, and returns the history."""
 
 import json
 import os
@@ -22,11 +22,11 @@ from hmoevae.training.checkpoints import Checkpoint, Checkpoints, Resume
 from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.device import autocast, resolve_device
 from hmoevae.training.epochs import Callback, Epochs
+from hmoevae.training.gate_views import GateViews
 from hmoevae.training.loop import Run
 from hmoevae.training.processes import Processes
 from hmoevae.training.record import Training
 from hmoevae.training.resume import TrainingState, described_data, described_model, described_training
-from hmoevae.training.shown import GateViews
 from hmoevae.training.usage import warn_after_fit
 
 USUAL = Training()
@@ -45,52 +45,52 @@ def fit(
 ) -> History:
     """Train `model` in place by stochastic gradient descent on its objective.
 
-    What is of no use in the last epoch is named in a warning: a leaf that took less than a hundredth of an even share,
-    or was the most probable one of no sample though no gate above it is constant (`DeadLeafWarning`), a gate whose
-    answer tells less than a hundredth of what it could (`ConstantGateWarning`). Data of a table far from the scale of a
-    Gaussian likelihood are named in a `ScaleWarning` when training begins. Ctrl-C ends training and returns what there
-    is, with `history.interrupted` set. The global random states stay as they are, but for what callbacks draw, and so
-    does the number of threads: a CPU computes small steps in one.
+    Warnings name what collapsed, as of the last epoch: a leaf whose share is below a hundredth of an even share, or
+    that is the most probable leaf of no sample although no gate above it is constant (`DeadLeafWarning`); and a gate
+    whose information is below a hundredth of the possible (`ConstantGateWarning`). A `ScaleWarning` names columns of a
+    table whose scale is far from that of the Gaussian likelihood. Ctrl-C ends training and returns the history so far,
+    with `history.interrupted` set. `fit` restores the global random states, except for what callbacks draw, and the
+    number of threads, which it sets to one for small steps on a CPU.
 
-    Several processes, as `torchrun` or `accelerate launch` start them, train one model: from the main one's weights and
-    seed, and as one process would with their batches together. All return the same history and weights; the main one
-    shows the progress and gives the warnings.
+    Several processes, started by `torchrun` or `accelerate launch`, train one model. They begin with the main process's
+    weights and seed, and compute what one process would compute with the joint batches. All return the same history and
+    weights. The main process shows the progress and gives the warnings.
 
     Args:
-        model: The model; it ends on the training's device and in evaluation mode.
-        data: Samples `(n, *input_shape)` as a tensor or array, or a Dataset or DataLoader of them. Of items that are
-            tuples, such as (image, label), only the first entry is read. A memory-mapped array (`np.memmap`, as
-            `np.load(file, mmap_mode="r")` gives) is copied into memory 256 MiB at a time: a larger one is shuffled in
-            blocks of 1 MiB, and then sample by sample within what is in memory. `hm.datasets.Scaled(data, 255)` stands
-            for such a file, or an array, of pixels. An IterableDataset brings its own order.
-        training: Every option there is, such as `hm.Training(epochs=5, init="kmeans")`.
-        validation_data: Held-out samples, seen without a view; their terms are recorded after every epoch and change
-            nothing, unless `training.early_stopping` reads them.
-        callbacks: Called with an `EpochEnd` after every epoch, in every process; a callback that returns `True` ends
-            training, in all of them. One that has `state_dict` and `load_state_dict` goes on where it was when training
-            does; one that has `close` is closed in the end, however that comes.
+        model: The model. After training it is on the training's device and in evaluation mode.
+        data: Samples `(n, *input_shape)` as a tensor or array, or a Dataset or DataLoader of them. If the items are
+            tuples, such as (image, label), only the first entry is read. A memory-mapped array (`np.memmap`, as from
+            `np.load(file, mmap_mode="r")`) is copied into memory 256 MiB at a time. A larger one is shuffled in blocks
+            of 1 MiB, and then sample by sample within these 256 MiB. `hm.datasets.Scaled(data, 255)` scales an array or
+            such a file of pixels. An IterableDataset has its own order.
+        training: All options of the training, such as `hm.Training(epochs=5, init="kmeans")`.
+        validation_data: Held-out samples, which the gates see without a view. Their terms are recorded after every
+            epoch. Only `training.early_stopping` uses them.
+        callbacks: Called with an `EpochEnd` after every epoch, in every process. A callback that returns `True` ends
+            training in all processes. One with `state_dict` and `load_state_dict` is saved in checkpoints and restored
+            on resuming. One with `close` is closed when training ends or fails.
         progress: Show a progress bar.
-        checkpoint_dir: A folder for checkpoints, from which training that was cut short goes on as if nothing had
-            happened. `HMoEVAE.from_pretrained` reads the model in each.
-        resume: `"auto"` goes on from the newest whole checkpoint in `checkpoint_dir`, where there is one; `"never"`
-            starts anew and refuses a folder that has checkpoints; the path of a checkpoint goes on from that one. Data
-            and training have to be those of before, and the random states of Python, numpy and torch become those of
-            the checkpoint. `epochs` may be another number with a constant learning rate, without agreement and revival;
-            `checkpoint_every` and `checkpoint_keep` may be others.
+        checkpoint_dir: A folder for checkpoints. An interrupted training resumes from it with the same result, to the
+            bit, as without the interruption. `HMoEVAE.from_pretrained` reads the model in each checkpoint.
+        resume: `"auto"` resumes from the newest whole checkpoint in `checkpoint_dir`, if there is one. `"never"` starts
+            anew and refuses a folder that has checkpoints. A path resumes from that checkpoint. Data and training must
+            be the same as before. The random states of Python, numpy and torch are set to those of the checkpoint.
+            `checkpoint_every` and `checkpoint_keep` may change; `epochs` may change with a constant learning rate,
+            without agreement and without revival.
 
     Returns:
-        The history, one row an epoch, with the training.
+        The history, with one row per epoch and the training.
 
     Raises:
         ArgumentError: An argument cannot be used; `DataError` and `ShapeError` for data.
-        ArgumentTypeError: One is of a type that cannot be used, such as integers for data.
-        ProcessError: Another process has gone.
-        NonFiniteError: The loss became NaN or infinite. The model is left as it was before that step, or
-            where its weights are spoilt already, as it was after the last good epoch. No checkpoint is written of it.
-            An accelerator's losses are looked at every 50 steps and after each epoch.
-        CheckpointError: A checkpoint cannot be written, as on a full disk, and the ones before are kept; or the one
-            that `resume` names is damaged. In a `checkpoint_dir` damaged ones are passed over with a
-            `CheckpointWarning`.
+        ArgumentTypeError: An argument has a wrong type, such as integers for data.
+        ProcessError: Another process has ended.
+        NonFiniteError: The loss became NaN or infinite. The model has the weights before that step or, where those are
+            not finite, the weights after the last good epoch. No checkpoint of that step is written. On a GPU the
+            losses are looked at every 50 steps and after each epoch.
+        CheckpointError: A checkpoint cannot be written, for example because the disk is full (earlier checkpoints are
+            kept), or the checkpoint that `resume` names is damaged. Damaged checkpoints in `checkpoint_dir` are skipped
+            with a `CheckpointWarning`.
 
     >>> from hmoevae import VAE, Mixture
     >>> model = HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,))
@@ -103,8 +103,8 @@ def fit(
     processes = Processes.here(where)
     if training.compile and processes.count > 1:
         raise ArgumentError(mismatch("Training.compile", "False in several processes", training.compile))
-    options = described_training(training, None, where, processes)  # the main process has the last word on the seed
-    options["Training.epochs"] = str(training.epochs)  # with another number of them, processes would wait for ever
+    options = described_training(training, None, where, processes)  # without the seed, which the main process decides
+    options["Training.epochs"] = str(training.epochs)  # processes with different numbers of epochs would deadlock
     processes.check_equal(**described_model(model), **options)
     folder = checkpoint_dir if processes.is_main else None
     with Checkpoints(folder, training.checkpoint_every, training.checkpoint_keep) as checkpoints:
@@ -133,9 +133,9 @@ def fit(
 def _check(
     model: HMoEVAE, training: Training, validation_data: Data | None, callbacks: Sequence[Callback], folder: object
 ) -> None:
-    """Check what can be checked without data and device."""
-    if torch.is_inference_mode_enabled():  # whose tensors no gradient can go through
-        raise ArgumentError(mismatch("fit", "a call outside torch.inference_mode", "one inside"))
+    """Check everything that can be checked without data and device."""
+    if torch.is_inference_mode_enabled():  # its tensors cannot have gradients
+        raise ArgumentError(mismatch("fit", "a call outside torch.inference_mode", "a call inside"))
     if not isinstance(model, HMoEVAE):
         raise ArgumentTypeError(mismatch("model", "an HMoEVAE", type(model).__name__))
     if not isinstance(training, Training):
@@ -150,27 +150,27 @@ def _check(
     if folder is not None and not isinstance(folder, str | os.PathLike):
         raise ArgumentTypeError(mismatch("checkpoint_dir", "None or a path", repr(folder)))
     if training.early_stopping is not None and validation_data is None:
-        expected = "held-out samples, for Training.early_stopping to watch the objective on"
+        expected = "held-out samples, for Training.early_stopping"
         raise ArgumentError(mismatch("validation_data", expected, None))
     _check_model(model, training, saves=folder is not None)
 
 
 def _check_model(model: HMoEVAE, training: Training, *, saves: bool) -> None:
     kinds = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
-    if kinds not in (["float32"], ["float64"]):  # the steps of an optimiser get lost in half precision
-        expected = "float32 or float64 parameters (model.float(); for speed, Training(precision='bf16') keeps them so)"
+    if kinds not in (["float32"], ["float64"]):  # in half precision, an optimiser's steps are rounded to zero
+        expected = "float32 or float64 parameters (call model.float(); for speed use Training(precision='bf16'))"
         raise ArgumentError(mismatch("model", expected, " and ".join(kinds)))
     model.check_can_learn()
     if saves:
         model.check_rebuilds()
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ArgumentError(mismatch("model", "a parameter that asks for a gradient", "none"))
+        raise ArgumentError(mismatch("model", "a parameter that requires a gradient", "none"))
     if training.agreement is not None and not model.plan.mixtures:
         raise ArgumentError(mismatch("Training.agreement", "None for a tree without a gate", training.agreement))
 
 
 class _Job:
-    """What one call of `fit` is to do, and what it leaves for the end."""
+    """One call of `fit`, after its arguments have been checked."""
 
     def __init__(
         self,
@@ -208,16 +208,16 @@ class _Job:
         }
 
     def check_goes_on(self, checkpoint: Checkpoint) -> None:
-        """Make sure that a checkpoint is one of the same run, and not of later than its end."""
+        """Check that a checkpoint is of the same run, and that the run does not end before it."""
         checkpoint.require(self.arguments, json.loads(self.model.tree.to_json()))
         if checkpoint.epoch > self.training.epochs:
-            expected = f"at least {checkpoint.epoch}, as many as are done in the checkpoint {checkpoint.path}"
+            expected = f"at least {checkpoint.epoch}, as in the checkpoint {checkpoint.path}"
             raise ArgumentError(mismatch("Training.epochs", expected, self.training.epochs))
 
     def train(
         self, history: History, checkpoints: Checkpoints, checkpoint: Checkpoint | None, *, progress: bool
     ) -> None:
-        """All epochs that are left; whatever happens, the model ends in evaluation mode and without spare memory."""
+        """Run the remaining epochs; in the end, or on an error, set evaluation mode and free the gradients."""
         views = GateViews(self.training.view, self.training.agreement, self.source.samples)
         start = self.processes.from_main(self._start) if checkpoint is None else checkpoint.state["start"]
         self.model.to(self.device)
@@ -241,7 +241,7 @@ class _Job:
                 self.chosen = run.chosen
 
     def finish(self, history: History) -> None:
-        """Leave the model with its best weights, where they are kept, and warn of what does nothing."""
+        """Load the best weights, if early stopping kept them, and warn of dead leaves and constant gates."""
         row, chosen = history.rows[-1] if len(history) else None, self.chosen
         if self.best is not None and self.best.epoch is not None:
             self.best.put_back(self.model)
@@ -250,7 +250,7 @@ class _Job:
             warn_after_fit(self.model.plan, row, chosen)
 
     def _start(self) -> Int[Tensor, " n"] | None:
-        """The leaf that every sample starts in; `None` for a random start."""
+        """The leaf of every sample for the start phase; `None` for a random start."""
         if self.training.start_epochs == 0:
             return None
         if self.source.samples is None:
@@ -279,7 +279,7 @@ class _Job:
 
 
 def _optimizer(model: HMoEVAE, training: Training) -> Optimizer:
-    """The optimiser of the model's parameters, those of a caller's own kind made sure of."""
+    """Make the optimiser; a user's callable is checked."""
     if training.optimizer is None:
         return torch.optim.Adam(model.parameters(), lr=training.lr, fused=True)
     made = training.optimizer(model.parameters())
@@ -287,7 +287,7 @@ def _optimizer(model: HMoEVAE, training: Training) -> Optimizer:
         expected = "a callable that returns a torch Optimizer"
         raise ArgumentTypeError(mismatch("Training.optimizer", expected, type(made).__name__))
     if isinstance(made, torch.optim.LBFGS):
-        raise ArgumentError(mismatch("Training.optimizer", "one that steps without a closure", "LBFGS"))
+        raise ArgumentError(mismatch("Training.optimizer", "an optimiser that steps without a closure", "LBFGS"))
     return made
 
 

@@ -1,4 +1,4 @@
-"""Run: the steps of a training and what is added up over an epoch of them; `evaluate`: the same for held-out data."""
+"""Run: the steps of a training and the sums over an epoch; `evaluate`: the mean terms on held-out data."""
 
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -22,10 +22,10 @@ from hmoevae.training.batches import Batches
 from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.course import Lesson
 from hmoevae.training.finite import FiniteGuard, steps_between_looks
-from hmoevae.training.lending import lent, may_draw
+from hmoevae.training.gate_views import GateViews
 from hmoevae.training.processes import Processes
+from hmoevae.training.random_states import may_draw, seeded_random_states
 from hmoevae.training.revival import revive
-from hmoevae.training.shown import GateViews
 from hmoevae.training.threads import Threads
 from hmoevae.training.usage import gate_sums, information
 
@@ -65,15 +65,15 @@ class Run:
         self.memory = StepMemory()
         self.compiled = compiled
         self.chosen: list[float] = []
-        """Of which share of the samples of the last epoch every leaf was the most probable one."""
+        """For each leaf, the share of the last epoch's samples whose most probable leaf it was."""
         self.threads = Threads(model)
 
     def close(self) -> None:
-        """Let go of the last gradients."""
+        """Free the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes from step to step, but the weights."""
+        """Everything that changes from step to step, except the weights."""
         return {
             "steps": self.steps,
             "optimizer": self.optimizer.state_dict(),
@@ -82,7 +82,7 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self.steps = state["steps"]
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
@@ -90,19 +90,19 @@ class Run:
         self.noise.set_state(state["noise"])
 
     def revive(self, row: dict[str, float]) -> list[str]:
-        """Revive the children that an epoch left without samples; returns their paths."""
+        """Revive the children that got no samples in an epoch; returns their paths."""
         usage = torch.tensor([row[f"usage/{leaf.path}"] for leaf in self.model.plan.leaves], device="cpu")
         return revive(self.model, self.optimizer, usage, self.noise)
 
     def epoch(self, batches: Batches, lesson: Lesson, title: str, bar: "tqdm[Any]") -> dict[str, float]:
-        """One pass over the data; returns means: of the loss, its terms, leaves' usage, gates' information."""
+        """Run one pass over the data; returns the means of the loss and its terms, and usage and information."""
         n_samples, n_own = 0, 0
         names: list[str] = []
         sums: Tensor | None = None
         shown = 0.0
         bar.set_description(title, refresh=False)
-        for x, index, share in self.processes.rounds(batches, _made_up(self.model)):
-            fast = x.device.type == "cpu"  # the other way, nobody would wait until the copy is there
+        for x, index, share in self.processes.rounds(batches, _dummy_sample(self.model)):
+            fast = x.device.type == "cpu"  # host-to-device copies may overlap; device-to-host ones must be waited for
             x = x.to(self.noise.device, self.model.dtype, non_blocking=fast)
             with self.threads.for_samples(len(x)):
                 out = self.step(x, index, share, lesson)
@@ -110,10 +110,10 @@ class Run:
             names, added = ["loss", *out.terms], self._measured(out, share)
             sums = added if sums is None else sums.add_(added)
             bar.update()
-            # Reading a number waits for the device, so it is done when a look at the losses has just waited.
+            # Reading a number waits for the device, so the bar is updated right after a look at the losses.
             if self.guard.is_up_to_date and time.perf_counter() - shown > bar.mininterval:
                 shown = time.perf_counter()
-                values = (sums[: len(names)] / max(n_own, 1)).tolist()  # of several processes, this one's
+                values = (sums[: len(names)] / max(n_own, 1)).tolist()  # means over this process's samples
                 bar.set_postfix(dict(zip(names, (f"{v:.4g}" for v in values), strict=True)), refresh=False)
         if sums is None:
             raise DataError(mismatch("data", "at least one sample", "none"))
@@ -130,18 +130,18 @@ class Run:
 
     @torch.no_grad()
     def _measured(self, out: Routing, share: Share) -> Tensor:
-        """What a step adds to the sums of its epoch, on the device."""
+        """The values that a step adds to the sums of its epoch, on the device."""
         means = torch.stack([out.loss, *out.terms.values()])
         routed = gate_sums(out, self.model.paths)
         chosen = (out.leaf_log_prob == out.leaf_log_prob.amax(1, keepdim=True)).sum(0)
         parts = [means * len(out.leaf_log_prob), out.leaf_log_prob.exp().sum(0), routed, chosen]
         added = torch.cat(parts).to(self.sum_dtype)
-        return added if share.n else added.zero_()  # of a made-up sample
+        return added if share.n else added.zero_()  # a dummy sample counts nothing
 
     def step(self, x: Tensor, index: Tensor | None, share: Share, lesson: Lesson) -> Routing:
-        """One step of the optimiser, on the samples that this process has of the global batch."""
+        """Take one optimiser step on this process's samples of the global batch."""
         self.steps += 1
-        self.optimizer.zero_grad(set_to_none=True)  # before their memory is given out again
+        self.optimizer.zero_grad(set_to_none=True)  # before the step reuses their memory
         with self.memory.step(), nullcontext() if self.compiled is None else self.compiled.step():
             out = self._forward(x, index, share, lesson)
             self.guard.see(self.steps, out, share)
@@ -155,15 +155,15 @@ class Run:
         return out
 
     def _states(self, share: Share, device: torch.device) -> AbstractContextManager[None]:
-        """The global random states, lent to networks that may draw by themselves."""
-        return lent(self.noise, share, device, b"networks") if self.may_draw else nullcontext()
+        """The global random states for networks that draw from them."""
+        return seeded_random_states(self.noise, share, device, b"networks") if self.may_draw else nullcontext()
 
     def _forward(self, x: Tensor, index: Tensor | None, share: Share, lesson: Lesson) -> Routing:
-        """What the lesson asks of the model."""
+        """Run the forward pass of the lesson's phase."""
         before = self.noise.get_state() if lesson.phase == "alone" else None
         view, other = self.views(x, index, self.noise, share)
         if before is not None and torch.equal(before, self.noise.get_state()):
-            # Gates alone draw no z, and what views are lent follows from where the generator is: it has to move on.
+            # Gates alone draw no z, and the random states of views follow from the generator's state: advance it.
             torch.rand((), generator=self.noise, device=self.noise.device)
         told: dict[str, Any] = {"settings": lesson.settings, "share": share, "validate": False}
         with self.autocast, self._states(share, x.device):
@@ -178,7 +178,7 @@ class Run:
 
 
 def _towards(out: Output) -> Output:
-    """The output with the loss that fits gates and experts to given leaves: the log-likelihood of sample and leaf."""
+    """Replace the loss by the one that fits gates and experts to given leaves: -log p(sample, leaf)."""
     assert out.leaf is not None
     terms = {
         "start_gate": -out.leaf_log_prob.gather(1, out.leaf).mean(),
@@ -187,19 +187,19 @@ def _towards(out: Output) -> Output:
     return replace(out, loss=terms["start_gate"] + terms["start_expert"], terms=terms)
 
 
-def _made_up(model: HMoEVAE) -> Tensor:
-    """A sample for a process that has run out of its own, whose likelihood is finite."""
+def _dummy_sample(model: HMoEVAE) -> Tensor:
+    """A dummy sample with a finite likelihood, for a process that has no samples left."""
     return torch.full((1, *model.input_shape), model.door.example, device="cpu")
 
 
 def evaluate(model: HMoEVAE, batches: Batches, seed: int, processes: Processes) -> dict[str, float]:
-    """Mean terms over all batches, always with the same draws of z, so that epochs can be compared."""
+    """Mean terms over all batches, with the same draws of z in every call, so that epochs can be compared."""
     generator = torch.Generator(model.device).manual_seed(seed)
     threads = Threads(model)
-    door = model.door  # which all of them have passed
+    door = model.door  # the batches are checked already
     n_samples = 0
     sums: dict[str, float] = {}
-    for x, _, share in processes.rounds(batches, _made_up(model)):
+    for x, _, share in processes.rounds(batches, _dummy_sample(model)):
         n_samples += share.total
         with threads.for_samples(len(x)):
             terms = model.evaluate(Checked(x, door), batch_size=len(x), generator=generator, share=share)

@@ -1,7 +1,7 @@
-"""Several processes that train one model together: who they are, and all that they tell each other.
+"""Data-parallel training: several processes train one model, and exchange weights, gradients and numbers.
 
-Data-parallel: every process has the whole model and a share of each batch. Where process p has n_p of a batch's N
-samples, loss_p is the mean over them and I_p their importance, all processes step along the gradient of ::
+Every process has the whole model and a share of each batch. Process p has n_p of the batch's N samples; loss_p is the
+mean loss over them and I_p their importance. All processes step along the gradient of ::
 
     sum_p (n_p / N) loss_p,    where the balance in every loss_p is that of I = sum_p I_p
 
@@ -27,16 +27,16 @@ from hmoevae.nn.draws import Share
 
 T = TypeVar("T")
 Batch = tuple[Tensor, Tensor | None]
-"""Samples and, where they lie in memory, their places in the data set."""
+"""Samples and, if the data set is in memory, their indices in it."""
 
 
 class Processes:
-    """The processes of a training run as one of them sees them; one that is alone has its own answers back at once.
+    """The processes of a training run, as seen by one of them. A single process exchanges nothing.
 
     Args:
-        device: Where this process computes.
-        count: How many processes there are.
-        index: Which of them this is, from 0.
+        device: The device of this process.
+        count: Number of processes.
+        index: Rank of this process, from 0.
 
     >>> alone = Processes(torch.device("cpu"))
     >>> alone.is_main, alone.own(10), alone.any(False), Processes(torch.device("cpu"), 3, 1).own(10)
@@ -51,7 +51,7 @@ class Processes:
 
     @classmethod
     def here(cls, device: torch.device) -> "Processes":
-        """The processes of torch's process group, where there is one.
+        """The processes of torch's process group; a single process if there is none.
 
         Raises:
             ArgumentError: The group cannot exchange tensors on `device`.
@@ -59,21 +59,21 @@ class Processes:
         if not dist.is_available() or not dist.is_initialized():
             return cls(device)
         if dist.get_backend() == "nccl" and device.type != "cuda":
-            raise ArgumentError(mismatch("device", "a CUDA device, for processes that talk by nccl", device))
+            raise ArgumentError(mismatch("device", "a CUDA device, for processes that communicate by NCCL", device))
         return cls(device, dist.get_world_size(), dist.get_rank())
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and shows things."""
+        """Whether this is the main process, which writes files and prints."""
         return self.index == 0
 
     # --- before training --------------------------------------------------------------------------------------------
 
     def check_equal(self, **settings: object) -> None:
-        """Make sure that all processes were asked for the same training.
+        """Check that all processes have the same settings.
 
         Raises:
-            ArgumentError: They were not.
+            ArgumentError: A setting differs between processes.
         """
         if self.count == 1:
             return
@@ -86,16 +86,16 @@ class Processes:
                 raise ArgumentError(mismatch(name, "the same in every process", " and ".join(values)))
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the main process, where alone it is called."""
+        """Call `make` in the main process only, and return its result in every process."""
         if self.count == 1:
             return make()
         made = [make() if self.is_main else None]
         with self._talking():
             dist.broadcast_object_list(made, device=self.device)
-        return made[0]  # pyright: ignore[reportReturnType]  # by now it is there in every process
+        return made[0]  # pyright: ignore[reportReturnType]  # the broadcast has filled it in every process
 
     def share_weights(self, model: HMoEVAE) -> None:
-        """Give the model of every process the main one's weights."""
+        """Copy the main process's weights to the model of every process."""
         if self.count == 1:
             return
         with self._talking():
@@ -105,14 +105,14 @@ class Processes:
     # --- data -------------------------------------------------------------------------------------------------------
 
     def own(self, n: int) -> slice:
-        """Which of the `n` samples of a global batch are this process's; their numbers differ by at most one."""
+        """The slice of a global batch of `n` samples that belongs to this process; sizes differ by at most one."""
         return slice(n * self.index // self.count, n * (self.index + 1) // self.count)
 
     def check_divided(self, loader: DataLoader[Any], name: str) -> None:
-        """Make sure that a user's loader, as far as one can see, gives every process samples of its own.
+        """Check that a user's loader gives every process other samples, as far as its type shows.
 
         Raises:
-            ArgumentTypeError: It gives all of them the same.
+            ArgumentTypeError: It gives all processes the same samples.
         """
         if self.count == 1 or isinstance(loader.sampler, DistributedSampler):
             return
@@ -120,17 +120,17 @@ class Processes:
 
         if not isinstance(loader, DataLoaderStateMixin):
             expected = "a DataLoader with a DistributedSampler or from accelerate's prepare, in several processes"
-            raise ArgumentTypeError(mismatch(name, expected, "one that gives every process the same samples"))
+            raise ArgumentTypeError(mismatch(name, expected, "a loader that gives every process the same samples"))
 
     def longest(self, n: int) -> int:
         """The largest `n` of all processes."""
         return max(everyone[0] for everyone in self._exchange(n))
 
-    def rounds(self, batches: Iterable[Batch], made_up: Tensor) -> Iterator[tuple[Tensor, Tensor | None, Share]]:
-        """Batches, as long as any process has one; where another has none any more it is given what is made up.
+    def rounds(self, batches: Iterable[Batch], dummy: Tensor) -> Iterator[tuple[Tensor, Tensor | None, Share]]:
+        """Yield batches as long as any process has one; a process without any gets the dummy sample `dummy`.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C was pressed in one of the processes; it is raised in all of them.
+            KeyboardInterrupt: Ctrl-C was pressed in one of the processes. It is raised in all of them.
         """
         if self.count == 1:
             for x, index in batches:
@@ -145,7 +145,7 @@ class Processes:
                 return
             share = Share(sum(everyone[: self.index]), n, total, partial(self._importance_of_all, n, total))
             if x is None:
-                x, index = made_up, torch.zeros(len(made_up), dtype=torch.long, device="cpu")
+                x, index = dummy, torch.zeros(len(dummy), dtype=torch.long, device="cpu")
             yield x, index, share
 
     # --- a step -----------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class Processes:
     def _importance_of_all(self, n: int, n_all: int, own: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
         own = own * float(n > 0)
         total = self.sum(own.detach())
-        # Every loss has the whole balance in it and is weighed by n/N, so this gradient has to be N/n times as large.
+        # Every process's loss contains the whole balance and is weighted by n/N, so this gradient is scaled by N/n.
         scaled = own * (n_all / max(n, 1))
         return total + (scaled - scaled.detach())
 
@@ -166,13 +166,13 @@ class Processes:
     def backward(
         self, loss: Float[Tensor, ""], model: HMoEVAE, share: Share, learning: Iterable[nn.Parameter] = ()
     ) -> None:
-        """Leave in every parameter the gradient of the loss of all.
+        """Compute the gradient of the global batch's loss in every parameter.
 
         Args:
-            loss: Of this process's samples.
+            loss: The loss of this process's samples.
             model: The model.
-            share: Which samples these are.
-            learning: Those that are to have a gradient, if it be zero, where the samples have no use for them.
+            share: Which samples of the global batch these are.
+            learning: Parameters that get a zero gradient if this process's samples do not use them.
         """
         (loss if self.count == 1 else loss * share.weight).backward()
         for parameter in learning:
@@ -181,13 +181,13 @@ class Processes:
         if self.count == 1:
             return
         with self._talking():
-            # In place, each by itself: groups of equal nodes make a few large tensors out of many small ones.
+            # In place, without bucketing: grouping equal nodes has already made few, large tensors.
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
             for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
                 assert work is not None
                 work.wait()
 
-    # --- what is known to one, or in parts --------------------------------------------------------------------------
+    # --- reductions -------------------------------------------------------------------------------------------------
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -207,7 +207,7 @@ class Processes:
         return flag if self.count == 1 else any(theirs for (theirs,) in self._exchange(int(flag)))
 
     def first(self, flags: list[bool]) -> int | None:
-        """The first place at which the flag of any process is set; `None` where there is none.
+        """The first index at which any process has set its flag; `None` if there is none.
 
         Raises:
             KeyboardInterrupt: As in `rounds`.
@@ -217,7 +217,7 @@ class Processes:
         return first if first < len(flags) else None
 
     def best(self, words: str, *, knows: bool) -> str:
-        """The words of a process that knows, where there is one."""
+        """The `words` of a process that `knows`, if there is one."""
         if self.count == 1:
             return words
         everyone: list[Any] = [None] * self.count
@@ -229,7 +229,7 @@ class Processes:
 
     @contextmanager
     def ending_together(self) -> Iterator[None]:
-        """Inside, Ctrl-C is kept until the processes speak next: ended at different places they would wait for ever."""
+        """Inside, delay Ctrl-C until the next exchange: processes that stop at different points would deadlock."""
         default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if self.count == 1 or not default or threading.current_thread() is not threading.main_thread():
             yield
@@ -246,7 +246,7 @@ class Processes:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _exchange(self, *numbers: int) -> list[list[int]]:
-        """The numbers of every process."""
+        """Gather the numbers of every process."""
         if self.count == 1:
             return [list(numbers)]
         table = torch.zeros(self.count, 1 + len(numbers), dtype=torch.long, device="cpu")
@@ -258,10 +258,10 @@ class Processes:
 
     @contextmanager
     def _talking(self) -> Iterator[None]:
-        """Word the errors of exchanges, which mostly mean that another process has gone."""
+        """Turn errors of exchanges into `ProcessError`: they mostly mean that another process has ended."""
         try:
             yield
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            expected = f"all {self.count} to go on (see what the others say)"
+            expected = f"all {self.count} to continue (see the errors of the others)"
             raise ProcessError(mismatch("processes", expected, f"in process {self.index}: {reason}")) from error

@@ -1,4 +1,4 @@
-"""Training: every option of a training run as one record, which checks and describes itself and is lossless as JSON."""
+"""Training: all options of a training run in one record, which checks itself and is written to and read from JSON."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -27,52 +27,54 @@ Schedule = Literal["constant", "cosine"]
 @named_fields
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Training:
-    """Every option of a training run; `hmoevae.fit` reads nothing else but the model, the data and who is watching.
+    """All options of a training run. `hmoevae.fit` takes the model, the data, callbacks and folders beside it.
 
-    A record is immutable and may be shared: `dataclasses.replace(training, seed=1)` makes another. Two are equal if
-    all their options are.
+    A record is immutable and may be shared. `dataclasses.replace(training, seed=1)` makes another. Two records are
+    equal if all their options are.
 
     Args:
-        epochs: Passes over the data.
-        batch_size: Samples a step, in each process; a DataLoader brings its own.
-        lr: Learning rate of Adam; an `optimizer` brings its own, and then it is only told from that of a checkpoint.
-        lr_schedule: `"cosine"` lets the learning rate fall to zero along half a cosine, over all epochs or, with
+        epochs: Number of passes over the data.
+        batch_size: Samples per step and process; a DataLoader has its own batch size.
+        lr: Learning rate of Adam. With an `optimizer`, which has its own, it is not used.
+        lr_schedule: `"cosine"` lowers the learning rate to zero along half a cosine, over all epochs or, with
             `agreement`, over those in which gates and experts learn together.
-        optimizer: Builds another optimiser from the parameters, such as `functools.partial(torch.optim.SGD, lr=0.1)`.
-        view: A random change of the samples for the gates to look at, while the experts model the samples themselves:
-            a view of `hmoevae.views`, or any callable from samples to samples.
-        agreement: Teach the gates that a sample and its partner are of one kind, at first without the experts.
-        init: Where training begins: `"random"`; `"kmeans"` or `"umap"` (a Gaussian mixture in a UMAP embedding),
-            clusters and within them clusters, level by level; a leaf index for every sample; or a callable that
-            clusters, from an array of features (n, feature), a number of clusters and a seed to the clusters (n,).
-        init_epochs: The first epochs, in which gates and experts learn the start; not read for a random one.
-        warmup: Let the KL weigh less and the gates be softer in the first epochs in which the experts learn.
-        revive: Give a child of a mixture that took less than a hundredth of an even share in an epoch a copy of its
-            most used sibling, with half of the samples; after every epoch in which gates and experts learn together,
-            but for the last one. The column `revived` of the history counts them.
-        kl_weight: A constant factor in front of KL(q(z|x) || p(z)), the beta of a beta-VAE (Higgins et al. 2017), which
-            multiplies that of a warm-up. Only at 1 is the loss a bound; validation data are measured at 1.
-        max_grad_norm: Before each step the gradient is shortened to this Euclidean norm, over all parameters, where it
-            is longer (`torch.nn.utils.clip_grad_norm_`); `None` leaves it as it is.
+        optimizer: Makes another optimiser from the parameters, such as `functools.partial(torch.optim.SGD, lr=0.1)`.
+        view: A random change of the samples that the gates see; the experts model the unchanged samples. A view of
+            `hmoevae.views`, or any callable from samples to samples.
+        agreement: Teach the gates to send a sample and its partner to the same node, in the first epochs without the
+            experts.
+        init: The start: `"random"`; `"kmeans"` or `"umap"` (a Gaussian mixture in a UMAP embedding), which cluster the
+            samples, and the samples of each cluster, level by level; a leaf index for every sample; or a callable that
+            clusters: it takes an array of features (n, feature), a number of clusters and a seed, and returns the
+            clusters (n,).
+        init_epochs: Number of first epochs in which gates and experts learn the start; not used for a random start.
+        warmup: Lower the weight of the KL and soften the gates in the first epochs in which the experts learn.
+        revive: After every epoch in which gates and experts learn together, except the last, revive each child of a
+            mixture whose share was below a hundredth of an even share: the child gets a copy of its most used sibling
+            and half of that sibling's samples. The column `revived` of the history counts revived children.
+        kl_weight: A constant factor of KL(q(z|x) || p(z)), the beta of a beta-VAE (Higgins et al. 2017). It multiplies
+            the weight of a warm-up. The loss is a bound at 1 only; validation data are measured at 1.
+        max_grad_norm: Clip the gradient to this Euclidean norm over all parameters (`torch.nn.utils.clip_grad_norm_`);
+            `None` does not clip.
         early_stopping: End when the objective on the validation data has stopped falling, with the best weights.
         seed: Fixes the order of the data, the draws of z, and what loaders, data sets and views draw from the global
-            random states of Python, numpy and torch, which are lent to them: the same seed gives the same result on a
-            CPU with the same number of threads. A loader with a generator of its own draws from that. `None` takes a
-            fresh one. The weights are drawn when the model is made, by torch's global generator: call
+            random states of Python, numpy and torch, which are restored afterwards. The same seed gives the same result
+            on a CPU with the same number of threads. A loader with a generator of its own draws from that. `None` takes
+            a fresh seed. The weights are drawn when the model is made, by torch's global generator: call
             `torch.manual_seed` before that.
-        device: Where to train; `"auto"` takes an accelerator if there is one.
+        device: The device to train on; `"auto"` takes an accelerator if there is one.
         precision: `"bf16"` runs the networks under bfloat16 autocast; parameters, sums and the optimiser stay float32.
             On a CPU without bfloat16 instructions it warns and trains in `"fp32"`.
-        compile: Make code for the steps in which gates and experts learn together (`torch.compile`, from PyTorch 2.7
-            on; on a CPU it needs a C++ compiler). The first of them takes some 6 to 20 seconds, those that follow are
-            faster where there are few leaves; see the documentation on performance. Not for several processes.
-        checkpoint_every: Epochs from one checkpoint to the next; the last epoch has one in any case.
-        checkpoint_keep: How many of the last checkpoints are kept, and with validation data beside them the one with
-            the smallest validation loss, that of the model's objective.
+        compile: Compile the steps in which gates and experts learn together (`torch.compile`, from PyTorch 2.7 on; on a
+            CPU it needs a C++ compiler). The first of these steps takes some 6 to 20 seconds. The others are faster
+            where there are few leaves; see the documentation on performance. Not for several processes.
+        checkpoint_every: Number of epochs between checkpoints. The last epoch always writes one.
+        checkpoint_keep: Number of newest checkpoints to keep. With validation data, the checkpoint with the smallest
+            validation loss, measured by the model's objective, is kept beside them.
 
     Raises:
-        ArgumentError: An option cannot be used, or not with the others.
-        ArgumentTypeError: One is of a type that cannot be used, or there is no such option.
+        ArgumentError: An option cannot be used, or not together with the others.
+        ArgumentTypeError: An option has a wrong type, or there is no such option.
 
     >>> training = Training(epochs=5, init="kmeans", early_stopping=EarlyStopping(patience=2))
     >>> training
@@ -107,7 +109,7 @@ class Training:
     checkpoint_keep: int = 3
 
     def __post_init__(self) -> None:
-        """Check every option, and turn numbers into Python's own, as JSON gives them back."""
+        """Check every option, and turn numpy's numbers into Python's, which JSON reads back equal."""
         for name in ("epochs", "batch_size", "init_epochs", "checkpoint_every", "checkpoint_keep"):
             check_integer(f"Training.{name}", getattr(self, name))
             object.__setattr__(self, name, int(getattr(self, name)))
@@ -134,13 +136,13 @@ class Training:
         self._check_callables()
         if isinstance(self.device, torch.device):
             object.__setattr__(self, "device", str(self.device))
-        full_from = self.course.full_from  # which a course without an end does not have
+        full_from = self.course.full_from  # `course` raises an error if the warm-up would not end
         if self.early_stopping is not None and full_from > self.epochs:
             expected = "None where gates and experts never learn together at full weight"
             self._refuse("early_stopping", expected)
 
     def _check_callables(self) -> None:
-        """Check what may be code of the user's own."""
+        """Check the options that may be code of the user's own."""
         if self.optimizer is not None and not callable(self.optimizer):
             expected = "None or a callable that makes one from the parameters"
             raise ArgumentTypeError(mismatch("Training.optimizer", expected, type(self.optimizer).__name__))
@@ -153,16 +155,16 @@ class Training:
 
     @property
     def start_epochs(self) -> int:
-        """The number of epochs that teach a start: none where it is random."""
+        """Number of epochs that teach the start: 0 for a random start."""
         return 0 if isinstance(self.init, str) and self.init == "random" else self.init_epochs
 
     @property
     def course(self) -> Course:
-        """What is done in each epoch."""
+        """The plan of each epoch."""
         return Course(self.epochs, self.start_epochs, self.agreement, self.warmup, self.kl_weight)
 
     def described(self) -> dict[str, str]:
-        """Every option in words that are the same in another process.
+        """Every option in words, which are the same in every process.
 
         >>> from functools import partial
         >>> Training(optimizer=partial(torch.optim.SGD, lr=0.1)).described()["optimizer"]
@@ -171,10 +173,10 @@ class Training:
         return {field.name: described(getattr(self, field.name)) for field in fields(self)}
 
     def to_json(self, *, indent: int | None = 2) -> str:
-        """JSON, which `training_from_json` reads back.
+        """Write JSON, which `training_from_json` reads back.
 
-        Records and views of the package are written as such. A callable of one's own or an array is described in words,
-        for people: `{"described": "SGD(lr=0.1)"}`.
+        Records and views of the package are written with all their fields. A callable of the user's own or an array is
+        only described, for people: `{"described": "SGD(lr=0.1)"}`.
         """
         return json.dumps(_CODEC.to_data(self), indent=indent)
 
@@ -187,23 +189,24 @@ class Training:
         return hash(tuple(self.described().values()))
 
     def __repr__(self) -> str:
-        """The call that makes it; options at their defaults are left out, and arrays are described."""
+        """The call that makes the record, without options at their defaults; arrays are described."""
         given = [field for field in fields(self) if not _are_equal(getattr(self, field.name), field.default)]
         return f"Training({', '.join(f'{field.name}={described(getattr(self, field.name))}' for field in given)})"
 
 
 def training_from_json(text: str, **options: Any) -> Training:
-    """Read what `Training.to_json` wrote.
+    """Read the JSON that `Training.to_json` wrote.
 
-    No code runs from a file. What was given as a callable of one's own or as an array has to be given again.
+    No code runs from a file. Callables of the user's own and arrays have to be given again, as `options`.
 
     Args:
         text: The JSON.
-        options: Options of `Training` in place of those in the text.
+        options: Options of `Training` that replace those in the text.
 
     Raises:
-        ArgumentError: The text is not such JSON, an option cannot be used, or one is described in words and not given.
-        ArgumentTypeError: There is no such option, or one has a type that cannot be used.
+        ArgumentError: The text is not JSON of a training, an option cannot be used, or an option is only described in
+            the text and not given.
+        ArgumentTypeError: There is no such option, or an option has a wrong type.
 
     >>> own = Training(optimizer=torch.optim.SGD, seed=7)
     >>> training_from_json(own.to_json(), optimizer=torch.optim.SGD) == own

@@ -1,4 +1,4 @@
-"""Restarts: several trainings of which the best is kept."""
+"""Restarts: train from several seeds and keep the best model."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -21,8 +21,8 @@ class Best:
         model: Its model.
         history: Its history.
         seed: Its seed.
-        losses: Of every training by seed, in nats; the best one's is the smallest.
-        interrupted: Whether one of them, the last, was ended early by Ctrl-C.
+        losses: The loss of every training by seed, in nats; the best training has the smallest.
+        interrupted: Whether Ctrl-C ended the last of the trainings.
 
     >>> from hmoevae import VAE
     >>> best = Best(HMoEVAE(VAE(latent_dim=2), (4,)), History(), seed=1, losses={0: 3.5, 1: 3.0}, interrupted=False)
@@ -42,13 +42,13 @@ def best_of(
 ) -> Best:
     """Train from several seeds and keep the model with the smallest objective on held-out data.
 
-    The objective is the models' own, without balance and agreement, and every model is measured with the same draws of
-    z. No label plays a part. After a training that Ctrl-C ended, no other begins.
+    Models are compared by their own objective, without balance and agreement, and with the same draws of z. Labels play
+    no part. After a training that Ctrl-C ended, no other begins.
 
     Args:
-        train: From a seed to a fresh model, trained, and its history.
-        validation_data: Samples that `train` does not see, as `data` of `fit`.
-        seeds: What to give to `train`.
+        train: A function of a seed that makes and trains a model, and returns it with its history.
+        validation_data: Samples that `train` does not see, in any form that `fit` takes.
+        seeds: The seeds to call `train` with.
 
     Raises:
         ArgumentError: There are no seeds.

@@ -1,4 +1,4 @@
-"""What a run needs to go on where it was: its state, and the arguments that it has to be given again."""
+"""Resuming: the state of a run for its checkpoints, and the description that has to be the same when it resumes."""
 
 import hashlib
 import random
@@ -25,25 +25,25 @@ from hmoevae.training.states import Stateful
 from hmoevae.training.words import described, digest
 
 DIGESTED_ROWS = 64
-"""About how many samples of a data set are looked at to recognise it."""
+"""Approximate number of samples whose digest identifies a data set."""
 NOT_COMPARED = {
     "checkpoint_every": "says when checkpoints are written, not what is in them",
     "checkpoint_keep": "says which checkpoints stay, not what is in them",
 }
-"""The options of a training that may be others when it goes on, with the reason."""
+"""The options that may change when a training resumes, with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """Everything that changes as a run goes on, but the weights.
+    """Everything that changes during a run, except the weights.
 
     Attributes:
-        run: Optimiser, schedule and the draws of z.
-        history: What was measured.
-        order: The order of the data.
-        loaders: Sources of data that may have generators of their own.
-        callbacks: Of which those are kept that are `Stateful`.
-        best: The best epoch so far, where training may end early.
+        run: Optimiser, learning-rate schedule and the generator of z.
+        history: The history.
+        order: The generator of the order of the data.
+        loaders: Sources of data, which may have generators of their own.
+        callbacks: The callbacks; the state of those that are `Stateful` is saved.
+        best: The best epoch so far, with early stopping.
     """
 
     run: Run
@@ -54,7 +54,7 @@ class TrainingState:
     best: BestSoFar | None
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it."""
+        """The state, for a checkpoint."""
         return {
             "run": self.run.state_dict(),
             "rows": self.history.rows,
@@ -66,7 +66,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave; a callback that it does not know starts anew."""
+        """Restore the state that `state_dict` returned; a callback without a saved state starts anew."""
         self.run.load_state_dict(state["run"])
         self.history.rows[:] = state["rows"]
         self.order.set_state(state["order"])
@@ -81,10 +81,10 @@ class TrainingState:
         _set_random_states(state["random"], self.run.noise.device)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint, weights and all.
+        """Restore the state and the weights of a checkpoint.
 
         Raises:
-            CheckpointError: It is not one of such a run; the weights are as they were.
+            CheckpointError: The checkpoint's state does not fit the run. The weights are unchanged.
         """
         try:
             self.load_state_dict(checkpoint.state["training"])
@@ -107,7 +107,7 @@ def _generators(loaders: Sequence[Data | None]) -> list[torch.Generator]:
 
 
 def _by_name(callbacks: Sequence[object]) -> dict[str, Stateful]:
-    """Those that have a state, by class and place among their class."""
+    """The callbacks that have a state, by class name and index among the callbacks of that class."""
     found: dict[str, Stateful] = {}
     for callback in callbacks:
         if isinstance(callback, Stateful):
@@ -117,7 +117,7 @@ def _by_name(callbacks: Sequence[object]) -> dict[str, Stateful]:
 
 
 def _random_states(device: torch.device) -> dict[str, Any]:
-    """The global ones, which callables, data sets and loaders of the user may draw from."""
+    """The global random states, from which callables, data sets and loaders of the user may draw."""
     numpy = np.random.get_state(legacy=False)  # noqa: NPY002 (it is the global one that is meant)
     states = {"python": random.getstate(), "numpy": numpy, "cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -138,7 +138,7 @@ def _set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
 
 
 def described_model(model: HMoEVAE) -> dict[str, str]:
-    """What was given to a model's constructor, in words."""
+    """The arguments of a model's constructor, in words."""
     tree = hashlib.sha256(model.tree.to_json().encode()).hexdigest()[:12]
     return {
         "tree": f"{model.plan.n_leaves} leaves with sha256 {tree}",
@@ -151,15 +151,15 @@ def described_model(model: HMoEVAE) -> dict[str, str]:
 def described_training(
     training: Training, seed: int | None, device: torch.device, processes: Processes
 ) -> dict[str, str]:
-    """What of a training has to be the same when it goes on, in words; `NOT_COMPARED` need not be.
+    """The options that have to be the same when a training resumes, in words: all but `NOT_COMPARED`.
 
     Args:
         training: The record.
-        seed: The main process's, `None` where it is a fresh one.
-        device: Where this process trains.
-        processes: Of which each has a part of every batch.
+        seed: The main process's seed; `None` if it is a fresh one.
+        device: The device of this process.
+        processes: The processes of the training.
     """
-    # With these, the number of epochs says what is done in each of them.
+    # With these options, the plan of an epoch depends on the number of epochs.
     is_planned = training.lr_schedule != "constant" or training.agreement is not None or training.revive
     as_run = {
         "batch_size": training.batch_size * processes.count,
@@ -174,7 +174,7 @@ def described_training(
 
 
 def described_data(model: HMoEVAE, data: Data | None, batches: Batches | None) -> str | None:
-    """A data set in words: what it is made of, its length, and where there is one the digest of some samples."""
+    """A data set in words: its length and a digest of some samples or, for loaders, its class and number of batches."""
     if type(data) is TensorDataset:
         data = data.tensors[0]
     if isinstance(data, Checked):

@@ -1,4 +1,4 @@
-"""Revival: a child of a mixture that gets no samples takes over half of what its most used sibling does."""
+"""Revival: a dead child of a mixture takes over half of the samples of its most used sibling."""
 
 import math
 
@@ -12,34 +12,34 @@ from hmoevae.plan import Place, Plan, PlannedNode
 from hmoevae.training.usage import is_dead
 
 NOISE = 0.1
-"""What makes a copy different from its original: the standard deviation of noise, in those of what is copied."""
+"""Standard deviation of the noise that is added to a copied row, relative to that of the row's entries."""
 
 
 @torch.no_grad()
 def revive(
     model: HMoEVAE, optimizer: Optimizer, usage: Float[Tensor, " leaf"], generator: torch.Generator
 ) -> list[str]:
-    """Give every dead child a noisy copy of its most used sibling, and each of the two half of the sibling's samples.
+    """Replace every dead child by a noisy copy of its most used sibling; each of the two gets half of its samples.
 
-    At the gate that is the sibling's row of the last layer, and its learned prior; every leaf below the child gets a
-    copy of an equal leaf's weights: the most used one below the sibling or, where there is none, in the tree. A leaf
-    like no other keeps its weights. The optimiser's state of all this is copied along.
+    At the gate, the copy is the sibling's row of the last layer and its learned prior. Every leaf below the child gets
+    the weights of an equal leaf: the most used one below the sibling or, if there is none there, in the whole tree. A
+    leaf without an equal keeps its weights. The optimiser's state is copied with the weights.
 
     Args:
         model: The model.
         optimizer: Its optimiser.
-        usage: Share of the samples that every leaf had.
+        usage: Share of the samples of every leaf.
         generator: Source of the noise, on the model's device.
 
     Returns:
-        The paths of the children revived.
+        The paths of the revived children.
     """
     plan = model.plan
     copies = _Copies(optimizer, generator)
     revived = []
     for mixture in plan.mixtures:
         if is_dead(mixture, _share(mixture, usage), plan):
-            continue  # its parent has just seen to it
+            continue  # it has just been revived as a child of its parent
         edges = mixture.child_edges
         children = [plan.nodes[plan.edge_child[edge]] for edge in edges]
         shares = [_share(child, usage) for child in children]
@@ -62,12 +62,12 @@ def _share(node: PlannedNode, usage: Float[Tensor, " leaf"]) -> float:
 def _split_samples(
     model: HMoEVAE, copies: "_Copies", gate: Place, donor: tuple[int, int], child: tuple[int, int]
 ) -> None:
-    """Let the gate send half of the donor's samples to the child; both are (edge, place among the children)."""
+    """Make the gate send half of the donor's samples to the child; both are (edge, index among the children)."""
     layer = model.gates.groups[gate.group].last
     n_children = layer.bias.shape[1]
     source, target = gate.row * n_children + donor[1], gate.row * n_children + child[1]
     layer.bias[gate.row, donor[1]] -= math.log(2)
-    copies.row(layer.bias, source, target, layer.bias.numel(), noise=0.0)  # a bias's noise would tip the halves
+    copies.row(layer.bias, source, target, layer.bias.numel(), noise=0.0)  # noise would make the halves unequal
     copies.row(layer.weight, source, target, layer.bias.numel())
     prior = model.prior.logits
     if prior is not None:
@@ -76,7 +76,7 @@ def _split_samples(
 
 
 def _donor_of(plan: Plan, leaf: int, sibling: PlannedNode, usage: Float[Tensor, " leaf"]) -> int | None:
-    """The leaf whose weights one of a dead child takes; `None` where no other living one is equal to it."""
+    """The leaf whose weights the leaf of a dead child gets; `None` if no other living leaf is equal to it."""
     equal = next(group.members for group in plan.expert_groups if leaf in group.members)
     living = [i for i in equal if i != leaf and not is_dead(plan.leaves[i], usage[i].item(), plan)]
     return max(living, key=lambda i: (i in sibling.leaves, usage[i].item()), default=None)
@@ -94,14 +94,14 @@ def _copy_expert(model: HMoEVAE, copies: "_Copies", source: int | None, target: 
 
 
 class _Copies:
-    """Copies rows of parameters, and what the optimiser knows of them."""
+    """Copies rows of parameters, and the optimiser's state for them."""
 
     def __init__(self, optimizer: Optimizer, generator: torch.Generator) -> None:
         self.optimizer = optimizer
         self.generator = generator
 
     def row(self, parameter: nn.Parameter, source: int, target: int, rows: int, *, noise: float = NOISE) -> None:
-        """Copy one of so many equal pieces of a parameter onto another, with noise."""
+        """View a parameter as `rows` rows, and copy row `source` to row `target`, with noise."""
         pieces = parameter.data.view(rows, -1)
         drawn = torch.randn(pieces.shape[1:], generator=self.generator, device=parameter.device, dtype=parameter.dtype)
         pieces[target] = pieces[source] + noise * pieces[source].std(correction=0) * drawn

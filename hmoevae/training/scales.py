@@ -1,4 +1,4 @@
-"""Whether data have the scale that Gaussians of a fixed scale can model, and the warning where they have not."""
+"""The check that data have a scale that Gaussians of a fixed scale can model, and its warning."""
 
 import numpy as np
 from torch import Tensor
@@ -8,17 +8,17 @@ from hmoevae.plan import Plan
 from hmoevae.spec import VAE, Gaussian
 
 FAR = 100.0
-"""A column whose root mean square is so many times the scale costs 5,000 nats a sample when training begins."""
+"""Largest root mean square of a column, in units of the scale. Beyond it, a sample costs 5,000 nats at first."""
 LEAST = 0.1
-"""Nats: where a latent could not tell more of a sample than this, all that is left to model is noise."""
+"""Nats: smallest information that a latent must be able to carry about a sample; below it, all data are noise."""
 
 
 def warn_of_scales(plan: Plan, samples: Tensor) -> None:
-    """Warn of columns that are much larger than the scale of the likelihood, or of data that drown in its noise.
+    """Warn of columns that are much larger than the scale of the likelihood, or of data much smaller than it.
 
-    Under a Gaussian of fixed scale s and free mean, networks begin near a mean of 0, where a column costs (r/s)^2 / 2
-    nats with r its root mean square; and no latent can tell more than log(1 + (d/s)^2) / 2 nats of a column with the
-    standard deviation d, the capacity of a Gaussian channel. Values from 0 to 1 are taken for pixels, and pass.
+    Take a Gaussian of fixed scale s with an unbounded mean. Networks begin with a mean near 0, where a column of root
+    mean square r costs (r/s)^2 / 2 nats. About a column of standard deviation d, a latent can carry at most
+    log(1 + (d/s)^2) / 2 nats, the capacity of a Gaussian channel. Values from 0 to 1 count as pixels and pass.
 
     Args:
         plan: The compiled tree.
@@ -43,7 +43,7 @@ def warn_of_scales(plan: Plan, samples: Tensor) -> None:
         got = f"column {place} with mean {_short(mean[worst])} and standard deviation {_short(deviation[worst])}{more}"
         warn(mismatch("data", expected, f"{got}: {remedy}"), ScaleWarning)
     elif len(x) >= 16 and float((deviation / min(free)).square().log1p().sum()) / 2 < LEAST:
-        got = f"standard deviations up to {float(deviation.max()):.3g}, which drown in its noise"
+        got = f"standard deviations up to {float(deviation.max()):.3g}, far below its noise"
         warn(mismatch("data", expected, f"{got}: {remedy}"), ScaleWarning)
 
 

@@ -1,4 +1,4 @@
-"""State dicts as JSON and tensors, and back: all that a pickle would be used for, and nothing that runs code."""
+"""State dicts as JSON and tensors, and back, in place of pickles, which can run code."""
 
 import math
 from collections.abc import Mapping
@@ -13,29 +13,29 @@ from hmoevae.errors import ArgumentTypeError, mismatch
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What goes on where it was: torch's modules, optimisers and schedules, and callbacks that have these two."""
+    """An object whose state can be saved and restored: torch's modules, optimisers, schedules, and some callbacks."""
 
     def state_dict(self) -> Mapping[str, Any]:
-        """Everything that changes: nested dicts, lists and tuples of numbers, strings, tensors, arrays and `None`."""
+        """The state: nested dicts, lists and tuples of numbers, strings, tensors, arrays and `None`."""
         ...
 
     def load_state_dict(self, state_dict: Any) -> object:
-        """Take over what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         ...
 
 
 def pack(state: object, name: str) -> tuple[Any, dict[str, Tensor]]:
-    """Take a nested state apart into JSON and the tensors that it refers to by their place, such as `optimizer.state`.
+    """Split a nested state into JSON and tensors, which the JSON names by their path, such as `optimizer.state`.
 
-    What JSON has no word for is an object with one entry: `{"tensor": place}`, `{"array": ...}`, `{"tuple": [...]}`,
-    `{"float": "nan"}`, and `{"dict": [[key, value], ...]}`, since keys may be numbers.
+    Values that JSON lacks become objects with one entry: `{"tensor": path}`, `{"array": ...}`, `{"tuple": [...]}`,
+    `{"float": "nan"}`, and `{"dict": [[key, value], ...]}`, because keys may be numbers.
 
     Args:
         state: Nested dicts, lists and tuples of numbers, strings, tensors, arrays and `None`.
-        name: The place of the whole.
+        name: The path of the whole state.
 
     Raises:
-        ArgumentTypeError: There is something else in it; the message has the place.
+        ArgumentTypeError: The state holds something else; the message has its path.
 
     >>> pack({"step": 3, 0: (torch.ones(2), math.inf)}, "adam")[0]
     {'dict': [['step', 3], [0, {'tuple': [{'tensor': 'adam.0.0'}, {'float': 'inf'}]}]]}
@@ -56,7 +56,7 @@ def pack(state: object, name: str) -> tuple[Any, dict[str, Tensor]]:
                     place += "'"
                 tensor = value.detach().cpu().contiguous()
                 storage = tensor.untyped_storage().data_ptr()
-                # A safetensors file holds every tensor by itself.
+                # A safetensors file refuses tensors that share memory.
                 tensors[place] = tensor.clone() if storage in storages else tensor
                 storages.add(storage)
                 return {"tensor": place}
@@ -76,10 +76,10 @@ def pack(state: object, name: str) -> tuple[Any, dict[str, Tensor]]:
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Put together what `pack` took apart.
+    """Join JSON and tensors to the state that `pack` split.
 
     Raises:
-        KeyError, TypeError, ValueError: `pack` did not make this.
+        KeyError, TypeError, ValueError: `pack` did not make these.
 
     >>> unpack(*pack({"step": 3, 0: (None, -math.inf)}, "adam"))
     {'step': 3, 0: (None, -inf)}

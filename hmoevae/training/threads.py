@@ -1,4 +1,4 @@
-"""How many threads the steps of a training run compute in on a CPU."""
+"""The number of threads in which a CPU computes training steps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ from hmoevae.model import HMoEVAE
 from hmoevae.nn.conv import GroupedConv2d, GroupedConvTranspose2d
 
 SMALL_STEP = 1 << 24
-"""Weights times samples up to which a second thread gains less than a fifth on idle cores: see docs/slow.md."""
+"""Product of weights and samples up to which a second thread gains less than a fifth on idle cores: docs/slow.md."""
 
 
 class Threads:
-    """The number of threads for the steps of a model: one for small steps on a CPU, else what the process has.
+    """The number of threads for the steps of a model: one for small steps on a CPU, else the process's own number.
 
-    Threads meet at the end of every operation, hundreds of times in a step. Where another program holds the core of
-    one of them, the others wait for it each time.
+    Threads synchronise at the end of every operation, hundreds of times in a step. Where another program occupies the
+    core of one thread, all others wait for it each time.
 
     Args:
         model: The model, on its device.
@@ -30,7 +30,7 @@ class Threads:
     """
 
     def __init__(self, model: HMoEVAE) -> None:
-        # A convolution uses a weight many times for a sample.
+        # A convolution uses each weight many times per sample, so its number of weights does not measure its work.
         convolves = any(
             isinstance(module, nn.Conv2d | GroupedConv2d | GroupedConvTranspose2d) for module in model.modules()
         )
@@ -39,10 +39,10 @@ class Threads:
 
     @contextmanager
     def for_samples(self, n_samples: int) -> Iterator[None]:
-        """Inside, what is computed for `n_samples` samples runs in the number of threads that suits it.
+        """Inside, set the number of threads for a step of `n_samples` samples.
 
-        The number is PyTorch's own setting of the calling thread, put back on leaving. A thread of the caller's that
-        computes for the first time meanwhile is left with one.
+        This is PyTorch's setting of the calling thread, and is restored on leaving. Another thread of the program that
+        computes for the first time meanwhile keeps one thread.
         """
         before = torch.get_num_threads()
         if before == 1 or not self.may_choose or self.n_weights * n_samples > SMALL_STEP:

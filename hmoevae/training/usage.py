@@ -1,4 +1,4 @@
-"""What the gates did with the samples of an epoch, and the warnings about leaves and gates that do nothing.
+"""Usage of the leaves and information of the gates in an epoch, and the warnings about dead leaves and constant gates.
 
 Axes: `leaf` and `edge` as in `hmoevae.plan`.
 """
@@ -19,13 +19,13 @@ from hmoevae.output import Routing
 from hmoevae.plan import Plan, PlannedNode
 
 LEAST = 0.01
-"""Below this share of what is due a leaf counts as dead and a gate as constant."""
+"""A leaf is dead below this fraction of an even share, a gate is constant below this fraction of log(children)."""
 LISTED = 10
-"""How many leaves or gates a warning names."""
+"""Number of leaves or gates that a warning names."""
 
 
 def gate_sums(routing: Routing, paths: Paths) -> Float[Tensor, " two_edges"]:
-    """For every edge, summed over a batch: the probability p of arriving at its child, and behind them p log g."""
+    """Sums over a batch for every edge: first the probability p of arriving at its child, then p log g."""
     log_prob = routing.edge_log_prob.t()
     arriving = paths.child_log_prob(log_prob).exp()
     return torch.cat([arriving.sum(1), (arriving * log_prob).sum(1)])
@@ -34,13 +34,13 @@ def gate_sums(routing: Routing, paths: Paths) -> Float[Tensor, " two_edges"]:
 def information(plan: Plan, sums: Sequence[float]) -> dict[str, float]:
     """For every mixture, the mutual information in nats between the samples that arrive there and the child they go to.
 
-    H(mean of g) - mean of H(g), each sample weighing as much as it arrives: zero for a gate that sends all samples the
-    same way or, however evenly, answers all of them alike; the log of the number of children for one that is certain of
-    every sample and uses all children evenly.
+    It is H(mean of g) - mean of H(g), where each sample is weighted by its probability of arriving. It is zero for a
+    gate that gives all samples the same probabilities, and the log of the number of children for a gate that is certain
+    of every sample and uses all children evenly.
 
     Args:
         plan: The compiled tree.
-        sums: Of an epoch, laid out as by `gate_sums`.
+        sums: The sums of `gate_sums` over an epoch.
     """
     arrived, p_log_g = sums[: plan.n_edges], sums[plan.n_edges :]
     result = {}
@@ -50,18 +50,18 @@ def information(plan: Plan, sums: Sequence[float]) -> dict[str, float]:
         for edge in mixture.child_edges:
             if arrived[edge] > 0:
                 nats += (p_log_g[edge] - arrived[edge] * math.log(arrived[edge] / total)) / total
-        result[mixture.path] = max(nats, 0.0)  # rounding may go below
+        result[mixture.path] = max(nats, 0.0)  # rounding may make it negative
     return result
 
 
 def is_dead(node: PlannedNode, share: float, plan: Plan) -> bool:
-    """Whether `share` of the samples, in probability, is next to nothing for the leaves below `node`."""
+    """Whether the probability `share` is below a hundredth of an even share for the leaves below `node`."""
     return share < LEAST * len(node.leaves) / plan.n_leaves
 
 
 @contextmanager
 def left_to_the_caller() -> Iterator[None]:
-    """Inside, `fit` does not warn of collapse: of several trainings only the one that is kept is worth a warning."""
+    """Inside, `fit` does not warn of collapse: the caller warns for the one training that it keeps."""
     token = _IS_LEFT_TO_THE_CALLER.set(True)
     try:
         yield
@@ -70,9 +70,9 @@ def left_to_the_caller() -> Iterator[None]:
 
 
 def warn_after_fit(plan: Plan, row: dict[str, int | float], chosen: Sequence[float]) -> None:
-    """What `fit` does in the end: `warn_of_collapse`, unless that is `left_to_the_caller`.
+    """Call `warn_of_collapse` at the end of `fit`, unless that is `left_to_the_caller`.
 
-    A leaf below a gate that is constant need not be named: the gate is.
+    The warning names a constant gate, and does not name the leaves below it that are no sample's most probable leaf.
     """
     if not _IS_LEFT_TO_THE_CALLER.get():
         constant = {edge for mixture in constant_gates(plan, row) for edge in mixture.child_edges}
@@ -81,7 +81,7 @@ def warn_after_fit(plan: Plan, row: dict[str, int | float], chosen: Sequence[flo
 
 
 def constant_gates(plan: Plan, row: dict[str, int | float]) -> list[PlannedNode]:
-    """The mixtures that samples reach and that an epoch's row shows to answer all of them alike."""
+    """The mixtures that samples reach and whose gate gave all of them nearly the same probabilities."""
     usage = [row[f"usage/{leaf.path}"] for leaf in plan.leaves]
     return [
         mixture
@@ -92,12 +92,12 @@ def constant_gates(plan: Plan, row: dict[str, int | float]) -> list[PlannedNode]
 
 
 def warn_of_collapse(plan: Plan, row: dict[str, int | float], chosen: Sequence[float]) -> None:
-    """Name the leaves that an epoch left without samples, and the gates that did not look at theirs.
+    """Warn of dead leaves, of leaves that are no sample's most probable leaf, and of constant gates.
 
     Args:
         plan: The compiled tree.
         row: The epoch's row of the history.
-        chosen: Of how many samples, or which share of them, every leaf is the most probable one; empty if not known.
+        chosen: For every leaf, the number or the share of samples whose most probable leaf it is; empty if unknown.
     """
     usage = [row[f"usage/{leaf.path}"] for leaf in plan.leaves]
     dead = [is_dead(leaf, share, plan) for leaf, share in zip(plan.leaves, usage, strict=True)]
@@ -114,14 +114,14 @@ def warn_of_collapse(plan: Plan, row: dict[str, int | float], chosen: Sequence[f
         f"{mixture.path} ({row[f'information/{mixture.path}']:.1e} nats)" for mixture in constant_gates(plan, row)
     ]
     if constant:
-        expected = f"every gate to tell samples apart, by {LEAST} log(children) nats or more in the last epoch"
-        got = f"next to the same answer to all samples from {_listed(constant)}"
-        got += "; more epochs may help, init or agreement of fit, or a gate without relu, whose units can die"
+        expected = f"every gate to tell samples apart: at least {LEAST} log(children) nats in the last epoch"
+        got = f"nearly the same probabilities for all samples from {_listed(constant)}"
+        got += "; more epochs may help, or Training's init or agreement, or a gate without relu, whose units can die"
         warn(mismatch("information", expected, got), ConstantGateWarning)
 
 
 def _listed(names: Iterable[str]) -> str:
-    """The first ones; of a thousand leaves nobody reads all."""
+    """The first names, and the number of the others."""
     first = list(names)
     return ", ".join(first[:LISTED]) + (f" and {len(first) - LISTED} more" if len(first) > LISTED else "")
 

@@ -1,4 +1,4 @@
-"""Warm-up: schedules of the KL's weight and of the gates' temperature as `fit` takes them."""
+"""Warmup: a schedule of the KL's weight and of the gates' temperature."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ from hmoevae.checks import check_integer, check_number
 
 @dataclass(frozen=True, slots=True)
 class Warmup:
-    """While the experts learn their first epochs, the KL weighs less and the gates are softer than the model says.
+    """Lower the weight of the KL and soften the gates in the first epochs in which the experts learn.
 
-    The weight of KL(q(z|x) || p(z)) goes from `kl` to 1 in a straight line, so that latents are of use before they
-    have to pay for it (Bowman et al. 2016; Sonderby et al. 2016). The gates' logits are divided by a temperature that
-    falls from `temperature` to 1 by equal factors, so that no expert is left out before it has learnt anything (Ueda &
-    Nakano 1998). Both change from epoch to epoch, and the losses recorded until then are of that weight and
-    temperature; `validation_data` are always measured as the model is.
+    The weight of KL(q(z|x) || p(z)) rises linearly from `kl` to 1, so that the decoder uses the latents before they
+    cost much (Bowman et al. 2016; Sonderby et al. 2016). The gates' logits are divided by a temperature that falls from
+    `temperature` to 1 by equal factors, so that no expert is left out before it has learnt anything (Ueda & Nakano
+    1998). Both change from epoch to epoch. The recorded training losses are computed with this weight and temperature;
+    `validation_data` are always measured with both at 1.
 
     Args:
-        epochs: How many of the epochs in which experts learn it takes; from the next one on both are 1.
-        kl: Weight of the KL in the first of them.
-        temperature: Temperature of the gates in the first of them; 1 leaves them as they are.
+        epochs: Length of the warm-up, in epochs in which the experts learn. After it, both are 1.
+        kl: Weight of the KL in the first of these epochs.
+        temperature: Temperature of the gates in the first of these epochs; 1 does not change it.
 
     Raises:
         ArgumentError: A number is out of range.
@@ -39,6 +39,6 @@ class Warmup:
         check_number("Warmup.temperature", self.temperature, positive=True)
 
     def at(self, epoch: int) -> tuple[float, float]:
-        """Weight of the KL and temperature of the gates when the experts have learnt for so many epochs."""
+        """Weight of the KL and temperature of the gates after `epoch` epochs in which the experts have learnt."""
         left = 1 - min(epoch / self.epochs, 1.0)
         return self.kl * left + (1 - left), self.temperature**left

@@ -1,4 +1,4 @@
-"""Options in words, which are the same in another process, and as JSON, from which no code runs."""
+"""Options described in words, which are the same in every process, and as JSON, from which no code runs."""
 
 import functools
 import hashlib
@@ -21,7 +21,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def described(value: object) -> str:
-    """An option in words that are the same in another process.
+    """Describe an option in words, which are the same in every process.
 
     >>> from hmoevae.views import Compose, RandomAffine
     >>> described(Compose([RandomAffine(shear=0.0), torch.nn.functional.relu]))
@@ -49,13 +49,13 @@ def described(value: object) -> str:
 
 def digest(values: Tensor | np.ndarray) -> str:
     """The first digits of the sha256 of an array's bytes."""
-    if isinstance(values, Tensor):  # by its bytes, for numpy knows no bfloat16
+    if isinstance(values, Tensor):  # viewed as bytes, because numpy has no bfloat16
         values = values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return f"sha256 {hashlib.sha256(values.tobytes()).hexdigest()[:12]}"
 
 
 def named_fields(cls: type[T]) -> type[T]:
-    """Let the constructor of a dataclass name the fields there are where it is given another.
+    """Make the constructor of a dataclass raise an error that lists the fields when it gets an unknown one.
 
     >>> from dataclasses import dataclass
     >>> @named_fields
@@ -80,10 +80,10 @@ def named_fields(cls: type[T]) -> type[T]:
 
 
 def refuse_unknown(cls: type, given: Mapping[str, object], place: str) -> None:
-    """Make sure that a dataclass has the fields that are given.
+    """Check that a dataclass has the given fields.
 
     Raises:
-        ArgumentTypeError: It lacks one.
+        ArgumentTypeError: It lacks one of them.
     """
     names = [field.name for field in fields(cls)]
     for name in given:
@@ -95,9 +95,10 @@ def refuse_unknown(cls: type, given: Mapping[str, object], place: str) -> None:
 class Codec:
     """Records of known kinds as JSON, and back.
 
-    A record is an object with its `kind` and its fields. One of a user's own, such as a view that is made a record by
-    `hmoevae.record`, is found by its kind too, once its class has been defined. A feature function of the package is
-    `{"feature": "oriented_gradients"}`. What JSON cannot hold is `{"described": "SGD(lr=0.1)"}`, which is for people.
+    A record becomes an object with its `kind` and its fields. A record of the user's own, such as a view with the
+    decorator `hmoevae.record`, is found by its kind once its class has been defined. A feature function of the package
+    becomes `{"feature": "oriented_gradients"}`. A value that JSON cannot hold becomes `{"described": "SGD(lr=0.1)"}`,
+    which is for people.
 
     Args:
         kinds: The classes of records by kind, all of them dataclasses.
@@ -115,7 +116,7 @@ class Codec:
         self.names = {kind: name for name, kind in kinds.items()}
 
     def to_data(self, value: Any) -> Any:
-        """What `json.dumps` can write."""
+        """Turn a value into data that `json.dumps` can write."""
         if type(value) in self.names:
             content = {field.name: self.to_data(getattr(value, field.name)) for field in fields(value)}
             return {"kind": self.names[type(value)], **content}
@@ -133,14 +134,14 @@ class Codec:
         return {"described": described(value)}
 
     def from_data(self, data: Any, place: str) -> Any:
-        """What `to_data` was given; lists come back as tuples.
+        """Turn data back into the value that `to_data` took; lists become tuples.
 
         Args:
-            data: What `json.loads` has read.
-            place: Of the value, for errors.
+            data: Data that `json.loads` has read.
+            place: The path of the value, for errors.
 
         Raises:
-            ArgumentError: Something was written in words only, or has no place in a record.
+            ArgumentError: A value is only described, or a field is missing.
             ArgumentTypeError: A record has no such field.
             SpecError: A kind is not registered; the message says what to import.
         """
@@ -150,7 +151,7 @@ class Codec:
             return data
         if "described" in data:
             field = place.split(".")[1].split("[")[0]
-            expected = f"training_from_json(text, {field}=...) to give it in code, since none runs from a file"
+            expected = f"training_from_json(text, {field}=...) with the value, because no code runs from a file"
             raise ArgumentError(mismatch(place, expected, f"{data['described']}, in words"))
         if "feature" in data:
             return self._feature(data["feature"], place)
@@ -164,7 +165,7 @@ class Codec:
     def made(
         self, cls: type, data: Mapping[str, Any], place: str, given: Mapping[str, Any] = MappingProxyType({})
     ) -> Any:
-        """The record of a class, from its fields as JSON and those given; the others take their defaults."""
+        """Make a record from `data`, its fields as JSON, and `given`, its fields as values; others take defaults."""
         together = {**data, **given}
         refuse_unknown(cls, together, place)
         for field in fields(cls):

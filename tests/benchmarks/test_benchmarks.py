@@ -216,7 +216,7 @@ def test_bad_options_end_before_the_work(argv: list[str], message: str, capsys: 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_here_ends_in_one_line() -> None:
     with pytest.raises(
-        SystemExit, match=r"throughput.py: device: expected 'auto', 'cpu' or an accelerator that is here"
+        SystemExit, match=r"throughput.py: device: expected 'auto', 'cpu' or an accelerator of this machine"
     ):
         main(["--device", "cuda", "--quick"])
 

@@ -352,7 +352,7 @@ def test_a_run_that_was_cut_short_goes_on_when_asked_to(tmp_path, offline, monke
     [
         (["--data-root", "/nowhere"], "root: expected a folder with MNIST/raw/ in it, got /nowhere"),
         (["--out", __file__], "--out: expected a folder that can be written"),
-        (["--device", "warp"], "device: expected 'auto', 'cpu' or an accelerator that is here, got 'warp'"),
+        (["--device", "warp"], "device: expected 'auto', 'cpu' or an accelerator of this machine, got 'warp'"),
         (["--epochs", "0"], "--epochs: expected an integer > 0, got 0"),
         (["--steps", "0"], "--steps: expected an integer > 0, got 0"),
         (["--lr", "nan"], "--lr: expected a finite number > 0, got nan"),

@@ -320,11 +320,13 @@ def test_values_outside_the_unit_interval_are_stretched() -> None:
 
 def test_sample_grid_refuses() -> None:
     frames = torch.zeros(2, 3, 4, 4)
-    with pytest.raises(ShapeError, match="epochs: expected 2 numbers, one a row of frames, got 3"):
+    with pytest.raises(ShapeError, match="epochs: expected 2 numbers, one per row of frames, got 3"):
         plot.sample_grid(frames, [1, 2, 3])
     with pytest.raises(ShapeError, match="titles: expected 3 labels"):
         plot.sample_grid(frames, [1, 2], ["a"])
-    with pytest.raises(ShapeError, match=r"frames: expected \(epoch, 10, ...\), one column a leaf, got \(2, 3, 4, 4\)"):
+    with pytest.raises(
+        ShapeError, match=r"frames: expected \(epoch, 10, ...\), one column per leaf, got \(2, 3, 4, 4\)"
+    ):
         plot.sample_grid(frames, [1, 2], plan=model_of("flat").plan)
     with pytest.raises(ShapeError, match=r"frames: expected \(row, column, \*input_shape\)"):
         plot.sample_grid(torch.zeros(2, 3), [1, 2])
@@ -416,7 +418,7 @@ def test_a_tree_of_samples_says_where_they_go_as_the_other_pictures_do() -> None
         == nearest.count("no\nsample")
     )
     title = figure.axes[0].get_title(loc="left")
-    assert " ".join(title.split()) == "Every leaf: the mean of its samples, and the share routed to it"
+    assert " ".join(title.split()) == "Every leaf: the mean of its samples, and its share of them"
     shown = iter(figure.axes[0].images)
     for i in range(5):
         if count[i]:
@@ -441,7 +443,7 @@ def test_a_tree_says_what_it_shows() -> None:
         )
     ]
     assert titles == [
-        "Every leaf: what it makes of z = 0, and its prior",
+        "Every leaf: the decoded z = 0, and its prior",
         "Every leaf: a sample, and its prior",
         "Every leaf and its prior",
         "Every leaf and its usage",
@@ -560,7 +562,7 @@ def test_a_compiled_model_is_a_model(as_users_call: None) -> None:
 
 def test_tree_refuses() -> None:
     model = model_of("flat")
-    with pytest.raises(ShapeError, match=r"usage: expected \(10,\), one number a leaf, got \(9,\)"):
+    with pytest.raises(ShapeError, match=r"usage: expected \(10,\), one number per leaf, got \(9,\)"):
         plot.tree(model, usage=torch.ones(9))
     for usage in (torch.zeros(10), -torch.ones(10), torch.full((10,), torch.nan)):
         with pytest.raises(DataError, match="usage: expected finite numbers >= 0, not all of them 0"):
@@ -826,7 +828,7 @@ def test_misrouted_rows_and_none_at_all() -> None:
 
 
 def test_misrouted_refuses() -> None:
-    with pytest.raises(ShapeError, match="x: expected 2 samples, one a label, got 3"):
+    with pytest.raises(ShapeError, match="x: expected 2 samples, one per label, got 3"):
         plot.misrouted(torch.rand(3, 4), np.array([0, 1]), np.array([0, 0]))
     with pytest.raises(ArgumentError, match="n: expected an integer > 0, got 0"):
         plot.misrouted(torch.rand(2, 4), np.array([0, 1]), np.array([0, 0]), n=0)
@@ -878,7 +880,7 @@ def test_means_of_many_columns_are_those_that_tell_clusters_apart() -> None:
     x[:, 31] -= 9000.0 * clusters
     figure = plot.means(x, clusters, columns=[f"c{i}" for i in range(50)], n=2)
     assert row_labels(figure) == ["c7", "c31"], "in the table's order, whatever the units"
-    assert figure.axes[0].get_xlabel().startswith("the 2 of 50 columns that tell clusters apart best")
+    assert figure.axes[0].get_xlabel().startswith("the 2 of 50 columns that separate the clusters best")
     assert len(row_labels(plot.means(x, clusters))) == 40
 
 
@@ -899,9 +901,9 @@ def test_means_refuse() -> None:
     clusters = np.array([0, 1, 1, 0])
     with pytest.raises(ShapeError, match=r"x: expected a table, \(n, column\), got \(4, 2, 2\)"):
         plot.means(np.zeros((4, 2, 2)), clusters)
-    with pytest.raises(ShapeError, match=r"clusters: expected one a row, \(3,\), got \(4,\)"):
+    with pytest.raises(ShapeError, match=r"clusters: expected one per row, \(3,\), got \(4,\)"):
         plot.means(TABLE[:3], clusters)
-    with pytest.raises(ShapeError, match="columns: expected 3 names, one a column, got 1"):
+    with pytest.raises(ShapeError, match="columns: expected 3 names, one per column, got 1"):
         plot.means(TABLE, clusters, columns=["a"])
     with pytest.raises(DataError, match="x: expected finite values"):
         plot.means(np.where(TABLE == 7, np.nan, TABLE), clusters)

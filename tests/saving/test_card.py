@@ -122,7 +122,9 @@ def test_the_samples_in_a_card_are_such_as_the_model_takes(
 
 def test_a_training_of_another_model_is_pointed_out(tmp_path: Path) -> None:
     make().save_pretrained(tmp_path, info=hm.CardInfo("noise", training=Record()))
-    with pytest.warns(UserWarning, match=r"training\.json was there before, and says nothing of how this model was"):
+    with pytest.warns(
+        UserWarning, match=r"training\.json was there before, and does not describe the training of this model"
+    ):
         make().save_pretrained(tmp_path)
     assert "## Training\n\nNot described.\n" in readme(tmp_path)
 
@@ -137,7 +139,7 @@ def test_a_training_that_is_no_record(training: object) -> None:
 def test_a_training_that_gives_no_json_leaves_the_old_model(tmp_path: Path) -> None:
     make().save_pretrained(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ArgumentError, match=r"^training: expected a record whose to_json gives JSON, got "):
+    with pytest.raises(ArgumentError, match=r"^training: expected a record whose to_json returns JSON, got "):
         make().save_pretrained(tmp_path, info=hm.CardInfo("noise", training=Record("epochs: 3")))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -236,7 +238,8 @@ def test_what_others_wrote_stays(tmp_path: Path, how: str) -> None:
     other.save_pretrained(tmp_path)
     assert path.read_bytes() == theirs
     with pytest.warns(
-        UserWarning, match=r"README\.md is not ours to write, so it does not tell the given info"
+        UserWarning,
+        match=r"README\.md was written or edited by somebody else and is kept, so it does not have the given info",
     ) as caught:
         other.save_pretrained(tmp_path, info=INFO)
     assert caught[0].filename == __file__

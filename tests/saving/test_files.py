@@ -156,7 +156,7 @@ def test_a_pickle_is_no_checkpoint(saved: Path) -> None:
     (saved / "pytorch_model.bin").write_bytes(trap)
     assert refusal(saved) == (
         f"{saved / WEIGHTS}: expected a saved model's weights, "
-        "got only pytorch_model.bin, a pickle, which is never read as it may run code"
+        "got only pytorch_model.bin, a pickle, which is not read because it may run code"
     )
     (saved / WEIGHTS).write_bytes(trap)
     with pytest.raises(CheckpointError, match="a whole safetensors file"):
@@ -264,7 +264,7 @@ def test_other_safetensors_files(saved: Path) -> None:
     save_file(state, saved / WEIGHTS)
     assert "another tree" in refusal(saved)
     seal(saved, state, weights_sha256="0" * 64)
-    assert "got others: the file is damaged" in refusal(saved)
+    assert "got other weights: the file is damaged" in refusal(saved)
     name = next(iter(state))
     seal(saved, {k: v for k, v in state.items() if k != name})
     assert refusal(saved).endswith(f"got those of another tree (differing: {name})")
@@ -296,7 +296,7 @@ def test_any_flipped_bit_of_a_weight_is_noticed(saved: Path) -> None:
         (saved / WEIGHTS).write_bytes(damaged)
         assert (
             refusal(saved)
-            == f"{saved / WEIGHTS}: expected the weights that were saved, got others: the file is damaged"
+            == f"{saved / WEIGHTS}: expected the weights that were saved, got other weights: the file is damaged"
         )
 
 
@@ -338,40 +338,40 @@ def swap_for_the_same_weights(model: hm.HMoEVAE) -> None:
 CHANGES: dict[str, tuple[Callable[[hm.HMoEVAE], object], str]] = {
     "gates": (
         lambda model: setattr(model, "gates", OtherGates()),
-        "model.gates: expected Gates, as loading makes it of the tree, got OtherGates",
+        "model.gates: expected Gates, as loading builds it from the tree, got OtherGates",
     ),
     "a layer": (
         lambda model: setattr(model.experts.groups[0], "encoder", torch.nn.Linear(6, 4)),
-        "model.experts.groups.0.encoder: expected GroupedMLP, as loading makes it of the tree, got Linear",
+        "model.experts.groups.0.encoder: expected GroupedMLP, as loading builds it from the tree, got Linear",
     ),
     "a layer of the same weights": (
         swap_for_the_same_weights,
-        "model.gates.groups.0.network: expected GroupedMLP, as loading makes it of the tree, got Doubled",
+        "model.gates.groups.0.network: expected GroupedMLP, as loading builds it from the tree, got Doubled",
     ),
     "no gates": (
         lambda model: setattr(model, "gates", None),
-        "model.gates: expected Gates, as loading makes it of the tree, got nothing",
+        "model.gates: expected Gates, as loading builds it from the tree, got nothing",
     ),
     "another module": (
         lambda model: model.add_module("head", torch.nn.Linear(2, 2)),
-        "model.head: expected nothing, as loading makes it of the tree, got Linear",
+        "model.head: expected nothing, as loading builds it from the tree, got Linear",
     ),
     "another parameter": (
         lambda model: model.experts.register_parameter("scale", torch.nn.Parameter(torch.ones(3))),
-        "model.experts.scale: expected nothing, as loading makes it of the tree, got a parameter of shape (3,)",
+        "model.experts.scale: expected nothing, as loading builds it from the tree, got a parameter of shape (3,)",
     ),
     "another buffer": (
         lambda model: model.register_buffer("mean", torch.ones(6)),
-        "model.mean: expected nothing, as loading makes it of the tree, got a buffer of shape (6,)",
+        "model.mean: expected nothing, as loading builds it from the tree, got a buffer of shape (6,)",
     ),
     "a buffer that is not saved": (
         lambda model: model.register_buffer("mean", torch.ones(6), persistent=False),
-        "model.mean: expected nothing, as loading makes it of the tree, got a buffer of shape (6,)",
+        "model.mean: expected nothing, as loading builds it from the tree, got a buffer of shape (6,)",
     ),
     "another shape": (
         lambda model: setattr(model.gates.groups[0].network.layers[0], "bias", torch.nn.Parameter(torch.zeros(1, 4))),
         "model.gates.groups.0.network.layers.0.bias: expected a parameter of shape (1, 3), "
-        "as loading makes it of the tree, got a parameter of shape (1, 4)",
+        "as loading builds it from the tree, got a parameter of shape (1, 4)",
     ),
     "a buffer for a parameter": (
         lambda model: (
@@ -379,15 +379,15 @@ CHANGES: dict[str, tuple[Callable[[hm.HMoEVAE], object], str]] = {
             model.gates.groups[0].network.layers[0].register_buffer("bias", torch.zeros(1, 3)),
         ),
         "model.gates.groups.0.network.layers.0.bias: expected a parameter of shape (1, 3), "
-        "as loading makes it of the tree, got a buffer of shape (1, 3)",
+        "as loading builds it from the tree, got a buffer of shape (1, 3)",
     ),
     "an activation": (
         lambda model: setattr(model.experts.groups[0].decoder, "activation", "tanh"),
-        "model.experts.groups.0.decoder.activation: expected 'relu', as loading makes it of the tree, got 'tanh'",
+        "model.experts.groups.0.decoder.activation: expected 'relu', as loading builds it from the tree, got 'tanh'",
     ),
     "a likelihood": (
         lambda model: setattr(model.experts.groups[0].likelihood, "scale", 2.0),
-        "model.experts.groups.0.likelihood.scale: expected 0.3, as loading makes it of the tree, got 2.0",
+        "model.experts.groups.0.likelihood.scale: expected 0.3, as loading builds it from the tree, got 2.0",
     ),
     "a shape of the samples": (
         lambda model: setattr(model, "input_shape", (7,)),
@@ -461,7 +461,7 @@ def test_a_subclass_that_is_made_otherwise_is_not_saved(tmp_path: Path) -> None:
         def predict(self, x: torch.Tensor) -> torch.Tensor:
             return super().predict(x) + 1
 
-    with pytest.raises(ArgumentError, match=r"model: expected a class that is made as HMoEVAE is, got .*__init__"):
+    with pytest.raises(ArgumentError, match=r"model: expected a class with the constructor of HMoEVAE, got .*__init__"):
         Mine(3).save_pretrained(tmp_path / "mine")
     Same(LEAF, (3,)).save_pretrained(tmp_path / "same")
     assert isinstance(Same.from_pretrained(tmp_path / "same"), Same)

@@ -134,7 +134,7 @@ def test_a_folder_that_is_not_there_is_not_asked_for(out_of_reach: list[str], na
 
 
 def test_what_may_be_a_repository_is_asked_for_once(out_of_reach: list[str], tmp_path: Path) -> None:
-    got = "got no such folder here, and of the Hub: it cannot be reached ([Errno -2] Name or service not known)"
+    got = "got no such folder, and from the Hub: it cannot be reached ([Errno -2] Name or service not known)"
     with pytest.raises(CheckpointError, match=re.escape(got)):
         hm.HMoEVAE.from_pretrained("runs/nope", cache_dir=tmp_path)
     assert [url.rpartition("//")[2].partition("/")[2] for url in out_of_reach] == ["runs/nope/resolve/main/config.json"]

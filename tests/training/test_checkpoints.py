@@ -522,7 +522,7 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path):
         ({"model": new_model(replace(TREE, gate=hm.MLP((5,))))}, r"got root.gate.hidden: \[5\] in place of \[4\]$"),
         ({"model": new_model(objective="expected")}, r"objective: expected 'elbo', as in .*, got 'expected'"),
         ({"model": new_model().double()}, r"dtype: expected torch.float32, as in .*, got torch.float64"),
-        ({"epochs": 2}, r"epochs: expected at least 3, as many as are done in .*epoch-000003, got 2"),
+        ({"epochs": 2}, r"epochs: expected at least 3, as in the checkpoint .*epoch-000003, got 2"),
         (
             {"resume": "never"},
             r"checkpoint_dir: expected a folder without checkpoints for resume='never', got epoch-000003",
@@ -714,7 +714,7 @@ def test_non_finite_weights_are_never_kept(tmp_path):
         fit(model, X, checkpoint_dir=tmp_path)
     assert str(caught.value) == (
         "weights: expected finite weights after step 9, got NaN or infinity in experts.groups.0.decoder.layers.0.bias; "
-        f"the model is back at the end of the last good epoch; the last checkpoint is {tmp_path / 'epoch-000002'}"
+        f"the model has the weights of the last good epoch; the last checkpoint is {tmp_path / 'epoch-000002'}"
     )
     good = hm.HMoEVAE.from_pretrained(last_checkpoint(tmp_path))
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in good.state_dict().items())

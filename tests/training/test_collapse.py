@@ -104,7 +104,7 @@ def test_a_constant_gate_is_named(blobs: Tensor) -> None:
     with torch.no_grad():
         layer.weight[gate] = 0.0
     with pytest.warns(
-        ConstantGateWarning, match=r"information: .* same answer to all samples from .*root/1 \(.* nats\)"
+        ConstantGateWarning, match=r"information: .* same probabilities for all samples from .*root/1 \(.* nats\)"
     ):
         quiet_fit(model, blobs, epochs=1, lr=1e-9)
 

@@ -55,7 +55,7 @@ def test_the_step_the_term_and_the_node_are_named(every: int, at_step: int, monk
     look_every(every, monkeypatch)
     spoil(model, at_step, monkeypatch)
     message = rf"loss: expected a finite loss at step {at_step}, got 'expected' = nan from the expert root/1; "
-    with pytest.raises(NonFiniteError, match=f"{message}the model is back at the end of the last good epoch"):
+    with pytest.raises(NonFiniteError, match=f"{message}the model has the weights of the last good epoch"):
         hm.fit(model, X, TRAINING, callbacks=[lambda end: good.append(weights(end.model))], progress=False)
     assert len(good) == 1 + (at_step > STEPS)
     assert torch.equal(weights(model), good[-1])
@@ -76,8 +76,10 @@ def test_a_loss_that_spoils_no_weight_leaves_those_before_the_step_if_it_is_look
         return hm.Output(**{**vars_of(out), "loss": out.loss * math.inf}) if len(before) == 4 else out
 
     monkeypatch.setattr(model, "forward", infinite)
-    where = "as it was before this step" if every == 1 else "back at the end of the last good epoch"
-    with pytest.raises(NonFiniteError, match=rf"step 4, got their sum from the objective; the model is {where}"):
+    where = "before this step" if every == 1 else "of the last good epoch"
+    with pytest.raises(
+        NonFiniteError, match=rf"step 4, got their sum from the objective; the model has the weights {where}"
+    ):
         hm.fit(model, X, TRAINING, progress=False)
     assert torch.equal(weights(model), before[3 if every == 1 else 0])
 

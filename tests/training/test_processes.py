@@ -140,7 +140,7 @@ def test_ctrl_c_in_any_process_ends_all(two):
 def test_a_non_finite_loss_in_one_process_is_named_in_all(two):
     expected = (
         "NonFiniteError: loss: expected a finite loss at step 5, got 'elbo' = nan from the expert root/1/0; "
-        "the model is back at the end of the last good epoch"
+        "the model has the weights of the last good epoch"
     )
     assert [answers["spoilt"] for answers in two] == [expected] * 2
     for name, weight in two[0]["weights after"].items():
@@ -165,7 +165,9 @@ def test_a_process_that_fails_does_not_leave_the_others_waiting(job, failing, tm
     other = 1 - failing
     assert statuses == [1, 1], "\n".join(said)
     assert "OSError: no space left on device" in said[failing]
-    expected = f"ProcessError: processes: expected all 2 to go on (see what the others say), got in process {other}"
+    expected = (
+        f"ProcessError: processes: expected all 2 to continue (see the errors of the others), got in process {other}"
+    )
     assert expected in said[other]
 
 

@@ -1,7 +1,8 @@
-"""Which kernels run: the one place that chooses.
+"""The choice of kernels, made here and nowhere else.
 
-Axes: `group` counts equal networks, `inp` and `out` are features, `batch` is last. Features-first keeps both products
-plain GEMMs with no copy of the weights; batch-first (`"b i, g o i -> b g o"`) would transpose them at every step.
+Axes: `group` counts equal networks, `inp` and `out` are features, `batch` is last. Features-first lets the products of
+forward and backward pass be plain GEMMs without a copy of the weights; batch-first (`"b i, g o i -> b g o"`) would
+transpose the weights in every step.
 """
 
 import torch
@@ -23,13 +24,13 @@ def affine(
     """y[g] = weight[g] x[g] + bias[g], in the precision of autocast.
 
     Args:
-        weight: One matrix a group, (group, out, inp), or (group, inp, out) where `input_major`.
-        bias: One vector a group.
-        x: An input that all groups share, or one a group.
-        input_major: How `weight` lies.
+        weight: One matrix per group, (group, out, inp), or (group, inp, out) if `input_major`.
+        bias: One vector per group.
+        x: One input for all groups, or one per group.
+        input_major: The layout of `weight`.
 
     Returns:
-        One output a group.
+        One output per group.
 
     >>> affine(torch.ones(2, 3, 4), torch.zeros(2, 3), torch.ones(4, 5)).shape
     torch.Size([2, 3, 5])
@@ -43,7 +44,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
     Args:
         x: The output of an affine map or a convolution, which may be overwritten.
-        activation: Its name.
+        activation: The activation's name.
 
     >>> activate(torch.tensor([-1.0, 2.0]), "relu")
     tensor([0., 2.])
@@ -65,16 +66,16 @@ def readout(
     """Log p(x|z) in nats, where the likelihood's raw outputs are `weight[g] h[g] + bias[g]`.
 
     Args:
-        likelihood: What the raw outputs mean.
-        weight: That of the decoders' last layer, as in `affine`.
-        bias: Its bias.
-        h: Its input.
-        x: Samples that all groups share, or each its own.
-        present: Which entries of `x` were observed, of its shape; all of them if `None`.
-        input_major: How `weight` lies. The fused kernels ask for an input-major one.
+        likelihood: The likelihood of the samples, given the raw outputs.
+        weight: Weights of the decoders' last layer, as in `affine`.
+        bias: Biases of that layer.
+        h: Inputs of that layer.
+        x: Samples that all groups share, or samples of each group's own.
+        present: Which entries of `x` were observed, in its shape; `None` means all.
+        input_major: The layout of `weight`. The fused kernels need an input-major weight.
 
     Returns:
-        In the precision of `x`, which is single or more although weights and `h` may be in half.
+        Log-densities in the precision of `x`, which is float32 or higher even where weights and `h` have less.
 
     >>> from hmoevae.nn.likelihoods import likelihood_module
     >>> from hmoevae.spec import Bernoulli
@@ -92,7 +93,7 @@ def readout(
     if input_major and records and has_gradient:
         if by_hand:
             return fused(likelihood, weight, bias, h, x)
-        if torch.compiler.is_compiling() and not _is_transformed():  # which would ask for rules of their own
+        if torch.compiler.is_compiling() and not _is_transformed():  # torch.func would need a vmap rule for `scored`
             result = scored(likelihood, weight, bias, h, x)
             if result is not None:
                 return result
@@ -101,7 +102,7 @@ def readout(
 
 
 def _by_hand(x: Tensor) -> bool:
-    """Whether the CPU's kernels run: not where `torch.compile` or `torch.func` have to look into them."""
+    """Whether the hand-written CPU kernels run: `torch.compile` and `torch.func` cannot trace them."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_transformed()
 
 

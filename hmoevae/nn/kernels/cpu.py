@@ -18,7 +18,7 @@ from hmoevae.nn.kernels.products import matmul
 from hmoevae.spec import Activation
 
 CHUNK = 1 << 20
-"""Entries worked on at a time where that saves memory traffic: 4 MiB in fp32, which stay in a cache."""
+"""Number of entries in a chunk: 4 MiB in fp32, which stay in a cache between operations."""
 GRADIENTS: dict[Activation, Callable[..., Tensor]] = {
     "relu": lambda dy, y, *, grad_input: torch.ops.aten.threshold_backward(dy, y, 0, grad_input=grad_input),
     "sigmoid": torch.ops.aten.sigmoid_backward,
@@ -48,13 +48,13 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     >>> activate(torch.tensor([-1.0, 2.0]), "relu")
     tensor([0., 2.])
     """
-    if activation in GRADIENTS and x.nbytes > GLIBC_LARGEST:  # then the gradient, too, needs memory that stays
+    if activation in GRADIENTS and x.nbytes > GLIBC_LARGEST:  # glibc would return the gradient's memory to the system
         return _Activation.apply(x, activation, blocks_of(x))
     return plain.activate(x, activation)
 
 
 def chunks(size: int, groups: int) -> Iterator[slice]:
-    """Runs of groups as long as `CHUNK` entries allow, `size` in a group.
+    """Slices of consecutive groups with at most `CHUNK` entries each, at least one group; a group has `size` entries.
 
     >>> list(chunks(CHUNK // 2, groups=5))
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
@@ -68,7 +68,7 @@ def matmul_by_chunks(
     right: Float[Tensor, "k column"] | Float[Tensor, "group k column"],
     out: Float[Tensor, "group row column"],
 ) -> None:
-    """out[g] = left[g] right[g] in the precision of `right`; operands of another are cast a few groups at a time."""
+    """out[g] = left[g] right[g] in the precision of `right`; other operands are cast to it one chunk at a time."""
     dtype = right.dtype
     size = max((tensor[0].numel() for tensor in (left, out) if tensor.dtype != dtype), default=0)
     if size == 0:
@@ -112,7 +112,7 @@ class _Affine(torch.autograd.Function):
                 matmul_by_chunks(dy, x.mT, weight_grad)
         if ctx.needs_input_grad[1]:
             bias_grad = dy.new_empty(dy.shape[:2], dtype=weight.dtype)
-            for rows in chunks(dy[0].numel(), len(dy)):  # a sum in higher precision makes a copy in it
+            for rows in chunks(dy[0].numel(), len(dy)):  # torch.sum copies its input to the higher precision
                 torch.sum(dy[rows], 2, dtype=bias_grad.dtype, out=bias_grad[rows])
         if ctx.needs_input_grad[2]:
             x_grad = _input_gradient(weight.mT if ctx.input_major else weight, dy, x, ctx.blocks)
@@ -124,13 +124,13 @@ def _input_gradient(matrices: Float[Tensor, "group out inp"], dy: Tensor, x: Ten
         x_grad = blocks.empty("input gradient", tuple(x.shape), x.dtype)
         matmul_by_chunks(matrices.mT, dy, x_grad)
         return x_grad
-    x_grad = dy.new_empty(1, x.shape[1], x.shape[0])  # batch-first, as a shared input lies
+    x_grad = dy.new_empty(1, x.shape[1], x.shape[0])  # batch-first, like the memory of a shared input
     matmul(dy.flatten(0, 1).t().unsqueeze(0), matrices.flatten(0, 1).to(dy.dtype), x_grad)
     return x_grad.squeeze(0).t()
 
 
 class _Activation(torch.autograd.Function):
-    """One of `GRADIENTS`, with its gradient in the memory of the step."""
+    """An activation of `GRADIENTS`; its gradient is written to the memory of the step."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: Activation, blocks: Blocks) -> Tensor:

@@ -1,7 +1,7 @@
-"""StepMemory: large blocks of memory that one training step after another uses.
+"""StepMemory: large blocks of memory that every training step reuses.
 
-A large tensor that is freed goes back to the operating system, and the next one of its size costs a page fault for
-every 4 KiB. On a CPU that can take as long as all the arithmetic of a training step.
+The C library returns the memory of a large tensor to the operating system when the tensor is freed. The next tensor of
+that size costs a page fault for every 4 KiB. On a CPU that can take as long as all the arithmetic of a training step.
 """
 
 import math
@@ -16,17 +16,17 @@ from torch import Tensor
 from hmoevae.errors import ArgumentError, mismatch
 
 GLIBC_LARGEST = (32 << 20) - (64 << 10)
-"""Bytes; glibc learns from blocks that it frees up to 32 MiB (M_MMAP_THRESHOLD in the manual page mallopt(3))."""
+"""Bytes. The largest block that glibc keeps when it is freed (M_MMAP_THRESHOLD in the manual page mallopt(3))."""
 SMALL = 1 << 18
-"""Bytes; smaller tensors are left to the C library, which is quicker at finding them a place."""
+"""Bytes. Smaller tensors are allocated by the C library, which is faster for them."""
 
 
 class StepMemory:
-    """Named blocks of CPU memory, each given out once a step and overwritten in the next.
+    """Named blocks of CPU memory, each used once per step and overwritten in the next.
 
-    Inside `step` the layers of every model take their large tensors from here, in passes that record gradients. Whoever
-    opens a step promises that nothing of the step before is read in it: not its activations, not its gradients, but for
-    those that weights hold and that are added to. `hmoevae.fit` does; in a loop of your own::
+    Inside `step`, all models take their large tensors from these blocks in passes that record gradients. So a step must
+    not read activations or gradients of the step before it. The exception are gradients that the weights still hold and
+    that the step adds to. `hmoevae.fit` uses a memory; in a loop of your own::
 
         memory = StepMemory()
         for x in batches:
@@ -35,7 +35,7 @@ class StepMemory:
                 model(x).loss.backward()
                 optimizer.step()
 
-    A block that a step has not taken is given back to the system when the next step begins.
+    When a step begins, the blocks that the step before it did not use are freed.
 
     >>> memory, shape = StepMemory(), (300, 300)
     >>> with memory.step():
@@ -50,13 +50,13 @@ class StepMemory:
     def __init__(self) -> None:
         self._blocks: dict[Hashable, Tensor] = {}
         self._taken: set[Hashable] = set()
-        # glibc keeps blocks instead of returning them to the system if they are smaller than the largest that it has
-        # seen freed; this shows it one, whose pages are never touched.
+        # glibc keeps freed blocks that are smaller than the largest block freed so far. This block is allocated and
+        # freed to raise that limit; its pages are never touched.
         torch.empty(GLIBC_LARGEST, dtype=torch.uint8, device="cpu")
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Inside, every block may be given out again, once, to whatever runs in this thread.
+        """Open a step: inside, code of this thread takes every block at most once.
 
         Raises:
             ArgumentError: A step of this memory is open already.
@@ -72,14 +72,14 @@ class StepMemory:
             _CURRENT.reset(token)
 
     def empty(self, name: Hashable, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor: the block of that name, or a fresh one if it is small or this step has had it."""
+        """An uninitialised tensor: the block of that name, or fresh memory if it is small or taken in this step."""
         if name in self._taken or math.prod(shape) * dtype.itemsize < SMALL:
             return torch.empty(shape, dtype=dtype, device="cpu")
         self._taken.add(name)
         block = self._blocks.get(name)
         if block is None or block.shape != shape or block.dtype != dtype:
             block = self._blocks[name] = torch.empty(shape, dtype=dtype, device="cpu")
-        # A tensor of its own on the same memory: autograd would copy one that somebody else holds, and refuses views.
+        # A new tensor on the same memory: autograd copies gradients that have other references, and refuses views.
         return block.new_empty(0).set_(block.untyped_storage(), 0, shape, block.stride())
 
 
@@ -89,11 +89,11 @@ _CURRENT: ContextVar[StepMemory | None] = ContextVar("step memory", default=None
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Where the kernels of one tensor, such as the weight of a layer, get the memory for their results in one pass.
+    """The memory for the results of the kernels of one tensor, such as the weight of a layer, in one pass.
 
     Attributes:
-        memory: That of the step, or `None`: then all memory is fresh.
-        owner: The place of the tensor, which names its blocks. No result depends on it.
+        memory: The memory of the open step; `None` means that all memory is fresh.
+        owner: The address of the tensor, which names its blocks. No result depends on it.
     """
 
     memory: StepMemory | None
@@ -107,8 +107,8 @@ class Blocks:
 
     def gradient_of(self, weight: Tensor) -> Tensor:
         """An uninitialised tensor for the gradient of a weight."""
-        # The block would be overwritten under a gradient of an earlier step that this one is to be added to. A weight
-        # that was computed may hand its gradient on to tensors that hold such a one.
+        # Where the weight holds a gradient of an earlier step in this block, writing to the block would overwrite the
+        # gradient that this one is added to. A computed weight passes its gradient on to tensors that may hold one.
         leaf = weight if weight._base is None else weight._base
         if leaf.is_leaf and leaf.grad is None:
             return self.empty("weight gradient", tuple(weight.shape), weight.dtype)

@@ -1,4 +1,4 @@
-"""The kernels in PyTorch's own operations: for GPUs, `torch.func` and `torch.compile`, which look into them.
+"""The kernels in PyTorch's own operations: for GPUs, and for `torch.func` and `torch.compile`, which trace them.
 
 Axes: `group` counts equal networks, `inp` and `out` are features, `batch` is last.
 """
@@ -35,7 +35,7 @@ def affine(
     >>> affine(torch.ones(2, 3, 4), torch.ones(2, 3), torch.ones(4, 1)).flatten()
     tensor([5., 5., 5., 5., 5., 5.])
     """
-    if input_major:  # transposed throughout, so that the gradient lies as the weight does
+    if input_major:  # computed transposed, so that the gradient has the weight's memory layout
         own = x.expand(len(weight), -1, -1) if x.ndim == 2 else x
         return torch.baddbmm(bias.unsqueeze(1), own.mT, weight).mT
     if x.ndim == 2:  # one product for all groups

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The precision of products on the device of `x`: autocast's, or that of `x`.
+    """The precision of products on the device of `x`: autocast's where it is enabled, else that of `x`.
 
     >>> with torch.autocast("cpu", torch.bfloat16):
     ...     compute_dtype(torch.ones(2))
@@ -16,9 +16,9 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:
-    """The precision of logarithms of probabilities and of sums of them: that of `x`, or single where that is more.
+    """The precision of log-probabilities and their sums: that of `x`, at least float32.
 
-    A model in half precision computes its products in that; a log-density of an image would be beyond its range.
+    A model in half precision computes its products in it, but the log-density of an image exceeds its range.
 
     >>> sum_dtype(torch.ones(2, dtype=torch.bfloat16)), sum_dtype(torch.ones(2, dtype=torch.float64))
     (torch.float32, torch.float64)

@@ -1,9 +1,9 @@
 """The matrix products of a grouped layer on a CPU.
 
-PyTorch gives fp32 products to its BLAS, which for x86 is Intel's MKL. On AMD processors with AVX-512 that runs at less
-than half the speed of oneDNN, the library that PyTorch already uses for products in bfloat16; there the large ones go
-to oneDNN. PyTorch's one way to it is the setting that allows fp32 products to be computed in bfloat16, which oneDNN
-makes use of on processors with matrix units (AMX) only. We use it on others, where a trial shows that no bit is lost.
+PyTorch computes fp32 products with its BLAS library, which on x86 is Intel's MKL. On AMD processors with AVX-512, MKL
+runs at less than half the speed of oneDNN, the library that PyTorch uses for bfloat16. There we send large products to
+oneDNN. PyTorch has one switch for that: the setting that allows fp32 products to be computed in bfloat16. oneDNN uses
+bfloat16 only on processors with matrix units (AMX). We set it on other processors, after a trial that loses no bit.
 """
 
 import functools
@@ -18,10 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 LARGE = 1 << 22
-"""Multiplications from which a product is worth the change of library."""
+"""Number of multiplications from which a product is worth the change of library."""
 
 ONEDNN_MATMUL: Any = getattr(torch.backends.mkldnn, "matmul", None)
-"""Where PyTorch keeps the setting, from version 2.9 on."""
+"""The object with PyTorch's setting; `None` before version 2.9."""
 
 
 def matmul(
@@ -29,10 +29,10 @@ def matmul(
     right: Float[Tensor, "k column"] | Float[Tensor, "group k column"],
     out: Float[Tensor, "group row column"],
 ) -> None:
-    """out[g] = left[g] right[g], or left[g] right where all groups share one: then one product for the lot.
+    """out[g] = left[g] right[g]; where all groups share `right`, one product computes all of them.
 
-    On an AMD processor in fp32 this sets `torch.backends.mkldnn.matmul.fp32_precision` for as long as it runs, unless
-    it, or a setting above it, has been set already.
+    For fp32 on an AMD processor, this sets `torch.backends.mkldnn.matmul.fp32_precision` while it runs, unless the user
+    has set it or a setting above it.
     """
     large = left.dtype == torch.float32 and left.numel() * right.shape[-1] >= LARGE
     if large and prefers_onednn() and ONEDNN_MATMUL.fp32_precision == "none":
@@ -48,23 +48,23 @@ def by_onednn(
     right: Float[Tensor, "k column"] | Float[Tensor, "group k column"],
     out: Float[Tensor, "group row column"],
 ) -> None:
-    """The same by oneDNN, which may compute in bfloat16 where the processor can do so."""
+    """`matmul` by oneDNN, which computes in bfloat16 on processors with matrix units."""
     with _onednn():
         _matmul(left, right, out)
 
 
 def _matmul(left: Tensor, right: Tensor, out: Tensor) -> None:
-    if right.ndim == 2:  # not as a batch of one, of which PyTorch copies operands that lie transposed
+    if right.ndim == 2:  # not bmm with a batch of one, for which PyTorch copies transposed operands
         torch.mm(left.flatten(0, 1), right, out=out.flatten(0, 1))
     else:
         torch.bmm(left, right, out=out)
 
 
 def _by_mkl(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """`_matmul` where PyTorch gives the product to MKL.
+    """`_matmul` by MKL.
 
-    MKL does best with a factor that all groups share if it is given for each of them, as long as it is no larger than
-    a group's own: as one product, that of 100 groups takes 1.4 times as long.
+    Where a shared factor is no larger than a group's own factor, MKL is faster if the shared factor is expanded to all
+    groups: one product of 100 groups takes 1.4 times as long as a batch of 100.
     """
     if right.ndim == 2 and len(left) > 1 and right.numel() <= left[0].numel():
         right = right.expand(len(left), -1, -1)
@@ -73,7 +73,7 @@ def _by_mkl(left: Tensor, right: Tensor, out: Tensor) -> None:
 
 @contextmanager
 def faster_library() -> Iterator[None]:
-    """Inside, all fp32 products go to oneDNN where `matmul` gives it the large ones, for code that cannot choose."""
+    """Send all fp32 products to oneDNN where `matmul` would send the large ones, for code that does not call it."""
     if prefers_onednn() and ONEDNN_MATMUL.fp32_precision == "none":
         with _onednn():
             yield
@@ -93,7 +93,7 @@ def _onednn() -> Iterator[None]:
 
 @functools.cache
 def prefers_onednn() -> bool:
-    """Whether fp32 products are faster by oneDNN than by PyTorch's BLAS and as exact: a matter of the processor."""
+    """Whether this processor computes fp32 products faster by oneDNN than by PyTorch's BLAS, and as exactly."""
     if ONEDNN_MATMUL is None or not torch.backends.mkldnn.is_available():
         return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
@@ -104,7 +104,7 @@ def prefers_onednn() -> bool:
 
 
 def onednn_is_exact() -> bool:
-    """Whether oneDNN keeps all bits of fp32 factors here although it may round them to bfloat16."""
+    """Whether oneDNN keeps all bits of fp32 factors here, although the setting allows rounding to bfloat16."""
     fine = torch.eye(256).mul_(1 + 2**-20).unsqueeze(0)  # tf32 and bfloat16 would make this 1
     for ones in (torch.ones(256, 256), torch.ones(1, 256, 256)):
         out = torch.empty_like(fine)

@@ -1,20 +1,20 @@
-"""The last layer of the decoders and the likelihood of what they say, as one function with its gradient written out.
+"""Readouts: the decoders' last layer and the likelihood as one function, with a gradient written by hand.
 
 Axes: `group` counts experts, `feature` the entries of a sample, `inp` the last hidden layer; `batch` is last.
 
-The widest tensors of a training step are here, (group, feature, batch). With raw = W h + b and score = d log p / d raw,
-for a loss whose gradient with respect to log p(x|z) is g, (group, batch)::
+The tensors (group, feature, batch) are the widest of a training step. Let raw = W h + b, score = d log p / d raw, and g
+the gradient of the loss with respect to log p(x|z), (group, batch)::
 
     d loss / dW = score (g h)^T,    d loss / dh = g W^T score,    d loss / db = score g^T
 
-g scales columns, so it is applied to the narrow h instead of the wide score, which is computed in the forward pass, a
-chunk of experts at a time, and is all that is kept. It lies as (group, batch, feature), so the samples come, and W as
-(group, inp, feature): so all three products find their operands, and give their results as they are wanted.
+g scales columns, so it multiplies the narrow h instead of the wide score. The forward pass computes the score, one
+chunk of experts at a time, and keeps no other wide tensor. The score is stored as (group, batch, feature), like the
+memory of the samples, and W as (group, inp, feature): with these layouts, no operand of the three products is copied.
 
-`fused` does that by hand. `scored` does it in PyTorch's own operations and for all experts at once: it is for
+`fused` implements this by hand. `scored` implements it in PyTorch's own operations, for all experts at once: it is for
 `torch.compile`, whose code makes one pass over a wide tensor anyway. `chunked` is for passes without gradients: it
-keeps nothing wide, and makes nothing wide for more than a chunk of experts. `unfused` runs the layer, then the
-likelihood. `choice.py` says which of them runs.
+makes wide tensors for one chunk of experts at a time and keeps none. `unfused` runs the layer, then the likelihood.
+`choice.py` chooses among them.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ Affine = Callable[..., Raw]
 
 @runtime_checkable
 class Likelihood(Protocol):
-    """What a readout asks of a likelihood; see `hmoevae.nn.likelihoods`."""
+    """The methods of a likelihood that a readout calls; see `hmoevae.nn.likelihoods`."""
 
     score_unit: float
 
@@ -48,11 +48,11 @@ class Likelihood(Protocol):
         ...
 
     def score(self, raw: Raw, x: Sample, /) -> Raw | None:
-        """Its gradient with respect to `raw`, where it is known."""
+        """The gradient of the log-density with respect to `raw`; `None` where it is not known in closed form."""
         ...
 
     def log_prob_and_score(self, raw: Raw, x: Sample, score: Raw, /) -> Float[Tensor, "group batch"]:
-        """The log-density; its gradient over `score_unit` is written to `score`."""
+        """The log-density; its gradient, divided by `score_unit`, is written to `score`."""
         ...
 
 
@@ -82,7 +82,7 @@ def chunked(
     *,
     input_major: bool,
 ) -> Float[Tensor, "group batch"]:
-    """The same, a few experts at a time."""
+    """The affine map, then the likelihood, for one chunk of experts at a time."""
     result = x.new_empty(h.shape[0], h.shape[-1])
     for rows in chunks(bias.shape[1] * h.shape[-1], len(h)):
         raw = affine(weight[rows], bias[rows], h[rows], input_major=input_major)
@@ -92,14 +92,14 @@ def chunked(
 
 
 def has_state(likelihood: Likelihood) -> bool:
-    """Whether a likelihood has parameters or buffers, of which a gradient written by hand knows nothing."""
+    """Whether a likelihood has parameters or buffers: the hand-written gradient does not reach them."""
     if not isinstance(likelihood, nn.Module):
         return False
     return any(True for _ in likelihood.parameters()) or any(True for _ in likelihood.buffers())
 
 
 def _at(x: Tensor, rows: slice) -> Tensor:
-    """What of the samples belongs to some of the experts."""
+    """The samples of the experts in `rows`."""
     return x if x.ndim == 2 else x[rows]
 
 
@@ -110,7 +110,7 @@ def fused(
     h: Float[Tensor, "group inp batch"],
     x: Sample,
 ) -> Float[Tensor, "group batch"]:
-    """Log-densities with the gradients that the head of this file has, on a CPU."""
+    """Log-densities with the gradients of this module's docstring, on a CPU."""
     return _LogProb.apply(weight, bias, h, x, likelihood, blocks_of(weight))
 
 
@@ -121,7 +121,7 @@ def scored(
     h: Float[Tensor, "group inp batch"],
     x: Sample,
 ) -> Float[Tensor, "group batch"] | None:
-    """The same in PyTorch's own operations; `None` where the likelihood does not know its score."""
+    """`fused` in PyTorch's own operations; `None` where the likelihood does not know its score."""
     h = h.to(compute_dtype(x))
     with torch.no_grad():
         raw = torch.bmm(h.mT, weight.to(h.dtype)).to(x.dtype) + bias.unsqueeze(1)
@@ -131,7 +131,7 @@ def scored(
 
 
 class _Scored(torch.autograd.Function):
-    """Log-densities that are known already, with the gradients that the head of this file has."""
+    """Log-densities that are computed already, with the gradients of this module's docstring."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, h: Tensor, result: Tensor, score: Tensor) -> Tensor:  # noqa: ARG004
@@ -149,7 +149,7 @@ class _Scored(torch.autograd.Function):
 
 
 class _LogProb(torch.autograd.Function):
-    """See the head of this file."""
+    """The fused readout, as in this module's docstring."""
 
     @staticmethod
     def forward(
@@ -163,11 +163,11 @@ class _LogProb(torch.autograd.Function):
         score = blocks.empty("score", (groups, n_batch, n_raw), dtype)
         for rows in chunks(n_raw * n_batch, groups):
             scores = score[rows]
-            raw = torch.empty_like(scores) if dtype == x.dtype else scores  # in bfloat16 there is a copy anyway
+            raw = torch.empty_like(scores) if dtype == x.dtype else scores  # bfloat16 is copied to `x.dtype` below
             matmul(h[rows].mT, weight[rows].to(dtype), raw)
             raw = raw.to(x.dtype).add_(bias[rows].unsqueeze(1))
             result[rows] = likelihood.log_prob_and_score(raw.mT, _at(x, rows), scores.mT)
-            del raw  # so that the next one takes its place, which is still in the cache
+            del raw  # the next chunk gets the same memory, which is still in the cache
         ctx.save_for_backward(weight, h, score)
         ctx.blocks, ctx.score_unit = blocks, likelihood.score_unit
         return result

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import hmoevae as hm
 from hmoevae.nn.draws import Share
-from hmoevae.training.lending import lent, may_draw
 from hmoevae.training.processes import Processes
+from hmoevae.training.random_states import may_draw, seeded_random_states
 
 CPU = torch.device("cpu")
 LAYER = hm.MLP((8,))
@@ -19,7 +19,7 @@ TREE = hm.Mixture.of(hm.VAE(2, LAYER, LAYER), 3, gate=LAYER)
 X = torch.rand(40, 4, generator=torch.Generator().manual_seed(0))
 
 
-@hm.record(kind="test_lending_dropout")
+@hm.record(kind="test_random_states_dropout")
 class WithDropout(hm.Network):
     """A dense layer behind dropout."""
 
@@ -32,9 +32,9 @@ def drawn() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), torch.rand(()).item()  # noqa: NPY002
 
 
-def test_what_is_lent_follows_from_the_generator_the_share_and_the_salt() -> None:
+def test_random_states_follow_from_the_generator_the_share_and_the_salt() -> None:
     def of(seed: int = 0, start: int = 0, salt: bytes = b"") -> tuple[float, float, float]:
-        with lent(torch.Generator().manual_seed(seed), Share(start, 5, 20), CPU, salt):
+        with seeded_random_states(torch.Generator().manual_seed(seed), Share(start, 5, 20), CPU, salt):
             return drawn()
 
     random.seed(1)

@@ -1,4 +1,4 @@
-"""The picture of the tree: from the root down, a picture at every leaf, edges as wide as they are used.
+"""The plot of the tree: from the root down, with a picture at every leaf and edges as wide as their usage.
 
 Axes: `leaf` as in `hmoevae.plan`. Lengths are in pixels of the figure.
 """
@@ -42,9 +42,9 @@ from hmoevae.samples import ArrayLike
 from hmoevae.spec import VAE
 
 HALF, PAD = 8.0, 3.0
-"""Half the height of a node's frame, and what is around it."""
+"""Half the height of a node's frame, and its padding."""
 TITLE_WIDTH = 400.0
-"""What a title's line may be wide even above a tree that is not."""
+"""Largest width of a title's line above a narrow tree."""
 
 
 def tree(
@@ -55,21 +55,22 @@ def tree(
     images: Float[ArrayLike, "leaf *input_shape"] | None = None,
     generator: torch.Generator | None = None,
 ) -> Figure:
-    """The tree from the root down, with a picture at every leaf and edges as wide as they are used.
+    """Plot the tree from the root down, with a picture at every leaf and edges as wide as their usage.
 
-    With samples, a leaf shows the mean of those that are routed to it, and what share of all they are; a leaf that none
-    is routed to has an empty frame. Without, it shows what it makes of z = 0 and its prior.
+    With samples, a leaf's picture is the mean of the samples whose most probable leaf it is, and its number is their
+    share; a leaf without samples has an empty frame. Without samples, the picture is the decoded z = 0, and the number
+    is the leaf's prior.
 
     Args:
         model: The model.
-        x: Samples, `(batch, *input_shape)`, such as the test split. Each is routed to its most probable leaf.
-        usage: How much every leaf is used, in place of the above; shown as fractions of the sum. Of
-            `model.predict_proba(x).mean(0)` a leaf may have a part to which no sample is routed.
-        images: What to show at the leaves, in place of the above.
-        generator: Source, on the CPU, of draws from the prior that take the place of z = 0.
+        x: Samples, `(batch, *input_shape)`, such as the test split.
+        usage: Usage of every leaf, which replaces these numbers; it is divided by its sum. In
+            `model.predict_proba(x).mean(0)`, a leaf that is no sample's most probable leaf has a share too.
+        images: One picture per leaf, which replace these pictures.
+        generator: Source, on the CPU, of draws of z from the prior, which replace z = 0.
 
     Raises:
-        ShapeError: `x` does not have the shape of a batch of samples, or `usage` or `images` not one entry a leaf.
+        ShapeError: `x` does not have the shape of a batch of samples, or `usage` or `images` not one entry per leaf.
         DataError: `usage` has negative or non-finite entries or only zeros, or `images` are not finite; `x` is empty,
             not finite, or outside the support of a leaf's likelihood.
         ArgumentTypeError: `model` is no `HMoEVAE`, or `x`, `usage` or `images` are no numbers.
@@ -88,11 +89,11 @@ def tree(
     if usage is not None:
         share, of_share = floats(usage, "usage"), "its usage"
     elif leaf is not None:
-        share, of_share = leaf.bincount(minlength=plan.n_leaves).float(), "the share routed to it"
+        share, of_share = leaf.bincount(minlength=plan.n_leaves).float(), "its share of them"
     else:
         share, of_share = model.prior.leaf_log_prob().detach().exp().float().cpu(), "its prior"
     if share.shape != (plan.n_leaves,):
-        raise ShapeError(mismatch("usage", f"({plan.n_leaves},), one number a leaf", tuple(share.shape)))
+        raise ShapeError(mismatch("usage", f"({plan.n_leaves},), one number per leaf", tuple(share.shape)))
     if not (torch.isfinite(share).all() and share.min() >= 0 and share.sum() > 0):
         raise DataError(mismatch("usage", "finite numbers >= 0, not all of them 0", share.tolist()))
     if images is not None:
@@ -104,7 +105,7 @@ def tree(
         size = (plan.n_leaves, model.experts.latent_dim)
         z = torch.zeros(size) if generator is None else torch.randn(size, generator=generator)
         images = model.decode(z, torch.arange(plan.n_leaves))
-        title = f"Every leaf: {'what it makes of z = 0' if generator is None else 'a sample'}, and {of_share}"
+        title = f"Every leaf: {'the decoded z = 0' if generator is None else 'a sample'}, and {of_share}"
     images = floats(images, "images")
     if images.shape != (plan.n_leaves, *model.input_shape):
         raise ShapeError(mismatch("images", f"{(plan.n_leaves, *model.input_shape)}", tuple(images.shape)))
@@ -113,12 +114,12 @@ def tree(
     tall, wide = zoom * pictures.shape[1], zoom * pictures.shape[2]
 
     below = {n.path: float(share[n.leaves.start : n.leaves.stop].sum() / share.sum()) for n in plan.nodes}
-    trunk = min(SIDE, wide)  # all edges of the root together, lest one be wider than the picture that it leads to
+    trunk = min(SIDE, wide)  # width of all edges of the root together, so that none is wider than a picture
     names = plan.names
     labels = {n.path: f"{names[n.path]}: {100 * below[n.path]:.1f}%" if n.depth else "root" for n in plan.mixtures}
     frames = {path: max(trunk * below[path], text_width(label)) + 2 * PAD for path, label in labels.items()}
     captions = fit(plan.level_names(None), wide + GAP)
-    reach = tall + height_of(captions) + LINE + 1.5 * HALF  # a picture and what is written below it
+    reach = tall + height_of(captions) + LINE + 1.5 * HALF  # a picture and its caption
     left = _without_overlaps(plan, wide, reach, frames)
     across, down = {n.path: _middle(n, left, wide) for n in plan.nodes}, _tops(plan, left, wide)
 
@@ -141,7 +142,7 @@ def tree(
             box = f"round,pad={PAD}"
             ax.add_patch(FancyBboxPatch(corner, width, 2 * HALF, box, fc="white", ec=PALE, clip_on=False))
             ax.text(middle, top, labels[node.path], ha="center", va="center", **LABEL)
-    room = max(TITLE_WIDTH, left[-1] + wide) / text_width("0")  # of a smaller letter, but "0" is a wide one
+    room = max(TITLE_WIDTH, left[-1] + wide) / text_width("0")  # for smaller letters, but "0" is a wide one
     ax.set_title("\n".join(textwrap.wrap(title, int(room))), pad=HALF + PAD, **TITLE)
     return make_room(fig, ax)
 
@@ -158,7 +159,7 @@ def _means(
 def _draw_edges(
     ax: Axes, plan: Plan, across: Mapping[str, float], down: np.ndarray, widths: Mapping[str, float]
 ) -> None:
-    """Every edge as a curve of its width; those of a mixture leave it side by side."""
+    """Plot every edge as a curve of its width; the edges of a mixture start side by side."""
     start = {n.path: across[n.path] - widths[n.path] / 2 for n in plan.mixtures}
     for parent, child in _edges(plan):
         width = widths[child.path]
@@ -168,23 +169,23 @@ def _draw_edges(
         points = [(x0, y0), (x0, y2), (x0, y3), (x1, y3), (x1, y4), (x1, y1)]
         curve = Curve(points, [Curve.MOVETO, Curve.LINETO, *[Curve.CURVE4] * 3, Curve.LINETO])
         lw = max(0.5, width * 72 / DPI)
-        seam = [withStroke(linewidth=lw + 1, foreground="white")]  # tells apart edges that lie close together
+        seam = [withStroke(linewidth=lw + 1, foreground="white")]  # separates edges that are close together
         edge = PathPatch(curve, fill=False, ec=PALE, lw=lw, capstyle="butt", path_effects=seam, gid=child.path)
         ax.add_patch(edge)
 
 
 def _edges(plan: Plan) -> list[tuple[PlannedNode, PlannedNode]]:
-    """Every edge as the mixture that it leaves and the node that it leads to."""
+    """Every edge as its mixture and its child."""
     return [(plan.mixtures[m], plan.nodes[c]) for m, c in zip(plan.edge_mixture, plan.edge_child, strict=True)]
 
 
 def _middle(node: PlannedNode, left: np.ndarray, wide: float) -> float:
-    """Where a node is across, from the left sides of the leaves."""
+    """The horizontal position of a node's middle, from the left sides of the leaves."""
     return float(left[node.leaves.start] + left[node.leaves.stop - 1] + wide) / 2
 
 
 def _tops(plan: Plan, left: np.ndarray, wide: float) -> np.ndarray:
-    """How far down every depth is: a level is as high as its widest fan asks for, lest its edges run flat."""
+    """The vertical position of every depth. The widest fan of edges sets a level's height, so that no edge is flat."""
     fans = [0.0] * plan.depth
     for a, b in _edges(plan):
         fans[a.depth] = max(fans[a.depth], abs(_middle(b, left, wide) - _middle(a, left, wide)))
@@ -192,9 +193,9 @@ def _tops(plan: Plan, left: np.ndarray, wide: float) -> np.ndarray:
 
 
 def _without_overlaps(plan: Plan, wide: float, reach: float, frames: Mapping[str, float]) -> np.ndarray:
-    """The left sides of all leaves, as far apart as pictures and the mixtures' `frames` (widths) ask for.
+    """The left sides of all leaves, far enough apart for pictures and for the mixtures' frames of widths `frames`.
 
-    Pictures reach `reach` down with what is written below them.
+    A picture with its caption has the height `reach`.
     """
     parents = [leaf.path.rpartition("/")[0] for leaf in plan.leaves]
     steps = [wide + GAP * (1 if a == b else 5) for a, b in itertools.pairwise(parents)]
@@ -207,7 +208,7 @@ def _without_overlaps(plan: Plan, wide: float, reach: float, frames: Mapping[str
 
     framed = [node for node in plan.mixtures if node.depth]
     pairs = [(a, b) for a in plan.nodes for b in framed] + [(a, b) for a in framed for b in plan.leaves]
-    # From the left each pair once, for all that moves is to the right of it.
+    # Each pair once, from the left, because a pair moves only leaves to its right.
     for a, b in sorted(pairs, key=lambda pair: pair[1].leaves.start):
         if a.leaves.stop <= b.leaves.start and are_beside(a, b):
             needed = (frames.get(a.path, wide) + frames.get(b.path, wide)) / 2 + GAP

@@ -1,4 +1,4 @@
-"""Lending: code of the user's own draws from the global random states, as the seed of a training says."""
+"""Random states for code of the user's own, which draws from the global generators: the training's seed fixes them."""
 
 import hashlib
 from contextlib import AbstractContextManager
@@ -9,26 +9,26 @@ from torch import nn
 from hmoevae.nn.draws import Share, borrowed_random_state
 
 DRAWS_BY_ITSELF = (nn.modules.dropout._DropoutNd, nn.RReLU)
-"""Modules of torch that draw as they compute."""
+"""Modules of torch whose forward pass draws random numbers."""
 
 
-def lent(
+def seeded_random_states(
     generator: torch.Generator, share: Share, device: torch.device, salt: bytes = b""
 ) -> AbstractContextManager[None]:
-    """Inside, the global random states are those that follow from a generator, others wherever it has come to.
+    """Inside, seed the global random states from the state of `generator`; restore them on leaving.
 
     Args:
-        generator: From which nothing is drawn here. Those of several processes stand at the same place.
-        share: What tells this process from the others.
-        device: Where is drawn.
-        salt: Makes different draws of two loans at one place.
+        generator: The generator. Its state is read, and does not change; it is the same in all processes.
+        share: The process's samples, whose first index makes its seed differ from those of other processes.
+        device: The device on which numbers are drawn.
+        salt: Makes the seeds of two uses at one state of the generator differ.
     """
     digest = hashlib.blake2b(generator.get_state().cpu().numpy().tobytes() + salt, digest_size=7).digest()
     return borrowed_random_state(int.from_bytes(digest, "big") + share.start, device)
 
 
 def may_draw(model: nn.Module) -> bool:
-    """Whether a module of a model may draw by itself: one of dropout, or any that is neither ours nor torch's.
+    """Whether a module of a model may draw from the global generators: dropout, or a module of the user's own.
 
     >>> may_draw(nn.Sequential(nn.Linear(2, 2), nn.Dropout())), may_draw(nn.Linear(2, 2))
     (True, False)
