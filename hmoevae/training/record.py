@@ -214,8 +214,8 @@ def training_from_json(text: str, **options: Any) -> Training:
     >>> training_from_json(own.to_json())
     Traceback (most recent call last):
     ...
-    hmoevae.errors.ArgumentError: Training.optimizer: expected training_from_json(text, optimizer=...) to give it in \
-code, since none runs from a file, got SGD, in words
+    hmoevae.errors.ArgumentError: Training.optimizer: expected training_from_json(text, optimizer=...) with the value, \
+because no code runs from a file, got SGD, in words
     """
     try:
         data = json.loads(text)
