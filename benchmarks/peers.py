@@ -217,7 +217,7 @@ def peer(name: str, model: hm.HMoEVAE) -> Peer:
         for network in ("encoder", "decoder"):
             _copy(expert.get_submodule(network), weights, f"experts.groups.0.{network}", i)
     if gate is not None:
-        _copy(gate, weights, "gates.groups.0", 0)
+        _copy(gate, weights, "gates.groups.0.network", 0)
     return PEERS[name](experts, gate)
 
 

@@ -152,7 +152,7 @@ def leave(
     model: hm.HMoEVAE, history: hm.History, recorder: hm.SampleRecorder, splits: Splits, args: argparse.Namespace
 ) -> None:
     """Leave the model, the history, the metrics and the pictures in `args.out`; the last line is the metrics."""
-    model.save_pretrained(args.out / "model")  # at once, lest anything below go wrong
+    model.save_pretrained(args.out / "model")  # before the plots, which may fail
     history.to_csv(args.out / "history.csv")
     assert isinstance(history.training, hm.Training)
     if history.interrupted:
@@ -161,7 +161,8 @@ def leave(
     images, test = splits
     measured = measure(model, test) | kmeans(images, test, len(model.plan.level(1)))
     scores = {name: value for name, value in measured.items() if isinstance(value, float)}
-    model.save_pretrained(args.out / "model", info=hm.CardInfo(images.name, split="test", metrics=scores))
+    about = hm.CardInfo(images.name, split="test", metrics=scores, training=history.training)
+    model.save_pretrained(args.out / "model", info=about)
     result = {
         "dataset": images.name,
         "recipe": "best",

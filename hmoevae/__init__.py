@@ -7,6 +7,7 @@ from hmoevae import features, views
 from hmoevae.callbacks import SampleRecorder
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
+from hmoevae.nn import routes
 from hmoevae.nn.balance import balance
 from hmoevae.nn.kernels.memory import StepMemory
 from hmoevae.nn.likelihoods import LikelihoodModule
@@ -86,6 +87,7 @@ __all__ = [
     "objective",
     "plot",
     "record",
+    "routes",
     "training_from_json",
     "tree_from_json",
     "views",

@@ -25,10 +25,12 @@ from hmoevae.errors import (
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
+from hmoevae.nn.rows import reorder_
 from hmoevae.samples import Checked, refuse_masked
 from hmoevae.spec import MLP, VAE, Balance, Gaussian, Likelihood, Mixture, Tree
 from hmoevae.starts import StartName
-from hmoevae.training.usage import left_to_the_caller, warn_of_collapse
+from hmoevae.training.fitting import fit_quietly
+from hmoevae.training.usage import warn_of_collapse
 from hmoevae.version import __version__
 
 try:
@@ -194,11 +196,10 @@ class VAEMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             else:
                 with borrowed_random_state(seed):
                     model = HMoEVAE(tree, shape, objective=self.objective).to(dtype)
-            return model, training.fit(model, data, replace(usual, seed=seed), progress=self.verbose > 0)
+            return model, fit_quietly(model, data, replace(usual, seed=seed), progress=self.verbose > 0)
 
         seeds = (_seed(random) for _ in range(1 if goes_on else int(self.n_init)))
-        with left_to_the_caller():
-            best = training.best_of(train, data, seeds=seeds)
+        best = training.best_of(train, data, seeds=seeds)
         self.model_, self.history_, self.loss_ = best.model, best.history, best.losses[best.seed]
         if best.interrupted:
             warn("Training interrupted by the user.")
@@ -345,11 +346,11 @@ def _put_empty_leaves_last(model: HMoEVAE, history: History, counts: Int[np.ndar
     order = np.argsort(counts == 0, kind="stable")
     index = torch.from_numpy(order).to(model.device)
     gate = model.gates.groups[0].last
-    rows = [(parameter, 0) for parameter in model.experts.parameters()] + [(gate.weight, 1), (gate.bias, 1)]
+    reorder_(model.experts.groups[0], index)
+    for parameter in (gate.weight, gate.bias):
+        parameter.copy_(parameter[:, index])
     if model.prior.logits is not None:
-        rows.append((model.prior.logits, 0))
-    for parameter, axis in rows:
-        parameter.copy_(parameter.index_select(axis, index))
+        model.prior.logits.copy_(model.prior.logits[index])
     columns = [f"usage/{leaf.path}" for leaf in model.plan.leaves]
     for row in history.rows:
         row.update(zip(columns, [row[columns[i]] for i in order], strict=True))

@@ -26,7 +26,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import hmoevae as hm
-from hmoevae import estimator, training
+from hmoevae import estimator
 from hmoevae.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -334,14 +334,14 @@ def test_threads_that_fit_side_by_side_do_as_one_alone():
 def test_n_init_keeps_the_smallest_objective_and_never_reads_labels(monkeypatch):
     x, y = blobs()
     runs = []
-    fit = training.fit
+    fit = estimator.fit_quietly
 
     def spy(model, data, *arguments, **options):
         history = fit(model, data, *arguments, **options)
         runs.append((model.evaluate(x, generator=torch.Generator().manual_seed(0))["marginal"], model))
         return history
 
-    monkeypatch.setattr(training, "fit", spy)
+    monkeypatch.setattr(estimator, "fit_quietly", spy)
     mixture = small(n_init=4, random_state=0).fit(x, y)
     assert len({loss for loss, _ in runs}) == 4
     assert (mixture.loss_, mixture.model_) == min(runs, key=lambda run: run[0])
@@ -581,7 +581,7 @@ def test_bad_parameters_are_refused_by_fit(change, error, message):
 
 def test_weights_that_the_last_step_spoils_are_no_result(monkeypatch):
     x, _ = blobs()
-    fit = training.fit
+    fit = estimator.fit_quietly
 
     def spoil(model, data, *arguments, **options):
         history = fit(model, data, *arguments, **options)
@@ -589,7 +589,7 @@ def test_weights_that_the_last_step_spoils_are_no_result(monkeypatch):
             model.experts.groups[0].decoder.layers[0].bias.fill_(math.nan)
         return history
 
-    monkeypatch.setattr(training, "fit", spoil)
+    monkeypatch.setattr(estimator, "fit_quietly", spoil)
     with pytest.raises(NonFiniteError, match="loss: expected a finite loss after the last step, got nan"):
         small().fit(x)
 

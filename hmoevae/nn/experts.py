@@ -130,11 +130,10 @@ class ExpertGroup(nn.Module):
         first, *others = sample_shape
         decoded_shape = (likelihood.outputs * first, *others)
         latent_shape, posterior_shape = (spec.latent_dim,), (2 * spec.latent_dim,)
-        encoder = grouped_network(spec.encoder, groups, sample_shape, posterior_shape, f"{place}.encoder")
-        decoder = grouped_network(
+        self.encoder = grouped_network(spec.encoder, groups, sample_shape, posterior_shape, f"{place}.encoder")
+        self.decoder = grouped_network(
             spec.decoder, groups, latent_shape, decoded_shape, f"{place}.decoder", is_decoder=True
         )
-        self.encoder, self.decoder = encoder, decoder  # type: ignore[assignment]  # modules that keep the protocol
         self.likelihood = likelihood
         self.latent_dim = spec.latent_dim
 

@@ -17,6 +17,20 @@ from torch import Tensor
 from hmoevae.checks import check_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 
+__all__ = [
+    "ALL",
+    "All",
+    "Given",
+    "Routes",
+    "TopK",
+]
+
+
+def __dir__() -> list[str]:
+    """What there is for users."""
+    return __all__
+
+
 LARGEST_PADDING = 4
 """Largest ratio of packed cells to pairs. Where one row per expert would exceed it, busy experts get several rows."""
 
@@ -121,6 +135,9 @@ class Given(Routes):
         if leaf.device.type == "cpu" and leaf.numel() and not 0 <= int(leaf.min()) <= int(leaf.max()) < n_leaves:
             got = f"{int(leaf.min())} to {int(leaf.max())}"
             raise ArgumentError(mismatch("Given.leaf", f"indices from 0 to {n_leaves - 1}", got))
+        in_order = leaf.sort(0).values
+        if leaf.device.type == "cpu" and bool((in_order[1:] == in_order[:-1]).any()):
+            raise ArgumentError(mismatch("Given.leaf", "distinct leaves for each sample", "one leaf in two slots"))
         return leaf
 
 

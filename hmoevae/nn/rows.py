@@ -33,6 +33,25 @@ def rows_of(module: M, rows: Tensor | slice) -> M:
 
 
 @torch.no_grad()
+def reorder_(module: nn.Module, index: Tensor) -> None:
+    """Give row i the weights and buffers of row `index[i]`, in place.
+
+    Args:
+        module: A grouped module.
+        index: A permutation of its rows.
+
+    >>> from hmoevae.nn.grouped import GroupedLinear
+    >>> layer = GroupedLinear(2, 3, 4)
+    >>> first = layer.weight[0].clone()
+    >>> reorder_(layer, torch.tensor([1, 0]))
+    >>> torch.equal(layer.weight[1], first)
+    True
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.copy_(tensor[index])
+
+
+@torch.no_grad()
 def alone(module: M, row: int) -> M:
     """Copy one member into a group of one that shares no memory with `module`.
 

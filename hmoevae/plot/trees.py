@@ -85,30 +85,9 @@ def tree(
     plan = model.plan
     x = None if x is None else model.check_input(x, support=False).cpu()
     leaf = None if x is None else model.predict(x).cpu()
-    is_empty = np.zeros(plan.n_leaves, dtype=bool)
-    if usage is not None:
-        share, of_share = floats(usage, "usage"), "its usage"
-    elif leaf is not None:
-        share, of_share = leaf.bincount(minlength=plan.n_leaves).float(), "its share of them"
-    else:
-        share, of_share = model.prior.leaf_log_prob().detach().exp().float().cpu(), "its prior"
-    if share.shape != (plan.n_leaves,):
-        raise ShapeError(mismatch("usage", f"({plan.n_leaves},), one number per leaf", tuple(share.shape)))
-    if not (torch.isfinite(share).all() and share.min() >= 0 and share.sum() > 0):
-        raise DataError(mismatch("usage", "finite numbers >= 0, not all of them 0", share.tolist()))
-    if images is not None:
-        title = f"Every leaf and {of_share}"
-    elif generator is None and x is not None and leaf is not None:
-        images, is_empty = _means(x, leaf, plan.n_leaves)
-        title = f"Every leaf: the mean of its samples, and {of_share}"
-    else:
-        size = (plan.n_leaves, model.experts.latent_dim)
-        z = torch.zeros(size) if generator is None else torch.randn(size, generator=generator)
-        images = model.decode(z, torch.arange(plan.n_leaves))
-        title = f"Every leaf: {'the decoded z = 0' if generator is None else 'a sample'}, and {of_share}"
-    images = floats(images, "images")
-    if images.shape != (plan.n_leaves, *model.input_shape):
-        raise ShapeError(mismatch("images", f"{(plan.n_leaves, *model.input_shape)}", tuple(images.shape)))
+    share, of_share = _shares(model, usage, leaf)
+    images, is_empty, which = _images(model, x, leaf, images, generator)
+    title = f"Every leaf{which} {of_share}"
     pictures = pictures_of(images.unsqueeze(0), "images")[0]
     zoom = zoom_of(pictures)
     tall, wide = zoom * pictures.shape[1], zoom * pictures.shape[2]
@@ -145,6 +124,43 @@ def tree(
     room = max(TITLE_WIDTH, left[-1] + wide) / text_width("0")  # for smaller letters, but "0" is a wide one
     ax.set_title("\n".join(textwrap.wrap(title, int(room))), pad=HALF + PAD, **TITLE)
     return make_room(fig, ax)
+
+
+def _shares(model: HMoEVAE, usage: ArrayLike | None, leaf: Tensor | None) -> tuple[Tensor, str]:
+    """The number of every leaf, and what it is."""
+    n_leaves = model.plan.n_leaves
+    if usage is not None:
+        share, of_share = floats(usage, "usage"), "its usage"
+    elif leaf is not None:
+        share, of_share = leaf.bincount(minlength=n_leaves).float(), "its share of them"
+    else:
+        share, of_share = model.prior.leaf_log_prob().detach().exp().float().cpu(), "its prior"
+    if share.shape != (n_leaves,):
+        raise ShapeError(mismatch("usage", f"({n_leaves},), one number per leaf", tuple(share.shape)))
+    if not (torch.isfinite(share).all() and share.min() >= 0 and share.sum() > 0):
+        raise DataError(mismatch("usage", "finite numbers >= 0, not all of them 0", share.tolist()))
+    return share, of_share
+
+
+def _images(
+    model: HMoEVAE, x: Tensor | None, leaf: Tensor | None, given: ArrayLike | None, generator: torch.Generator | None
+) -> tuple[Tensor, np.ndarray, str]:
+    """The picture of every leaf, which leaves have none, and what the pictures are."""
+    n_leaves = model.plan.n_leaves
+    is_empty = np.zeros(n_leaves, dtype=bool)
+    images, which = given, " and"
+    if given is None and generator is None and x is not None and leaf is not None:
+        images, is_empty = _means(x, leaf, n_leaves)
+        which = ": the mean of its samples, and"
+    elif images is None:
+        size = (n_leaves, model.experts.latent_dim)
+        z = torch.zeros(size) if generator is None else torch.randn(size, generator=generator)
+        images = model.decode(z, torch.arange(n_leaves))
+        which = f": {'the decoded z = 0' if generator is None else 'a sample'}, and"
+    images = floats(images, "images")
+    if images.shape != (n_leaves, *model.input_shape):
+        raise ShapeError(mismatch("images", f"{(n_leaves, *model.input_shape)}", tuple(images.shape)))
+    return images, is_empty, which
 
 
 def _means(

@@ -107,7 +107,7 @@ class CardInfo:
     """The part of a model card that the model does not know: its data, its training and its metrics.
 
     Args:
-        dataset: Name of the data.
+        dataset: Name of the data; `None` leaves them undescribed.
         description: More about the data, in Markdown.
         dataset_id: The data's id on the Hugging Face Hub, such as `"ylecun/mnist"`, if they are there.
         split: The part of the data on which the metrics were measured, such as `"test"`.
@@ -123,7 +123,7 @@ class CardInfo:
              training=None)
     """
 
-    dataset: str
+    dataset: str | None = None
     description: str | None = None
     dataset_id: str | None = None
     split: str | None = None
@@ -131,7 +131,7 @@ class CardInfo:
     training: TrainingRecord | None = None
 
     def __post_init__(self) -> None:
-        if not self.dataset:
+        if self.dataset == "":
             raise ArgumentError(mismatch("dataset", "the name of the data", repr(self.dataset)))
         if not isinstance(self.metrics, Mapping):
             expected = "a mapping from names to numbers"
@@ -225,8 +225,8 @@ def _eval_results(info: CardInfo) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="clustering",
-            dataset_type=info.dataset_id or info.dataset,
-            dataset_name=info.dataset,
+            dataset_type=info.dataset_id or info.dataset or "unknown",
+            dataset_name=info.dataset or "unknown",
             dataset_split=info.split,
             metric_type=name,
             metric_value=float(value),  # YAML writes Python's floats, not numpy's or torch's
@@ -236,13 +236,14 @@ def _eval_results(info: CardInfo) -> list[EvalResult]:
 
 
 def _data(info: CardInfo | None) -> str:
-    if info is None:
+    if info is None or info.dataset is None:
         return "Not described."
     name = f"[{info.dataset}](https://huggingface.co/datasets/{info.dataset_id})" if info.dataset_id else info.dataset
     return f"{name}: {info.description}" if info.description else name
 
 
 def _table(info: CardInfo) -> str:
-    where = f"On {info.dataset}, {info.split}:" if info.split else f"On {info.dataset}:"
+    of_what = ", ".join(part for part in (info.dataset, info.split) if part)
+    where = f"On {of_what}:" if of_what else "On data that are not described:"
     rows = [f"| {name} | {float(value):.4g} |" for name, value in info.metrics.items()]
     return "\n".join([where, "", "| metric | value |", "|---|---|", *rows])

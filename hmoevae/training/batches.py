@@ -97,7 +97,7 @@ def _of_file(file: Any, how: _How) -> Batches:
 
     def from_file() -> Iterator[Batch]:
         for rows in _windows(len(file), glimpse[0].nbytes, how.batch_size, how.order):
-            window = model.check_input(file[rows.numpy()], name=name, values=False)
+            window = model.check_input(file[rows.numpy()], name=name)
             yield from _split(window, rows, how)
 
     return Batches(math.ceil(len(file) / how.batch_size), None, from_file, glimpse)

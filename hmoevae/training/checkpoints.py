@@ -21,11 +21,10 @@ from torch import Tensor
 
 from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, CheckpointWarning, mismatch, warn
 from hmoevae.model import HMoEVAE
-from hmoevae.saving import files
+from hmoevae.saving import card, files
 from hmoevae.training.states import pack, unpack
 
 FORMAT_VERSION = 3
-TRAINING_NAME = "training.json"
 """The options of the training, for people and `training_from_json`."""
 STATE_NAME = "state.json"
 TENSORS_NAME = "state.safetensors"
@@ -33,7 +32,7 @@ SUMS_NAME = "SHA256SUMS"
 """Digests of the files in `NEEDED`, in the format of `sha256sum --check`."""
 LOCK_NAME = ".in-use"
 """A file that the operating system locks while a run lives. The file itself stays."""
-NEEDED = (files.CONFIG_NAME, files.WEIGHTS_NAME, TRAINING_NAME, STATE_NAME, TENSORS_NAME)
+NEEDED = (files.CONFIG_NAME, files.WEIGHTS_NAME, card.TRAINING_NAME, STATE_NAME, TENSORS_NAME)
 Resume = str | os.PathLike[str]
 
 
@@ -278,7 +277,7 @@ class Checkpoints:
         model: HMoEVAE,
         epoch: int,
         validation_loss: float | None,
-        training: str,
+        training: card.TrainingRecord,
         arguments: Mapping[str, Any],
         state: Any,
     ) -> None:
@@ -288,7 +287,7 @@ class Checkpoints:
             model: The model, whose weights are written.
             epoch: The epoch just finished.
             validation_loss: The loss by which the best checkpoint is chosen.
-            training: The options of the training, as JSON.
+            training: The options of the training.
             arguments: See `Checkpoint`.
             state: Everything else, for `hmoevae.training.states.pack`.
 
@@ -313,8 +312,7 @@ class Checkpoints:
         }
         try:
             with _folder_in_place(target) as beside:
-                model.save_pretrained(beside)
-                (beside / TRAINING_NAME).write_text(training, encoding="utf-8")
+                model.save_pretrained(beside, info=card.CardInfo(training=training))
                 save_file(tensors, beside / TENSORS_NAME)
                 (beside / STATE_NAME).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
                 sums = "".join(f"{_sha256(beside / name)}  {name}\n" for name in NEEDED)

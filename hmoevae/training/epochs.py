@@ -148,7 +148,7 @@ class Epochs:
         start = run.start if epoch < self.course.started_by else None  # no later epoch needs it
         whole = {"training": self.state.state_dict(), "seed": self.seed, "start": start, "stopped": stopped}
         loss = row.get(f"val_{run.model.objective}")
-        self.checkpoints.write(run.model, epoch, loss, self.training.to_json(), self.arguments, whole)
+        self.checkpoints.write(run.model, epoch, loss, self.training, self.arguments, whole)
 
 
 def _is_true(answer: object) -> bool:

@@ -98,6 +98,26 @@ def fit(
     >>> len(history), [c for c in history.columns if c.startswith("usage")]
     (2, ['usage/root/0', 'usage/root/1', 'usage/root/2'])
     """
+    job, history = _trained(model, data, training, validation_data, callbacks, progress, checkpoint_dir, resume)
+    job.warn(history)
+    return history
+
+
+def fit_quietly(model: HMoEVAE, data: Data, training: Training, *, progress: bool) -> History:
+    """`fit` without its warnings of collapse, for a caller that warns of the one training that it keeps."""
+    return _trained(model, data, training, None, (), progress, None, "auto")[1]
+
+
+def _trained(
+    model: HMoEVAE,
+    data: Data,
+    training: Training,
+    validation_data: Data | None,
+    callbacks: Sequence[Callback],
+    progress: bool,
+    checkpoint_dir: str | os.PathLike[str] | None,
+    resume: Resume,
+) -> "tuple[_Job, History]":
     _check(model, training, validation_data, callbacks, checkpoint_dir)
     where = resolve_device(training.device)
     processes = Processes.here(where)
@@ -126,8 +146,8 @@ def fit(
             if checkpoints.last is None:
                 raise
             raise NonFiniteError(f"{error}; the last checkpoint is {checkpoints.last}") from None
-        job.finish(history)
-        return history
+        job.finish()
+        return job, history
 
 
 def _check(
@@ -167,6 +187,10 @@ def _check_model(model: HMoEVAE, training: Training, *, saves: bool) -> None:
         raise ArgumentError(mismatch("model", "a parameter that requires a gradient", "none"))
     if training.agreement is not None and not model.plan.mixtures:
         raise ArgumentError(mismatch("Training.agreement", "None for a tree without a gate", training.agreement))
+    levels = None if training.agreement is None else training.agreement.levels
+    if levels is not None and max(levels) > model.plan.depth:
+        expected = f"levels from 1 to the tree's depth {model.plan.depth}"
+        raise ArgumentError(mismatch("Training.agreement.levels", expected, levels))
 
 
 class _Job:
@@ -240,11 +264,15 @@ class _Job:
             finally:
                 self.chosen = run.chosen
 
-    def finish(self, history: History) -> None:
-        """Load the best weights, if early stopping kept them, and warn of dead leaves and constant gates."""
-        row, chosen = history.rows[-1] if len(history) else None, self.chosen
+    def finish(self) -> None:
+        """Leave the model with its best weights, where they are kept."""
         if self.best is not None and self.best.epoch is not None:
             self.best.put_back(self.model)
+
+    def warn(self, history: History) -> None:
+        """Warn of leaves and gates that do nothing in the epoch whose weights the model has."""
+        row, chosen = history.rows[-1] if len(history) else None, self.chosen
+        if self.best is not None and self.best.epoch is not None:
             row, chosen = history.rows[self.best.epoch - 1], self.best.chosen
         if row is not None and self.processes.is_main:
             warn_after_fit(self.model.plan, row, chosen)

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
 from hmoevae.model import HMoEVAE
-from hmoevae.nn.conv import GroupedConv2d, GroupedConvTranspose2d
 
 SMALL_STEP = 1 << 24
 """Product of weights and samples up to which a second thread gains less than a fifth on idle cores: docs/slow.md."""
@@ -31,9 +29,7 @@ class Threads:
 
     def __init__(self, model: HMoEVAE) -> None:
         # A convolution uses each weight many times per sample, so its number of weights does not measure its work.
-        convolves = any(
-            isinstance(module, nn.Conv2d | GroupedConv2d | GroupedConvTranspose2d) for module in model.modules()
-        )
+        convolves = any(weight.ndim > 3 for weight in model.parameters())  # the group axis and that of a kernel
         self.may_choose = model.device.type == "cpu" and not convolves
         self.n_weights = sum(weight.numel() for weight in model.parameters())
 

@@ -4,9 +4,7 @@ Axes: `leaf` and `edge` as in `hmoevae.plan`.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Sequence
 from itertools import compress
 
 import torch
@@ -59,25 +57,14 @@ def is_dead(node: PlannedNode, share: float, plan: Plan) -> bool:
     return share < LEAST * len(node.leaves) / plan.n_leaves
 
 
-@contextmanager
-def left_to_the_caller() -> Iterator[None]:
-    """Inside, `fit` does not warn of collapse: the caller warns for the one training that it keeps."""
-    token = _IS_LEFT_TO_THE_CALLER.set(True)
-    try:
-        yield
-    finally:
-        _IS_LEFT_TO_THE_CALLER.reset(token)
-
-
 def warn_after_fit(plan: Plan, row: dict[str, int | float], chosen: Sequence[float]) -> None:
-    """Call `warn_of_collapse` at the end of `fit`, unless that is `left_to_the_caller`.
+    """Call `warn_of_collapse` at the end of `fit`.
 
     The warning names a constant gate, and does not name the leaves below it that are no sample's most probable leaf.
     """
-    if not _IS_LEFT_TO_THE_CALLER.get():
-        constant = {edge for mixture in constant_gates(plan, row) for edge in mixture.child_edges}
-        leaves = zip(plan.leaves, chosen, strict=False)
-        warn_of_collapse(plan, row, [math.inf if constant.intersection(leaf.edges) else n for leaf, n in leaves])
+    constant = {edge for mixture in constant_gates(plan, row) for edge in mixture.child_edges}
+    leaves = zip(plan.leaves, chosen, strict=False)
+    warn_of_collapse(plan, row, [math.inf if constant.intersection(leaf.edges) else n for leaf, n in leaves])
 
 
 def constant_gates(plan: Plan, row: dict[str, int | float]) -> list[PlannedNode]:
@@ -124,6 +111,3 @@ def _listed(names: Iterable[str]) -> str:
     """The first names, and the number of the others."""
     first = list(names)
     return ", ".join(first[:LISTED]) + (f" and {len(first) - LISTED} more" if len(first) > LISTED else "")
-
-
-_IS_LEFT_TO_THE_CALLER: ContextVar[bool] = ContextVar("is_left_to_the_caller", default=False)

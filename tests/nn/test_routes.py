@@ -231,3 +231,11 @@ def test_what_slots_there_are() -> None:
     log_prob = torch.tensor([[0.1, 0.7], [0.6, 0.2], [0.3, 0.1]]).log()
     assert TopK(2).leaves(log_prob).tolist() == [[1, 0], [2, 1]]
     assert math.isclose(restricted(log_prob, TopK(1).leaves(log_prob)).abs().sum().item(), 0, abs_tol=1e-6)
+
+
+def test_a_leaf_is_given_once_a_sample() -> None:
+    """In two slots it would count twice, and `marginal` would be no bound."""
+    model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=2), 3), (4,))
+    twice = hm.StepSettings(routes=hm.routes.Given(torch.zeros(2, 5, dtype=torch.long)))
+    with pytest.raises(ArgumentError, match=r"Given\.leaf: expected distinct leaves for each sample, got one leaf"):
+        model(torch.rand(5, 4), settings=twice)

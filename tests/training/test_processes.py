@@ -197,7 +197,7 @@ def test_a_process_that_was_to_have_company_does_not_train_alone(monkeypatch):
     """Here another library has set accelerate up for one process already."""
     resolve_device("auto")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ArgumentError, match=r"device: expected one that 2 processes can share, got cpu, where each"):
+    with pytest.raises(ArgumentError, match=r"expected a device that 2 processes can share, got cpu, where each"):
         hm.fit(workers.new_model(), workers.samples(), hm.Training(device="cpu"), progress=False)
 
 
