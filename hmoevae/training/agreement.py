@@ -3,7 +3,7 @@
 from dataclasses import KW_ONLY
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import BeforeValidator, PlainValidator
 
 from hmoevae.checks import is_number
 from hmoevae.errors import ArgumentError
@@ -65,7 +65,7 @@ class Agreement:
     """
 
     _: KW_ONLY
-    partner: Annotated[ViewLike | None, PlainValidator(_partner)] = Field(default_factory=Neighbour)
+    partner: Annotated[ViewLike | None, PlainValidator(_partner)] = Neighbour()
     alone: Annotated[float, BeforeValidator(_share)] = 0.5
     weight: NonNegativeFloat = 10.0
     levels: Annotated[tuple[int, ...] | None, BeforeValidator(_levels)] = None
