@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hmoevae import markup
-from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, mismatch
+from hmoevae.errors import ArgumentError, CheckpointError, HMoEVAEError, mismatch
 from hmoevae.saving import files
 from hmoevae.training.record import Training, training_from_json
 
@@ -181,7 +181,7 @@ def _training(content: Any) -> Training | dict[str, Any] | None:
         return None
     try:
         return training_from_json(json.dumps(content))
-    except (ArgumentError, ArgumentTypeError):  # from another version, or with an option that is only described
+    except HMoEVAEError:  # from another version, with a kind that is not registered, or an option only described
         return dict(content)
 
 

@@ -3,19 +3,20 @@
 Axes: `batch` counts the samples of a step, `n` those of the whole data set.
 """
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
+from typing import Annotated, Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import BeforeValidator, PlainValidator
 from torch import Tensor
 
-from hmoevae.checks import check_integer
 from hmoevae.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -27,6 +28,7 @@ from hmoevae.errors import (
 )
 from hmoevae.features import principal_components
 from hmoevae.nn.draws import Share, for_batch
+from hmoevae.spec.record import PositiveInt, expected, record
 
 __all__ = [
     "Compose",
@@ -51,6 +53,7 @@ class View(ABC):
     To make your own, define `__call__`, and `prepare` if it needs the whole data set. Any callable from samples to
     samples is a view too; it may draw from the global random states, which `hmoevae.fit` seeds and restores. A view
     that draws its random numbers with `hmoevae.nn.draws.for_batch` gives the same result in any number of processes.
+    A view with the decorator `hmoevae.record` is written with a training, and read back.
 
     >>> class Brighter(View):
     ...     def __call__(self, x, *, index=None, generator=None, share=None):
@@ -106,6 +109,15 @@ class _Plain(View):
         return self.change(x)
 
 
+def is_view(value: object) -> TypeGuard[ViewLike]:
+    """Whether a value is a view: calling a class would make an instance, not a view.
+
+    >>> is_view(torch.sin), is_view(RandomAffine()), is_view(RandomAffine), is_view(3)
+    (True, True, False, False)
+    """
+    return callable(value) and not isinstance(value, type)
+
+
 def as_view(view: ViewLike, argument: str = "view") -> View:
     """Turn a callable from samples to samples into a `View`; a `View` is returned unchanged.
 
@@ -114,30 +126,40 @@ def as_view(view: ViewLike, argument: str = "view") -> View:
     """
     if isinstance(view, View):
         return view
-    if not callable(view) or isinstance(view, type):  # calling a class would make an instance, not a view
+    if not is_view(view):
         got = f"the class {view.__name__}" if isinstance(view, type) else type(view).__name__
         raise ArgumentTypeError(mismatch(argument, "a View or a callable from samples to samples", got))
     return _Plain(view)
 
 
-@dataclass(frozen=True, slots=True)
+def _views(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, tuple | list):
+        raise expected("a tuple of views")
+    return tuple(value)
+
+
+def _view(value: Any) -> ViewLike:
+    if not is_view(value):
+        raise expected("a View or a callable from samples to samples")
+    return value
+
+
+@record(kind="compose", error=ArgumentError)
 class Compose(View):
     """Views one after the other.
 
     Args:
         views: Views, or callables from samples to samples. `Neighbour`, which replaces the samples, has to come first.
 
+    Raises:
+        ArgumentError: One of them is no view.
+
     >>> flipped_and_moved = Compose([lambda x: x.flip(3), RandomAffine()])
     >>> flipped_and_moved(torch.rand(5, 1, 28, 28)).shape
     torch.Size([5, 1, 28, 28])
     """
 
-    views: Sequence[ViewLike]
-
-    def __post_init__(self) -> None:
-        """Turn a list of views into a tuple, which JSON reads back equal."""
-        if isinstance(self.views, list):
-            object.__setattr__(self, "views", tuple(self.views))
+    views: Annotated[Sequence[Annotated[ViewLike, PlainValidator(_view)]], BeforeValidator(_views)]
 
     def prepare(self, samples: Float[Tensor, "n *sample"] | None) -> "Compose":
         """Prepare every view."""
@@ -163,7 +185,38 @@ class Compose(View):
         return x
 
 
-@dataclass(frozen=True, slots=True)
+def _numbers(value: Any) -> tuple[float, ...]:
+    """The numbers of a pair, or none if it is no pair of numbers."""
+    pair = value if isinstance(value, tuple | list) and len(value) == 2 else ()
+    return tuple(float(number) for number in pair if isinstance(number, Real) and not isinstance(number, bool))
+
+
+def _angle(value: Any, *, largest: int) -> float | tuple[float, ...]:
+    ends = _numbers(_between(value))
+    if len(ends) != 2 or not -largest <= ends[0] <= ends[1] <= largest:
+        raise expected(f"an angle from 0 to {largest}, or two ascending ones")
+    return float(value) if isinstance(value, Real) else ends
+
+
+def _shares(value: Any) -> tuple[float, ...]:
+    pair = _numbers(value)
+    if len(pair) != 2 or not all(0 <= share <= 1 for share in pair):
+        raise expected("two numbers from 0 to 1")
+    return pair
+
+
+def _factors(value: Any) -> tuple[float, ...]:
+    pair = _numbers(value)
+    if len(pair) != 2 or not 0 < pair[0] <= pair[1] < math.inf:
+        raise expected("two ascending numbers > 0")
+    return pair
+
+
+Pair = tuple[float, float]
+Angle = float | Pair
+
+
+@record(kind="random_affine", error=ArgumentError)
 class RandomAffine(View):
     """Rotate, shift, scale and shear every image by random amounts, with the conventions of torchvision's class.
 
@@ -176,29 +229,17 @@ class RandomAffine(View):
         scale: Smallest and largest scale factor.
         shear: Angles of the horizontal shear are drawn from [-shear, shear], or between two given angles, in degrees.
 
+    Raises:
+        ArgumentError: A number is out of range.
+
     >>> RandomAffine()(torch.rand(5, 1, 28, 28)).shape
     torch.Size([5, 1, 28, 28])
     """
 
-    degrees: float | tuple[float, float] = 15.0
-    translate: tuple[float, float] = (0.15, 0.15)
-    scale: tuple[float, float] = (0.85, 1.15)
-    shear: float | tuple[float, float] = 11.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name, angle, largest in (("degrees", self.degrees, 180), ("shear", self.shear, 89)):
-            ends = _between(angle)
-            if not _is_pair(ends) or not -largest <= ends[0] <= ends[1] <= largest:
-                expected = f"an angle from 0 to {largest}, or two ascending ones"
-                raise ArgumentError(mismatch(f"RandomAffine.{name}", expected, repr(angle)))
-        if not _is_pair(self.translate) or not all(0 <= share <= 1 for share in self.translate):
-            raise ArgumentError(mismatch("RandomAffine.translate", "two numbers from 0 to 1", repr(self.translate)))
-        if not _is_pair(self.scale) or not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise ArgumentError(mismatch("RandomAffine.scale", "two ascending numbers > 0", repr(self.scale)))
-        for name in ("degrees", "translate", "scale", "shear"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))  # equal to what JSON reads back
+    degrees: Annotated[Angle, PlainValidator(functools.partial(_angle, largest=180))] = 15.0
+    translate: Annotated[Pair, PlainValidator(_shares)] = (0.15, 0.15)
+    scale: Annotated[Pair, PlainValidator(_factors)] = (0.85, 1.15)
+    shear: Annotated[Angle, PlainValidator(functools.partial(_angle, largest=89))] = 11.0
 
     def __call__(
         self,
@@ -226,13 +267,9 @@ class RandomAffine(View):
         return _affine(x, angle, shift, low + (high - low) * draws[4], shear)
 
 
-def _is_pair(value: object) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(number, Real) for number in value)
-
-
 def _between(angle: Any) -> Any:
     """The ends of the range of an angle; one number means from its negative to itself."""
-    return (-angle, angle) if isinstance(angle, Real) else angle
+    return (-angle, angle) if isinstance(angle, Real) and not isinstance(angle, bool) else angle
 
 
 def _affine(
@@ -258,7 +295,13 @@ def _affine(
     return F.grid_sample(x, grid, align_corners=False)
 
 
-@dataclass(frozen=True, slots=True)
+def _features(value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise expected("None or a callable from samples to features")
+    return value
+
+
+@record(kind="neighbour", error=ArgumentError)
 class Neighbour(View):
     """Replace every sample by one of its nearest neighbours, drawn anew each time.
 
@@ -270,23 +313,18 @@ class Neighbour(View):
         features: A function from samples `(n, *sample)` to the features `(n, feature)` by which they are compared, such
             as `hmoevae.features.oriented_gradients`; by default the samples' values.
 
+    Raises:
+        ArgumentError: A field cannot be used.
+
     >>> samples = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
     >>> view = Neighbour(k=1).prepare(samples)
     >>> view(samples, index=torch.arange(4)).shape
     torch.Size([4, 1])
     """
 
-    k: int = 5
-    n_components: int = 50
-    features: Callable[[Tensor], Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        """Check the arguments."""
-        if self.features is not None and not callable(self.features):
-            expected = "None or a callable from samples to features"
-            raise ArgumentTypeError(mismatch("Neighbour.features", expected, type(self.features).__name__))
-        for name, count in (("k", self.k), ("n_components", self.n_components)):
-            check_integer(f"Neighbour.{name}", count)
+    k: PositiveInt = 5
+    n_components: PositiveInt = 50
+    features: Annotated[Callable[[Tensor], Tensor] | None, PlainValidator(_features)] = None
 
     def prepare(self, samples: Float[Tensor, "n *sample"] | None) -> "View":
         """Find the neighbours.
@@ -298,8 +336,8 @@ class Neighbour(View):
             MissingExtraError: scikit-learn is not installed.
         """
         if samples is None:
-            expected = "a tensor or array in memory, for Neighbour"
-            raise ArgumentTypeError(mismatch("data", expected, "another source of samples"))
+            words = "a tensor or array in memory, for Neighbour"
+            raise ArgumentTypeError(mismatch("data", words, "another source of samples"))
         if len(samples) <= self.k:
             raise DataError(mismatch("samples", f"more than {self.k} for Neighbour({self.k})", len(samples)))
         try:
@@ -308,8 +346,8 @@ class Neighbour(View):
             raise MissingExtraError(mismatch("Neighbour", from_extra("scikit-learn", "sklearn"), f"{error}")) from None
         described = samples if self.features is None else self.features(samples)
         if len(described) != len(samples):
-            expected = f"a row for each of the {len(samples)} samples"
-            raise ShapeError(mismatch("Neighbour.features", expected, tuple(described.shape)))
+            words = f"a row for each of the {len(samples)} samples"
+            raise ShapeError(mismatch("Neighbour.features", words, tuple(described.shape)))
         features = principal_components(described, self.n_components)
         table = NearestNeighbors(n_neighbors=self.k).fit(features).kneighbors(return_distance=False)
         return _NeighbourOf(samples, torch.from_numpy(table).to(samples.device))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hmoevae as hm
-from hmoevae.errors import ArgumentTypeError, ShapeError
+from hmoevae.errors import ArgumentError, ShapeError
 from hmoevae.features import oriented_gradients
 from hmoevae.views import Neighbour
 
@@ -62,7 +62,7 @@ def test_neighbours_are_found_by_their_features():
 
 @pytest.mark.usefixtures("as_users_call")
 def test_features_that_are_none_are_refused():
-    with pytest.raises(ArgumentTypeError, match=r"Neighbour.features: expected None or a callable .*, got str"):
+    with pytest.raises(ArgumentError, match=r"Neighbour.features: expected None or a callable .*, got 'gradients'"):
         Neighbour(features="gradients")
     with pytest.raises(ShapeError, match=r"Neighbour.features: expected a row for each of the 9 samples, got \(3, 4\)"):
         Neighbour(features=lambda samples: samples[:3]).prepare(torch.rand(9, 4))

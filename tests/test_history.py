@@ -1,5 +1,6 @@
 """Histories: there and back again through CSV and JSON, and what is said of them in short."""
 
+import json
 import math
 from pathlib import Path
 
@@ -56,3 +57,10 @@ def test_what_is_no_history_is_refused(tmp_path: Path, text: str | None):
         (tmp_path / "h.csv").write_text(text)
     with pytest.raises(CheckpointError, match=r"h.csv: expected a history written by to_csv, got"):
         hm.History.from_csv(tmp_path / "h.csv")
+
+
+@pytest.mark.parametrize("view", [{"kind": "elsewhere.brighter", "by": 1.5}, {"by": 1.5}, {"described": "Brighter"}])
+def test_a_training_that_this_process_cannot_make_is_plain_data(tmp_path: Path, view: dict[str, object]):
+    content = json.loads(hm.Training().to_json()) | {"view": view}
+    hm.History([{"epoch": 1, "loss": 3.5}], training=content).to_json(tmp_path / "h.json")
+    assert hm.History.from_json(tmp_path / "h.json").training == content

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hmoevae.errors import ArgumentError, mismatch
-from hmoevae.spec.record import origin_of
+from hmoevae.spec.record import check_name, origin_of
 
 SlotBatch = Float[Tensor, "slot batch"]
 LogPrior = Float[Tensor, "slot #batch"]
@@ -67,6 +67,7 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
 
     Raises:
         ArgumentError: Another function has that name.
+        ArgumentTypeError: The name is no string, as in `@objective` without a call.
 
     >>> @objective("hard")
     ... def hard(elbo, log_prob, log_prior):
@@ -75,6 +76,7 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
     True
     >>> del OBJECTIVES["hard"]
     """
+    check_name("name", name, 'objective("mine")')
 
     def decorate(terms: Function) -> Function:
         before = OBJECTIVES.get(name)

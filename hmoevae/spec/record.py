@@ -1,7 +1,7 @@
 """Records: frozen, validated data with a `kind`, lossless as JSON, and the register that finds a record by its kind.
 
-A model is described by records: nodes, networks, likelihoods, balances. `@record(kind="...")` makes a class a record
-and registers it, for the package's records and for a user's.
+A model is described by records: nodes, networks, likelihoods, balances; so are views and options of training.
+`@record(kind="...")` makes a class a record and registers it, for the package's records and for a user's.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from hmoevae.checks import is_number
-from hmoevae.errors import HMoEVAEError, SpecError, mismatch
+from hmoevae.errors import ArgumentTypeError, HMoEVAEError, SpecError, mismatch
 
 T = TypeVar("T")
 
@@ -134,6 +134,21 @@ class Register:
         return self._known[kind]
 
 
+def check_name(argument: str, value: object, call: str) -> None:
+    """Check that a decorator got a name, and not the class or function that it decorates.
+
+    Raises:
+        ArgumentTypeError: It did not.
+
+    >>> check_name("kind", len, 'balance("mine")')
+    Traceback (most recent call last):
+    ...
+    hmoevae.errors.ArgumentTypeError: kind: expected a string, as in balance("mine"), got <built-in function len>
+    """
+    if not isinstance(value, str):
+        raise ArgumentTypeError(mismatch(argument, f"a string, as in {call}", f"{value!r:.200}"))
+
+
 def origin_of(definition: Callable[..., Any]) -> tuple[str, str]:
     """Module and name of a class or function, equal for what a module defines when it is loaded anew.
 
@@ -209,15 +224,17 @@ def fields_of(cls: type) -> list[str]:
 def record(kind: str | None = None, *, error: type[HMoEVAEError] = SpecError) -> Callable[[type[T]], type[T]]:
     """Make a class a record: frozen and hashable, its fields validated by pydantic, with a `repr` that makes it again.
 
-    A file names a record by its kind, so its class has to be defined before the file is read. The kind is registered
-    under its family, the first base class of the record.
+    Every value in a record can be hashed, except code of a user's own, such as a view. After `_: dataclasses.KW_ONLY`,
+    fields are given by name only. A file names a record by its kind, so its class has to be defined before the file is
+    read. The kind is registered under its family, the first base class of the record.
 
     Args:
-        kind: The name of the class in JSON; `None` for a record that is always in the same field of another record.
+        kind: The name of the class in JSON; `None` for a record with a field `kind` of its own, as `Balance` has.
         error: The type of error for a bad field.
 
     Raises:
         SpecError: Another class has that kind.
+        ArgumentTypeError: The kind is no string, as in `@record` without a call.
 
     >>> class Shape:
     ...     pass
@@ -231,21 +248,28 @@ def record(kind: str | None = None, *, error: type[HMoEVAEError] = SpecError) ->
     ...
     hmoevae.errors.SpecError: Square.side: expected an integer > 0, got 0
     """
+    if kind is not None:
+        check_name("kind", kind, 'record(kind="mine")')
 
     def decorate(cls: type[T]) -> type[T]:
         config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
         made: Any = pydantic.dataclasses.dataclass(frozen=True, repr=False, config=config)(cls)
         construct = made.__init__
         names = fields_of(made)
+        placed = [field.name for field in dataclasses.fields(made) if not field.kw_only]
 
         @functools.wraps(construct)
-        def __init__(self: T, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-            if len(args) > len(names):
-                raise error(mismatch(cls.__name__, f"at most the arguments ({', '.join(names)})", len(args)))
+        def __init__(self: T, /, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            if len(args) > len(placed):
+                raise error(mismatch(cls.__name__, f"at most the arguments ({', '.join(placed)})", len(args)))
             try:  # arguments are passed by name, so that an error names the field
-                construct(self, **dict(zip(names, args, strict=False)), **kwargs)  # type: ignore[arg-type]
+                construct(self, **dict(zip(placed, args, strict=False)), **kwargs)  # type: ignore[arg-type]
             except pydantic.ValidationError as complaint:
                 raise error(_worded(cls.__name__, made, complaint)) from None
+            for name in names:
+                if not _has_hash(value := getattr(self, name)):
+                    words = "a tuple or another value that can be hashed"
+                    raise error(mismatch(f"{cls.__name__}.{name}", words, f"{value!r:.200}"))
 
         made.__init__ = __init__
         if "__repr__" not in vars(cls):
@@ -257,6 +281,13 @@ def record(kind: str | None = None, *, error: type[HMoEVAEError] = SpecError) ->
         return made
 
     return decorate
+
+
+def _has_hash(value: object) -> bool:
+    """Whether a value can be hashed; code of a user's own, such as a view, need not be."""
+    if isinstance(value, tuple):
+        return all(map(_has_hash, value))
+    return type(value).__hash__ is not None or callable(value)
 
 
 def arguments(record: Any) -> list[str]:
@@ -281,6 +312,8 @@ def call(record: Any) -> str:
 def write(value: Any, other: Callable[[object], Any] | None = None) -> Any:
     """Turn a record into data that JSON can hold.
 
+    A class that inherits from a record is none before it has the decorator itself, and a kind of its own.
+
     Args:
         value: A record, or the value of a field.
         other: Turns a value that JSON cannot hold into one that it can.
@@ -288,25 +321,25 @@ def write(value: Any, other: Callable[[object], Any] | None = None) -> Any:
     Raises:
         SpecError: There is a value that JSON cannot hold, and no `other`.
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type) and hasattr(value, "__pydantic_fields__"):
-        kind = {} if "kind" in fields_of(type(value)) else {"kind": getattr(value, "kind", None)}
-        fields = {name: write(getattr(value, name), other) for name in fields_of(type(value))}
-        return {name: part for name, part in kind.items() if part is not None} | fields
+    if "kind" in vars(type(value)) and REGISTER.has(value.kind, object):
+        return {"kind": value.kind} | {name: write(getattr(value, name), other) for name in fields_of(type(value))}
     if isinstance(value, list | tuple):
         return [write(part, other) for part in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if other is None:
-        raise SpecError(mismatch("value", "a record, a sequence, a string, a number or None", f"{value!r:.200}"))
+        words = "a record (of a class with `@record(kind=...)`), a sequence, a string, a number or None"
+        raise SpecError(mismatch("value", words, f"{value!r:.200}"))
     return other(value)
 
 
-def read(data: Any, path: str) -> Any:
+def read(data: Any, path: str, other: Callable[[dict[str, Any], str], Any] | None = None) -> Any:
     """Make the record that `write` turned into data; its constructor validates it.
 
     Args:
         data: The result of `write`.
         path: The record's name in error messages, such as `"root"`.
+        other: Takes data without a kind, which the `other` of `write` made, and their path, and makes the value.
 
     Raises:
         HMoEVAEError: The data are no record, or a record with a bad field, whose path is in the message. The type is
@@ -318,11 +351,13 @@ def read(data: Any, path: str) -> Any:
     hmoevae.errors.SpecError: root.encoder.hidden[1]: expected an integer > 0, got 0
     """
     if isinstance(data, list):
-        return tuple(read(part, f"{path}[{i}]") for i, part in enumerate(data))
+        return tuple(read(part, f"{path}[{i}]", other) for i, part in enumerate(data))
     if not isinstance(data, dict):
         return data
+    if other is not None and "kind" not in data:
+        return other(data, path)
     registered = REGISTER.find(data.get("kind"), path, data)
-    given = {name: read(part, f"{path}.{name}") for name, part in data.items() if name != "kind"}
+    given = {name: read(part, f"{path}.{name}", other) for name, part in data.items() if name != "kind"}
     try:
         return registered.make(**given)
     except HMoEVAEError as error:
@@ -340,7 +375,10 @@ def read_json(text: str | bytes, path: str) -> Any:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SpecError(mismatch(path, f"valid JSON ({error})", f"{text!r:.200}")) from None
-    return read(data, path)
+    try:
+        return read(data, path)
+    except HMoEVAEError as error:  # of another type, where a record stands that belongs elsewhere
+        raise SpecError(str(error)) from None
 
 
 def modules_of(data: Any) -> dict[str, str]:

@@ -1,14 +1,36 @@
 """Agreement: an option that teaches the gates to send a sample and its partner to the same node."""
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY
+from typing import Annotated, Any
 
-from hmoevae.checks import check_number, is_number
-from hmoevae.errors import ArgumentError, mismatch
+from pydantic import BeforeValidator, PlainValidator
+
+from hmoevae.checks import is_number
+from hmoevae.errors import ArgumentError
 from hmoevae.plan import are_ascending
-from hmoevae.views import Neighbour, ViewLike
+from hmoevae.spec.record import NonNegativeFloat, expected, record
+from hmoevae.views import Neighbour, ViewLike, is_view
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def _partner(value: Any) -> ViewLike | None:
+    if value is not None and not is_view(value):
+        raise expected("None, a View or a callable from samples to samples")
+    return value
+
+
+def _share(value: Any) -> float:
+    if not is_number(value) or value > 1:
+        raise expected("a number from 0 to 1")
+    return float(value)
+
+
+def _levels(value: Any) -> tuple[int, ...] | None:
+    if value is not None and not (are_ascending(value) and len(value)):
+        raise expected("None or ascending integers > 0")
+    return None if value is None else tuple(map(int, value))
+
+
+@record(kind="agreement", error=ArgumentError)
 class Agreement:
     """Teach the gates to send a sample and its partner to the same node; the term is `hmoevae.nn.agreement.agreement`.
 
@@ -29,6 +51,9 @@ class Agreement:
             all levels, so each gate agrees for itself. The tree's depth alone means the leaves, so all gates agree
             together: use it where the inner nodes of the tree have no meaning of their own.
 
+    Raises:
+        ArgumentError: A field cannot be used, or there is no such field.
+
     >>> import torch
     >>> import hmoevae as hm
     >>> tree = hm.Mixture.of(hm.VAE(latent_dim=2), 3, balance=hm.Balance("kl", weight=20))
@@ -39,17 +64,8 @@ class Agreement:
     ('loss', 'agreement', 'balance', 'usage/root/0')
     """
 
-    partner: ViewLike | None = field(default_factory=Neighbour)
-    alone: float = 0.5
-    weight: float = 10.0
-    levels: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if not is_number(self.alone) or self.alone > 1:
-            raise ArgumentError(mismatch("Agreement.alone", "a number from 0 to 1", repr(self.alone)))
-        check_number("Agreement.weight", self.weight)
-        if self.levels is not None and not (self.levels and are_ascending(self.levels)):
-            raise ArgumentError(mismatch("Agreement.levels", "None or ascending integers > 0", repr(self.levels)))
-        if self.levels is not None:
-            object.__setattr__(self, "levels", tuple(map(int, self.levels)))  # equal to what JSON reads back
+    _: KW_ONLY
+    partner: Annotated[ViewLike | None, PlainValidator(_partner)] = Neighbour()
+    alone: Annotated[float, BeforeValidator(_share)] = 0.5
+    weight: NonNegativeFloat = 10.0
+    levels: Annotated[tuple[int, ...] | None, BeforeValidator(_levels)] = None

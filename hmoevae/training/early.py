@@ -1,11 +1,10 @@
 """EarlyStopping: an option that ends a training when it no longer improves."""
 
-from dataclasses import dataclass
+from hmoevae.errors import ArgumentError
+from hmoevae.spec.record import NonNegativeFloat, PositiveInt, record
 
-from hmoevae.checks import check_integer, check_number
 
-
-@dataclass(frozen=True, slots=True)
+@record(kind="early_stopping", error=ArgumentError)
 class EarlyStopping:
     """End training when the objective on `validation_data` has stopped falling, and load the best epoch's weights.
 
@@ -18,7 +17,7 @@ class EarlyStopping:
         min_delta: A new best epoch has to be better by this number of nats per sample.
 
     Raises:
-        ArgumentError: A number is out of range.
+        ArgumentError: A number is out of range, or there is no such field.
 
     >>> import torch
     >>> import hmoevae as hm
@@ -29,10 +28,5 @@ class EarlyStopping:
     (2, 1)
     """
 
-    patience: int = 5
-    min_delta: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_integer("EarlyStopping.patience", self.patience)
-        check_number("EarlyStopping.min_delta", self.min_delta)
+    patience: PositiveInt = 5
+    min_delta: NonNegativeFloat = 0.0

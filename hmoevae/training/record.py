@@ -18,8 +18,8 @@ from hmoevae.training.course import Course
 from hmoevae.training.device import Precision
 from hmoevae.training.early import EarlyStopping
 from hmoevae.training.warmup import Warmup
-from hmoevae.training.words import Codec, described, named_fields
-from hmoevae.views import Compose, Neighbour, RandomAffine, ViewLike, as_view
+from hmoevae.training.words import described, from_data, named_fields, refuse_unknown, to_data
+from hmoevae.views import ViewLike, as_view
 
 Schedule = Literal["constant", "cosine"]
 
@@ -178,7 +178,8 @@ class Training:
         Records and views of the package are written with all their fields. A callable of the user's own or an array is
         only described, for people: `{"described": "SGD(lr=0.1)"}`.
         """
-        return json.dumps(_CODEC.to_data(self), indent=indent)
+        content = {field.name: to_data(getattr(self, field.name)) for field in fields(self)}
+        return json.dumps({"kind": "training"} | content, indent=indent)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Training):
@@ -207,6 +208,7 @@ def training_from_json(text: str, **options: Any) -> Training:
         ArgumentError: The text is not JSON of a training, an option cannot be used, or an option is only described in
             the text and not given.
         ArgumentTypeError: There is no such option, or an option has a wrong type.
+        SpecError: A kind of record in the text is not registered; the message says what to import.
 
     >>> own = Training(optimizer=torch.optim.SGD, seed=7)
     >>> training_from_json(own.to_json(), optimizer=torch.optim.SGD) == own
@@ -224,22 +226,10 @@ because no code runs from a file, got SGD, in words
     if not isinstance(data, dict) or data.get("kind") != "training":
         raise ArgumentError(mismatch("Training", "a record of kind 'training'", f"{data!r:.200}"))
     kept = {name: value for name, value in data.items() if name not in options and name != "kind"}
-    return _CODEC.made(Training, kept, "Training", options)
+    refuse_unknown(Training, kept, "Training")
+    return Training(**{name: from_data(value, f"Training.{name}") for name, value in kept.items()}, **options)
 
 
 def _are_equal(one: Any, other: Any) -> bool:
     arrays = [isinstance(value, Tensor | np.ndarray) for value in (one, other)]
     return described(one) == described(other) if any(arrays) else bool(one == other)
-
-
-_CODEC = Codec(
-    {
-        "training": Training,
-        "agreement": Agreement,
-        "warmup": Warmup,
-        "early_stopping": EarlyStopping,
-        "compose": Compose,
-        "neighbour": Neighbour,
-        "random_affine": RandomAffine,
-    }
-)

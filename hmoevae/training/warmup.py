@@ -1,11 +1,10 @@
 """Warmup: a schedule of the KL's weight and of the gates' temperature."""
 
-from dataclasses import dataclass
+from hmoevae.errors import ArgumentError
+from hmoevae.spec.record import NonNegativeFloat, PositiveFloat, PositiveInt, record
 
-from hmoevae.checks import check_integer, check_number
 
-
-@dataclass(frozen=True, slots=True)
+@record(kind="warmup", error=ArgumentError)
 class Warmup:
     """Lower the weight of the KL and soften the gates in the first epochs in which the experts learn.
 
@@ -21,22 +20,16 @@ class Warmup:
         temperature: Temperature of the gates in the first of these epochs; 1 does not change it.
 
     Raises:
-        ArgumentError: A number is out of range.
+        ArgumentError: A number is out of range, or there is no such field.
 
     >>> warmup = Warmup(4, temperature=16.0)
     >>> [warmup.at(epoch) for epoch in range(6)]
     [(0.0, 16.0), (0.25, 8.0), (0.5, 4.0), (0.75, 2.0), (1.0, 1.0), (1.0, 1.0)]
     """
 
-    epochs: int
-    kl: float = 0.0
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_integer("Warmup.epochs", self.epochs)
-        check_number("Warmup.kl", self.kl)
-        check_number("Warmup.temperature", self.temperature, positive=True)
+    epochs: PositiveInt
+    kl: NonNegativeFloat = 0.0
+    temperature: PositiveFloat = 1.0
 
     def at(self, epoch: int) -> tuple[float, float]:
         """Weight of the KL and temperature of the gates after `epoch` epochs in which the experts have learnt."""

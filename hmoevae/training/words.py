@@ -4,8 +4,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
-from types import MappingProxyType
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,10 +13,9 @@ from torch import Tensor
 
 from hmoevae import features
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
-from hmoevae.spec.record import REGISTER, write
+from hmoevae.spec.record import read, write
 
 T = TypeVar("T")
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def described(value: object) -> str:
@@ -92,91 +90,56 @@ def refuse_unknown(cls: type, given: Mapping[str, object], place: str) -> None:
             raise ArgumentTypeError(mismatch(f"{place}.{name}", expected, repr(given[name])))
 
 
-class Codec:
-    """Records of known kinds as JSON, and back.
+def to_data(value: Any) -> Any:
+    """Turn an option into data that `json.dumps` can write.
 
-    A record becomes an object with its `kind` and its fields. A record of the user's own, such as a view with the
-    decorator `hmoevae.record`, is found by its kind once its class has been defined. A feature function of the package
-    becomes `{"feature": "oriented_gradients"}`. A value that JSON cannot hold becomes `{"described": "SGD(lr=0.1)"}`,
+    A record becomes an object with its `kind` and its fields. A feature function of the package becomes
+    `{"feature": "oriented_gradients"}`. Another value that JSON cannot hold becomes `{"described": "SGD(lr=0.1)"}`,
     which is for people.
 
-    Args:
-        kinds: The classes of records by kind, all of them dataclasses.
-
     >>> from hmoevae.training.warmup import Warmup
-    >>> codec = Codec({"warmup": Warmup})
-    >>> codec.to_data(Warmup(3))
+    >>> to_data(Warmup(3))
     {'kind': 'warmup', 'epochs': 3, 'kl': 0.0, 'temperature': 1.0}
-    >>> codec.from_data(codec.to_data(Warmup(3)), "Training.warmup") == Warmup(3)
+    >>> from_data(to_data(Warmup(3)), "Training.warmup") == Warmup(3)
     True
     """
+    return write(value, _without_form)
 
-    def __init__(self, kinds: Mapping[str, type]) -> None:
-        self.kinds = dict(kinds)
-        self.names = {kind: name for name, kind in kinds.items()}
 
-    def to_data(self, value: Any) -> Any:
-        """Turn a value into data that `json.dumps` can write."""
-        if type(value) in self.names:
-            content = {field.name: self.to_data(getattr(value, field.name)) for field in fields(value)}
-            return {"kind": self.names[type(value)], **content}
-        if REGISTER.has(getattr(value, "kind", None), object) and hasattr(value, "__pydantic_fields__"):
-            return write(value, self.to_data)
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        if isinstance(value, np.generic):
-            return value.item()
-        if isinstance(value, tuple | list):
-            return [self.to_data(part) for part in value]
-        name = getattr(value, "__name__", "")
-        if name in features.__all__ and getattr(features, name) is value:
-            return {"feature": name}
-        return {"described": described(value)}
+def _without_form(value: Any) -> Any:
+    """The data for a value that JSON has no form for."""
+    if isinstance(value, np.generic):
+        return value.item()
+    name = getattr(value, "__name__", "")
+    if name in features.__all__ and getattr(features, name) is value:
+        return {"feature": name}
+    return {"described": described(value)}
 
-    def from_data(self, data: Any, place: str) -> Any:
-        """Turn data back into the value that `to_data` took; lists become tuples.
 
-        Args:
-            data: Data that `json.loads` has read.
-            place: The path of the value, for errors.
+def from_data(data: Any, place: str) -> Any:
+    """Turn data back into the value that `to_data` took; lists become tuples.
 
-        Raises:
-            ArgumentError: A value is only described, or a field is missing.
-            ArgumentTypeError: A record has no such field.
-            SpecError: A kind is not registered; the message says what to import.
-        """
-        if isinstance(data, list):
-            return tuple(self.from_data(part, f"{place}[{i}]") for i, part in enumerate(data))
-        if not isinstance(data, dict):
-            return data
-        if "described" in data:
-            field = place.split(".")[1].split("[")[0]
-            expected = f"training_from_json(text, {field}=...) with the value, because no code runs from a file"
-            raise ArgumentError(mismatch(place, expected, f"{data['described']}, in words"))
-        if "feature" in data:
-            return self._feature(data["feature"], place)
-        given = {name: value for name, value in data.items() if name != "kind"}
-        kind = data.get("kind")
-        if kind in self.kinds:
-            return self.made(self.kinds[kind], given, place)
-        make = REGISTER.find(kind, place, data).make
-        return make(**{name: self.from_data(value, f"{place}.{name}") for name, value in given.items()})
+    Args:
+        data: Data that `json.loads` has read.
+        place: The path of the value, for errors.
 
-    def made(
-        self, cls: type, data: Mapping[str, Any], place: str, given: Mapping[str, Any] = MappingProxyType({})
-    ) -> Any:
-        """Make a record from `data`, its fields as JSON, and `given`, its fields as values; others take defaults."""
-        together = {**data, **given}
-        refuse_unknown(cls, together, place)
-        for field in fields(cls):
-            if field.name not in together and field.default is MISSING and field.default_factory is MISSING:
-                raise ArgumentError(mismatch(f"{place}.{field.name}", "a value", "nothing"))
-        read = {name: self.from_data(value, f"{place}.{name}") for name, value in data.items()}
-        return cls(**read, **given)
+    Raises:
+        ArgumentError: A value is only described, or a field of a record cannot be used or is missing. A record of a
+            user's own may have another type of error.
+        SpecError: A kind is not registered; the message says what to import.
+    """
+    return read(data, place, _from_form)
 
-    @staticmethod
-    def _feature(name: object, place: str) -> Callable[[Tensor], Tensor]:
-        if name not in features.__all__:
-            expected = f"a feature among {', '.join(map(repr, features.__all__))}"
-            raise ArgumentError(mismatch(place, expected, repr(name)))
-        return getattr(features, str(name))
+
+def _from_form(data: dict[str, Any], place: str) -> Callable[[Tensor], Tensor]:
+    """The value that `_without_form` took, if code of the package can make it."""
+    if "described" in data:
+        field = place.split(".")[1].split("[")[0]
+        expected = f"training_from_json(text, {field}=...) with the value, because no code runs from a file"
+        raise ArgumentError(mismatch(place, expected, f"{data['described']}, in words"))
+    if "feature" not in data:
+        raise ArgumentError(mismatch(place, "a record with a known kind", f"{data!r:.200}"))
+    if data["feature"] not in features.__all__:
+        expected = f"a feature among {', '.join(map(repr, features.__all__))}"
+        raise ArgumentError(mismatch(place, expected, repr(data["feature"])))
+    return getattr(features, data["feature"])

@@ -1,10 +1,12 @@
 """A training is data: it checks itself, reads and writes itself, and says what going on compares."""
 
+import copy
 import dataclasses
 import functools
 import json
 import math
 import pickle
+import re
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -17,6 +19,7 @@ import hmoevae as hm
 from hmoevae.errors import ArgumentError, ArgumentTypeError, SpecError
 from hmoevae.training.processes import Processes
 from hmoevae.training.resume import NOT_COMPARED, described_training
+from hmoevae.training.words import described, from_data, to_data
 from hmoevae.views import Compose, Neighbour, RandomAffine, View
 
 FIELDS = {field.name for field in dataclasses.fields(hm.Training)}
@@ -127,6 +130,73 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert hm.training_from_json(training.to_json()) == training == hm.Training(epochs=3, lr=0.5, seed=4)
 
 
+AFFINE = ((-3.0, 4.0), (0.0, 1.0), (1.0, 2.0), 7.0)
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        (lambda: hm.Warmup(np.int64(2), kl=0, temperature=np.float32(4)), lambda: hm.Warmup(2, 0.0, 4.0)),
+        (lambda: hm.EarlyStopping(np.int64(2), min_delta=1), lambda: hm.EarlyStopping(2, 1.0)),
+        (lambda: hm.Agreement(weight=10, alone=1), lambda: hm.Agreement(weight=10.0, alone=1.0)),
+        (lambda: hm.Agreement(levels=[np.int64(1), 2]), lambda: hm.Agreement(levels=(1, 2))),
+        (lambda: hm.Agreement(partner=Neighbour(np.int64(3))), lambda: hm.Agreement(partner=Neighbour(3))),
+        (lambda: RandomAffine([-3, np.float64(4)], (0, 1), [1, 2], 7), lambda: RandomAffine(*AFFINE)),
+        (lambda: Compose([RandomAffine(9)]), lambda: Compose((RandomAffine(9.0),))),
+    ],
+)
+def test_equal_records_say_and_hash_the_same(given: Callable[[], Any], same: Callable[[], Any]) -> None:
+    one, other = given(), same()
+    assert one == other
+    assert hash(one) == hash(other)
+    assert described(one) == described(other)
+    assert repr(one) == repr(other)
+    assert to_data(one) == to_data(other)
+    assert json.dumps(to_data(one)) == json.dumps(to_data(other))
+    assert from_data(to_data(one), "Training.x") == one
+    assert pickle.loads(pickle.dumps(one)) == copy.deepcopy(one) == dataclasses.replace(one) == one
+
+
+def test_numbers_of_numpy_within_an_option_are_numbers() -> None:
+    training = hm.Training(warmup=hm.Warmup(np.int64(2)))
+    again = hm.training_from_json(training.to_json())
+    assert again == training
+    assert again.described() == training.described()
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: hm.Warmup(3, foo=1), "Warmup.foo: expected no such field (there are epochs, kl, temperature), got 1"),
+        (lambda: hm.Warmup(), "Warmup.epochs: expected a value, got nothing"),
+        (lambda: hm.Warmup(True), "Warmup.epochs: expected an integer > 0, got True"),
+        (lambda: hm.EarlyStopping(x=1), "EarlyStopping.x: expected no such field (there are patience, min_delta), got"),
+        (lambda: hm.Agreement(None), "Agreement: expected at most the arguments (), got 1"),
+        (lambda: hm.Agreement(partner=3), "Agreement.partner: expected None, a View or a callable from samples to s"),
+        (lambda: hm.Agreement(partner=View), "Agreement.partner: expected None, a View or a callable from samples to"),
+        (lambda: hm.Agreement(alone=True), "Agreement.alone: expected a number from 0 to 1, got True"),
+        (lambda: Compose([RandomAffine(), 3]), "Compose.views[1]: expected a View or a callable from samples to sa"),
+        (lambda: Compose(RandomAffine()), "Compose.views: expected a tuple of views, got RandomAffine()"),
+        (lambda: Compose(), "Compose.views: expected a value, got nothing"),
+        (lambda: Neighbour(n_components=0), "Neighbour.n_components: expected an integer > 0, got 0"),
+        (
+            lambda: Neighbour(features=3),
+            "Neighbour.features: expected None or a callable from samples to features, got 3",
+        ),
+        (lambda: RandomAffine(degrees=True), "RandomAffine.degrees: expected an angle from 0 to 180, or two ascending"),
+        (
+            lambda: RandomAffine(angle=1),
+            "RandomAffine.angle: expected no such field (there are degrees, translate, sca",
+        ),
+    ],
+)
+def test_a_bad_field_of_an_option_is_named(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=f"^{re.escape(message)}"):
+        make()
+
+
 def test_arrays_are_compared_by_what_they_hold() -> None:
     labels = torch.arange(4)
     assert hm.Training(init=labels) == hm.Training(init=labels.clone())
@@ -203,9 +273,13 @@ def edited(change: dict[str, object], training: hm.Training | None = None) -> st
         (edited({"epochs": 0}), r"Training.epochs: expected an integer > 0, got 0"),
         (edited({"epoch": 5}), r"Training.epoch: expected no such field \(there are epochs, .*\), got 5"),
         (edited({"warmup": {"kind": "warmup"}}), r"Training.warmup.epochs: expected a value, got nothing"),
-        (edited({"warmup": {"kind": "warmup", "epochs": 0}}), r"Warmup.epochs: expected an integer > 0, got 0"),
+        (
+            edited({"warmup": {"kind": "warmup", "epochs": 0}}),
+            r"Training.warmup.epochs: expected an integer > 0, got 0",
+        ),
         (edited({"warmup": {"kind": "warmup", "epochs": 2, "x": 1}}), r"Training.warmup.x: expected no such field"),
         (edited({"view": {"kind": "brighter"}}), r"Training.view: expected a registered kind: import the module"),
+        (edited({"view": {"by": 1}}), r"Training.view: expected a record with a known kind, got \{'by': 1\}"),
         (edited({"view": {"feature": "os.system"}}), r"Training.view: expected a feature among .*, got 'os.system'"),
     ],
 )
@@ -252,6 +326,21 @@ def test_a_view_of_a_user_that_is_a_record_is_read_by_its_kind() -> None:
     again = hm.training_from_json(training.to_json())
     assert again == training
     assert again.view.views[0].by == 1.5
+
+
+@pytest.mark.parametrize("own", [RandomAffine, View])
+def test_a_view_of_a_user_that_is_no_record_is_only_described(own: type) -> None:
+    """Not even where it inherits from a record, whose kind would be another view."""
+
+    class Brighter(own):
+        def __call__(self, x, *, index=None, generator=None, share=None):
+            return x * 1.2
+
+    view = Compose([Brighter()])
+    training = hm.Training(view=view)
+    with pytest.raises(ArgumentError, match=r"Training.view.views\[0\]: expected .*, got .*Brighter.* in words"):
+        hm.training_from_json(training.to_json())
+    assert hm.training_from_json(training.to_json(), view=view) == training
 
 
 def test_a_history_keeps_its_training(tmp_path) -> None:
