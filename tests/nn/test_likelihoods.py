@@ -338,3 +338,15 @@ def test_draws_of_a_continuous_bernoulli_follow_its_cdf(logit: float) -> None:
         quantile = below if sure < 1e-4 else -math.log1p(below * math.expm1(-sure)) / sure
         at = quantile if logit < 0 else 1 - quantile
         assert (drawn <= at).double().mean().item() == pytest.approx(share, abs=2.5 / math.sqrt(n))
+
+
+@hm.record(kind="tests.derived_gaussian")
+class DerivedGaussian(hm.Gaussian):
+    """A record derived from one of the package's, with a module of its own."""
+
+    def build(self, n_experts: int, n_features: int) -> LikelihoodModule:  # noqa: ARG002
+        return BernoulliModule()
+
+
+def test_a_record_derived_from_ours_builds_its_own_module() -> None:
+    assert isinstance(likelihood_module(DerivedGaussian(), 2, 3), BernoulliModule)

@@ -277,3 +277,26 @@ def test_a_learned_start_of_the_gate_is_that_of_the_network() -> None:
     x = torch.randn(4, 5).double()
     gate = model.gates.groups[0]
     torch.testing.assert_close(gate(x), gate.network(x).log_softmax(1))
+
+
+@hm.record(kind="tests.derived")
+class Derived(hm.MLP):
+    """A record derived from one of the package's, with a module of its own."""
+
+    def build(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> nn.Module:
+        return nn.Linear(*input_shape, *output_shape, bias=False)
+
+
+@hm.record(kind="tests.nothing_built")
+class NothingBuilt(hm.Network):
+    """A record that forgot its module."""
+
+
+def test_a_record_derived_from_ours_builds_its_own_module() -> None:
+    gate = build(hm.Mixture.of(hm.VAE(2, NET, NET), 3, gate=Derived((5,))), (4,)).gates.groups[0]
+    assert [name for name, _ in gate.network.named_parameters()] == ["module.weight"]
+
+
+def test_a_record_without_build_is_refused_by_its_place() -> None:
+    with pytest.raises(SpecError, match=r"^root\.gate: expected a method NothingBuilt\.build, which makes the module"):
+        hm.HMoEVAE(hm.Mixture.of(hm.VAE(2, NET, NET), 3, gate=NothingBuilt()), (4,))
