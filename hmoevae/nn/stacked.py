@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 
@@ -55,13 +55,13 @@ class Stacked(GroupedNetwork):
         self.input_shape = input_shape
         modules = [record.build(input_shape, output_shape) for _ in range(groups)]
         _check(modules[0], record, input_shape, output_shape, place)
+        _check_equal(modules, record, place)
         self.module: nn.Module = modules[0]
-        weights, buffers = stack_module_state(modules)
-        stacked = {name: nn.Parameter(w.detach(), w.requires_grad) for name, w in weights.items()} | buffers
-        own = dict(chain(self.module.named_parameters(), self.module.named_buffers()))
+        states = [dict(chain(module.named_parameters(), module.named_buffers())) for module in modules]
         # By identity, not by name: a weight that two layers share stays one weight.
-        by_original = {id(own[name]): tensor for name, tensor in stacked.items()}
+        by_original = {id(first): _stack([state[name] for state in states]) for name, first in states[0].items()}
         for part in self.module.modules():
+            part._non_persistent_buffers_set = set()  # files hold what may differ from node to node
             for tensors in (part._parameters, part._buffers):
                 for name, tensor in tensors.items():
                     if tensor is not None:
@@ -83,6 +83,37 @@ class Stacked(GroupedNetwork):
             rows = ({name: value[i] for name, value in state.items()} for i in range(groups))
             return torch.stack([one(row, own[i]) for i, row in enumerate(rows)])
         return vmap(one, in_dims=(0, None if x.ndim == 2 else 0), randomness="different")(state, x)
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """One parameter or buffer of all modules, with the group axis first."""
+    together = torch.stack([tensor.detach() for tensor in tensors])
+    first = tensors[0]
+    return nn.Parameter(together, first.requires_grad) if isinstance(first, nn.Parameter) else together
+
+
+def _check_equal(modules: list[nn.Module], record: Network, place: str) -> None:
+    """Refuse modules that differ in more than the values of their weights."""
+    first, *others = map(_outline, modules)
+    for other in others:
+        for name in first | other:
+            if first.get(name) != other.get(name):
+                expected = (
+                    f"equal modules from {record}.build, with {first.get(name, 'nothing')} at {name or 'the root'}"
+                )
+                raise SpecError(mismatch(place, expected, other.get(name, "nothing")))
+
+
+def _outline(module: nn.Module) -> dict[str, str]:
+    """The classes of a module's parts, and the shapes of its parameters and buffers, by name.
+
+    Classes go by their names: a class that is defined in `build`, or that a parametrisation makes, is another each time.
+    """
+    outline = {name: type(part).__qualname__ for name, part in module.named_modules()}
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        frozen = "" if tensor.requires_grad or not isinstance(tensor, nn.Parameter) else "frozen "
+        outline[name] = f"{frozen}{tensor.dtype} of shape {tuple(tensor.shape)}"
+    return outline
 
 
 def _check(
@@ -173,5 +204,18 @@ def _obstacles(module: nn.Module) -> Iterator[str]:
     for name, parameter in module.named_parameters():
         if not parameter.is_floating_point():
             yield f"the parameter {name} of {parameter.dtype}"
+    for name, part in module.named_modules():
+        for attribute, value in vars(part).items():
+            if not attribute.startswith("_") and (kind := _hidden(value)):
+                where = f"{name}.{attribute}".strip(".")
+                yield f"a {kind} in the {type(value).__name__} {where} (a ModuleList or ParameterList will do)"
     if next(module.parameters(), None) is None:
         yield "one without parameters"
+
+
+def _hidden(value: object) -> str | None:
+    """What torch does not find in a plain list, tuple or dictionary, so that it would neither learn nor be saved."""
+    if isinstance(value, nn.Module | nn.Parameter):
+        return type(value).__name__
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return next((kind for part in parts if (kind := _hidden(part))), None)

@@ -1,6 +1,7 @@
 """Stacked networks against their modules one by one, and what is refused, by name and place."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,10 +83,27 @@ def norms(inp: int, out: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inp, 4), nn.GroupNorm(2, 4), nn.Linear(4, out), nn.LayerNorm(out))
 
 
-STACKABLE = [
-    pytest.param(record, id=str(record))
-    for record in (Residual(), Frozen(), *map(Made, ("tied", "attention", "weight_norm", "norms")))
-]
+@made
+def class_of_each(inp: int, out: int) -> nn.Module:
+    """A class defined anew for every module, as one in `build` is."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.scale = nn.Linear(inp, out), nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(x) * self.scale
+
+    return Scaled()
+
+
+@made
+def parametrized(inp: int, out: int) -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(nn.Linear(inp, out))
+
+
+STACKABLE = [pytest.param(record, id=str(record)) for record in (Residual(), Frozen(), *map(Made, MAKE))]
 
 
 @pytest.mark.parametrize("record", STACKABLE)
@@ -196,6 +214,13 @@ def several(inp: int, out: int) -> nn.Module:
     return nn.LSTM(inp, out)
 
 
+@made
+def in_a_list(inp: int, out: int) -> nn.Module:
+    module = nn.Linear(inp, out)
+    module.others = [[nn.Linear(inp, inp)]]
+    return module
+
+
 class Branching(nn.Module):
     """Python reads a number that depends on the weights."""
 
@@ -224,6 +249,7 @@ REFUSED = {
     "other_size": r"expected outputs \(batch, {out}\) of Made\(how='other_size'\), got \(2, {more}\) of 2 inputs",
     "other_input": r"expected a module that takes \(batch, {inp}\), got RuntimeError: mat1",
     "several": r"expected outputs \(batch, {out}\) of Made\(how='several'\), got tuple of 2 inputs",
+    "in_a_list": r"expected a module that can be stacked, got a Linear in the list others \(a ModuleList or ",
     "branching": r"expected a module that torch\.func\.vmap can run, got RuntimeError: ",
 }
 
@@ -241,6 +267,48 @@ def test_what_cannot_be_stacked_is_refused_by_its_place(how: str) -> None:
         message = REFUSED[how].replace("{inp}", f"{inp}").replace("{out}", f"{out}").replace("{more}", f"{out + 1}")
         with pytest.raises(SpecError, match=rf"^{place}: {message}"):
             hm.HMoEVAE(tree, (6,))
+
+
+WIDTHS = iter(range(3, 100))
+
+
+@made
+def other_each_time(inp: int, out: int) -> nn.Module:
+    width = next(WIDTHS)
+    return nn.Sequential(nn.Linear(inp, width), nn.Linear(width, out))
+
+
+def test_modules_that_differ_are_refused_by_their_place() -> None:
+    tree = hm.Mixture.of(hm.VAE(2, Made("other_each_time"), NET), 2)
+    message = (
+        r"^root/0\.encoder: expected equal modules from .*\.build, with torch\.float32 of shape \(\d, 6\) at 0\.weight"
+    )
+    with pytest.raises(SpecError, match=message):
+        hm.HMoEVAE(tree, (6,))
+
+
+class Projected(nn.Module):
+    """A random projection that its class does not save."""
+
+    def __init__(self, inp: int, out: int) -> None:
+        super().__init__()
+        self.last = nn.Linear(inp, out)
+        self.register_buffer("fixed", torch.randn(inp, inp), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x @ self.fixed)
+
+
+@made
+def projected(inp: int, out: int) -> nn.Module:
+    return Projected(inp, out)
+
+
+def test_all_buffers_are_saved(tmp_path: Path) -> None:
+    model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2, NET, NET), 3, gate=Made("projected")), (4,)).eval()
+    model.save_pretrained(tmp_path)
+    x = torch.rand(5, 4)
+    assert torch.equal(hm.HMoEVAE.from_pretrained(tmp_path).predict_proba(x), model.predict_proba(x))
 
 
 def test_a_look_at_a_module_draws_nothing_and_leaves_it_as_it_was() -> None:
