@@ -89,7 +89,6 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
     True
     >>> del OBJECTIVES["hard"]
     """
-
     if not isinstance(name, str):
         raise ArgumentTypeError(mismatch("name", "a string, as in @objective('hard')", f"{name!r:.200}"))
 

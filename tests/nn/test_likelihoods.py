@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from networks import Laplace
+from networks import Laplace, LaplaceModule
 from torch import Tensor, distributions
 
 import hmoevae as hm
+from hmoevae.errors import SpecError
 from hmoevae.nn.likelihoods import BernoulliModule, GaussianModule, LikelihoodModule, likelihood_module
 from hmoevae.nn.rows import rows_of
 from hmoevae.spec import Likelihood
@@ -344,9 +346,46 @@ def test_draws_of_a_continuous_bernoulli_follow_its_cdf(logit: float) -> None:
 class DerivedGaussian(hm.Gaussian):
     """A record derived from one of the package's, with a module of its own."""
 
-    def build(self, n_experts: int, n_features: int) -> LikelihoodModule:  # noqa: ARG002
+    def build(self, n_experts: int, n_features: int) -> LikelihoodModule:
         return BernoulliModule()
 
 
 def test_a_record_derived_from_ours_builds_its_own_module() -> None:
     assert isinstance(likelihood_module(DerivedGaussian(), 2, 3), BernoulliModule)
+
+
+MADE: dict[str, tuple[Callable[[int, int], Any], str]] = {
+    "no module": (lambda *_: None, r"a LikelihoodModule from Given\(how='no module'\)\.build, got NoneType"),
+    "another module": (lambda *_: torch.nn.Identity(), r"a LikelihoodModule from .*, got Identity"),
+    "the class": (lambda *_: BernoulliModule, r"a LikelihoodModule from .*, got type"),
+    "a parameter without experts": (
+        lambda n_experts, n_features: LaplaceModule(1, n_features),
+        r"the axis of the 2 experts first in its parameters and buffers, got offset of shape \(1, 4\)",
+    ),
+    "a number": (lambda *_: scaled(torch.tensor(0.5)), r"the axis of the 2 experts first .*, got scale of shape \(\)"),
+    "one a feature": (lambda *_: scaled(torch.ones(4)), r"the axis of .*, got scale of shape \(4,\)"),
+}
+
+
+def scaled(scale: Tensor) -> LikelihoodModule:
+    module = BernoulliModule()
+    module.register_buffer("scale", scale, persistent=False)
+    return module
+
+
+@hm.record(kind="tests.given_likelihood")
+class Given(hm.Likelihood):
+    """Whatever one of `MADE` gives."""
+
+    how: str
+
+    def build(self, n_experts: int, n_features: int) -> Any:
+        return MADE[self.how][0](n_experts, n_features)
+
+
+@pytest.mark.parametrize("how", MADE)
+def test_what_is_no_likelihood_is_refused_by_its_place(how: str) -> None:
+    net = hm.MLP((3,))
+    tree = hm.Mixture((hm.VAE(2, net, net), *[hm.VAE(3, net, net, Given(how))] * 2))
+    with pytest.raises(SpecError, match=rf"^root/1\.likelihood: expected {MADE[how][1]}"):
+        hm.HMoEVAE(tree, (4,))

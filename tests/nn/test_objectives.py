@@ -164,9 +164,9 @@ def test_an_objective_that_could_not_be_trained_is_refused_where_it_is_defined(c
 
 
 def test_an_objective_has_a_name_of_its_own(as_users_call: None) -> None:
-    with pytest.raises(ArgumentTypeError, match="^name: expected a string, got "):
+    with pytest.raises(ArgumentTypeError, match=r"^name: expected a string, as in @obj.*, got <func"):
         objective(terms_are({}))
-    with pytest.raises(ArgumentError, match="^objective 'loss': expected names of terms that are free, got 'loss'"):
+    with pytest.raises(ArgumentError, match=r"^objective 'loss': expected names of terms that are free, got 'loss'"):
         objective("loss")(terms_are({"loss": ZERO}))
 
 
