@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hmoevae.errors import ArgumentError, CheckpointError, mismatch
+from hmoevae.nn.attributes import is_plain, is_same, plain_attributes
 
 FORMAT_VERSION = 4
 CONFIG_NAME = "config.json"
@@ -145,9 +146,8 @@ def check_rebuilds(model: nn.Module, rebuilt: nn.Module) -> None:
             raise ArgumentError(mismatch(_below_model(name), expected, has.get(name, "nothing")))
     for name, module in rebuilt.named_modules():
         ours = vars(model.get_submodule(name))
-        for key, value in vars(module).items():
-            is_setting = key != "training" and not key.startswith("_") and key in ours
-            if is_setting and not _is_same(ours[key], value):
+        for key, value in plain_attributes(module):
+            if key in ours and not is_same(ours[key], value):
                 expected = f"{_in_words(value)}, as loading builds it from the tree"
                 raise ArgumentError(mismatch(_below_model(f"{name}.{key}"), expected, _in_words(ours[key])))
 
@@ -159,44 +159,48 @@ def _below_model(name: str) -> str:
 def _parts(model: nn.Module) -> dict[str, str]:
     """Every module, parameter and buffer in words, by name; modules come first, because they explain the others."""
     parts = {name: type(module).__qualname__ for name, module in model.named_modules(remove_duplicate=False)}
+    owners: dict[Hashable, str] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):
-        parts[name] = f"a parameter of shape {tuple(tensor.shape)}"
+        owner = owners.setdefault(_memory(tensor), name)
+        tie = "" if owner == name else f", that of {owner}"  # a buffer needs none: it does not learn
+        parts[name] = f"a parameter of shape {tuple(tensor.shape)}{tie}"
     for name, tensor in model.named_buffers(remove_duplicate=False):
         parts[name] = f"a buffer of shape {tuple(tensor.shape)}"
     return parts
 
 
-def _is_same(one: object, other: object) -> bool:
-    """Whether two attributes are equal; objects without a comparison of their own are compared by their attributes."""
-    if type(one) is not type(other):
-        return False
-    return bool(one == other) or (_is_plain(one) and vars(one) == vars(other))
-
-
-def _is_plain(value: object) -> bool:
-    return type(value).__repr__ is object.__repr__ and hasattr(value, "__dict__")
+def _memory(tensor: Tensor) -> Hashable:
+    """What is equal for two tensors that are one, which the detached tensors of a state do not share by identity."""
+    if tensor.is_meta or tensor.layout != torch.strided:
+        return id(tensor)
+    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride()
 
 
 def _in_words(value: object) -> str:
-    return f"{type(value).__name__} with {vars(value)}" if _is_plain(value) else f"{value!r:.200}"
+    return f"{type(value).__name__} with {vars(value)}" if is_plain(value) else f"{value!r:.200}"
 
 
 def write_model(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
     """Write `config` and `state` to an empty folder; the file of the weights holds the digests of both.
 
     Raises:
-        ArgumentError: The weights have several types, are not finite, or share memory, so they could not be read again.
+        ArgumentError: The weights have several types, are not finite, or share a part of their memory, so they could
+            not be read again.
     """
     text = json.dumps({"format": "hmoevae", "format_version": FORMAT_VERSION, **config}, indent=2) + "\n"
-    owners: dict[int, str] = {}
+    owners: dict[int, tuple[str, Hashable]] = {}
+    tied: set[str] = set()
     for name, tensor in state.items():
         if tensor.is_meta or tensor.layout != torch.strided:
             got = f"{tensor.device}, {tensor.layout}"
             raise ArgumentError(mismatch(f"model.{name}", "a dense tensor with values", got))
-        owner = owners.setdefault(tensor.untyped_storage().data_ptr(), name)
-        if owner != name:
+        owner, memory = owners.setdefault(tensor.untyped_storage().data_ptr(), (name, _memory(tensor)))
+        if memory != _memory(tensor):
             raise ArgumentError(mismatch(f"model.{name}", "memory of its own", f"that of {owner}"))
+        if owner != name:
+            tied.add(name)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    state |= {name: state[name].clone() for name in tied}  # written twice; loading reads both into one tensor
     if not _is_of_one_type(state):
         raise ArgumentError(mismatch("model", "parameters of one floating point type", _types(state)))
     if not _is_finite(state):

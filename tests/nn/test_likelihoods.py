@@ -357,7 +357,7 @@ def test_a_record_derived_from_ours_builds_its_own_module() -> None:
 MADE: dict[str, tuple[Callable[[int, int], Any], str]] = {
     "no module": (lambda *_: None, r"a LikelihoodModule from Given\(how='no module'\)\.build, got NoneType"),
     "another module": (lambda *_: torch.nn.Identity(), r"a LikelihoodModule from .*, got Identity"),
-    "the class": (lambda *_: BernoulliModule, r"a LikelihoodModule from .*, got type"),
+    "the class": (lambda *_: BernoulliModule, r"a LikelihoodModule from .*, got ABCMeta"),
     "a parameter without experts": (
         lambda n_experts, n_features: LaplaceModule(1, n_features),
         r"the axis of the 2 experts first in its parameters and buffers, got offset of shape \(1, 4\)",
@@ -384,7 +384,7 @@ class Given(hm.Likelihood):
 
 
 @pytest.mark.parametrize("how", MADE)
-def test_what_is_no_likelihood_is_refused_by_its_place(how: str) -> None:
+def test_what_is_no_likelihood_is_refused_by_its_place(how: str, as_users_call: None) -> None:
     net = hm.MLP((3,))
     tree = hm.Mixture((hm.VAE(2, net, net), *[hm.VAE(3, net, net, Given(how))] * 2))
     with pytest.raises(SpecError, match=rf"^root/1\.likelihood: expected {MADE[how][1]}"):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import build
@@ -11,7 +12,7 @@ from networks import Frozen, Residual
 from torch import Tensor, nn
 
 import hmoevae as hm
-from hmoevae.errors import SpecError
+from hmoevae.errors import ArgumentError, SpecError
 from hmoevae.nn.rows import alone, rows_of
 from hmoevae.nn.stacked import Stacked
 
@@ -221,6 +222,49 @@ def in_a_list(inp: int, out: int) -> nn.Module:
     return module
 
 
+class Function(nn.Module):
+    """A layer, and a function of what it gives."""
+
+    def __init__(self, inp: int, out: int, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.last, self.function = nn.Linear(inp, out), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.last(x))
+
+
+@made
+def centred(inp: int, out: int) -> nn.Module:
+    return Function(inp, out, lambda h: h - 1e-2 * h.mean(0))
+
+
+@made
+def squeezed(inp: int, out: int) -> nn.Module:
+    return Function(inp, out, lambda h: h.squeeze(0))
+
+
+@made
+def reads_a_number(inp: int, out: int) -> nn.Module:
+    module = nn.Linear(inp, out)
+    module.scale = float(torch.rand(())) if module.weight.sum().item() else 0.0
+    return module
+
+
+@made
+def projected_by_an_attribute(inp: int, out: int) -> nn.Module:
+    projection = torch.randn(out, out)
+    module = Function(inp, out, lambda h: h @ projection)
+    module.projection = {"one": [projection]}
+    return module
+
+
+@made
+def other_order(inp: int, out: int) -> nn.Module:
+    module = nn.Sequential(nn.Linear(inp, out))
+    module[0].order = np.random.permutation(1000)  # noqa: NPY002
+    return module
+
+
 class Branching(nn.Module):
     """Python reads a number that depends on the weights."""
 
@@ -250,8 +294,23 @@ REFUSED = {
     "other_input": r"expected a module that takes \(batch, {inp}\), got RuntimeError: mat1",
     "several": r"expected outputs \(batch, {out}\) of Made\(how='several'\), got tuple of 2 inputs",
     "in_a_list": r"expected a module that can be stacked, got a Linear in the list others \(a ModuleList or ",
+    "centred": "expected a module that can be stacked, got one whose answer to a sample depends on the others",
+    "squeezed": r"expected outputs \(batch, {out}\) of Made\(how='squeezed'\), got \({out},\) of 1 input",
+    "reads_a_number": r"expected a build that runs without numbers, .*, got RuntimeError: Tensor\.item\(\) cannot",
+    "projected_by_an_attribute": r"expected an attribute projection of equal numbers in every module from .*\.build, ",
+    "other_order": r"expected an attribute 0\.order of equal numbers in every module .*, got others \(a buffer may",
     "branching": r"expected a module that torch\.func\.vmap can run, got RuntimeError: ",
 }
+
+
+ALONE = REFUSED.keys() - {"branching"}
+
+
+@pytest.mark.parametrize("how", sorted(ALONE))
+def test_a_network_alone_is_refused_as_well(how: str) -> None:
+    message = REFUSED[how].replace("{inp}", "6").replace("{out}", "4").replace("{more}", "5")
+    with pytest.raises(SpecError, match=rf"^root\.encoder: {message}"):
+        hm.HMoEVAE(hm.VAE(2, Made(how), NET), (6,))
 
 
 @pytest.mark.parametrize("how", REFUSED)
@@ -309,6 +368,87 @@ def test_all_buffers_are_saved(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     x = torch.rand(5, 4)
     assert torch.equal(hm.HMoEVAE.from_pretrained(tmp_path).predict_proba(x), model.predict_proba(x))
+
+
+class Constants(nn.Module):
+    """Tensors and arrays that are attributes, not buffers."""
+
+    def __init__(self, inp: int, out: int) -> None:
+        super().__init__()
+        self.last = nn.Linear(inp, out)
+        self.order, self.signs = torch.arange(inp).flip(0), np.array([1.0, np.nan])
+        self.parts = {"one": [torch.tensor([torch.nan, 2.0])], "other": (np.arange(3), None)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts["one"][0][1] * self.last(x[:, self.order])
+
+
+@made
+def constants(inp: int, out: int) -> nn.Module:
+    return Constants(inp, out)
+
+
+@made
+def noisy(inp: int, out: int) -> nn.Module:
+    """It draws in evaluation too, which is not a look at other samples."""
+    return Function(inp, out, lambda h: h + torch.randn_like(h))
+
+
+def test_what_is_drawn_is_no_look_at_the_others() -> None:
+    assert Stacked(Made("noisy"), 2, (40,), (30,), "root.gate")(torch.rand(40, 3)).shape == (2, 30, 3)
+
+
+@pytest.mark.parametrize("how", ["tied", "constants", "tied_buffers", "parametrized"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_is_trained_saved_and_loaded(how: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Ties are tied again, and constants are not asked for numbers where loading has none yet."""
+    tree = hm.Mixture.of(hm.VAE(2, NET, NET), 3, gate=Made(how))
+    model, x = hm.HMoEVAE(tree, (4,)).to(dtype), torch.rand(20, 4)
+    training = hm.Training(epochs=2, batch_size=10, device="cpu", revive=True)
+    hm.fit(model, x, training, progress=False, checkpoint_dir=tmp_path / "checkpoints")
+    model.save_pretrained(tmp_path / "model")
+    loaded = hm.HMoEVAE.from_pretrained(tmp_path / "model")
+    x = x.to(dtype)
+    assert torch.equal(loaded.predict_proba(x), model.predict_proba(x))
+    assert len(list(loaded.parameters())) == len(list(model.parameters()))
+    hm.fit(loaded, x, training, progress=False)
+    loaded.save_pretrained(tmp_path / "again")
+
+
+class TiedBuffers(nn.Module):
+    """One buffer in two places."""
+
+    def __init__(self, inp: int, out: int) -> None:
+        super().__init__()
+        self.last = nn.Linear(inp, out)
+        self.register_buffer("one", torch.randn(inp))
+        self.register_buffer("two", self.one)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x * self.one + self.two)
+
+
+@made
+def tied_buffers(inp: int, out: int) -> nn.Module:
+    return TiedBuffers(inp, out)
+
+
+def test_a_tie_that_loading_would_not_make_is_refused(tmp_path: Path) -> None:
+    model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2, NET, NET), 3, gate=Made("tied")), (4,))
+    module = model.gates.groups[0].network.module
+    name = r"model\.gates\.groups\.0\.network\.module"
+    module.two.weight = nn.Parameter(module.two.weight.detach().clone())
+    expected = rf"^{name}\.two\.weight: expected .*, that of gates\.groups\.0\.network\.module\.one\.weight, as loading"
+    with pytest.raises(ArgumentError, match=expected):
+        model.save_pretrained(tmp_path)
+    module.two.weight = module.one.weight
+    model.save_pretrained(tmp_path)
+    for other in (module.one.bias, nn.Parameter(module.one.bias.detach())):  # the same memory either way
+        module.two.bias = other
+        with pytest.raises(
+            ArgumentError, match=rf"^{name}\.two\.bias: expected a parameter of shape \(1, 4\), as load"
+        ):
+            model.save_pretrained(tmp_path)
 
 
 def test_a_look_at_a_module_draws_nothing_and_leaves_it_as_it_was() -> None:
