@@ -273,7 +273,7 @@ class _Job:
             torch.Generator(self.device).manual_seed(self.seed),
             autocast(self.device, training.precision),
             self.processes,
-            compiled=CompiledPass(self.model) if training.compile else None,
+            compiled=CompiledPass(self.model, kl_weight=training.kl_weight) if training.compile else None,
             max_grad_norm=training.max_grad_norm,
         )
 
