@@ -107,7 +107,7 @@ def _check_equal(modules: list[nn.Module], record: Network, place: str) -> None:
 def _outline(module: nn.Module) -> dict[str, str]:
     """The classes of a module's parts, and the shapes of its parameters and buffers, by name.
 
-    Classes go by their names: a class that is defined in `build`, or that a parametrisation makes, is another each time.
+    Classes go by name: a class that is defined in `build`, or that a parametrisation makes, is another each time.
     """
     outline = {name: type(part).__qualname__ for name, part in module.named_modules()}
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):

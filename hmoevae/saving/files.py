@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hmoevae.errors import ArgumentError, CheckpointError, mismatch
+from hmoevae.plan import Plan
 
 FORMAT_VERSION = 4
 CONFIG_NAME = "config.json"
@@ -143,6 +144,12 @@ def check_rebuilds(model: nn.Module, rebuilt: nn.Module) -> None:
         if has.get(name) != wanted.get(name):
             expected = f"{wanted.get(name, 'nothing')}, as loading builds it from the tree"
             raise ArgumentError(mismatch(_below_model(name), expected, has.get(name, "nothing")))
+    owners, own = _owners(model), _owners(rebuilt)
+    for name, owner in owners.items():
+        if owner != own[name]:
+            expected = "memory of its own" if own[name] == name else f"the memory of {own[name]}"
+            got = "memory of its own" if owner == name else f"that of {owner}"
+            raise ArgumentError(mismatch(_below_model(name), expected, got))
     for name, module in rebuilt.named_modules():
         ours = vars(model.get_submodule(name))
         for key, value in vars(module).items():
@@ -166,8 +173,23 @@ def _parts(model: nn.Module) -> dict[str, str]:
     return parts
 
 
+def _owners(model: nn.Module) -> dict[str, str]:
+    """For every weight that is saved the first one in the same memory: itself, unless weights are tied."""
+    firsts: dict[int, str] = {}
+    # Tensors without memory, on the meta device, are told apart by their identity.
+    return {
+        name: firsts.setdefault(id(tensor) if tensor.is_meta else tensor.untyped_storage().data_ptr(), name)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if tensor.numel() > 0 and tensor.layout == torch.strided
+    }
+
+
 def _is_same(one: object, other: object) -> bool:
     """Whether two attributes are equal; objects without a comparison of their own are compared by their attributes."""
+    if isinstance(one, Plan) and isinstance(other, Plan):  # records of a class that was defined anew are not equal
+        return one.tree.to_json() == other.tree.to_json()
+    if isinstance(one, Tensor) and isinstance(other, Tensor):  # one of them has no values
+        return (one.shape, one.dtype) == (other.shape, other.dtype)
     if type(one) is not type(other):
         return False
     return bool(one == other) or (_is_plain(one) and vars(one) == vars(other))
@@ -185,8 +207,9 @@ def write_model(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) 
     """Write `config` and `state` to an empty folder; the file of the weights holds the digests of both.
 
     Raises:
-        ArgumentError: The weights have several types, are not finite, or share memory, so they could not be read again.
+        ArgumentError: The weights have several types, are not finite, or overlap, so they could not be read again.
     """
+    state = dict(state)
     text = json.dumps({"format": "hmoevae", "format_version": FORMAT_VERSION, **config}, indent=2) + "\n"
     owners: dict[int, str] = {}
     for name, tensor in state.items():
@@ -194,8 +217,10 @@ def write_model(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) 
             got = f"{tensor.device}, {tensor.layout}"
             raise ArgumentError(mismatch(f"model.{name}", "a dense tensor with values", got))
         owner = owners.setdefault(tensor.untyped_storage().data_ptr(), name)
-        if owner != name:
+        if owner != name and tensor.numel() > 0 and not tensor.is_set_to(state[owner]):
             raise ArgumentError(mismatch(f"model.{name}", "memory of its own", f"that of {owner}"))
+        if owner != name:  # a tied weight is written for each of its names
+            state[name] = tensor.clone()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if not _is_of_one_type(state):
         raise ArgumentError(mismatch("model", "parameters of one floating point type", _types(state)))

@@ -344,7 +344,7 @@ def test_draws_of_a_continuous_bernoulli_follow_its_cdf(logit: float) -> None:
 class DerivedGaussian(hm.Gaussian):
     """A record derived from one of the package's, with a module of its own."""
 
-    def build(self, n_experts: int, n_features: int) -> LikelihoodModule:  # noqa: ARG002
+    def build(self, n_experts: int, n_features: int) -> LikelihoodModule:
         return BernoulliModule()
 
 
