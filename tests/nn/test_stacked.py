@@ -221,6 +221,17 @@ def in_a_list(inp: int, out: int) -> nn.Module:
     return module
 
 
+@made
+def by_a_hook(inp: int, out: int) -> nn.Module:
+    """As torch.nn.utils.weight_norm, which parametrisations replace, keeps what it computes."""
+    module = nn.Linear(inp, out)
+    weight = nn.Parameter(module.weight.detach())
+    del module.weight
+    module.register_parameter("weight_v", weight)
+    module.weight = 2 * weight
+    return module
+
+
 class Branching(nn.Module):
     """Python reads a number that depends on the weights."""
 
@@ -249,7 +260,8 @@ REFUSED = {
     "other_size": r"expected outputs \(batch, {out}\) of Made\(how='other_size'\), got \(2, {more}\) of 2 inputs",
     "other_input": r"expected a module that takes \(batch, {inp}\), got RuntimeError: mat1",
     "several": r"expected outputs \(batch, {out}\) of Made\(how='several'\), got tuple of 2 inputs",
-    "in_a_list": r"expected a module that can be stacked, got a Linear in the list others \(a ModuleList or ",
+    "in_a_list": r"expected a module that can be stacked, got a Linear in the attribute others, where torch",
+    "by_a_hook": r"expected a module that can be stacked, got a Tensor in the attribute weight, where torch",
     "branching": r"expected a module that torch\.func\.vmap can run, got RuntimeError: ",
 }
 
