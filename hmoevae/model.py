@@ -320,8 +320,11 @@ class HMoEVAE(TreeModule):
             log_weight = self.experts.by_leaf([draw.log_weight() for draw in draws])
             log_prior = self.prior.leaf_log_prob().unsqueeze(1)
             terms: dict[str, Tensor] = {}
-            for objective in OBJECTIVES.values():
-                terms |= objective.terms(log_weight if objective.by_weight else elbo, leaf_log_prob, log_prior)
+            for name, objective in OBJECTIVES.items():
+                estimate = log_weight if objective.by_weight else elbo
+                its = objective.terms_of(name, estimate, leaf_log_prob, log_prior)
+                # Where two have a term of one name, it is that of the model's objective or else of the first.
+                terms |= {key: its[key] for key in its if name == self.objective or key not in terms}
             names[:] = terms
             means = torch.stack(list(terms.values()))
             return (len(chunk) * torch.cat([means, means.new_ones(1)])).unsqueeze(0)

@@ -177,7 +177,8 @@ class TreeModule(Pretrained):
         leaf = settings.routes.leaves(leaf_log_prob)
         elbo = self.experts.estimates(flat, noise, of=estimate, leaf=leaf)
         slot_log_prior = log_prior.unsqueeze(1) if leaf is None else log_prior[leaf]
-        terms = objective.terms(elbo, restricted(leaf_log_prob, leaf), slot_log_prior) | routing.terms
+        terms = objective.terms_of(self.objective, elbo, restricted(leaf_log_prob, leaf), slot_log_prior)
+        terms = terms | routing.terms
         return Output(
             loss=_total(terms),
             terms=terms,

@@ -49,6 +49,46 @@ class Objective:
         module, _ = origin_of(self.terms)
         return {} if module.partition(".")[0] == "hmoevae" else {name: module}
 
+    def terms_of(self, name: str, elbo: SlotBatch, log_prob: SlotBatch, log_prior: LogPrior) -> Terms:
+        """The terms, checked.
+
+        Args:
+            name: The name of this objective.
+            elbo: As in `objective`, like the next two.
+            log_prob: The gates' log q(l|x).
+            log_prior: The log-prior.
+
+        Raises:
+            ArgumentError: They are no scalar tensors by name, none has the objective's own name, by which epochs are
+                compared, or one has the name of something else.
+
+        >>> import torch
+        >>> wrong = Objective(lambda elbo, log_prob, log_prior: {"loss": elbo.mean()}, by_weight=False)
+        >>> wrong.terms_of("mine", *3 * [torch.zeros(2, 1)])
+        Traceback (most recent call last):
+        ...
+        hmoevae.errors.ArgumentError: objective 'mine': expected no term of this name, which is taken, got 'loss'
+        """
+        terms = self.terms(elbo, log_prob, log_prior)
+        argument = f"objective {name!r}"
+        if not isinstance(terms, dict):
+            raise ArgumentError(mismatch(argument, "a dictionary of terms", type(terms).__name__))
+        for term, value in terms.items():
+            if not isinstance(value, Tensor) or value.ndim > 0:
+                got = f"{tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.200}"
+                raise ArgumentError(
+                    mismatch(argument, f"a tensor of shape (), the mean over the batch, as {term!r}", got)
+                )
+            if term in TAKEN or "/" in term or (term in OBJECTIVES and term != name):
+                raise ArgumentError(mismatch(argument, "no term of this name, which is taken", repr(term)))
+        if name not in terms:
+            expected = f"a term {name!r}, by which epochs are compared"
+            raise ArgumentError(mismatch(argument, expected, ", ".join(map(repr, terms)) or "no term"))
+        return terms
+
+
+TAKEN = frozenset({"loss", "balance", "agreement", "start_gate", "start_expert", "epoch", "seconds", "revived"})
+"""Names of other terms, and of other columns of the history."""
 
 OBJECTIVES: dict[str, Objective] = {}
 """All registered objectives by name, in the order of their registration."""

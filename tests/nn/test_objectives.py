@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hmoevae as hm
+from hmoevae.errors import ArgumentError
 from hmoevae.nn.agreement import agreement
 from hmoevae.nn.balance import Balances
-from hmoevae.nn.objectives import OBJECTIVES, objective
+from hmoevae.nn.objectives import OBJECTIVES, Objective, objective
 from hmoevae.nn.paths import Paths
 from hmoevae.nn.prior import Prior
 from hmoevae.nn.routes import restricted
@@ -466,3 +467,40 @@ def test_an_underflown_leaf_leaves_no_nan_gradient(kind: str, name: str) -> None
         assert torch.isfinite(out.loss)
         for weight, parameter in model.named_parameters():
             assert torch.isfinite(parameter.grad).all(), weight
+
+
+# --- a user's own ---------------------------------------------------------------------------------------------------
+
+BAD = {
+    "a tensor": (lambda elbo: elbo.mean(), r"a dictionary of terms, got Tensor"),
+    "no mean": (lambda elbo: {"tests.own": elbo}, r"a tensor of shape \(\), .* as 'tests\.own', got \(2, 5\)"),
+    "a number": (lambda elbo: {"tests.own": 3.0}, r"a tensor of shape \(\), .*, got 3\.0"),
+    "no term": (lambda elbo: {}, r"a term 'tests\.own', by which epochs are compared, got no term"),
+    "another name": (lambda elbo: {"own": elbo.mean()}, r"a term 'tests\.own', .*, got 'own'"),
+    "the balance": (lambda elbo: {"tests.own": elbo.mean(), "balance": elbo.mean()}, r"no term .* got 'balance'"),
+    "another objective": (lambda elbo: {"tests.own": elbo.mean(), "elbo": elbo.mean()}, r"no term .* got 'elbo'"),
+    "a column": (
+        lambda elbo: {"tests.own": elbo.mean(), "usage/root/0": elbo.mean()},
+        r"no term .* got 'usage/root/0'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_terms_that_cannot_be_used_are_refused_by_name(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, message = BAD[case]
+    monkeypatch.setitem(OBJECTIVES, "tests.own", Objective(lambda elbo, *_: make(elbo), by_weight=False))
+    model = hm.HMoEVAE(hm.Mixture.of(LEAF, 2), (4,), objective="tests.own")
+    for run in (model, model.evaluate):
+        with pytest.raises(ArgumentError, match=rf"^objective 'tests\.own': expected {message}$"):
+            run(torch.rand(5, 4))
+
+
+def test_a_term_that_two_objectives_have_is_that_of_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def own(elbo: Tensor, *_: Tensor) -> dict[str, Tensor]:
+        return {"tests.own": elbo.mean(), "distillation": elbo.new_tensor(7.0)}
+
+    monkeypatch.setitem(OBJECTIVES, "tests.own", Objective(own, by_weight=False))
+    models = [hm.HMoEVAE(hm.Mixture.of(LEAF, 2), (4,), objective=name) for name in ("tests.own", "elbo")]
+    terms = [model.evaluate(torch.rand(5, 4)) for model in models]
+    assert [term["distillation"] == 7 for term in terms] == [True, False]
