@@ -135,9 +135,12 @@ class Compose(View):
     views: Sequence[ViewLike]
 
     def __post_init__(self) -> None:
-        """Turn a list of views into a tuple, which JSON reads back equal."""
-        if isinstance(self.views, list):
-            object.__setattr__(self, "views", tuple(self.views))
+        """Check the views, and turn a list of them into a tuple, which JSON reads back equal."""
+        if not isinstance(self.views, list | tuple):
+            raise ArgumentTypeError(mismatch("Compose.views", "a list or tuple of views", f"{self.views!r:.200}"))
+        object.__setattr__(self, "views", tuple(self.views))
+        for view in self.views:
+            as_view(view, "Compose.views")
 
     def prepare(self, samples: Float[Tensor, "n *sample"] | None) -> "Compose":
         """Prepare every view."""

@@ -140,7 +140,7 @@ def _fixed(module: nn.Module) -> dict[str, Any]:
 def _outline(module: nn.Module) -> dict[str, str]:
     """The classes of a module's parts, and the shapes of its parameters and buffers, by name.
 
-    Classes go by their names: one that is defined in `build`, or that a parametrisation makes, is another each time.
+    Classes go by name: a class that is defined in `build`, or that a parametrisation makes, is another each time.
     """
     outline = {name: type(part).__qualname__ for name, part in module.named_modules()}
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
@@ -258,14 +258,15 @@ def _obstacles(module: nn.Module) -> Iterator[str]:
         for attribute, value in plain_attributes(part):
             if kind := _hidden(value):
                 where = f"{name}.{attribute}".strip(".")
-                yield f"a {kind} in the {type(value).__name__} {where} (a ModuleList or ParameterList will do)"
+                remedy = "ModuleList, ParameterList and torch.nn.utils.parametrizations show it"
+                yield f"a {kind} in the attribute {where}, where torch does not see it ({remedy})"
     if next(module.parameters(), None) is None:
         yield "one without parameters"
 
 
 def _hidden(value: object) -> str | None:
-    """What torch does not find in a plain list, tuple or dictionary, so that it would neither learn nor be saved."""
-    if isinstance(value, nn.Module | nn.Parameter):
+    """What torch does not see in a plain attribute, list or dictionary, so that it would neither learn nor be saved."""
+    if isinstance(value, nn.Module) or (isinstance(value, Tensor) and value.requires_grad):
         return type(value).__name__
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return next((kind for part in parts if (kind := _hidden(part))), None)

@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +144,13 @@ def check_rebuilds(model: nn.Module, rebuilt: nn.Module) -> None:
         if has.get(name) != wanted.get(name):
             expected = f"{wanted.get(name, 'nothing')}, as loading builds it from the tree"
             raise ArgumentError(mismatch(_below_model(name), expected, has.get(name, "nothing")))
+    owners, own = _owners(model), _owners(rebuilt)
+    for name in owners | own:
+        owner, wanted_owner = owners.get(name, name), own.get(name, name)
+        if owner != wanted_owner:
+            expected = "memory of its own" if wanted_owner == name else f"the memory of {wanted_owner}"
+            got = "memory of its own" if owner == name else f"that of {owner}"
+            raise ArgumentError(mismatch(_below_model(name), expected, got))
     for name, module in rebuilt.named_modules():
         ours = vars(model.get_submodule(name))
         for key, value in plain_attributes(module):
@@ -159,21 +166,24 @@ def _below_model(name: str) -> str:
 def _parts(model: nn.Module) -> dict[str, str]:
     """Every module, parameter and buffer in words, by name; modules come first, because they explain the others."""
     parts = {name: type(module).__qualname__ for name, module in model.named_modules(remove_duplicate=False)}
-    owners: dict[Hashable, str] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):
-        owner = owners.setdefault(_memory(tensor), name)
-        tie = "" if owner == name else f", that of {owner}"  # a buffer needs none: it does not learn
-        parts[name] = f"a parameter of shape {tuple(tensor.shape)}{tie}"
+        parts[name] = f"a parameter of shape {tuple(tensor.shape)}"
     for name, tensor in model.named_buffers(remove_duplicate=False):
         parts[name] = f"a buffer of shape {tuple(tensor.shape)}"
     return parts
 
 
-def _memory(tensor: Tensor) -> Hashable:
-    """What is equal for two tensors that are one, which the detached tensors of a state do not share by identity."""
-    if tensor.is_meta or tensor.layout != torch.strided:
-        return id(tensor)
-    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride()
+def _owners(model: nn.Module) -> dict[str, str]:
+    """For every parameter the first one in the same memory: itself, unless weights are tied. Buffers do not learn."""
+    owners: dict[str, str] = {}
+    firsts: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.numel() > 0 and tensor.layout == torch.strided:
+            # Tensors without memory, on the meta device, are told apart by their identity.
+            memory = id(tensor) if tensor.is_meta else tensor.untyped_storage().data_ptr()
+            if isinstance(tensor, nn.Parameter) or memory in firsts:
+                owners[name] = firsts.setdefault(memory, name)
+    return owners
 
 
 def _in_words(value: object) -> str:
@@ -184,23 +194,21 @@ def write_model(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) 
     """Write `config` and `state` to an empty folder; the file of the weights holds the digests of both.
 
     Raises:
-        ArgumentError: The weights have several types, are not finite, or share a part of their memory, so they could
-            not be read again.
+        ArgumentError: The weights have several types, are not finite, or overlap, so they could not be read again.
     """
+    state = dict(state)
     text = json.dumps({"format": "hmoevae", "format_version": FORMAT_VERSION, **config}, indent=2) + "\n"
-    owners: dict[int, tuple[str, Hashable]] = {}
-    tied: set[str] = set()
+    owners: dict[int, str] = {}
     for name, tensor in state.items():
         if tensor.is_meta or tensor.layout != torch.strided:
             got = f"{tensor.device}, {tensor.layout}"
             raise ArgumentError(mismatch(f"model.{name}", "a dense tensor with values", got))
-        owner, memory = owners.setdefault(tensor.untyped_storage().data_ptr(), (name, _memory(tensor)))
-        if memory != _memory(tensor):
+        owner = owners.setdefault(tensor.untyped_storage().data_ptr(), name)
+        if owner != name and tensor.numel() > 0 and not tensor.is_set_to(state[owner]):
             raise ArgumentError(mismatch(f"model.{name}", "memory of its own", f"that of {owner}"))
-        if owner != name:
-            tied.add(name)
+        if owner != name:  # a tied weight is written for each of its names
+            state[name] = tensor.clone()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    state |= {name: state[name].clone() for name in tied}  # written twice; loading reads both into one tensor
     if not _is_of_one_type(state):
         raise ArgumentError(mismatch("model", "parameters of one floating point type", _types(state)))
     if not _is_finite(state):

@@ -28,10 +28,12 @@ from hmoevae.training.processes import Processes
 from hmoevae.training.record import Training
 from hmoevae.training.resume import TrainingState, described_data, described_model, described_training
 from hmoevae.training.usage import warn_after_fit
+from hmoevae.training.words import options_in
 
 USUAL = Training()
 
 
+@options_in("training", Training)
 def fit(
     model: HMoEVAE,
     data: Data,

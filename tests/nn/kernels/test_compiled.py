@@ -87,7 +87,7 @@ def test_every_model_has_code_of_its_own(passes: dict[str, Any]) -> None:
 
 
 def test_other_errors_keep_their_words(passes: dict[str, Any]) -> None:
-    assert passes["bad_levels"] == "agreement_levels: expected ascending levels from 1 to the tree's depth 2, got [3]"
+    assert passes["bad_levels"] == "agreement_levels: expected ascending levels from 1 to the tree's depth 2, got (3,)"
     assert passes["later_error"] == "RuntimeError: out of memory"
 
 
