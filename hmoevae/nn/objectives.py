@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hmoevae.errors import ArgumentError, mismatch
-from hmoevae.spec.record import origin_of
+from hmoevae.spec.record import check_kind, origin_of
 
 SlotBatch = Float[Tensor, "slot batch"]
 LogPrior = Float[Tensor, "slot #batch"]
@@ -107,6 +107,7 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
 
     Raises:
         ArgumentError: Another function has that name.
+        SpecError: `name` is no name.
 
     >>> @objective("hard")
     ... def hard(elbo, log_prob, log_prior):
@@ -115,6 +116,7 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
     True
     >>> del OBJECTIVES["hard"]
     """
+    check_kind(name, "objective(...)")
 
     def decorate(terms: Function) -> Function:
         before = OBJECTIVES.get(name)
