@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from hmoevae.checks import is_integer
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.kernels.precision import sum_dtype
 from hmoevae.spec import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
@@ -316,13 +317,31 @@ def likelihood_module(record: Likelihood, n_experts: int, n_features: int) -> Li
         n_experts: Number of experts of the group.
         n_features: Number of entries of a sample.
 
+    Raises:
+        SpecError: The module of a user's record is none that experts can use.
+
     >>> module = likelihood_module(Bernoulli(), 1, n_features=2)
     >>> module.log_prob(torch.zeros(1, 2, 1), torch.ones(2, 1)).exp()  # two features, each with probability 1/2
     tensor([[0.2500]])
     """
     if type(record).build is not Likelihood.build:  # also where the record's class is derived from one of ours
-        return record.build(n_experts, n_features)
+        return _checked(record.build(n_experts, n_features), type(record).__name__, n_experts)
     return _own(record, n_experts, n_features)
+
+
+def _checked(module: object, name: str, n_experts: int) -> LikelihoodModule:
+    """Refuse what a user's record should not build; `name` is that of its class."""
+    if not isinstance(module, LikelihoodModule):
+        raise SpecError(mismatch(f"{name}.build", "a hmoevae.LikelihoodModule", f"{module!r:.200}"))
+    if not is_integer(module.outputs, least=1):
+        raise SpecError(mismatch(f"{name}.outputs", "an integer > 0", repr(module.outputs)))
+    if not isinstance(getattr(module, "support", None), str):
+        raise SpecError(mismatch(f"{name}.support", "words", repr(getattr(module, "support", None))))
+    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.shape[:1] != (n_experts,):  # else a row would not be an expert, for routes, export and revival
+            expected = f"the group axis first, ({n_experts}, ...)"
+            raise SpecError(mismatch(f"{name}.{key}", expected, tuple(tensor.shape)))
+    return module
 
 
 @functools.singledispatch

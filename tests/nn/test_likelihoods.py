@@ -9,6 +9,7 @@ from networks import Laplace
 from torch import Tensor, distributions
 
 import hmoevae as hm
+from hmoevae.errors import SpecError
 from hmoevae.nn.likelihoods import BernoulliModule, GaussianModule, LikelihoodModule, likelihood_module
 from hmoevae.nn.rows import rows_of
 from hmoevae.spec import Likelihood
@@ -350,3 +351,38 @@ class DerivedGaussian(hm.Gaussian):
 
 def test_a_record_derived_from_ours_builds_its_own_module() -> None:
     assert isinstance(likelihood_module(DerivedGaussian(), 2, 3), BernoulliModule)
+
+
+def with_parameter(*shape: int) -> LikelihoodModule:
+    module = BernoulliModule()
+    module.offset = torch.nn.Parameter(torch.zeros(shape))
+    return module
+
+
+def with_attribute(**given: object) -> LikelihoodModule:
+    module = BernoulliModule()
+    vars(module).update(given)
+    return module
+
+
+WRONG: dict[str, tuple[Callable[[], object], str]] = {
+    "no module": (lambda: 3, r"\.build: expected a hmoevae\.LikelihoodModule, got 3"),
+    "a scalar": (with_parameter, r"\.offset: expected the group axis first, \(2, \.\.\.\), got \(\)"),
+    "one for all": (lambda: with_parameter(1, 3), r"\.offset: expected the group axis first, .*, got \(1, 3\)"),
+    "no outputs": (lambda: with_attribute(outputs=0), r"\.outputs: expected an integer > 0, got 0"),
+    "no support": (lambda: with_attribute(support=None), r"\.support: expected words, got None"),
+}
+
+
+@hm.record(kind="tests.wrong_likelihood")
+class Wrong(Likelihood):
+    case: str
+
+    def build(self, n_experts: int, n_features: int) -> object:
+        return WRONG[self.case][0]()
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_module_that_experts_cannot_use_is_refused_by_name(case: str) -> None:
+    with pytest.raises(SpecError, match=f"^Wrong{WRONG[case][1]}$"):
+        hm.HMoEVAE(hm.Mixture.of(hm.VAE(2, likelihood=Wrong(case)), 2), (3,))
