@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hmoevae.nn.paths import Siblings
 from hmoevae.plan import Plan
 from hmoevae.spec.balances import register_balance
-from hmoevae.spec.record import origin_of
+from hmoevae.spec.record import check_kind, origin_of
 
 Edges = Float[Tensor, " edge"]
 Summands = Callable[[Edges, Edges, Siblings], Edges]
@@ -39,7 +39,7 @@ def balance(kind: str) -> Callable[[F], F]:
         kind: The name, in Python and in files.
 
     Raises:
-        SpecError: Something else has that kind already.
+        SpecError: `kind` is no name, or something else has it already.
 
     >>> @balance("squares")
     ... def squares(importance, log_prior, siblings):
@@ -50,6 +50,7 @@ def balance(kind: str) -> Callable[[F], F]:
     >>> balances(torch.tensor([3.0, 1.0]), torch.tensor([0.5, 0.5]).log())
     tensor(0.6250)
     """
+    check_kind(kind, "balance(...)")
 
     def decorate(summands: F) -> F:
         register_balance(kind, origin_of(summands))

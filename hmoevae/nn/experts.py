@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hmoevae.checks import is_integer
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.draws import Share, for_batch
 from hmoevae.nn.kernels import readout
@@ -193,6 +194,10 @@ def _check_likelihood(module: object, spec: VAE, groups: int, place: str) -> Non
     if not isinstance(module, LikelihoodModule):
         expected = f"a LikelihoodModule from {spec.likelihood}.build"
         raise SpecError(mismatch(place, expected, type(module).__name__))
+    if not is_integer(module.outputs, least=1):
+        raise SpecError(mismatch(f"{place}.outputs", "an integer > 0", repr(module.outputs)))
+    if not isinstance(getattr(module, "support", None), str):
+        raise SpecError(mismatch(f"{place}.support", "words", repr(getattr(module, "support", None))))
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         if tensor.shape[:1] != (groups,):
             expected = f"the axis of the {groups} experts first in its parameters and buffers"

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
+from hmoevae.errors import ArgumentError, mismatch
 from hmoevae.nn.draws import borrowed_random_state
-from hmoevae.spec.record import origin_of
+from hmoevae.spec.record import check_kind, origin_of
 
 SlotBatch = Float[Tensor, "slot batch"]
 LogPrior = Float[Tensor, "slot #batch"]
@@ -80,7 +80,7 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
     Raises:
         ArgumentError: Another function has that name, the function returns no such terms, or the name of a term is that
             of another objective's term or of another column of a history.
-        ArgumentTypeError: The name is no string.
+        SpecError: The name is no name.
 
     >>> @objective("hard")
     ... def hard(elbo, log_prob, log_prior):
@@ -89,8 +89,7 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
     True
     >>> del OBJECTIVES["hard"]
     """
-    if not isinstance(name, str):
-        raise ArgumentTypeError(mismatch("name", "a string, as in @objective('hard')", f"{name!r:.200}"))
+    check_kind(name, "objective(...)")
 
     def decorate(terms: Function) -> Function:
         before = OBJECTIVES.get(name)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from hmoevae.checks import is_number
@@ -134,6 +134,23 @@ class Register:
         return self._known[kind]
 
 
+def check_kind(kind: object, call: str) -> None:
+    """Check that a word under which something is registered is one.
+
+    Args:
+        kind: The word.
+        call: The decorator that got it, for the message.
+
+    Raises:
+        SpecError: It is none, as where a decorator is used without its parentheses.
+
+    >>> check_kind("birds.residual", "record(kind=...)")
+    """
+    if not (isinstance(kind, str) and kind):
+        words = f"a name, as in @hmoevae.{call.replace('...', repr('birds.own'))}"
+        raise SpecError(mismatch("kind", words, f"{kind!r:.200}"))
+
+
 def origin_of(definition: Callable[..., Any]) -> tuple[str, str]:
     """Module and name of a class or function, equal for what a module defines when it is loaded anew.
 
@@ -217,7 +234,7 @@ def record(kind: str | None = None, *, error: type[HMoEVAEError] = SpecError) ->
         error: The type of error for a bad field.
 
     Raises:
-        SpecError: Another class has that kind.
+        SpecError: `kind` is no name, another class has it, or the class has a field of that name, which files need.
 
     >>> class Shape:
     ...     pass
@@ -231,12 +248,16 @@ def record(kind: str | None = None, *, error: type[HMoEVAEError] = SpecError) ->
     ...
     hmoevae.errors.SpecError: Square.side: expected an integer > 0, got 0
     """
+    if kind is not None:
+        check_kind(kind, "record(kind=...)")
 
     def decorate(cls: type[T]) -> type[T]:
         config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
         made: Any = pydantic.dataclasses.dataclass(frozen=True, repr=False, config=config)(cls)
         construct = made.__init__
         names = fields_of(made)
+        if kind is not None and "kind" in names:
+            raise SpecError(mismatch(f"{cls.__name__}.kind", "a field of another name: files use this one", "a field"))
 
         @functools.wraps(construct)
         def __init__(self: T, *args: Any, **kwargs: Any) -> None:  # noqa: N807
@@ -278,26 +299,27 @@ def call(record: Any) -> str:
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 
-def write(value: Any, other: Callable[[object], Any] | None = None) -> Any:
+def write(value: Any, other: Callable[[object], Any] | None = None, path: str = "value") -> Any:
     """Turn a record into data that JSON can hold.
 
     Args:
         value: A record, or the value of a field.
         other: Turns a value that JSON cannot hold into one that it can.
+        path: The value's name in error messages, such as `"root"`.
 
     Raises:
         SpecError: There is a value that JSON cannot hold, and no `other`.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type) and hasattr(value, "__pydantic_fields__"):
         kind = {} if "kind" in fields_of(type(value)) else {"kind": getattr(value, "kind", None)}
-        fields = {name: write(getattr(value, name), other) for name in fields_of(type(value))}
+        fields = {name: write(getattr(value, name), other, f"{path}.{name}") for name in fields_of(type(value))}
         return {name: part for name, part in kind.items() if part is not None} | fields
     if isinstance(value, list | tuple):
-        return [write(part, other) for part in value]
+        return [write(part, other, f"{path}[{i}]") for i, part in enumerate(value)]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if other is None:
-        raise SpecError(mismatch("value", "a record, a sequence, a string, a number or None", f"{value!r:.200}"))
+        raise SpecError(mismatch(path, "a record, a sequence, a string, a number or None", f"{value!r:.200}"))
     return other(value)
 
 
@@ -362,6 +384,23 @@ def modules_of(data: Any) -> dict[str, str]:
     else:
         return {}
     return {kind: module for part in found for kind, module in part.items()}
+
+
+def _usable(value: Any) -> Any:
+    """The record of a network or likelihood, if a file can name it and a plan can group it."""
+    cls = type(value)
+    if "kind" not in vars(cls):  # a derived class would be read back as the class it comes from
+        raise expected(f"a record: {cls.__name__} needs the decorator @hmoevae.record(kind=...) itself")
+    for field in dataclasses.fields(cls):
+        try:
+            hash(getattr(value, field.name))
+        except TypeError:
+            raise expected(f"fields that can be hashed, such as a tuple in place of a list in {field.name}") from None
+    return value
+
+
+Usable = AfterValidator(_usable)
+"""For fields that hold a record of a class that may be a user's."""
 
 
 def check_family(value: object, family: type, path: str) -> None:
