@@ -15,7 +15,7 @@ from torch import Tensor
 from hmoevae.checks import check_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, ShapeError, mismatch
 from hmoevae.nn.draws import Share
-from hmoevae.nn.objectives import OBJECTIVES, find_objective
+from hmoevae.nn.objectives import find_objective, measured_for
 from hmoevae.plan import PlannedNode
 from hmoevae.samples import BATCH_SIZE, Data, in_order
 from hmoevae.saving.card import ModelFacts
@@ -300,7 +300,9 @@ class HMoEVAE(TreeModule):
         generator: torch.Generator | None = None,
         share: Share | None = None,
     ) -> dict[str, float]:
-        """Means over `x` of the terms of every objective, in nats, without balance. Each leaf has one draw of z.
+        """Means over `x` of the terms of the package's objectives and the model's own, in nats, without balance.
+
+        Each leaf has one draw of z.
 
         Args:
             x: Samples, as `data` of `hmoevae.fit`.
@@ -320,7 +322,7 @@ class HMoEVAE(TreeModule):
             log_weight = self.experts.by_leaf([draw.log_weight() for draw in draws])
             log_prior = self.prior.leaf_log_prob().unsqueeze(1)
             terms: dict[str, Tensor] = {}
-            for objective in OBJECTIVES.values():
+            for objective in measured_for(self.objective):
                 terms |= objective.terms(log_weight if objective.by_weight else elbo, leaf_log_prob, log_prior)
             names[:] = terms
             means = torch.stack(list(terms.values()))

@@ -23,7 +23,7 @@ from hmoevae.nn.objectives import find_objective
 from hmoevae.nn.paths import Paths
 from hmoevae.nn.prior import Prior
 from hmoevae.nn.routes import restricted
-from hmoevae.nn.settings import USUAL, StepSettings
+from hmoevae.nn.settings import USUAL, StepSettings, check_settings
 from hmoevae.output import Inputs, Output, Routing
 from hmoevae.plan import compile_tree
 from hmoevae.samples import ArrayLike, Checked, Door
@@ -143,6 +143,7 @@ class TreeModule(Pretrained):
     ) -> Inputs:
         """The first half of `forward`, with the same arguments: checks and random numbers."""
         check_generator(generator)
+        check_settings(settings)
         self.check_can_learn()
         x = self.check_input(x, values=validate)
         flat = self._features_first(x)
@@ -210,6 +211,7 @@ class TreeModule(Pretrained):
             DataError: A view is empty or not finite.
             ArgumentError: The settings name a level that the tree does not have.
         """
+        check_settings(settings)
         self.check_can_learn()
         view = self.check_input(view, name="view", values=False)
         seen = self._view(view, "view", view, validate=validate)

@@ -249,7 +249,7 @@ def test_it_says_what_to_import_where_it_is_not(refused: dict[str, Any], file: s
 
 @pytest.fixture
 def imported(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
-    """A file as it is imported; an objective of its own is forgotten after it, as evaluations ask all there are."""
+    """A file as it is imported; an objective of its own is forgotten after it."""
     module = importlib.reload(file_of(request.param))
     yield module
     OBJECTIVES.pop("hard", None)

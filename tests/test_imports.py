@@ -29,6 +29,7 @@ ROOMS: dict[str, float] = {
     "hmoevae.version": 0,
     "hmoevae.plan": 1,
     # Within nn/ too: kernels and tables, layers and likelihoods, networks, experts and gates.
+    "hmoevae.nn.attributes": 2,
     "hmoevae.nn.draws": 2,
     "hmoevae.nn.objectives": 2,
     "hmoevae.nn.paths": 2,

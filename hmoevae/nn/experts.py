@@ -7,6 +7,7 @@ pairs; `batch` is last.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +15,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hmoevae.checks import is_integer
+from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.draws import Share, for_batch
 from hmoevae.nn.kernels import readout
 from hmoevae.nn.kernels.precision import sum_dtype
-from hmoevae.nn.likelihoods import likelihood_module
+from hmoevae.nn.likelihoods import LikelihoodModule, likelihood_module
 from hmoevae.nn.networks import grouped_network
 from hmoevae.nn.paths import joined, permutation
 from hmoevae.nn.routes import Packing, pack, packing, unpack
@@ -116,7 +119,8 @@ class ExpertGroup(nn.Module):
         place: The first VAE's name in error messages, such as `"root/0"`.
 
     Raises:
-        SpecError: A network of the VAE does not fit the samples.
+        SpecError: A network of the VAE does not fit the samples, or its likelihood's record makes no
+            `LikelihoodModule` for this number of VAEs.
 
     >>> group = ExpertGroup(VAE(latent_dim=2), 3, (4,), "root/0")
     >>> x = torch.rand(4, 5)
@@ -127,6 +131,7 @@ class ExpertGroup(nn.Module):
     def __init__(self, spec: VAE, groups: int, sample_shape: tuple[int, ...], place: str) -> None:
         super().__init__()
         likelihood = likelihood_module(spec.likelihood, groups, torch.Size(sample_shape).numel())
+        _check_likelihood(likelihood, spec, groups, f"{place}.likelihood")
         first, *others = sample_shape
         decoded_shape = (likelihood.outputs * first, *others)
         latent_shape, posterior_shape = (spec.latent_dim,), (2 * spec.latent_dim,)
@@ -181,6 +186,21 @@ class ExpertGroup(nn.Module):
             return self.likelihood.log_prob(self.decoder(z), x)
         hidden = self.decoder.hidden(z)
         return readout(self.likelihood, last.weight, last.bias, hidden, x, input_major=last.input_major)
+
+
+def _check_likelihood(module: object, spec: VAE, groups: int, place: str) -> None:
+    """Refuse what is no likelihood, or has parameters or buffers without the group axis."""
+    if not isinstance(module, LikelihoodModule):
+        expected = f"a LikelihoodModule from {spec.likelihood}.build"
+        raise SpecError(mismatch(place, expected, type(module).__name__))
+    if not is_integer(module.outputs, least=1):
+        raise SpecError(mismatch(f"{place}.outputs", "an integer > 0", repr(module.outputs)))
+    if not isinstance(getattr(module, "support", None), str):
+        raise SpecError(mismatch(f"{place}.support", "words", repr(getattr(module, "support", None))))
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        if tensor.shape[:1] != (groups,):
+            expected = f"the axis of the {groups} experts first in its parameters and buffers"
+            raise SpecError(mismatch(place, expected, f"{name} of shape {tuple(tensor.shape)}"))
 
 
 class Experts(nn.Module):

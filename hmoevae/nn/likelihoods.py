@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.kernels.precision import sum_dtype
 from hmoevae.spec import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
 
@@ -307,7 +308,6 @@ class ContinuousBernoulliModule(LikelihoodModule):
         return raw, is_near, torch.where(is_near, raw / 2, 0.0), torch.where(is_near, 1.0, raw.abs())
 
 
-@functools.singledispatch
 def likelihood_module(record: Likelihood, n_experts: int, n_features: int) -> LikelihoodModule:
     """Make the module that computes a likelihood.
 
@@ -320,10 +320,19 @@ def likelihood_module(record: Likelihood, n_experts: int, n_features: int) -> Li
     >>> module.log_prob(torch.zeros(1, 2, 1), torch.ones(2, 1)).exp()  # two features, each with probability 1/2
     tensor([[0.2500]])
     """
-    return record.build(n_experts, n_features)
+    if type(record).build is not Likelihood.build:  # also where the record's class is derived from one of ours
+        return record.build(n_experts, n_features)
+    return _own(record, n_experts, n_features)
 
 
-@likelihood_module.register(Gaussian)
+@functools.singledispatch
+def _own(record: Likelihood, n_experts: int, n_features: int) -> LikelihoodModule:  # noqa: ARG001
+    """The module of one of our records."""
+    name = type(record).__name__
+    raise SpecError(mismatch(name, f"a method {name}.build, which makes the module", "none"))
+
+
+@_own.register(Gaussian)
 def _gaussian(record: Gaussian, n_experts: int, n_features: int) -> LikelihoodModule:
     sigmoid = record.mean == "sigmoid"
     if isinstance(record.scale, str):
@@ -331,12 +340,12 @@ def _gaussian(record: Gaussian, n_experts: int, n_features: int) -> LikelihoodMo
     return GaussianModule(record.scale, sigmoid=sigmoid)
 
 
-@likelihood_module.register(Bernoulli)
+@_own.register(Bernoulli)
 def _bernoulli(record: Bernoulli, n_experts: int, n_features: int) -> LikelihoodModule:  # noqa: ARG001
     return BernoulliModule()
 
 
-@likelihood_module.register(ContinuousBernoulli)
+@_own.register(ContinuousBernoulli)
 def _continuous_bernoulli(
     record: ContinuousBernoulli,  # noqa: ARG001
     n_experts: int,  # noqa: ARG001

@@ -11,7 +11,6 @@ from hmoevae.nn.stacked import Stacked
 from hmoevae.spec import MLP, Conv, ConvTranspose, Network
 
 
-@functools.singledispatch
 def grouped_network(
     record: Network,
     groups: int,
@@ -19,7 +18,7 @@ def grouped_network(
     output_shape: tuple[int, ...],
     place: str,
     *,
-    is_decoder: bool = False,  # noqa: ARG001
+    is_decoder: bool = False,
 ) -> GroupedNetwork:
     """Make the networks that a record describes, with fresh weights.
 
@@ -37,10 +36,26 @@ def grouped_network(
     >>> grouped_network(MLP((8,)), 3, (2, 2), (5,), "root.gate")(torch.rand(4, 7)).shape
     torch.Size([3, 5, 7])
     """
-    return Stacked(record, groups, input_shape, output_shape, place)
+    if type(record).build is not Network.build:  # also where the record's class is derived from one of ours
+        return Stacked(record, groups, input_shape, output_shape, place)
+    return _own(record, groups, input_shape, output_shape, place, is_decoder=is_decoder)
 
 
-@grouped_network.register(MLP)
+@functools.singledispatch
+def _own(
+    record: Network,
+    groups: int,  # noqa: ARG001
+    input_shape: tuple[int, ...],  # noqa: ARG001
+    output_shape: tuple[int, ...],  # noqa: ARG001
+    place: str,
+    *,
+    is_decoder: bool = False,  # noqa: ARG001
+) -> GroupedNetwork:
+    """The grouped layers of one of our records."""
+    raise SpecError(mismatch(place, f"a method {type(record).__name__}.build, which makes the module", "none"))
+
+
+@_own.register(MLP)
 def _mlp(
     record: MLP,
     groups: int,
@@ -54,7 +69,7 @@ def _mlp(
     return GroupedMLP(groups, *sizes, record, input_major=is_decoder)
 
 
-@grouped_network.register(Conv)
+@_own.register(Conv)
 def _conv(
     record: Conv,
     groups: int,
@@ -72,7 +87,7 @@ def _conv(
     return GroupedConv(groups, input_shape, torch.Size(output_shape).numel(), record)
 
 
-@grouped_network.register(ConvTranspose)
+@_own.register(ConvTranspose)
 def _conv_transpose(
     record: ConvTranspose,
     groups: int,

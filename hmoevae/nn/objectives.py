@@ -16,10 +16,12 @@ form, which has less variance, the negative term would exceed log p(x) wherever 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.spec.record import check_name, origin_of
 
 SlotBatch = Float[Tensor, "slot batch"]
@@ -36,13 +38,15 @@ class Objective:
         terms: From ELBOs, leaf probabilities and priors to the terms of the loss by name.
         by_weight: Whether the ELBO is estimated by log p(x, z) - log q(z|x) instead of with the KL in closed form. An
             objective that takes the exponential of ELBOs needs it.
+        names: The names of the terms.
 
-    >>> OBJECTIVES["elbo"] == Objective(negative_elbo, by_weight=False)
+    >>> OBJECTIVES["elbo"] == Objective(negative_elbo, by_weight=False, names=("elbo",))
     True
     """
 
     terms: Function
     by_weight: bool
+    names: tuple[str, ...]
 
     def modules(self, name: str) -> dict[str, str]:
         """As of `hmoevae.spec.record.modules_of`: which module registered it, where that is none of the package."""
@@ -52,6 +56,11 @@ class Objective:
 
 OBJECTIVES: dict[str, Objective] = {}
 """All registered objectives by name, in the order of their registration."""
+_COLUMNS = frozenset(
+    {"loss", "balance", "agreement", "start_gate", "start_expert", "epoch", "seconds", "phase", "revived"}
+)
+"""Names of other terms of the loss and of other columns of a history."""
+_COLUMNS_BEGIN = "val_", "usage/", "information/"
 
 
 def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Function]:
@@ -61,12 +70,16 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
     whose exponential sums to one over the slots; and log pi_l. A slot stands for a leaf: for every leaf of the tree or,
     where a pass computes some leaves only, for one of those.
 
+    It returns the terms of the loss by name, scalar tensors. One of them has the name of the objective: early stopping,
+    `best_of` and the best checkpoint compare models by that term. To check this, the function is called once.
+
     Args:
         name: Its name in `HMoEVAE(objective=...)` and in saved models.
         by_weight: As in `Objective`.
 
     Raises:
-        ArgumentError: Another function has that name.
+        ArgumentError: Another function has that name, the function returns no such terms, or the name of a term is that
+            of another objective's term or of another column of a history.
         ArgumentTypeError: The name is no string, as in `@objective` without a call.
 
     >>> @objective("hard")
@@ -83,10 +96,37 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
         if before is not None and origin_of(before.terms) != origin_of(terms):
             there = ".".join(origin_of(before.terms))
             raise ArgumentError(mismatch("objective", f"a name that is free ({name!r} is {there})", repr(name)))
-        OBJECTIVES[name] = Objective(terms, by_weight)
+        OBJECTIVES[name] = Objective(terms, by_weight, _names_of(name, terms))
         return terms
 
     return decorate
+
+
+def _names_of(objective: str, terms: Function) -> tuple[str, ...]:
+    """The names of an objective's terms, which are checked, for two slots and three samples."""
+    where, even = f"objective {objective!r}", torch.full((2, 3), 0.5, device="cpu").log()
+    try:
+        with torch.no_grad(), borrowed_random_state():
+            found: object = terms(torch.zeros(2, 3, device="cpu"), even, even[:, :1])
+    except Exception as error:  # whatever the function of a user raises
+        expected = "a function of ELBOs (slot, batch), log-probabilities and log-priors"
+        raise ArgumentError(mismatch(where, expected, f"{type(error).__name__}: {error}")) from error
+    if not isinstance(found, dict):
+        raise ArgumentError(mismatch(where, "a dict of scalar tensors", type(found).__name__))
+    taken = {term: name for name, other in OBJECTIVES.items() if name != objective for term in other.names}
+    for name, term in found.items():
+        if not isinstance(name, str):
+            raise ArgumentError(mismatch(where, "a dict of scalar tensors by name", f"the name {name!r}"))
+        if not isinstance(term, Tensor) or term.ndim or not term.is_floating_point():
+            got = f"{term.dtype} of shape {tuple(term.shape)}" if isinstance(term, Tensor) else type(term).__name__
+            raise ArgumentError(mismatch(where, "a dict of scalar tensors", f"{{{name!r}: {got}}}"))
+        if name in taken or name in _COLUMNS or name.startswith(_COLUMNS_BEGIN):
+            of = f" (of {taken[name]!r})" if name in taken else ""
+            raise ArgumentError(mismatch(where, "names of terms that are free", f"{name!r}{of}"))
+    if objective not in found:
+        expected = f"a term {objective!r}, by which early stopping compares models"
+        raise ArgumentError(mismatch(where, expected, ", ".join(map(repr, found)) or "none"))
+    return tuple(found)
 
 
 def find_objective(name: object) -> Objective:
@@ -102,6 +142,17 @@ def find_objective(name: object) -> Objective:
         known = f"one of {', '.join(map(repr, OBJECTIVES))} (import the module that registers another)"
         raise ArgumentError(mismatch("objective", known, repr(name)))
     return OBJECTIVES[name]
+
+
+def measured_for(name: str) -> list[Objective]:
+    """The objectives that `evaluate` computes for a model of one objective: those of the package, and its own.
+
+    Others are not computed, so that the terms do not depend on which modules have been imported.
+
+    >>> sum((objective.names for objective in measured_for("marginal")), ())
+    ('expected', 'elbo', 'marginal', 'distillation')
+    """
+    return [OBJECTIVES[each] for each in dict.fromkeys((*_OURS, name))]
 
 
 @objective("expected")
@@ -143,3 +194,6 @@ def marginal(elbo: SlotBatch, log_prob: SlotBatch, log_prior: LogPrior) -> Terms
         "marginal": -joint.logsumexp(0).mean(),
         "distillation": -(responsibility * log_prob).sum(0).mean(),
     }
+
+
+_OURS = tuple(OBJECTIVES)

@@ -104,7 +104,7 @@ class Given(Routes):
     """One given leaf, or several, for each sample.
 
     Args:
-        leaf: Indices of leaves: `(batch,)` for one leaf a sample, `(slot, batch)` for several.
+        leaf: Indices of leaves: `(batch,)` for one leaf a sample, `(slot, batch)` for several, no leaf twice a sample.
 
     Raises:
         ArgumentError: `leaf` has another number of axes.
@@ -117,9 +117,10 @@ class Given(Routes):
     leaf: Int[Tensor, " batch"] | Int[Tensor, "slot batch"]
 
     def __post_init__(self) -> None:
-        if self.leaf.dtype != torch.long:
-            raise ArgumentTypeError(mismatch("Given.leaf", "integers (torch.long)", self.leaf.dtype))
-        if self.leaf.ndim not in (1, 2):
+        if not isinstance(self.leaf, Tensor) or self.leaf.dtype != torch.long:
+            got = self.leaf.dtype if isinstance(self.leaf, Tensor) else type(self.leaf).__name__
+            raise ArgumentTypeError(mismatch("Given.leaf", "a tensor of integers (torch.long)", got))
+        if self.leaf.ndim not in (1, 2) or len(self.leaf) == 0:
             raise ArgumentError(mismatch("Given.leaf", "(batch,) or (slot, batch)", tuple(self.leaf.shape)))
 
     def n_slots(self, n_leaves: int) -> int:  # noqa: ARG002
@@ -127,7 +128,7 @@ class Given(Routes):
         return len(torch.atleast_2d(self.leaf))
 
     def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> Int[Tensor, "slot batch"]:
-        """The given leaves. Their range is checked on a CPU only: on a GPU the check would wait for the device."""
+        """The given leaves. They are checked on a CPU only: on a GPU the check would wait for the device."""
         leaf = torch.atleast_2d(self.leaf)
         n_leaves, batch = leaf_log_prob.shape
         if leaf.shape[1] != batch:
@@ -135,9 +136,10 @@ class Given(Routes):
         if leaf.device.type == "cpu" and leaf.numel() and not 0 <= int(leaf.min()) <= int(leaf.max()) < n_leaves:
             got = f"{int(leaf.min())} to {int(leaf.max())}"
             raise ArgumentError(mismatch("Given.leaf", f"indices from 0 to {n_leaves - 1}", got))
-        in_order = leaf.sort(0).values
-        if leaf.device.type == "cpu" and bool((in_order[1:] == in_order[:-1]).any()):
-            raise ArgumentError(mismatch("Given.leaf", "distinct leaves for each sample", "one leaf in two slots"))
+        if leaf.device.type == "cpu" and len(leaf) > 1:
+            ordered = leaf.sort(0).values
+            if bool((ordered[1:] == ordered[:-1]).any()):  # it would count twice, and the result be no bound
+                raise ArgumentError(mismatch("Given.leaf", "each leaf at most once a sample", "one twice"))
         return leaf
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hmoevae.checks import check_number
-from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 from hmoevae.nn.routes import ALL, Routes
 from hmoevae.plan import are_ascending
 
@@ -43,10 +43,24 @@ class StepSettings:
         check_number("agreement_weight", self.agreement_weight)
         if self.agreement_levels is not None and not are_ascending(self.agreement_levels):
             expected = "None or ascending levels from 1 to the tree's depth"
-            raise ArgumentError(mismatch("agreement_levels", expected, self.agreement_levels))
+            raise ArgumentError(mismatch("agreement_levels", expected, repr(self.agreement_levels)))
+        if self.agreement_levels is not None:
+            object.__setattr__(self, "agreement_levels", tuple(self.agreement_levels))  # hashable, and cannot change
         if not isinstance(self.routes, Routes):
             raise ArgumentError(mismatch("routes", "ALL, TopK(...) or Given(...)", repr(self.routes)))
 
 
 USUAL = StepSettings()
 """The default settings."""
+
+
+def check_settings(settings: object) -> None:
+    """Check that the options of a pass are a record.
+
+    Raises:
+        ArgumentTypeError: They are something else.
+
+    >>> check_settings(USUAL)
+    """
+    if not isinstance(settings, StepSettings):
+        raise ArgumentTypeError(mismatch("settings", "a StepSettings(...)", f"{settings!r:.200}"))

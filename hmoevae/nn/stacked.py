@@ -4,18 +4,20 @@ Axes: `group` counts the networks, `inp` and `out` are flat features; `batch` is
 batch-first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from hmoevae.errors import SpecError, mismatch
+from hmoevae.nn.attributes import has_numbers, is_same, plain_attributes
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.grouped import GroupedNetwork
 from hmoevae.nn.rows import rows_of
@@ -53,15 +55,16 @@ class Stacked(GroupedNetwork):
     ) -> None:
         super().__init__()
         self.input_shape = input_shape
-        modules = [record.build(input_shape, output_shape) for _ in range(groups)]
+        build = partial(record.build, input_shape, output_shape)
+        modules = [build() for _ in range(groups)]
         _check(modules[0], record, input_shape, output_shape, place)
+        _check_equal([*modules, *_built_again(modules[0], build, record, place)], record, place)
         self.module: nn.Module = modules[0]
-        weights, buffers = stack_module_state(modules)
-        stacked = {name: nn.Parameter(w.detach(), w.requires_grad) for name, w in weights.items()} | buffers
-        own = dict(chain(self.module.named_parameters(), self.module.named_buffers()))
+        states = [dict(chain(module.named_parameters(), module.named_buffers())) for module in modules]
         # By identity, not by name: a weight that two layers share stays one weight.
-        by_original = {id(own[name]): tensor for name, tensor in stacked.items()}
+        by_original = {id(first): _stack([state[name] for state in states]) for name, first in states[0].items()}
         for part in self.module.modules():
+            part._non_persistent_buffers_set = set()  # files hold what may differ from node to node
             for tensors in (part._parameters, part._buffers):
                 for name, tensor in tensors.items():
                     if tensor is not None:
@@ -85,6 +88,67 @@ class Stacked(GroupedNetwork):
         return vmap(one, in_dims=(0, None if x.ndim == 2 else 0), randomness="different")(state, x)
 
 
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """One parameter or buffer of all modules, with the group axis first."""
+    together = torch.stack([tensor.detach() for tensor in tensors])
+    first = tensors[0]
+    return nn.Parameter(together, first.requires_grad) if isinstance(first, nn.Parameter) else together
+
+
+def _built_again(module: nn.Module, build: Callable[[], nn.Module], record: Network, place: str) -> list[nn.Module]:
+    """The record's module twice more: with other numbers, and without any, as loading makes it first."""
+    if _is_outline(module):
+        return []
+    try:
+        with borrowed_random_state(device=next(module.parameters()).device):
+            again = build()
+            with torch.device("meta"):
+                return [again, build()]
+    except Exception as error:  # whatever the function of a user raises
+        expected = f"a build that runs without numbers, on torch's meta device, too, as {record}.build does in loading"
+        raise SpecError(mismatch(place, expected, _first_line(error))) from error
+
+
+def _check_equal(modules: list[nn.Module], record: Network, place: str) -> None:
+    """Refuse modules that differ in more than the values of their weights."""
+    first, *others = map(_outline, modules)
+    for other in others:
+        for name in first | other:
+            if first.get(name) != other.get(name):
+                expected = (
+                    f"equal modules from {record}.build, with {first.get(name, 'nothing')} at {name or 'the root'}"
+                )
+                raise SpecError(mismatch(place, expected, other.get(name, "nothing")))
+    fixed, *others = map(_fixed, modules)
+    for other in others:
+        for name, value in fixed.items():
+            if not is_same(value, other.get(name)):
+                expected = f"an attribute {name} of equal numbers in every module from {record}.build"
+                raise SpecError(mismatch(place, expected, "others (a buffer may differ and is saved)"))
+
+
+def _fixed(module: nn.Module) -> dict[str, Any]:
+    """The tensors and arrays that are plain attributes of a module's parts, by name: no file holds them."""
+    return {
+        f"{name}.{attribute}".strip("."): value
+        for name, part in module.named_modules()
+        for attribute, value in plain_attributes(part)
+        if has_numbers(value)
+    }
+
+
+def _outline(module: nn.Module) -> dict[str, str]:
+    """The classes of a module's parts, and the shapes of its parameters and buffers, by name.
+
+    Classes go by name: a class that is defined in `build`, or that a parametrisation makes, is another each time.
+    """
+    outline = {name: type(part).__qualname__ for name, part in module.named_modules()}
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        frozen = "" if tensor.requires_grad or not isinstance(tensor, nn.Parameter) else "frozen "
+        outline[name] = f"{frozen}{tensor.dtype} of shape {tuple(tensor.shape)}"
+    return outline
+
+
 def _check(
     module: object, record: Network, input_shape: tuple[int, ...], output_shape: tuple[int, ...], place: str
 ) -> None:
@@ -95,16 +159,25 @@ def _check(
         raise SpecError(mismatch(place, _STACKABLE, words))
     if _is_outline(module):
         return
+    probe = _probe(module, input_shape)
     try:
-        given, changed = _looked_at(module, _probe(module, input_shape))
+        with borrowed_random_state(device=probe.device):
+            given, changed = _looked_at(module, probe)
+            again, _ = _looked_at(module, probe)
+            alone, _ = _looked_at(module, probe[:1])
     except _ERRORS as error:
         expected = f"a module that takes (batch, {_sizes(input_shape)})"
         raise SpecError(mismatch(place, expected, _first_line(error))) from error
-    if not isinstance(given, Tensor) or tuple(given.shape) != (2, *output_shape):
-        got = f"(2, {_sizes(tuple(given.shape[1:]))})" if isinstance(given, Tensor) else type(given).__name__
-        raise SpecError(mismatch(place, f"outputs (batch, {_sizes(output_shape)}) of {record}", f"{got} of 2 inputs"))
+    for answer, n in ((given, 2), (alone, 1)):
+        if not isinstance(answer, Tensor) or tuple(answer.shape) != (n, *output_shape):
+            got = f"{tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+            got += f" of {n} input{'s' * (n > 1)}"
+            raise SpecError(mismatch(place, f"outputs (batch, {_sizes(output_shape)}) of {record}", got))
     if changed is not None:
         raise SpecError(mismatch(place, _STACKABLE, f"the buffer {changed}, which a call changes"))
+    rounding = 4 * torch.finfo(probe.dtype).eps ** 0.5
+    if _is_close(given, again, rounding) and not _is_close(given[:1], alone, rounding):  # else it draws by itself
+        raise SpecError(mismatch(place, _STACKABLE, "one whose answer to a sample depends on the others of its batch"))
 
 
 def _check_runs(stacked: Stacked, place: str) -> None:
@@ -112,8 +185,10 @@ def _check_runs(stacked: Stacked, place: str) -> None:
     if _is_outline(stacked):
         return
     few = rows_of(stacked, slice(2))  # one alone runs without it
+    probe = _probe(stacked, stacked.input_shape).flatten(1).t()
     try:
-        _looked_at(few, _probe(stacked, stacked.input_shape).flatten(1).t())
+        with borrowed_random_state(device=probe.device):
+            _looked_at(few, probe)
     except _ERRORS as error:
         raise SpecError(mismatch(place, "a module that torch.func.vmap can run", _first_line(error))) from error
 
@@ -129,9 +204,10 @@ def _is_outline(module: nn.Module) -> bool:
 
 
 def _probe(module: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
-    """Two samples to run a module on."""
+    """Two samples to run a module on, of numbers between 0 and 1."""
     like = next(module.parameters())
-    return torch.zeros(2, *input_shape, device=like.device, dtype=like.dtype)
+    drawn = torch.rand(2, *input_shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    return drawn.to(like.device, like.dtype)
 
 
 @torch.no_grad()
@@ -140,14 +216,19 @@ def _looked_at(module: nn.Module, probe: Tensor) -> tuple[Any, str | None]:
     modes = {part: part.training for part in module.modules()}
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
-        with borrowed_random_state(device=probe.device):
-            module.train()(probe)
-            answer = module.eval()(probe)
+        module.train()(probe)
+        answer = module.eval()(probe)
     finally:
         for part, mode in modes.items():
             part.training = mode
     changed = (name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name]))
     return answer, next(changed, None)
+
+
+def _is_close(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    """Whether two answers are equal, to a share of the largest number."""
+    largest = torch.maximum(one.abs().max(), other.abs().max())
+    return bool((one - other).abs().max() <= tolerance * largest)
 
 
 def _first_line(error: Exception) -> str:
@@ -173,5 +254,19 @@ def _obstacles(module: nn.Module) -> Iterator[str]:
     for name, parameter in module.named_parameters():
         if not parameter.is_floating_point():
             yield f"the parameter {name} of {parameter.dtype}"
+    for name, part in module.named_modules():
+        for attribute, value in plain_attributes(part):
+            if kind := _hidden(value):
+                where = f"{name}.{attribute}".strip(".")
+                remedy = "ModuleList, ParameterList and torch.nn.utils.parametrizations show it"
+                yield f"a {kind} in the attribute {where}, where torch does not see it ({remedy})"
     if next(module.parameters(), None) is None:
         yield "one without parameters"
+
+
+def _hidden(value: object) -> str | None:
+    """What torch does not see in a plain attribute, list or dictionary, so that it would neither learn nor be saved."""
+    if isinstance(value, nn.Module) or (isinstance(value, Tensor) and value.requires_grad):
+        return type(value).__name__
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return next((kind for part in parts if (kind := _hidden(part))), None)

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hmoevae.errors import ArgumentError, CheckpointError, mismatch
+from hmoevae.nn.attributes import is_plain, is_same, plain_attributes
 
 FORMAT_VERSION = 4
 CONFIG_NAME = "config.json"
@@ -143,11 +144,17 @@ def check_rebuilds(model: nn.Module, rebuilt: nn.Module) -> None:
         if has.get(name) != wanted.get(name):
             expected = f"{wanted.get(name, 'nothing')}, as loading builds it from the tree"
             raise ArgumentError(mismatch(_below_model(name), expected, has.get(name, "nothing")))
+    owners, own = _owners(model), _owners(rebuilt)
+    for name in owners | own:
+        owner, wanted_owner = owners.get(name, name), own.get(name, name)
+        if owner != wanted_owner:
+            expected = "memory of its own" if wanted_owner == name else f"the memory of {wanted_owner}"
+            got = "memory of its own" if owner == name else f"that of {owner}"
+            raise ArgumentError(mismatch(_below_model(name), expected, got))
     for name, module in rebuilt.named_modules():
         ours = vars(model.get_submodule(name))
-        for key, value in vars(module).items():
-            is_setting = key != "training" and not key.startswith("_") and key in ours
-            if is_setting and not _is_same(ours[key], value):
+        for key, value in plain_attributes(module):
+            if key in ours and not is_same(ours[key], value):
                 expected = f"{_in_words(value)}, as loading builds it from the tree"
                 raise ArgumentError(mismatch(_below_model(f"{name}.{key}"), expected, _in_words(ours[key])))
 
@@ -166,27 +173,30 @@ def _parts(model: nn.Module) -> dict[str, str]:
     return parts
 
 
-def _is_same(one: object, other: object) -> bool:
-    """Whether two attributes are equal; objects without a comparison of their own are compared by their attributes."""
-    if type(one) is not type(other):
-        return False
-    return bool(one == other) or (_is_plain(one) and vars(one) == vars(other))
-
-
-def _is_plain(value: object) -> bool:
-    return type(value).__repr__ is object.__repr__ and hasattr(value, "__dict__")
+def _owners(model: nn.Module) -> dict[str, str]:
+    """For every parameter the first one in the same memory: itself, unless weights are tied. Buffers do not learn."""
+    owners: dict[str, str] = {}
+    firsts: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.numel() > 0 and tensor.layout == torch.strided:
+            # Tensors without memory, on the meta device, are told apart by their identity.
+            memory = id(tensor) if tensor.is_meta else tensor.untyped_storage().data_ptr()
+            if isinstance(tensor, nn.Parameter) or memory in firsts:
+                owners[name] = firsts.setdefault(memory, name)
+    return owners
 
 
 def _in_words(value: object) -> str:
-    return f"{type(value).__name__} with {vars(value)}" if _is_plain(value) else f"{value!r:.200}"
+    return f"{type(value).__name__} with {vars(value)}" if is_plain(value) else f"{value!r:.200}"
 
 
 def write_model(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
     """Write `config` and `state` to an empty folder; the file of the weights holds the digests of both.
 
     Raises:
-        ArgumentError: The weights have several types, are not finite, or share memory, so they could not be read again.
+        ArgumentError: The weights have several types, are not finite, or overlap, so they could not be read again.
     """
+    state = dict(state)
     text = json.dumps({"format": "hmoevae", "format_version": FORMAT_VERSION, **config}, indent=2) + "\n"
     owners: dict[int, str] = {}
     for name, tensor in state.items():
@@ -194,8 +204,10 @@ def write_model(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) 
             got = f"{tensor.device}, {tensor.layout}"
             raise ArgumentError(mismatch(f"model.{name}", "a dense tensor with values", got))
         owner = owners.setdefault(tensor.untyped_storage().data_ptr(), name)
-        if owner != name:
+        if owner != name and tensor.numel() > 0 and not tensor.is_set_to(state[owner]):
             raise ArgumentError(mismatch(f"model.{name}", "memory of its own", f"that of {owner}"))
+        if owner != name:  # a tied weight is written for each of its names
+            state[name] = tensor.clone()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if not _is_of_one_type(state):
         raise ArgumentError(mismatch("model", "parameters of one floating point type", _types(state)))

@@ -54,7 +54,8 @@ class Likelihood:
         """Make the module that computes the likelihood, a `hmoevae.nn.likelihoods.LikelihoodModule`.
 
         Args:
-            n_experts: Number of experts of the group; the module's parameters have this as their first axis.
+            n_experts: Number of experts of the group; the module's parameters and buffers have this as their first
+                axis.
             n_features: Number of entries of a sample.
         """
         raise NotImplementedError(f"{type(self).__name__}.build")

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field, InstanceOf
@@ -14,7 +14,7 @@ from hmoevae.errors import ArgumentError, SpecError, mismatch
 from hmoevae.spec.balances import Balance
 from hmoevae.spec.likelihoods import Gaussian, Likelihood
 from hmoevae.spec.networks import MLP, Network
-from hmoevae.spec.record import PositiveInt, arguments, call, check_family, expected, read_json, record, write
+from hmoevae.spec.record import PositiveInt, Usable, arguments, call, check_family, expected, read_json, record, write
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -89,7 +89,7 @@ class Node:
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The tree as JSON; `tree_from_json` reads it back as an equal tree."""
-        return json.dumps(write(self), indent=indent)
+        return json.dumps(write(self, path="root"), indent=indent)
 
     def to_networkx(self) -> "nx.DiGraph":
         """The tree as a directed graph: nodes are paths, with attributes `spec` and `label`; edges go to children."""
@@ -147,9 +147,9 @@ class VAE(Node):
     """
 
     latent_dim: PositiveInt = 10
-    encoder: Network = MLP()
-    decoder: Network = MLP()
-    likelihood: Likelihood = Gaussian()
+    encoder: Annotated[Network, Usable] = MLP()
+    decoder: Annotated[Network, Usable] = MLP()
+    likelihood: Annotated[Likelihood, Usable] = Gaussian()
     name: str | None = None
 
     @property
@@ -192,7 +192,7 @@ class Mixture(Node):
     """
 
     children: tuple[Node, ...] = Field(min_length=2)  # type: ignore[assignment]  # its own two kinds, that is
-    gate: Network = MLP()
+    gate: Annotated[Network, Usable] = MLP()
     balance: InstanceOf[Balance] | None = None
     prior: Literal["uniform", "leaves", "learned"] = "uniform"
     name: str | None = None

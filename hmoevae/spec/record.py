@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from hmoevae.checks import is_number
@@ -233,7 +233,7 @@ def record(kind: str | None = None, *, error: type[HMoEVAEError] = SpecError) ->
         error: The type of error for a bad field.
 
     Raises:
-        SpecError: Another class has that kind.
+        SpecError: Another class has that kind, or the class has a field of that name, which files need.
         ArgumentTypeError: The kind is no string, as in `@record` without a call.
 
     >>> class Shape:
@@ -257,6 +257,8 @@ def record(kind: str | None = None, *, error: type[HMoEVAEError] = SpecError) ->
         construct = made.__init__
         names = fields_of(made)
         placed = [field.name for field in dataclasses.fields(made) if not field.kw_only]
+        if kind is not None and "kind" in names:
+            raise SpecError(mismatch(f"{cls.__name__}.kind", "a field of another name: files use this one", "a field"))
 
         @functools.wraps(construct)
         def __init__(self: T, /, *args: Any, **kwargs: Any) -> None:  # noqa: N807
@@ -309,7 +311,7 @@ def call(record: Any) -> str:
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 
-def write(value: Any, other: Callable[[object], Any] | None = None) -> Any:
+def write(value: Any, other: Callable[[object], Any] | None = None, path: str = "value") -> Any:
     """Turn a record into data that JSON can hold.
 
     A class that inherits from a record is none before it has the decorator itself, and a kind of its own.
@@ -317,19 +319,21 @@ def write(value: Any, other: Callable[[object], Any] | None = None) -> Any:
     Args:
         value: A record, or the value of a field.
         other: Turns a value that JSON cannot hold into one that it can.
+        path: The value's name in error messages, such as `"root"`.
 
     Raises:
         SpecError: There is a value that JSON cannot hold, and no `other`.
     """
     if "kind" in vars(type(value)) and REGISTER.has(value.kind, object):
-        return {"kind": value.kind} | {name: write(getattr(value, name), other) for name in fields_of(type(value))}
+        fields = {name: write(getattr(value, name), other, f"{path}.{name}") for name in fields_of(type(value))}
+        return {"kind": value.kind} | fields
     if isinstance(value, list | tuple):
-        return [write(part, other) for part in value]
+        return [write(part, other, f"{path}[{i}]") for i, part in enumerate(value)]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if other is None:
         words = "a record (of a class with `@record(kind=...)`), a sequence, a string, a number or None"
-        raise SpecError(mismatch("value", words, f"{value!r:.200}"))
+        raise SpecError(mismatch(path, words, f"{value!r:.200}"))
     return other(value)
 
 
@@ -400,6 +404,23 @@ def modules_of(data: Any) -> dict[str, str]:
     else:
         return {}
     return {kind: module for part in found for kind, module in part.items()}
+
+
+def _usable(value: Any) -> Any:
+    """The record of a network or likelihood, if a file can name it and a plan can group it."""
+    cls = type(value)
+    if "kind" not in vars(cls):  # a derived class would be read back as the class it comes from
+        raise expected(f"a record: {cls.__name__} needs the decorator @hmoevae.record(kind=...) itself")
+    for field in dataclasses.fields(cls):
+        try:
+            hash(getattr(value, field.name))
+        except TypeError:
+            raise expected(f"fields that can be hashed, such as a tuple in place of a list in {field.name}") from None
+    return value
+
+
+Usable = AfterValidator(_usable)
+"""For fields that hold a record of a class that may be a user's."""
 
 
 def check_family(value: object, family: type, path: str) -> None:

@@ -6,6 +6,7 @@ from types import FunctionType, MethodType
 import torch
 from torch import Tensor
 
+from hmoevae.checks import check_number
 from hmoevae.errors import ArgumentError, mismatch, warn
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Share
@@ -20,10 +21,10 @@ class CompiledPass:
     """A callable to use in place of a model, with the same arguments: it runs the model's pass as compiled code.
 
     The first batch compiles the code for batches of its size, which takes some 6 to 20 seconds on a CPU. Checks and
-    random draws are not compiled, so the same generator gives the same draws. These passes run uncompiled: batches of
-    other sizes, passes without gradients, with a KL weight or a temperature other than 1, with routes other than `ALL`,
-    or with sums over processes. In the output, only the loss has a gradient. `hmoevae.fit` uses it with `compile=True`;
-    in a loop of your own::
+    random draws are not compiled, so the same generator gives the same draws. The KL weight is a constant of the code.
+    These passes run uncompiled: batches of other sizes, passes without gradients, with another KL weight or a
+    temperature other than 1, as those of a warm-up, with routes other than `ALL`, or with sums over processes. In the
+    output, only the loss has a gradient. `hmoevae.fit` uses it with `compile=True`; in a loop of your own::
 
         compiled = CompiledPass(model)
         for x in batches:
@@ -37,10 +38,12 @@ class CompiledPass:
 
     Args:
         model: The model, which is not changed.
+        kl_weight: The KL weight of the passes to compile; others run uncompiled.
 
     Raises:
-        ArgumentError: PyTorch is older than 2.7, whose compiler fails on trees of several levels. The first batch
-            raises it where `torch.compile` does not work: on a CPU it needs a C++ compiler.
+        ArgumentError: The weight is no finite number >= 0, or PyTorch is older than 2.7, whose compiler fails on trees
+            of several levels. The first batch raises it where `torch.compile` does not work: on a CPU it needs a C++
+            compiler.
 
     >>> from hmoevae import VAE, Mixture
     >>> compiled = CompiledPass(HMoEVAE(Mixture.of(VAE(latent_dim=2), 3), input_shape=(4,)))
@@ -49,7 +52,8 @@ class CompiledPass:
     torch.Size([5, 3])
     """
 
-    def __init__(self, model: HMoEVAE) -> None:
+    def __init__(self, model: HMoEVAE, *, kl_weight: float = 1.0) -> None:
+        check_number("kl_weight", kl_weight)
         if torch.__version__ < "2.7":  # its CPU code lacks scatter-add, and fails in the backward pass only
             raise ArgumentError(mismatch("compile", "False, or PyTorch 2.7 or newer", torch.__version__))
         largest = max(parameter.nbytes for parameter in model.parameters())
@@ -58,6 +62,7 @@ class CompiledPass:
             got = f"{largest >> 20} MiB; compiled steps are likely to be slower"
             warn(mismatch("compile", expected, got))
         self.model = model
+        self.kl_weight = kl_weight
         self.batch_size: int | None = None
         plain = CompiledPass._plain
         # A code object of its own, because the compiler makes at most eight variants of one code object.
@@ -105,7 +110,8 @@ class CompiledPass:
         )
         size = inputs.samples.shape[1]
         is_alone = share is None or share.importance_of_all is None
-        is_usual = settings.kl_weight == settings.gate_temperature == 1 and settings.routes == ALL
+        weighed = settings.kl_weight == self.kl_weight and settings.gate_temperature == 1
+        is_usual = weighed and settings.routes == ALL
         if not is_usual or not is_alone or self.batch_size not in (None, size) or not torch.is_grad_enabled():
             return self.model.compute(inputs, settings, share)
         out = self._compiled(inputs, settings)

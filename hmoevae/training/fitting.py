@@ -28,10 +28,12 @@ from hmoevae.training.processes import Processes
 from hmoevae.training.record import Training
 from hmoevae.training.resume import TrainingState, described_data, described_model, described_training
 from hmoevae.training.usage import warn_after_fit
+from hmoevae.training.words import options_in
 
 USUAL = Training()
 
 
+@options_in("training", Training)
 def fit(
     model: HMoEVAE,
     data: Data,
@@ -301,7 +303,7 @@ class _Job:
             torch.Generator(self.device).manual_seed(self.seed),
             autocast(self.device, training.precision),
             self.processes,
-            compiled=CompiledPass(self.model) if training.compile else None,
+            compiled=CompiledPass(self.model, kl_weight=training.kl_weight) if training.compile else None,
             max_grad_norm=training.max_grad_norm,
         )
 

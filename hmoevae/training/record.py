@@ -221,7 +221,7 @@ because no code runs from a file, got SGD, in words
     """
     try:
         data = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ArgumentError(mismatch("Training", f"valid JSON ({error})", f"{text!r:.200}")) from None
     if not isinstance(data, dict) or data.get("kind") != "training":
         raise ArgumentError(mismatch("Training", "a record of kind 'training'", f"{data!r:.200}"))

@@ -16,6 +16,7 @@ from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 from hmoevae.spec.record import read, write
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def described(value: object) -> str:
@@ -36,6 +37,8 @@ def described(value: object) -> str:
             given = [described(part) for part in value.args]
             given += [f"{name}={described(part)}" for name, part in value.keywords.items()]
             return f"{described(value.func)}({', '.join(given)})"
+        case np.generic():  # numpy's float64 is a float of Python's too, with words of its own
+            return described(value.item())
         case None | bool() | int() | float() | str():
             return repr(value)
         case _ if is_dataclass(value) and not isinstance(value, type):
@@ -75,6 +78,35 @@ def named_fields(cls: type[T]) -> type[T]:
 
     cls.__init__ = __init__
     return cls
+
+
+def options_in(argument: str, cls: type) -> Callable[[F], F]:
+    """Make a function that gets an option of a record as an argument of its own raise an error that names the record.
+
+    >>> from hmoevae.training.warmup import Warmup
+    >>> @options_in("warmup", Warmup)
+    ... def wait(warmup):
+    ...     return warmup
+    >>> wait(Warmup(3)), wait(epochs=3)
+    Traceback (most recent call last):
+    ...
+    hmoevae.errors.ArgumentTypeError: epochs: expected this option in the argument warmup: Warmup(epochs=...), got 3
+    """
+
+    def decorate(function: F) -> F:
+        names = {field.name for field in fields(cls)}
+
+        @functools.wraps(function)
+        def checked(*args: Any, **given: Any) -> Any:
+            for name in given:
+                if name in names:
+                    expected = f"this option in the argument {argument}: {cls.__name__}({name}=...)"
+                    raise ArgumentTypeError(mismatch(name, expected, f"{given[name]!r:.200}"))
+            return function(*args, **given)
+
+        return checked  # type: ignore[return-value]
+
+    return decorate
 
 
 def refuse_unknown(cls: type, given: Mapping[str, object], place: str) -> None:

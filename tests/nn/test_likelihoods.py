@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from networks import Laplace
+from networks import Laplace, LaplaceModule
 from torch import Tensor, distributions
 
 import hmoevae as hm
+from hmoevae.errors import SpecError
 from hmoevae.nn.likelihoods import BernoulliModule, GaussianModule, LikelihoodModule, likelihood_module
 from hmoevae.nn.rows import rows_of
 from hmoevae.spec import Likelihood
@@ -338,3 +340,63 @@ def test_draws_of_a_continuous_bernoulli_follow_its_cdf(logit: float) -> None:
         quantile = below if sure < 1e-4 else -math.log1p(below * math.expm1(-sure)) / sure
         at = quantile if logit < 0 else 1 - quantile
         assert (drawn <= at).double().mean().item() == pytest.approx(share, abs=2.5 / math.sqrt(n))
+
+
+@hm.record(kind="tests.derived_gaussian")
+class DerivedGaussian(hm.Gaussian):
+    """A record derived from one of the package's, with a module of its own."""
+
+    def build(self, n_experts: int, n_features: int) -> LikelihoodModule:
+        return BernoulliModule()
+
+
+def test_a_record_derived_from_ours_builds_its_own_module() -> None:
+    assert isinstance(likelihood_module(DerivedGaussian(), 2, 3), BernoulliModule)
+
+
+MADE: dict[str, tuple[Callable[[int, int], Any], str]] = {
+    "no module": (lambda *_: None, r": expected a LikelihoodModule from Given\(how='no module'\)\.build, got NoneType"),
+    "another module": (lambda *_: torch.nn.Identity(), r": expected a LikelihoodModule from .*, got Identity"),
+    "the class": (lambda *_: BernoulliModule, r": expected a LikelihoodModule from .*, got ABCMeta"),
+    "a parameter without experts": (
+        lambda n_experts, n_features: LaplaceModule(1, n_features),
+        r": expected the axis of the 2 experts first in its parameters and buffers, got offset of shape \(1, 4\)",
+    ),
+    "a number": (
+        lambda *_: scaled(torch.tensor(0.5)),
+        r": expected the axis of the 2 experts first .*, got scale of shape \(\)",
+    ),
+    "one a feature": (lambda *_: scaled(torch.ones(4)), r": expected the axis of .*, got scale of shape \(4,\)"),
+    "no outputs": (lambda *_: with_attribute(outputs=0), r"\.outputs: expected an integer > 0, got 0"),
+    "no support": (lambda *_: with_attribute(support=None), r"\.support: expected words, got None"),
+}
+
+
+def with_attribute(**given: object) -> LikelihoodModule:
+    module = BernoulliModule()
+    vars(module).update(given)
+    return module
+
+
+def scaled(scale: Tensor) -> LikelihoodModule:
+    module = BernoulliModule()
+    module.register_buffer("scale", scale, persistent=False)
+    return module
+
+
+@hm.record(kind="tests.given_likelihood")
+class Given(hm.Likelihood):
+    """Whatever one of `MADE` gives."""
+
+    how: str
+
+    def build(self, n_experts: int, n_features: int) -> Any:
+        return MADE[self.how][0](n_experts, n_features)
+
+
+@pytest.mark.parametrize("how", MADE)
+def test_what_is_no_likelihood_is_refused_by_its_place(how: str, as_users_call: None) -> None:
+    net = hm.MLP((3,))
+    tree = hm.Mixture((hm.VAE(2, net, net), *[hm.VAE(3, net, net, Given(how))] * 2))
+    with pytest.raises(SpecError, match=rf"^root/1\.likelihood{MADE[how][1]}"):
+        hm.HMoEVAE(tree, (4,))

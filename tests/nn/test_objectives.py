@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hmoevae as hm
+from hmoevae.errors import ArgumentError, SpecError
 from hmoevae.nn.agreement import agreement
 from hmoevae.nn.balance import Balances
 from hmoevae.nn.objectives import OBJECTIVES, objective
@@ -123,8 +124,66 @@ def test_an_objective_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         assert list(out.terms) == ["best", "gate", "balance"]
         torch.testing.assert_close(out.terms["best"], -out.leaf_elbo.amax(1).mean())
         assert "best" in model.evaluate(torch.rand(5, 4))
+        other = hm.HMoEVAE(hm.Mixture.of(LEAF, 3), (4,))
+        assert list(other.evaluate(torch.rand(5, 4))) == ["expected", "elbo", "marginal", "distillation"]
     finally:
         OBJECTIVES.pop("best", None)
+
+
+def raises(*_: Tensor) -> Any:
+    raise ValueError("no such slot")
+
+
+def terms_are(terms: Any) -> Any:
+    return lambda *_: terms
+
+
+ZERO = torch.zeros(())
+NO_OBJECTIVES: dict[str, tuple[Any, str]] = {
+    "no own name": (terms_are({"other": ZERO}), r"a term 'mine', .*, got 'other'"),
+    "none": (terms_are({}), r"a term 'mine', .*, got none"),
+    "no dict": (terms_are(ZERO), "a dict of scalar tensors, got Tensor"),
+    "no tensor": (terms_are({"mine": 0.0}), r"a dict of scalar tensors, got \{'mine': float\}"),
+    "no scalar": (terms_are({"mine": torch.zeros(3)}), r"a dict of scalar tensors, got \{'mine': .* of shape \(3,\)"),
+    "integers": (terms_are({"mine": torch.zeros((), dtype=torch.long)}), r"a dict .*, got \{'mine': torch\.int64"),
+    "another key": (terms_are({"mine": ZERO, 1: ZERO}), r"a dict of scalar tensors by name, got the name 1"),
+    "reserved": (terms_are({"mine": ZERO, "balance": ZERO}), "names of terms that are free, got 'balance'"),
+    "a column": (terms_are({"mine": ZERO, "usage/root": ZERO}), "names of terms that are free, got 'usage/root'"),
+    "another's": (terms_are({"mine": ZERO, "distillation": ZERO}), r"names .*, got 'distillation' \(of 'marginal'\)"),
+    "an error": (raises, r"a function of .*, got ValueError: no such slot"),
+    "no arguments": (dict, r"a function of .*, got TypeError: "),
+}
+
+
+@pytest.mark.parametrize("case", NO_OBJECTIVES)
+def test_an_objective_that_could_not_be_trained_is_refused_where_it_is_defined(case: str) -> None:
+    function, message = NO_OBJECTIVES[case]
+    with pytest.raises(ArgumentError, match=f"^objective 'mine': expected {message}"):
+        objective("mine")(function)
+    assert "mine" not in OBJECTIVES
+
+
+def test_an_objective_has_a_name_of_its_own(as_users_call: None) -> None:
+    with pytest.raises(SpecError, match="got <func"):
+        objective(terms_are({}))
+    with pytest.raises(ArgumentError, match=r"^objective 'loss': expected names of terms that are free, got 'loss'"):
+        objective("loss")(terms_are({"loss": ZERO}))
+
+
+def test_an_objective_is_looked_at_without_a_draw() -> None:
+    """Its module may be imported at any time of a training."""
+
+    def noisy(elbo: Tensor, log_prob: Tensor, log_prior: Tensor) -> dict[str, Tensor]:
+        assert elbo.shape == log_prob.shape == (2, 3)
+        return {"noisy": torch.rand(()) + (log_prior + log_prob).mean()}
+
+    before = torch.get_rng_state()
+    try:
+        assert objective("noisy")(noisy) is noisy
+        assert objective("noisy")(noisy) is noisy  # as a module that is loaded anew
+    finally:
+        OBJECTIVES.pop("noisy", None)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # --- balance --------------------------------------------------------------------------------------------------------

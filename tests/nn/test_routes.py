@@ -209,7 +209,7 @@ def test_a_pass_of_the_model_over_given_leaves(name: str) -> None:
 def test_errors() -> None:
     with pytest.raises(ArgumentError, match=r"^TopK.k: expected an integer > 0, got 0"):
         TopK(0)
-    with pytest.raises(ArgumentTypeError, match=r"^Given.leaf: expected integers \(torch.long\), got torch.float32"):
+    with pytest.raises(ArgumentTypeError, match=r"^Given.leaf: expected a tensor of integers .*, got torch.float32"):
         Given(torch.zeros(3))
     with pytest.raises(ArgumentError, match=r"^Given.leaf: expected \(batch,\) or \(slot, batch\), got \(1, 1, 1\)"):
         Given(torch.zeros(1, 1, 1, dtype=torch.long))
@@ -233,9 +233,20 @@ def test_what_slots_there_are() -> None:
     assert math.isclose(restricted(log_prob, TopK(1).leaves(log_prob)).abs().sum().item(), 0, abs_tol=1e-6)
 
 
-def test_a_leaf_is_given_once_a_sample() -> None:
-    """In two slots it would count twice, and `marginal` would be no bound."""
-    model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=2), 3), (4,))
-    twice = hm.StepSettings(routes=hm.routes.Given(torch.zeros(2, 5, dtype=torch.long)))
-    with pytest.raises(ArgumentError, match=r"Given\.leaf: expected distinct leaves for each sample, got one leaf"):
-        model(torch.rand(5, 4), settings=twice)
+@pytest.mark.usefixtures("as_users_call")
+def test_leaves_that_are_no_tensor_none_or_twice_a_samples_are_refused() -> None:
+    with pytest.raises(ArgumentTypeError, match=r"^Given.leaf: expected a tensor of integers \(torch.long\), got list"):
+        Given([0, 1])  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"^Given.leaf: expected \(batch,\) or \(slot, batch\), got \(0, 3\)"):
+        Given(torch.zeros(0, 3, dtype=torch.long))
+    with pytest.raises(ArgumentError, match=r"^Given.leaf: expected each leaf at most once a sample, got one twice"):
+        Given(torch.tensor([[0, 1], [2, 0], [0, 2]])).leaves(torch.zeros(3, 2))
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_settings_are_a_record_that_can_be_hashed() -> None:
+    model, x = build(TREES["dense"], SHAPE).float(), torch.rand(3, *SHAPE)
+    for run in (model, lambda x, **how: model.agree(x, x, **how)):
+        with pytest.raises(ArgumentTypeError, match=r"^settings: expected a StepSettings\(...\), got {'kl_weight': 1}"):
+            run(x, settings={"kl_weight": 1})
+    assert hash(hm.StepSettings(agreement_levels=[1])) == hash(hm.StepSettings(agreement_levels=(1,)))

@@ -1,8 +1,10 @@
 """Stacked networks against their modules one by one, and what is refused, by name and place."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import build
@@ -10,7 +12,7 @@ from networks import Frozen, Residual
 from torch import Tensor, nn
 
 import hmoevae as hm
-from hmoevae.errors import SpecError
+from hmoevae.errors import ArgumentError, SpecError
 from hmoevae.nn.rows import alone, rows_of
 from hmoevae.nn.stacked import Stacked
 
@@ -82,10 +84,27 @@ def norms(inp: int, out: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inp, 4), nn.GroupNorm(2, 4), nn.Linear(4, out), nn.LayerNorm(out))
 
 
-STACKABLE = [
-    pytest.param(record, id=str(record))
-    for record in (Residual(), Frozen(), *map(Made, ("tied", "attention", "weight_norm", "norms")))
-]
+@made
+def class_of_each(inp: int, out: int) -> nn.Module:
+    """A class defined anew for every module, as one in `build` is."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.scale = nn.Linear(inp, out), nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(x) * self.scale
+
+    return Scaled()
+
+
+@made
+def parametrized(inp: int, out: int) -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(nn.Linear(inp, out))
+
+
+STACKABLE = [pytest.param(record, id=str(record)) for record in (Residual(), Frozen(), *map(Made, MAKE))]
 
 
 @pytest.mark.parametrize("record", STACKABLE)
@@ -196,6 +215,67 @@ def several(inp: int, out: int) -> nn.Module:
     return nn.LSTM(inp, out)
 
 
+@made
+def in_a_list(inp: int, out: int) -> nn.Module:
+    module = nn.Linear(inp, out)
+    module.others = [[nn.Linear(inp, inp)]]
+    return module
+
+
+class Function(nn.Module):
+    """A layer, and a function of what it gives."""
+
+    def __init__(self, inp: int, out: int, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.last, self.function = nn.Linear(inp, out), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.last(x))
+
+
+@made
+def centred(inp: int, out: int) -> nn.Module:
+    return Function(inp, out, lambda h: h - h.mean(0))
+
+
+@made
+def squeezed(inp: int, out: int) -> nn.Module:
+    return Function(inp, out, lambda h: h.squeeze(0))
+
+
+@made
+def reads_a_number(inp: int, out: int) -> nn.Module:
+    module = nn.Linear(inp, out)
+    module.scale = float(torch.rand(())) if module.weight.sum().item() else 0.0
+    return module
+
+
+@made
+def projected_by_an_attribute(inp: int, out: int) -> nn.Module:
+    projection = torch.randn(out, out)
+    module = Function(inp, out, lambda h: h @ projection)
+    module.projection = {"one": [projection]}
+    return module
+
+
+@made
+def other_order(inp: int, out: int) -> nn.Module:
+    module = nn.Sequential(nn.Linear(inp, out))
+    module[0].order = np.random.permutation(1000)  # noqa: NPY002
+    return module
+
+
+@made
+def by_a_hook(inp: int, out: int) -> nn.Module:
+    """As torch.nn.utils.weight_norm, which parametrisations replace, keeps what it computes."""
+    module = nn.Linear(inp, out)
+    weight = nn.Parameter(module.weight.detach())
+    del module.weight
+    module.register_parameter("weight_v", weight)
+    module.weight = 2 * weight
+    return module
+
+
 class Branching(nn.Module):
     """Python reads a number that depends on the weights."""
 
@@ -224,12 +304,31 @@ REFUSED = {
     "other_size": r"expected outputs \(batch, {out}\) of Made\(how='other_size'\), got \(2, {more}\) of 2 inputs",
     "other_input": r"expected a module that takes \(batch, {inp}\), got RuntimeError: mat1",
     "several": r"expected outputs \(batch, {out}\) of Made\(how='several'\), got tuple of 2 inputs",
+    "centred": "expected a module that can be stacked, got one whose answer to a sample depends on the others",
+    "squeezed": r"expected outputs \(batch, {out}\) of Made\(how='squeezed'\), got \({out},\) of 1 input",
+    "reads_a_number": r"expected a build that runs without numbers, .*, got RuntimeError: Tensor\.item\(\) cannot",
+    "projected_by_an_attribute": r"expected an attribute projection of equal numbers in every module from .*\.build, ",
+    "other_order": r"expected an attribute 0\.order of equal numbers in every module .*, got others \(a buffer may",
+    "in_a_list": r"expected a module that can be stacked, got a Linear in the attribute others, where torch",
+    "by_a_hook": r"expected a module that can be stacked, got a Tensor in the attribute weight, where torch",
     "branching": r"expected a module that torch\.func\.vmap can run, got RuntimeError: ",
 }
 
 
+ALONE = REFUSED.keys() - {"branching"}
+
+
+@pytest.mark.parametrize("how", sorted(ALONE))
+def test_a_network_alone_is_refused_as_well(how: str) -> None:
+    torch.manual_seed(0)  # what changes at a call converges for some weights
+    message = REFUSED[how].replace("{inp}", "6").replace("{out}", "4").replace("{more}", "5")
+    with pytest.raises(SpecError, match=rf"^root\.encoder: {message}"):
+        hm.HMoEVAE(hm.VAE(2, Made(how), NET), (6,))
+
+
 @pytest.mark.parametrize("how", REFUSED)
 def test_what_cannot_be_stacked_is_refused_by_its_place(how: str) -> None:
+    torch.manual_seed(0)
     network = Made(how)
     plain, inner = hm.VAE(2, NET, NET), hm.Mixture.of(hm.VAE(2, NET, NET), 2, gate=network)
     trees = {
@@ -241,6 +340,127 @@ def test_what_cannot_be_stacked_is_refused_by_its_place(how: str) -> None:
         message = REFUSED[how].replace("{inp}", f"{inp}").replace("{out}", f"{out}").replace("{more}", f"{out + 1}")
         with pytest.raises(SpecError, match=rf"^{place}: {message}"):
             hm.HMoEVAE(tree, (6,))
+
+
+WIDTHS = iter(range(3, 100))
+
+
+@made
+def other_each_time(inp: int, out: int) -> nn.Module:
+    width = next(WIDTHS)
+    return nn.Sequential(nn.Linear(inp, width), nn.Linear(width, out))
+
+
+def test_modules_that_differ_are_refused_by_their_place() -> None:
+    tree = hm.Mixture.of(hm.VAE(2, Made("other_each_time"), NET), 2)
+    message = (
+        r"^root/0\.encoder: expected equal modules from .*\.build, with torch\.float32 of shape \(\d, 6\) at 0\.weight"
+    )
+    with pytest.raises(SpecError, match=message):
+        hm.HMoEVAE(tree, (6,))
+
+
+class Projected(nn.Module):
+    """A random projection that its class does not save."""
+
+    def __init__(self, inp: int, out: int) -> None:
+        super().__init__()
+        self.last = nn.Linear(inp, out)
+        self.register_buffer("fixed", torch.randn(inp, inp), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x @ self.fixed)
+
+
+@made
+def projected(inp: int, out: int) -> nn.Module:
+    return Projected(inp, out)
+
+
+def test_all_buffers_are_saved(tmp_path: Path) -> None:
+    model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2, NET, NET), 3, gate=Made("projected")), (4,)).eval()
+    model.save_pretrained(tmp_path)
+    x = torch.rand(5, 4)
+    assert torch.equal(hm.HMoEVAE.from_pretrained(tmp_path).predict_proba(x), model.predict_proba(x))
+
+
+class Constants(nn.Module):
+    """Tensors and arrays that are attributes, not buffers."""
+
+    def __init__(self, inp: int, out: int) -> None:
+        super().__init__()
+        self.last = nn.Linear(inp, out)
+        self.order, self.signs = torch.arange(inp).flip(0), np.array([1.0, np.nan])
+        self.parts = {"one": [torch.tensor([torch.nan, 2.0])], "other": (np.arange(3), None)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts["one"][0][1] * self.last(x[:, self.order])
+
+
+@made
+def constants(inp: int, out: int) -> nn.Module:
+    return Constants(inp, out)
+
+
+@made
+def noisy(inp: int, out: int) -> nn.Module:
+    """It draws in evaluation too, which is not a look at other samples."""
+    return Function(inp, out, lambda h: h + torch.randn_like(h))
+
+
+def test_what_is_drawn_is_no_look_at_the_others() -> None:
+    assert Stacked(Made("noisy"), 2, (40,), (30,), "root.gate")(torch.rand(40, 3)).shape == (2, 30, 3)
+
+
+@pytest.mark.parametrize("how", ["tied", "constants", "tied_buffers", "parametrized"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_is_trained_saved_and_loaded(how: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Ties are tied again, and constants are not asked for numbers where loading has none yet."""
+    tree = hm.Mixture.of(hm.VAE(2, NET, NET), 3, gate=Made(how))
+    model, x = hm.HMoEVAE(tree, (4,)).to(dtype), torch.rand(20, 4)
+    training = hm.Training(epochs=2, batch_size=10, device="cpu", revive=True)
+    hm.fit(model, x, training, progress=False, checkpoint_dir=tmp_path / "checkpoints")
+    model.save_pretrained(tmp_path / "model")
+    loaded = hm.HMoEVAE.from_pretrained(tmp_path / "model")
+    x = x.to(dtype)
+    assert torch.equal(loaded.predict_proba(x), model.predict_proba(x))
+    assert len(list(loaded.parameters())) == len(list(model.parameters()))
+    hm.fit(loaded, x, training, progress=False)
+    loaded.save_pretrained(tmp_path / "again")
+
+
+class TiedBuffers(nn.Module):
+    """One buffer in two places."""
+
+    def __init__(self, inp: int, out: int) -> None:
+        super().__init__()
+        self.last = nn.Linear(inp, out)
+        self.register_buffer("one", torch.randn(inp))
+        self.register_buffer("two", self.one)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x * self.one + self.two)
+
+
+@made
+def tied_buffers(inp: int, out: int) -> nn.Module:
+    return TiedBuffers(inp, out)
+
+
+def test_a_tie_that_loading_would_not_make_is_refused(tmp_path: Path) -> None:
+    model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2, NET, NET), 3, gate=Made("tied")), (4,))
+    module = model.gates.groups[0].network.module
+    name = r"model\.gates\.groups\.0\.network\.module"
+    module.two.weight = nn.Parameter(module.two.weight.detach().clone())
+    expected = rf"^{name}\.two\.weight: expected the memory of gates\.groups\.0\.network\.module\.one\.weight, got"
+    with pytest.raises(ArgumentError, match=expected):
+        model.save_pretrained(tmp_path)
+    module.two.weight = module.one.weight
+    model.save_pretrained(tmp_path)
+    for other in (module.one.bias, nn.Parameter(module.one.bias.detach())):  # the same memory either way
+        module.two.bias = other
+        with pytest.raises(ArgumentError, match=rf"^{name}\.two\.bias: expected memory of its own, got"):
+            model.save_pretrained(tmp_path)
 
 
 def test_a_look_at_a_module_draws_nothing_and_leaves_it_as_it_was() -> None:
@@ -277,3 +497,26 @@ def test_a_learned_start_of_the_gate_is_that_of_the_network() -> None:
     x = torch.randn(4, 5).double()
     gate = model.gates.groups[0]
     torch.testing.assert_close(gate(x), gate.network(x).log_softmax(1))
+
+
+@hm.record(kind="tests.derived")
+class Derived(hm.MLP):
+    """A record derived from one of the package's, with a module of its own."""
+
+    def build(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> nn.Module:
+        return nn.Linear(*input_shape, *output_shape, bias=False)
+
+
+@hm.record(kind="tests.nothing_built")
+class NothingBuilt(hm.Network):
+    """A record that forgot its module."""
+
+
+def test_a_record_derived_from_ours_builds_its_own_module() -> None:
+    gate = build(hm.Mixture.of(hm.VAE(2, NET, NET), 3, gate=Derived((5,))), (4,)).gates.groups[0]
+    assert [name for name, _ in gate.network.named_parameters()] == ["module.weight"]
+
+
+def test_a_record_without_build_is_refused_by_its_place() -> None:
+    with pytest.raises(SpecError, match=r"^root\.gate: expected a method NothingBuilt\.build, which makes the module"):
+        hm.HMoEVAE(hm.Mixture.of(hm.VAE(2, NET, NET), 3, gate=NothingBuilt()), (4,))

@@ -452,6 +452,58 @@ def test_a_module_swapped_in_between_checkpoints_is_named_and_the_ones_before_st
     assert hm.HMoEVAE.from_pretrained(tmp_path / "epoch-000001").tree == TREE
 
 
+@hm.record(kind="tests.tied")
+class Tied(hm.Network):
+    """A network with one weight in two places."""
+
+    def build(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> torch.nn.Module:
+        size = torch.Size(input_shape).numel()
+        first, second = torch.nn.Linear(size, size), torch.nn.Linear(size, size)
+        second.weight = first.weight
+        return torch.nn.Sequential(
+            torch.nn.Flatten(), first, torch.nn.Tanh(), second, torch.nn.Linear(size, *output_shape)
+        )
+
+
+@pytest.mark.filterwarnings("ignore::hmoevae.errors.CollapseWarning")
+def test_tied_weights_of_a_users_network_are_saved_and_stay_tied(tmp_path: Path) -> None:
+    tree = hm.Mixture.of(hm.VAE(2, Tied(), hm.MLP((4,))), 2, gate=Tied())
+    models = [build(tree, SHAPE).float() for _ in range(2)]
+    x = data_for(tree, SHAPE, 16).float()
+    fit(models[0], x, epochs=4, batch_size=8)
+    for epochs in (2, 4):
+        fit(models[1], x, epochs=epochs, batch_size=8, checkpoint_dir=tmp_path / "run")
+    assert_equal(models[0], models[1])
+    models[0].save_pretrained(tmp_path / "model")
+    loaded = hm.HMoEVAE.from_pretrained(tmp_path / "model")
+    assert_equal(models[0], loaded)
+    network = loaded.gates.groups[0].network.module
+    assert network[1].weight is network[3].weight
+    network[3].weight = torch.nn.Parameter(network[1].weight.detach().clone())  # loading would tie them
+    with pytest.raises(ArgumentError, match=r"3\.weight: expected the memory of .*1\.weight, got memory of its own"):
+        loaded.save_pretrained(tmp_path / "untied")
+
+
+@pytest.mark.filterwarnings("ignore::hmoevae.errors.CollapseWarning")
+def test_a_model_survives_that_the_class_of_its_network_is_defined_anew(tmp_path: Path) -> None:
+    """As when a cell of a notebook runs twice: the model has records of the class that was."""
+
+    def define() -> type[hm.Network]:
+        @hm.record(kind="tests.cell")
+        class Cell(hm.Network):
+            def build(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> torch.nn.Module:
+                return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, *output_shape))
+
+        return Cell
+
+    model = build(hm.Mixture.of(hm.VAE(2, define()(), hm.MLP((4,))), 2), SHAPE).float()
+    define()
+    model.save_pretrained(tmp_path / "model")
+    loaded = hm.HMoEVAE.from_pretrained(tmp_path / "model")
+    assert loaded.tree.to_json() == model.tree.to_json()
+    fit(model, data_for(model.tree, SHAPE, 8).float(), epochs=1, checkpoint_dir=tmp_path / "run")
+
+
 def test_a_subclass_that_is_made_otherwise_is_not_saved(tmp_path: Path) -> None:
     class Mine(hm.HMoEVAE):
         def __init__(self, size: int) -> None:

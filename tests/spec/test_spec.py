@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 from fractions import Fraction
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -463,3 +464,57 @@ def test_drawing_has_a_line_for_every_run_of_equal_children(tree: Tree) -> None:
     drawn = str(tree).splitlines()
     assert len(drawn) == lines(tree)
     assert drawn[0] == f"╙── {tree.label}"
+
+
+# --- records of a user's own ------------------------------------------------------------------------------------------
+
+
+class Undecorated(hm.MLP):
+    """A class that forgot the decorator: a file would name it as the class that it comes from."""
+
+
+@hm.record(kind="tests.listed")
+class Listed(hm.Network):
+    sizes: list[int]
+
+
+@hm.record(kind="tests.anything")
+class Anything(hm.Network):
+    what: object
+
+
+@pytest.mark.parametrize("field", ["encoder", "decoder", "gate"])
+def test_a_class_without_the_decorator_is_refused_by_its_field(field: str) -> None:
+    make = hm.VAE if field != "gate" else lambda gate: hm.Mixture((hm.VAE(), hm.VAE()), gate=gate)
+    words = rf"\.{field}: expected a record: Undecorated needs the decorator @hmoevae\.record\(kind=\.\.\.\) itself"
+    with pytest.raises(SpecError, match=words):
+        make(**{field: Undecorated()})
+
+
+def test_a_field_that_cannot_be_hashed_is_named() -> None:
+    words = r"^VAE\.encoder: expected fields that can be hashed, such as a tuple in place of a list in sizes"
+    with pytest.raises(SpecError, match=words):
+        hm.VAE(encoder=Listed([1, 2]))
+
+
+def test_a_field_that_json_cannot_hold_is_named() -> None:
+    tree = hm.Mixture.of(hm.VAE(encoder=Anything(print)), 2)
+    with pytest.raises(SpecError, match=r"^root\.children\[0\]\.encoder\.what: expected a record, a seq.*, got <"):
+        tree.to_json()
+
+
+def test_a_field_may_not_be_called_kind() -> None:
+    with pytest.raises(SpecError, match=r"^Named\.kind: expected a field of another name"):
+
+        @hm.record(kind="tests.named")
+        class Named(hm.Network):
+            kind: str = "x"
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("kind", ["", 3, hm.Network])
+def test_a_kind_is_a_name(kind: Any) -> None:
+    """A decorator without its parentheses gets the class, or the function, in its place."""
+    for register in (hm.record, hm.objective, hm.balance):
+        with pytest.raises(SpecError, match=r"^kind: expected a name, as in @hmoevae\.\w+\(.*'birds\.own'\), got"):
+            register(kind)

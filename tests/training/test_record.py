@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import hmoevae as hm
-from hmoevae.errors import ArgumentError, ArgumentTypeError, SpecError
+from hmoevae.errors import ArgumentError, ArgumentTypeError, HMoEVAEError, SpecError
 from hmoevae.training.processes import Processes
 from hmoevae.training.resume import NOT_COMPARED, described_training
 from hmoevae.training.words import described, from_data, to_data
@@ -125,6 +125,7 @@ def test_what_the_record_says_is_the_call_that_makes_it() -> None:
     )
 
 
+@pytest.mark.usefixtures("as_users_call")
 def test_numbers_of_numpy_are_numbers() -> None:
     training = hm.Training(epochs=np.int64(3), lr=np.float32(0.5), seed=np.int64(4))
     assert hm.training_from_json(training.to_json()) == training == hm.Training(epochs=3, lr=0.5, seed=4)
@@ -369,3 +370,41 @@ def test_epochs_are_compared_where_they_say_what_is_done_when() -> None:
 
     assert epochs() == epochs(warmup=hm.Warmup(2)) == "None"
     assert epochs(lr_schedule="cosine") == epochs(agreement=hm.Agreement()) == epochs(revive=True) == "7"
+
+
+# --- numbers of numpy, and what is no option --------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_numbers_of_numpy_are_those_of_json() -> None:
+    """So that a training that is read from a file goes on from the checkpoints of the one that was written."""
+    stopping, warmup = hm.EarlyStopping(np.int64(2), np.float64(0.5)), hm.Warmup(np.int32(2), kl=np.float32(0.25))
+    training = hm.Training(epochs=5, early_stopping=stopping, warmup=warmup)
+    read = hm.training_from_json(training.to_json())
+    assert read == training
+    assert read.described() == training.described()
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"kind": "training", "view": {"kind": ["a"]}}', r"Training\.view: expected a record with a known kind, got"),
+        (
+            '{"kind": "training", "view": {"kind": "compose", "views": 3}}',
+            r"Compose\.views: expected a list or",
+        ),
+        (None, r"Training: expected valid JSON"),
+    ],
+)
+def test_json_of_another_shape(text: Any, message: str) -> None:
+    with pytest.raises(HMoEVAEError, match=f"^{message}"):
+        hm.training_from_json(text)
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_an_option_as_an_argument_of_fit_names_the_record() -> None:
+    model = hm.HMoEVAE(hm.VAE(2, hm.MLP((4,)), hm.MLP((4,))), (4,))
+    message = r"^epochs: expected this option in the argument training: Training\(epochs=\.\.\.\), got 3$"
+    with pytest.raises(ArgumentTypeError, match=message):
+        hm.fit(model, torch.rand(8, 4), epochs=3)  # type: ignore[call-arg]

@@ -79,6 +79,18 @@ def draws() -> dict[str, bool]:
     return {"same": one == same, "other": one == other}
 
 
+def weighed() -> list[int]:
+    """How many of three passes run by compiled code, of weights 1, 0.5 and 0.5, where the code is for 0.5."""
+    model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4))
+    found = []
+    with counting() as calls:
+        compiled = CompiledPass(model, kl_weight=0.5)
+        for weight in (1.0, 0.5, 0.5):
+            compiled(X[:BATCH], settings=StepSettings(kl_weight=weight))
+            found.append(len(calls))
+    return found
+
+
 def compiled_calls() -> int:
     """How many of eight passes run by compiled code."""
     model = hm.HMoEVAE(CASES["gaussian"][0], (1, 4, 4))
@@ -106,6 +118,8 @@ FITS: dict[str, dict[str, Any]] = {
     "start": {"batch_size": BATCH, "init": LEAF},
     "agreement": {"batch_size": BATCH, "agreement": hm.Agreement(partner=hm.views.Neighbour(k=2), alone=0.25)},
     "warm-up": {"batch_size": BATCH, "warmup": hm.Warmup(2)},
+    "another weight": {"batch_size": BATCH, "kl_weight": 0.25},
+    "warm-up to another weight": {"batch_size": BATCH, "kl_weight": 2.0, "warmup": hm.Warmup(3)},
     "loader": {"data": DataLoader(X, batch_size=BATCH)},
     "few samples": {"batch_size": 100},
 }
@@ -232,7 +246,7 @@ def broken() -> dict[str, Any]:
 def passes() -> dict[str, Any]:
     """Everything that needs compiled code."""
     found: dict[str, Any] = {name: compare(case) for name, case in CASES.items()}
-    found |= {"draws": draws(), "compiled_calls": compiled_calls()}
+    found |= {"draws": draws(), "compiled_calls": compiled_calls(), "weighed": weighed()}
     found |= {"sizes": sizes(), "models_compiled": models_compiled()}
     found |= {"bad_levels": bad_levels(), "later_error": later_error()}
     return found | {"fit": {name: fit_both_ways(how) for name, how in FITS.items()}}

@@ -51,6 +51,10 @@ def test_other_passes_run_as_without_it(passes: dict[str, Any]) -> None:
     assert passes["compiled_calls"] == 3
 
 
+def test_the_weight_of_the_kl_is_a_constant_of_the_code(passes: dict[str, Any]) -> None:
+    assert passes["weighed"] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("how", "calls"),
     [
@@ -58,6 +62,8 @@ def test_other_passes_run_as_without_it(passes: dict[str, Any]) -> None:
         ("start", 5 * 4),
         ("agreement", 4 * 4),
         ("warm-up", 4 * 4),
+        ("another weight", 6 * 4),
+        ("warm-up to another weight", 3 * 4),
         ("loader", 6 * 4),
         ("few samples", 6),
     ],
@@ -81,7 +87,7 @@ def test_every_model_has_code_of_its_own(passes: dict[str, Any]) -> None:
 
 
 def test_other_errors_keep_their_words(passes: dict[str, Any]) -> None:
-    assert passes["bad_levels"] == "agreement_levels: expected ascending levels from 1 to the tree's depth 2, got [3]"
+    assert passes["bad_levels"] == "agreement_levels: expected ascending levels from 1 to the tree's depth 2, got (3,)"
     assert passes["later_error"] == "RuntimeError: out of memory"
 
 
@@ -91,6 +97,12 @@ def test_pytorch_2_6_is_refused_before_training(monkeypatch: pytest.MonkeyPatch)
     model = hm.HMoEVAE(hm.VAE(latent_dim=2), (4,))
     with pytest.raises(ArgumentError, match=r"compile: expected False, or PyTorch 2\.7 or newer, got 2\.6\.0"):
         hm.fit(model, torch.rand(8, 4), hm.Training(compile=True), progress=False)
+
+
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="compiled passes need PyTorch 2.7")
+def test_a_weight_that_is_none_is_refused(as_users_call: None) -> None:
+    with pytest.raises(ArgumentError, match="kl_weight: expected a finite number >= 0, got -1"):
+        CompiledPass(hm.HMoEVAE(hm.VAE(latent_dim=2), (4,)), kl_weight=-1.0)
 
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="compiled passes need PyTorch 2.7")
