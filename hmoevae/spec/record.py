@@ -143,10 +143,10 @@ def check_name(argument: str, value: object, call: str) -> None:
     >>> check_name("kind", len, 'balance("mine")')
     Traceback (most recent call last):
     ...
-    hmoevae.errors.ArgumentTypeError: kind: expected a string, as in balance("mine"), got <built-in function len>
+    hmoevae.errors.ArgumentTypeError: kind: expected a name, as in balance("mine"), got <built-in function len>
     """
-    if not isinstance(value, str):
-        raise ArgumentTypeError(mismatch(argument, f"a string, as in {call}", f"{value!r:.200}"))
+    if not (isinstance(value, str) and value):
+        raise ArgumentTypeError(mismatch(argument, f"a name, as in {call}", f"{value!r:.200}"))
 
 
 def origin_of(definition: Callable[..., Any]) -> tuple[str, str]:
@@ -407,15 +407,10 @@ def modules_of(data: Any) -> dict[str, str]:
 
 
 def _usable(value: Any) -> Any:
-    """The record of a network or likelihood, if a file can name it and a plan can group it."""
+    """The record of a network or likelihood, if a file can name it."""
     cls = type(value)
     if "kind" not in vars(cls):  # a derived class would be read back as the class it comes from
         raise expected(f"a record: {cls.__name__} needs the decorator @hmoevae.record(kind=...) itself")
-    for field in dataclasses.fields(cls):
-        try:
-            hash(getattr(value, field.name))
-        except TypeError:
-            raise expected(f"fields that can be hashed, such as a tuple in place of a list in {field.name}") from None
     return value
 
 

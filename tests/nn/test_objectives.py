@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hmoevae as hm
-from hmoevae.errors import ArgumentError, SpecError
+from hmoevae.errors import ArgumentError, ArgumentTypeError
 from hmoevae.nn.agreement import agreement
 from hmoevae.nn.balance import Balances
 from hmoevae.nn.objectives import OBJECTIVES, objective
@@ -164,7 +164,7 @@ def test_an_objective_that_could_not_be_trained_is_refused_where_it_is_defined(c
 
 
 def test_an_objective_has_a_name_of_its_own(as_users_call: None) -> None:
-    with pytest.raises(SpecError, match="got <func"):
+    with pytest.raises(ArgumentTypeError, match="got <func"):
         objective(terms_are({}))
     with pytest.raises(ArgumentError, match=r"^objective 'loss': expected names of terms that are free, got 'loss'"):
         objective("loss")(terms_are({"loss": ZERO}))

@@ -36,9 +36,9 @@ class Named(Shape):
 @pytest.mark.parametrize(
     ("decorator", "message"),
     [
-        (hm.record, """kind: expected a string, as in record(kind="mine"), got """),
-        (hm.balance, """kind: expected a string, as in balance("mine"), got """),
-        (hm.objective, """name: expected a string, as in objective("mine"), got """),
+        (hm.record, """kind: expected a name, as in record(kind="mine"), got """),
+        (hm.balance, """kind: expected a name, as in balance("mine"), got """),
+        (hm.objective, """name: expected a name, as in objective("mine"), got """),
     ],
 )
 def test_a_decorator_without_a_name_is_refused_where_it_stands(decorator: Any, message: str, kind: object) -> None:
@@ -74,8 +74,8 @@ def test_a_class_that_inherits_from_a_record_is_not_written_as_that_record() -> 
     class Mine(hm.MLP):
         pass
 
-    with pytest.raises(SpecError, match=r"^value: expected a record \(of a class with .*, got Mine\(\)"):
-        hm.VAE(encoder=Mine()).to_json()
+    with pytest.raises(SpecError, match=r"^VAE\.encoder: expected a record: Mine needs the decorator .*, got Mine\(\)"):
+        hm.VAE(encoder=Mine())
 
 
 def test_a_tree_with_an_option_of_training_in_it_is_no_tree() -> None:

@@ -392,7 +392,7 @@ def test_numbers_of_numpy_are_those_of_json() -> None:
         ('{"kind": "training", "view": {"kind": ["a"]}}', r"Training\.view: expected a record with a known kind, got"),
         (
             '{"kind": "training", "view": {"kind": "compose", "views": 3}}',
-            r"Compose\.views: expected a list or",
+            r"Training\.view\.views: expected a tuple of views",
         ),
         (None, r"Training: expected valid JSON"),
     ],
