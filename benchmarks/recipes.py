@@ -21,7 +21,7 @@ from hmoevae.starts import first_leaves
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import mnist_flat
 from _run import epochs_of
-from mnist_two_level import eager
+from mnist_two_level import adam_faster_for_experts
 
 Layout = Literal["flat", "two-level", "binary"]
 Trained = tuple[hm.HMoEVAE, hm.History]
@@ -61,7 +61,7 @@ def train(
     """
     torch.manual_seed(0 if training.seed is None else training.seed)
     model = hm.HMoEVAE(tree, input_shape=tuple(x.shape[1:]), objective=objective)
-    training = replace(training, optimizer=eager(model, training.lr, expert_lr_factor))
+    training = replace(training, optimizer=adam_faster_for_experts(model, training.lr, expert_lr_factor))
     return model, whole(hm.fit(model, x, training, progress=progress))
 
 

@@ -1,7 +1,7 @@
 """The flat mixture on MNIST: ten experts, one gate, no labels.
 
-The gate learns first, alone: an image and one of its neighbours, both turned, moved and slanted a little at random, are
-to get one answer. Then gate and experts learn together.
+The gate learns first, alone: to send an image and one of its neighbours, both randomly rotated, shifted and sheared, to
+the same leaf. Then gate and experts learn together.
 """
 
 import _run

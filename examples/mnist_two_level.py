@@ -1,7 +1,7 @@
 """Two levels on MNIST: ten kinds, each with three styles of its own, no labels.
 
-The gates learn first, alone: an image and one of its neighbours, both turned, moved and slanted a little at random, are
-to get one answer at either level. Then gates and experts learn together.
+The gates learn first, alone: to send an image and one of its neighbours, both randomly rotated, shifted and sheared, to
+the same node at either level. Then gates and experts learn together.
 """
 
 from collections.abc import Callable, Iterable
@@ -41,8 +41,10 @@ def make_training(n_images: int) -> hm.Training:
     )
 
 
-def eager(model: hm.HMoEVAE, lr: float, factor: float) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
-    """Adam, whose steps are larger for experts: the more there are, the fewer samples each of them sees."""
+def adam_faster_for_experts(
+    model: hm.HMoEVAE, lr: float, factor: float
+) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
+    """Adam with a higher learning rate for the experts: the more there are, the fewer samples each of them sees."""
 
     def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         experts = list(model.experts.parameters())
@@ -64,7 +66,7 @@ def main() -> None:
 
     torch.manual_seed(args.seed)  # for the weights
     model = hm.HMoEVAE(tree, input_shape=(1, 28, 28), objective="elbo")
-    training = replace(training, optimizer=eager(model, training.lr, factor=3.0))
+    training = replace(training, optimizer=adam_faster_for_experts(model, training.lr, factor=3.0))
     recorder = hm.SampleRecorder(n_frames=20)
     history = hm.fit(
         model, images.x, training, callbacks=[recorder], checkpoint_dir=args.checkpoints, resume=args.resume

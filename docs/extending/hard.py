@@ -1,4 +1,4 @@
-"""An objective of one's own: hard EM, where every sample is for its best leaf alone.
+"""An objective of one's own: hard EM, where each sample trains only its best leaf.
 
 >>> import torch
 >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2), 3), input_shape=(4,), objective="hard")

@@ -18,7 +18,7 @@ class Laplace(hm.Likelihood):
     least_width: float = 1e-3
 
     def build(self, n_experts: int, n_features: int) -> hm.LikelihoodModule:  # noqa: ARG002
-        """What computes it; one with parameters of its own would need to know how many."""
+        """Make the module. A likelihood with parameters of its own would use these sizes."""
         return LaplaceModule(self.least_width)
 
 
@@ -45,7 +45,7 @@ class LaplaceModule(hm.LikelihoodModule):
         return self.least_width + raw.chunk(2, dim=1)[1].exp()
 
     def log_density(self, raw: Tensor, x: Tensor) -> Tensor:
-        """Of every feature, in nats."""
+        """The log-density of every feature, in nats."""
         width = self.width(raw)
         return -(x - self.mean(raw)).abs() / width - (2 * width).log()
 

@@ -14,7 +14,7 @@ from hmoevae.nn.paths import Siblings
 
 @hm.balance("reverse_kl")
 def reverse_kl(importance: Tensor, log_prior: Tensor, siblings: Siblings) -> Tensor:
-    """Of sum_c pi_c log(pi_c / u_c); zero for all children of a mixture that no sample reaches."""
+    """The summands of sum_c pi_c log(pi_c / u_c); zero for all children of a mixture that no sample reaches."""
     usage = siblings.share(importance)
     floor = torch.finfo(usage.dtype).tiny ** 0.5
     reached = siblings.total(importance) > floor
