@@ -326,7 +326,7 @@ def test_the_laplace_likelihood(imported: Any) -> None:
 
 def test_a_name_is_taken_once() -> None:
     def mine(*given: Tensor) -> Any:
-        raise NotImplementedError
+        raise AssertionError("a name that is taken is refused before the function is called")
 
     with pytest.raises(ArgumentError, match=r"^objective: expected a name that is free \('elbo' is hmoevae\.nn\.obj"):
         hm.objective("elbo")(mine)

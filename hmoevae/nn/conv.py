@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hmoevae.nn.grouped import GroupedLinear, GroupedMLP, GroupedNetwork
+from hmoevae.nn.grouped import AffineEnded, GroupedLinear, GroupedMLP, GroupedNetwork
 from hmoevae.nn.kernels import activate
 from hmoevae.spec import MLP, Activation, Conv, ConvTranspose
 
@@ -92,7 +92,7 @@ class GroupedConvTranspose2d(nn.Module):
         return F.conv_transpose2d(x, weight, bias, self.stride, padding, self.output_padding, groups)
 
 
-class GroupedConv(GroupedNetwork):
+class GroupedConv(AffineEnded):
     """`groups` small convolutional networks side by side, described by one `Conv`.
 
     Args:
@@ -122,16 +122,10 @@ class GroupedConv(GroupedNetwork):
         """The affine layer that gives the outputs."""
         return self.head.last
 
-    def forward(
-        self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
-    ) -> Float[Tensor, "group out batch"]:
-        """Run every network on images that all share (2-D) or on images of its own (3-D), flat and features-first."""
-        return self.head(self._maps(x))
-
     def hidden(
         self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
     ) -> Float[Tensor, "inp batch"] | Float[Tensor, "group hidden batch"]:
-        """The input of the last layer."""
+        """The input of the last layer, for images that all share (2-D) or that are its own (3-D), flat."""
         return self.head.hidden(self._maps(x))
 
     def _maps(

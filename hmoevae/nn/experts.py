@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hmoevae.checks import is_integer
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.draws import Share, for_batch
+from hmoevae.nn.grouped import AffineEnded
 from hmoevae.nn.kernels import readout
 from hmoevae.nn.kernels.precision import sum_dtype
 from hmoevae.nn.likelihoods import LikelihoodModule, likelihood_module
@@ -181,10 +182,9 @@ class ExpertGroup(nn.Module):
         x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"],
     ) -> Float[Tensor, "group batch"]:
         """Log p(x|z) in nats. Where the decoder ends in an affine layer, that layer is fused with the likelihood."""
-        last = self.decoder.last
-        if last is None:
+        if not isinstance(self.decoder, AffineEnded):
             return self.likelihood.log_prob(self.decoder(z), x)
-        hidden = self.decoder.hidden(z)
+        last, hidden = self.decoder.last, self.decoder.hidden(z)
         return readout(self.likelihood, last.weight, last.bias, hidden, x, input_major=last.input_major)
 
 

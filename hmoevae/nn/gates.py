@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hmoevae.nn.grouped import GroupedLinear
+from hmoevae.nn.grouped import AffineEnded, GroupedLinear
 from hmoevae.nn.kernels.precision import sum_dtype
 from hmoevae.nn.networks import grouped_network
 from hmoevae.nn.paths import joined, permutation
@@ -46,7 +46,7 @@ class GateGroup(nn.Module):
         super().__init__()
         self.network = grouped_network(record, groups, sample_shape, (n_children,), place)
         self.head: GroupedLinear | None = None
-        if self.network.last is None:
+        if not isinstance(self.network, AffineEnded):
             self.head = GroupedLinear(groups, n_children, n_children)
             with torch.no_grad():
                 self.head.weight.copy_(torch.eye(n_children).expand_as(self.head.weight))
@@ -55,9 +55,10 @@ class GateGroup(nn.Module):
     @property
     def last(self) -> GroupedLinear:
         """The affine layer that gives the logits."""
-        last = self.network.last if self.head is None else self.head
-        assert last is not None
-        return last
+        if self.head is not None:
+            return self.head
+        assert isinstance(self.network, AffineEnded)
+        return self.network.last
 
     def forward(
         self, x: Float[Tensor, "feature batch"], temperature: float = 1.0

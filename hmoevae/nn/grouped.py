@@ -71,22 +71,11 @@ class GroupedLinear(nn.Module):
 
 
 class GroupedNetwork(nn.Module, ABC):
-    """The networks of a group as one module, whose parameters and buffers have the group axis first.
+    """Equal networks that run as one. Each parameter and buffer has the group axis first.
 
     >>> issubclass(GroupedMLP, GroupedNetwork)
     True
     """
-
-    @property
-    def last(self) -> GroupedLinear | None:
-        """The affine layer that gives the outputs, with the input `hidden(x)`; `None` where there is none."""
-        return None
-
-    def hidden(
-        self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
-    ) -> Float[Tensor, "inp batch"] | Float[Tensor, "group hidden batch"]:
-        """The input of the last layer."""
-        raise NotImplementedError(type(self).__name__)
 
     @abstractmethod
     def forward(
@@ -95,7 +84,33 @@ class GroupedNetwork(nn.Module, ABC):
         """Run every network on inputs that all share (2-D) or on inputs of its own (3-D), flat and features-first."""
 
 
-class GroupedMLP(GroupedNetwork):
+class AffineEnded(GroupedNetwork):
+    """Networks whose outputs come from an affine layer: a likelihood can be fused with it, and revival copies its rows.
+
+    >>> network, x = GroupedMLP(3, 5, 2, MLP((8,))), torch.rand(5, 7)
+    >>> isinstance(network, AffineEnded), torch.equal(network(x), network.last(network.hidden(x)))
+    (True, True)
+    """
+
+    @property
+    @abstractmethod
+    def last(self) -> GroupedLinear:
+        """The affine layer."""
+
+    @abstractmethod
+    def hidden(
+        self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
+    ) -> Float[Tensor, "inp batch"] | Float[Tensor, "group hidden batch"]:
+        """Its input."""
+
+    def forward(
+        self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
+    ) -> Float[Tensor, "group out batch"]:
+        """Run every network on inputs that all share (2-D) or on inputs of its own (3-D), flat and features-first."""
+        return self.last(self.hidden(x))
+
+
+class GroupedMLP(AffineEnded):
     """`groups` multi-layer perceptrons side by side, described by one `MLP` record.
 
     Args:
@@ -125,12 +140,6 @@ class GroupedMLP(GroupedNetwork):
     def last(self) -> GroupedLinear:
         """The affine layer that gives the outputs."""
         return self.layers[-1]
-
-    def forward(
-        self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
-    ) -> Float[Tensor, "group out batch"]:
-        """Run every network on the shared input (2-D) or on its own (3-D)."""
-        return self.last(self.hidden(x))
 
     def hidden(
         self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]

@@ -1,6 +1,7 @@
 """From the record of a network to the grouped module that runs it: grouped layers for ours, `Stacked` for a user's."""
 
 import functools
+from typing import NamedTuple
 
 import torch
 
@@ -36,70 +37,58 @@ def grouped_network(
     >>> grouped_network(MLP((8,)), 3, (2, 2), (5,), "root.gate")(torch.rand(4, 7)).shape
     torch.Size([3, 5, 7])
     """
+    asked = _Asked(groups, input_shape, output_shape, place, is_decoder)
     if type(record).build is not Network.build:  # also where the record's class is derived from one of ours
         return Stacked(record, groups, input_shape, output_shape, place)
-    return _own(record, groups, input_shape, output_shape, place, is_decoder=is_decoder)
+    return _own(record, asked)
+
+
+class _Asked(NamedTuple):
+    """The arguments of `grouped_network` but for the record."""
+
+    groups: int
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    place: str
+    is_decoder: bool
+
+    @property
+    def n_outputs(self) -> int:
+        """Entries of one output."""
+        return torch.Size(self.output_shape).numel()
+
+    @property
+    def n_inputs(self) -> int:
+        """Entries of one input."""
+        return torch.Size(self.input_shape).numel()
 
 
 @functools.singledispatch
-def _own(
-    record: Network,
-    groups: int,  # noqa: ARG001
-    input_shape: tuple[int, ...],  # noqa: ARG001
-    output_shape: tuple[int, ...],  # noqa: ARG001
-    place: str,
-    *,
-    is_decoder: bool = False,  # noqa: ARG001
-) -> GroupedNetwork:
+def _own(record: Network, asked: _Asked) -> GroupedNetwork:
     """The grouped layers of one of our records."""
-    raise SpecError(mismatch(place, f"a method {type(record).__name__}.build, which makes the module", "none"))
+    raise SpecError(mismatch(asked.place, f"a method {type(record).__name__}.build, which makes the module", "none"))
 
 
 @_own.register(MLP)
-def _mlp(
-    record: MLP,
-    groups: int,
-    input_shape: tuple[int, ...],
-    output_shape: tuple[int, ...],
-    place: str,  # noqa: ARG001
-    *,
-    is_decoder: bool = False,
-) -> GroupedNetwork:
-    sizes = torch.Size(input_shape).numel(), torch.Size(output_shape).numel()
-    return GroupedMLP(groups, *sizes, record, input_major=is_decoder)
+def _mlp(record: MLP, asked: _Asked) -> GroupedNetwork:
+    return GroupedMLP(asked.groups, asked.n_inputs, asked.n_outputs, record, input_major=asked.is_decoder)
 
 
 @_own.register(Conv)
-def _conv(
-    record: Conv,
-    groups: int,
-    input_shape: tuple[int, ...],
-    output_shape: tuple[int, ...],
-    place: str,
-    *,
-    is_decoder: bool = False,
-) -> GroupedNetwork:
-    if len(input_shape) != 3:
+def _conv(record: Conv, asked: _Asked) -> GroupedNetwork:
+    if len(asked.input_shape) != 3:
         expected = "an MLP, or samples of shape (channels, height, width) for a Conv"
-        if is_decoder:
+        if asked.is_decoder:
             expected = "an MLP, or a ConvTranspose for images: Conv is no decoder"
-        raise SpecError(mismatch(place, expected, f"{record} for samples of shape {input_shape}"))
-    return GroupedConv(groups, input_shape, torch.Size(output_shape).numel(), record)
+        raise SpecError(mismatch(asked.place, expected, f"{record} for samples of shape {asked.input_shape}"))
+    return GroupedConv(asked.groups, asked.input_shape, asked.n_outputs, record)
 
 
 @_own.register(ConvTranspose)
-def _conv_transpose(
-    record: ConvTranspose,
-    groups: int,
-    input_shape: tuple[int, ...],
-    output_shape: tuple[int, ...],
-    place: str,
-    *,
-    is_decoder: bool = False,
-) -> GroupedNetwork:
-    if len(output_shape) != 3 or not is_decoder:
+def _conv_transpose(record: ConvTranspose, asked: _Asked) -> GroupedNetwork:
+    if len(asked.output_shape) != 3 or not asked.is_decoder:
         expected = "an MLP, or samples of shape (channels, height, width) for a ConvTranspose"
-        if not is_decoder:
+        if not asked.is_decoder:
             expected = "an MLP, or a Conv for images: ConvTranspose is a decoder"
-        raise SpecError(mismatch(place, expected, f"{record} for outputs of shape {output_shape}"))
-    return GroupedConvTranspose(groups, torch.Size(input_shape).numel(), output_shape, record)
+        raise SpecError(mismatch(asked.place, expected, f"{record} for outputs of shape {asked.output_shape}"))
+    return GroupedConvTranspose(asked.groups, asked.n_inputs, asked.output_shape, record)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from hmoevae.checks import is_number
+from hmoevae.errors import SpecError, mismatch
 from hmoevae.spec.record import expected, record
 
 
@@ -50,7 +51,7 @@ class Likelihood:
 
     kind: str
 
-    def build(self, n_experts: int, n_features: int) -> Any:
+    def build(self, n_experts: int, n_features: int) -> Any:  # noqa: ARG002
         """Make the module that computes the likelihood, a `hmoevae.nn.likelihoods.LikelihoodModule`.
 
         Args:
@@ -58,7 +59,8 @@ class Likelihood:
                 axis.
             n_features: Number of entries of a sample.
         """
-        raise NotImplementedError(f"{type(self).__name__}.build")
+        expected = "a method of its own, as a user's likelihoods have (the package's are built by likelihood_module)"
+        raise SpecError(mismatch(f"{type(self).__name__}.build", expected, "none"))
 
     def __str__(self) -> str:
         return repr(self)

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from hmoevae.errors import SpecError, mismatch
 from hmoevae.spec.record import PositiveInt, record
 
 Activation = Literal["relu", "sigmoid", "tanh", "gelu", "silu", "elu"]
@@ -34,7 +35,7 @@ class Network:
 
     kind: str
 
-    def build(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Any:
+    def build(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Any:  # noqa: ARG002
         """Make one network with fresh weights.
 
         Args:
@@ -47,7 +48,8 @@ class Network:
             A `torch.nn.Module` from `(batch, *input_shape)` to `(batch, *output_shape)`. Its output for a sample must
             not depend on the other samples, and no call may change its buffers, as BatchNorm's running statistics do.
         """
-        raise NotImplementedError(f"{type(self).__name__}.build")
+        expected = "a method of its own, as a user's networks have (the package's are built in groups)"
+        raise SpecError(mismatch(f"{type(self).__name__}.build", expected, "none"))
 
     def __str__(self) -> str:
         return repr(self)

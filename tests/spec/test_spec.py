@@ -518,3 +518,13 @@ def test_a_kind_is_a_name(kind: Any) -> None:
     for register in (hm.record, hm.objective, hm.balance):
         with pytest.raises(ArgumentTypeError, match=r"^(kind|name): expected a name, as in \w+\(.*\"mine\"\), got"):
             register(kind)
+
+
+def test_a_record_of_the_package_has_no_plain_module() -> None:
+    """Ours run in groups; whoever calls their `build` is told so."""
+    with pytest.raises(SpecError, match=r"^MLP\.build: expected a method of its own, as a user's networks have"):
+        hm.MLP().build((4,), (2,))
+    with pytest.raises(
+        SpecError, match=r"^Gaussian\.build: expected a method of its own, as a user's likelihoods have"
+    ):
+        hm.Gaussian().build(1, 4)
