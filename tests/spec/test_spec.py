@@ -524,7 +524,5 @@ def test_a_record_of_the_package_has_no_plain_module() -> None:
     """Ours run in groups; whoever calls their `build` is told so."""
     with pytest.raises(SpecError, match=r"^MLP\.build: expected a method of its own, as a user's networks have"):
         hm.MLP().build((4,), (2,))
-    with pytest.raises(
-        SpecError, match=r"^Gaussian\.build: expected a method of its own"
-    ):
+    with pytest.raises(SpecError, match=r"^Gaussian\.build: expected a method of its own"):
         hm.Gaussian().build(1, 4)
