@@ -133,8 +133,7 @@ class ExpertGroup(nn.Module):
         super().__init__()
         likelihood = likelihood_module(spec.likelihood, groups, torch.Size(sample_shape).numel())
         _check_likelihood(likelihood, spec, groups, f"{place}.likelihood")
-        first, *others = sample_shape
-        decoded_shape = (likelihood.outputs * first, *others)
+        decoded_shape = likelihood.raw_shape(sample_shape)
         latent_shape, posterior_shape = (spec.latent_dim,), (2 * spec.latent_dim,)
         self.encoder = grouped_network(spec.encoder, groups, sample_shape, posterior_shape, f"{place}.encoder")
         self.decoder = grouped_network(

@@ -50,6 +50,11 @@ class LikelihoodModule(nn.Module, ABC):
     >>> module.log_prob(raw, x, torch.tensor([[True], [False]])) == module.log_density(raw, x)[:, 0]
     tensor([[True]])
 
+    What a decoder returns, and what networks see of a sample:
+
+    >>> module.raw_shape((2,)), module.shown_shape((2,)), module.shown(x, x.isfinite()).flatten()
+    ((2,), (2,), tensor([1., 0.]))
+
     The gradient where it is known, and a draw:
 
     >>> score = torch.empty_like(raw)
@@ -91,6 +96,27 @@ class LikelihoodModule(nn.Module, ABC):
             return self.log_density(raw, x).sum(1)
         density = self.log_density(raw, torch.where(present, x, self.example))
         return torch.where(present, density, 0.0).sum(1)
+
+    def raw_shape(self, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a decoder's outputs for one sample: `outputs` numbers per feature, along the first axis."""
+        first, *others = sample_shape
+        return (self.outputs * first, *others)
+
+    def shown_shape(self, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what networks see of one sample."""
+        return sample_shape
+
+    def shown(self, x: Sample, present: Present | None = None) -> Tensor:
+        """What networks see of samples, such as one-hot codes of categories or logarithms of counts.
+
+        Args:
+            x: Samples that all groups share, `(feature, batch)`, or of each group's own, `(group, feature, batch)`.
+            present: Which features were observed, in the shape of `x`; of the others, networks see zeros.
+
+        Returns:
+            `(shown, batch)` or `(group, shown, batch)`, where `shown` is the size of `shown_shape`.
+        """
+        return x if present is None else torch.where(present, x, 0.0)
 
     def score(self, raw: Raw, x: Sample) -> Raw | None:  # noqa: ARG002
         """The gradient of the log-density with respect to `raw`; `None` where only autograd knows it."""
