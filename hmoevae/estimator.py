@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from hmoevae import training
 from hmoevae.checks import check_integer
+from hmoevae.door import Checked, refuse_masked
 from hmoevae.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -26,7 +27,6 @@ from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.rows import reorder_
-from hmoevae.samples import Checked, refuse_masked
 from hmoevae.spec import MLP, VAE, Balance, Gaussian, Likelihood, Mixture, Tree
 from hmoevae.starts import StartName
 from hmoevae.training.fitting import fit_quietly

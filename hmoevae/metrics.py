@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from hmoevae.checks import check_integer
+from hmoevae.door import ArrayLike, Checked
 from hmoevae.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -21,7 +22,7 @@ from hmoevae.errors import (
 from hmoevae.labels import Labels, read_labels
 from hmoevae.model import HMoEVAE
 from hmoevae.plan import compile_tree
-from hmoevae.samples import BATCH_SIZE, ArrayLike, Checked
+from hmoevae.samples import BATCH_SIZE
 from hmoevae.spec import Tree
 
 try:

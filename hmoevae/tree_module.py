@@ -13,20 +13,21 @@ from torch import Tensor
 
 from hmoevae import markup
 from hmoevae.checks import is_integer
+from hmoevae.door import ArrayLike, Checked, Door
 from hmoevae.errors import ArgumentError, ArgumentTypeError, ShapeError, mismatch, warn
 from hmoevae.nn.agreement import agreement
 from hmoevae.nn.balance import Balances
 from hmoevae.nn.draws import Share
-from hmoevae.nn.experts import Draw, Experts
+from hmoevae.nn.experts import Experts
 from hmoevae.nn.gates import Gates, looks_channels_last
 from hmoevae.nn.objectives import find_objective
 from hmoevae.nn.paths import Paths
+from hmoevae.nn.posteriors import Draw
 from hmoevae.nn.prior import Prior
 from hmoevae.nn.routes import restricted
 from hmoevae.nn.settings import USUAL, StepSettings, check_settings
 from hmoevae.output import Inputs, Output, Routing
 from hmoevae.plan import compile_tree
-from hmoevae.samples import ArrayLike, Checked, Door
 from hmoevae.saving.pretrained import Pretrained
 from hmoevae.spec import VAE, Conv, Mixture, Tree
 

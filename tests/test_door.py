@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import hmoevae as hm
+from hmoevae.door import Checked
 from hmoevae.errors import DataError, ShapeError
 from hmoevae.estimator import VAEMixture
-from hmoevae.samples import Checked
 
 N_COLUMNS = 7
 N_LEAVES = 4

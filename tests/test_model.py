@@ -16,7 +16,7 @@ from torch import Tensor
 
 import hmoevae as hm
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, HMoEVAEError, ShapeError, SpecError
-from hmoevae.nn.experts import posterior_of
+from hmoevae.nn.posteriors import posterior_of
 from hmoevae.spec import Likelihood, Tree
 
 SMALL = hm.VAE(2, hm.MLP((4,), "tanh"), hm.MLP((4,), "tanh"))

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hmoevae.door import ArrayLike
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.plan import Plan
-from hmoevae.samples import ArrayLike
 
 
 def check(fits: bool, argument: str, expected: str, got: object) -> None:

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hmoevae.checks import check_integer
+from hmoevae.door import ArrayLike
 from hmoevae.errors import MissingExtraError, ShapeError, from_extra, mismatch
 from hmoevae.labels import read_labels
 from hmoevae.plot.arguments import clusters_of, floats
 from hmoevae.plot.canvas import LABEL, SIDE, TITLE, canvas, label_columns, make_room
 from hmoevae.plot.grids import captioned, evenly, pictures_of
-from hmoevae.samples import ArrayLike
 
 
 def contingency(

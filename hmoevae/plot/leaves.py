@@ -10,12 +10,12 @@ import torch
 from matplotlib.figure import Figure
 
 from hmoevae.checks import check_integer, is_integer
+from hmoevae.door import ArrayLike
 from hmoevae.errors import ArgumentError, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.plot.arguments import check_model
 from hmoevae.plot.canvas import GAP, TITLE, fit, height_of, make_room, no_sample, write_below
 from hmoevae.plot.grids import branches_of, captioned, pictures_of, show, spread, zoom_of
-from hmoevae.samples import ArrayLike
 from hmoevae.spec import VAE
 
 

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from hmoevae.checks import check_integer
+from hmoevae.door import ArrayLike
 from hmoevae.errors import DataError, ShapeError, mismatch
 from hmoevae.plot.arguments import clusters_of, floats, labels_of
 from hmoevae.plot.canvas import GAP, LABEL, LINE, SIDE, TITLE, canvas, label_columns, make_room, text_width
-from hmoevae.samples import ArrayLike
 
 
 def means(

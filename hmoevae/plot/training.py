@@ -9,13 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from hmoevae.door import ArrayLike
 from hmoevae.errors import ArgumentError, ShapeError, mismatch
 from hmoevae.history import NODES, History
 from hmoevae.plan import Plan
 from hmoevae.plot.arguments import check_plan, epochs_of, floats, labels_of
 from hmoevae.plot.canvas import BLUE, GREY, LABEL, ORANGE, TITLE, make_room, panels
 from hmoevae.plot.grids import branches_of, pictures_of, show
-from hmoevae.samples import ArrayLike
 
 TITLES = {"loss": "loss (the sum of the terms below)", "elbo": "elbo (as a loss: the negative of the bound)"}
 

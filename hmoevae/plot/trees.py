@@ -17,6 +17,7 @@ from matplotlib.path import Path as Curve
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
+from hmoevae.door import ArrayLike
 from hmoevae.errors import DataError, ShapeError, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.plan import Plan, PlannedNode
@@ -38,7 +39,6 @@ from hmoevae.plot.canvas import (
     text_width,
 )
 from hmoevae.plot.grids import pictures_of, zoom_of
-from hmoevae.samples import ArrayLike
 from hmoevae.spec import VAE
 
 HALF, PAD = 8.0, 3.0

@@ -16,9 +16,10 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from hmoevae.door import Checked
 from hmoevae.errors import DataError, mismatch
 from hmoevae.model import HMoEVAE
-from hmoevae.samples import BATCH_SIZE, Checked, Data, is_in_file, loader_of, nothing_from, opened, read
+from hmoevae.samples import BATCH_SIZE, Data, is_in_file, loader_of, nothing_from, opened, read
 from hmoevae.training.processes import Batch, Processes
 
 WINDOW_BYTES = 1 << 28

@@ -11,13 +11,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
+from hmoevae.door import Checked
 from hmoevae.errors import DataError, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Share
 from hmoevae.nn.kernels.memory import StepMemory
 from hmoevae.nn.routes import Given
 from hmoevae.output import Output, Routing
-from hmoevae.samples import Checked
 from hmoevae.training.batches import Batches
 from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.course import Lesson

@@ -302,7 +302,7 @@ def test_the_reference_has_no_internals() -> None:
     assert not {value.__module__ for value in SHOWN.values()} & {value.__module__ for value in inside.values()} - {
         "hmoevae.plan",
         "hmoevae.errors",
-        "hmoevae.samples",
+        "hmoevae.door",
         # The room of networks: what a user builds on, and what is made of it.
         "hmoevae.nn.balance",
         "hmoevae.nn.likelihoods",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import hmoevae as hm
 from hmoevae.errors import ArgumentError, ArgumentTypeError
-from hmoevae.nn.experts import Draw
+from hmoevae.nn.posteriors import Draw
 from hmoevae.nn.routes import ALL, LARGEST_PADDING, Given, TopK, pack, packing, restricted, unpack
 
 NET, CONV = hm.MLP((6,), "tanh"), hm.Conv((2, 3), 3, 2, (4,), "tanh")
