@@ -14,7 +14,9 @@ from hmoevae.nn.paths import Paths, logsumexp_by
 NodeBatch = Float[Tensor, "node batch"]
 
 
-def agreement(node_log_prob: tuple[NodeBatch, NodeBatch], paths: Paths, levels: Sequence[int]) -> Float[Tensor, " batch"]:
+def agreement(
+    node_log_prob: tuple[NodeBatch, NodeBatch], paths: Paths, levels: Sequence[int]
+) -> Float[Tensor, " batch"]:
     """How far the gates are from sending two views v, v' of a sample to the same node of each of `levels`.
 
     Let r_n be the probability of arriving at mixture n, a weight without gradient, and q(m|n) the probability of

@@ -1,8 +1,8 @@
 """Objectives, which training minimises: pure functions of ELBOs, leaf probabilities and priors.
 
-Axes: `slot` counts the leaves that are computed for a sample, all of them or some; `batch` is last. A term has one value
-in nats for each sample, and the loss its mean over the batch. q(l|x) are the gates' leaf probabilities and pi is the
-prior::
+Axes: `slot` counts the leaves that are computed for a sample, all of them or some; `batch` is last. A term has a value
+in nats for each sample, and the loss is their mean over the batch. q(l|x) are the gates' leaf probabilities and pi is
+the prior::
 
     expected    sum_l q(l|x) (-ELBO_l(x))                            Jacobs et al. 1991, equation 1.2
     elbo       -sum_l q(l|x) (ELBO_l(x) + log pi_l - log q(l|x))     the gate is the recognition model of l
