@@ -153,8 +153,11 @@ class Door:
             return x.x
         tensor = self.check(x, name, support=False)
         for likelihood in self.likelihoods:
-            if not likelihood.contains(tensor) and (likelihood.nearest(tensor) - tensor).abs().max() > 1:
-                words, where = likelihood.refused(tensor)
+            if likelihood.contains(tensor):
+                continue
+            near = likelihood.nearest(tensor)
+            if (near - tensor).abs().max() > 1:
+                words, where = likelihood.refused(torch.where((near - tensor).abs() > 1, tensor, near))
                 warn(mismatch(name, f"{words}, or close to it", _range(tensor[where])))
                 break
         return tensor
@@ -193,7 +196,7 @@ class Door:
                 continue
             near = likelihood.nearest(read)
             if not likelihood.contains(near) or (near - read).abs().max() > rounding:
-                words, where = likelihood.refused(read)
+                words, where = likelihood.refused(torch.where((near - read).abs() > rounding, read, near))
                 raise DataError(mismatch(name, words, _range(x[where]) + _among(x[where], near[where])))
             x, read = near.to(x.dtype), near
         return x
