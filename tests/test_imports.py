@@ -43,6 +43,7 @@ ROOMS: dict[str, float] = {
     "hmoevae.nn.grouped": 2.2,
     "hmoevae.nn.likelihoods": 2.2,
     "hmoevae.nn.conv": 2.3,
+    "hmoevae.nn.gaps": 2.3,
     "hmoevae.nn.stacked": 2.3,
     "hmoevae.nn.networks": 2.4,
     "hmoevae.nn.kernels": 2,
