@@ -100,7 +100,11 @@ class Support(Protocol):
     example: float
 
     def contains(self, x: Tensor) -> bool:
-        """Whether every entry of the finite tensor `x` lies in the support."""
+        """Whether every entry of the finite tensor `x`, `(batch, *shape)`, lies in the support."""
+        ...
+
+    def refused(self, x: Tensor) -> tuple[str, Any]:
+        """What is said of samples that `contains` refuses: the support in words, and the index of such entries."""
         ...
 
     def nearest(self, x: Tensor) -> Tensor:
@@ -163,10 +167,14 @@ class Door:
         if isinstance(x, Checked) and x.passes(self, support=False):
             return x.x
         tensor = self.check(x, name, support=False)
-        filled = self._filled(tensor, self._gaps(tensor))
+        read = self._filled(tensor, self._gaps(tensor))
         for likelihood in self.likelihoods:
-            if not likelihood.contains(filled) and (likelihood.nearest(filled) - filled).abs().max() > 1:
-                warn(mismatch(name, f"{likelihood.support}, or close to it", _range(tensor)))
+            if likelihood.contains(read):
+                continue
+            near = likelihood.nearest(read)
+            if (near - read).abs().max() > 1:
+                words, where = likelihood.refused(torch.where((near - read).abs() > 1, read, near))
+                warn(mismatch(name, f"{words}, or close to it", _range(tensor[where])))
                 break
         return tensor
 
@@ -176,15 +184,16 @@ class Door:
             return x
         return Checked(self.check(x, name) if support else self.seen(x, name), self, in_support=support)
 
-    def takes(self, x: Tensor) -> bool:
-        """Whether finite values lie in the support of every likelihood."""
-        return all(likelihood.contains(x) for likelihood in self.likelihoods)
+    def takes(self, value: float) -> bool:
+        """Whether a sample that has this value everywhere lies in the support of every likelihood."""
+        sample = torch.full((1, *self.shape), value, device="cpu")
+        return all(likelihood.contains(sample) for likelihood in self.likelihoods)
 
     @property
     def example(self) -> float:
         """A value that samples may have."""
         values = [likelihood.example for likelihood in self.likelihoods]
-        return next((value for value in values if self.takes(torch.tensor([value], device="cpu"))), 0.0)
+        return next((value for value in values if self.takes(value)), 0.0)
 
     def _looked_at(self, x: Tensor, name: str, *, support: bool) -> Tensor:
         read = x.to(self.dtype)  # the model reads the samples in this type
@@ -225,7 +234,8 @@ class Door:
                 continue
             near = likelihood.nearest(read)
             if not likelihood.contains(near) or (near - read).abs().max() > rounding:
-                raise DataError(mismatch(name, likelihood.support, _range(x)))
+                words, where = likelihood.refused(torch.where((near - read).abs() > rounding, read, near))
+                raise DataError(mismatch(name, words, _range(x[where]) + _among(x[where], near[where])))
             x, read = near.to(x.dtype) if gaps is None else near.to(x.dtype).masked_fill(gaps, torch.nan), near
         return x
 
@@ -272,3 +282,11 @@ def _range(x: Tensor) -> str:
     x = x[~x.isnan()]
     low, high = (repr(end.item()).removesuffix(".0") for end in x.aminmax())
     return f"values from {low} to {high}"
+
+
+def _among(x: Tensor, near: Tensor) -> str:
+    """The first value outside the support, where it lies inside the range of all."""
+    outside, known = x[~x.isnan() & (near.to(x.dtype) != x)], x[~x.isnan()]
+    if len(outside) == 0 or outside[0] in (known.min(), known.max()):
+        return ""
+    return f", {outside[0].item()!r} among them"
