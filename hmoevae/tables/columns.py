@@ -13,7 +13,7 @@ from pydantic import BeforeValidator
 from hmoevae.checks import is_number
 from hmoevae.errors import DataError, mismatch, warn
 from hmoevae.spec.record import PositiveFloat, expected, record
-from hmoevae.tables.frames import Cells, cells_of
+from hmoevae.tables.frames import Cells
 
 Codes = Float[np.ndarray, " n"]
 
@@ -38,7 +38,9 @@ def _finite(value: Any) -> float:
 def _categories(value: Any, *, n: int | None = None) -> tuple[Any, ...]:
     words = f"{'a tuple of' if n is None else n} different strings, numbers or truth values"
     plain = [part.item() if isinstance(part, np.generic) else part for part in value] if _is_sequence(value) else []
-    usable = all(isinstance(part, str | bool | int) or (isinstance(part, float) and math.isfinite(part)) for part in plain)
+    usable = all(
+        isinstance(part, str | bool | int) or (isinstance(part, float) and math.isfinite(part)) for part in plain
+    )
     if not (plain and usable and len(set(plain)) == len(plain) and n in (None, len(plain))):
         raise expected(words)
     return tuple(plain)
@@ -71,6 +73,7 @@ class Column:
         Raises:
             DataError: A cell is none that this column can hold; the message names it.
 
+        >>> from hmoevae.tables.frames import cells_of
         >>> Category("island", ("Dream", "Biscoe"), missing=True).encode(cells_of("x", ["Biscoe", None])).tolist()
         [1.0, nan]
         """
@@ -102,7 +105,7 @@ class Column:
         raise NotImplementedError
 
     def log_jacobian(self, codes: Any) -> Any:  # noqa: ARG002
-        """log |d code / d cell|, which turns the log-density of a code into that of the cell.
+        """Log |d code / d cell|, which turns the log-density of a code into that of the cell.
 
         Args:
             codes: The codes, an array or a tensor.
@@ -132,6 +135,7 @@ class Number(Column):
         log: Take the logarithm first, for positive numbers of very different sizes.
         missing: Whether cells may be missing.
 
+    >>> from hmoevae.tables.frames import cells_of
     >>> number = Number("mass", mean=4000.0, std=500.0)
     >>> number.encode(cells_of("x", [4500.0, 3000.0])).tolist(), number.decode(np.array([2.0]), "x").tolist()
     ([1.0, -2.0], [5000.0])
@@ -147,6 +151,7 @@ class Number(Column):
     def of(cls, name: str, cells: Cells, *, missing: bool, log: bool = False) -> "Number":
         """The column of these cells: their mean and standard deviation; 1 for the latter where all are equal.
 
+        >>> from hmoevae.tables.frames import cells_of
         >>> Number.of("x", cells_of("x", [1.0, 5.0]), missing=False)
         Number(name='x', mean=3.0, std=2.0)
         """
@@ -254,6 +259,7 @@ class Binary(_Coded):
         categories: The categories with the codes 0 and 1.
         missing: Whether cells may be missing.
 
+    >>> from hmoevae.tables.frames import cells_of
     >>> Binary("smokes", (False, True)).encode(cells_of("x", [True, False])).tolist()
     [1.0, 0.0]
     """
@@ -271,6 +277,7 @@ class Count(Column):
         name: The name of the column.
         missing: Whether cells may be missing.
 
+    >>> from hmoevae.tables.frames import cells_of
     >>> Count("eggs").encode(cells_of("x", [0, 3])).tolist()
     [0.0, 3.0]
     """
@@ -308,6 +315,7 @@ def numbers_of(cells: Cells) -> Codes:
     Raises:
         DataError: They are no numbers, or not finite.
 
+    >>> from hmoevae.tables.frames import cells_of
     >>> numbers_of(cells_of("x", [1, None]))
     array([ 1., nan])
     """
@@ -323,6 +331,7 @@ def numbers_of(cells: Cells) -> Codes:
 def marker_hint(cells: Cells, wrong: np.ndarray) -> str:
     """What to do where the first wrong cell looks like a file's mark for a gap.
 
+    >>> from hmoevae.tables.frames import cells_of
     >>> marker_hint(cells_of("x", ["a", " ?"]), np.array([False, True]))
     ' (is it a gap? Make gaps None or NaN, as with frame.replace(...) or read_csv(..., na_values=...))'
     """
@@ -350,8 +359,11 @@ def inferred(name: str, cells: Cells, *, missing: bool) -> Column:
     Raises:
         DataError: It cannot be told; the message says what to do.
 
-    >>> inferred("x", cells_of("x", [0, 1, 1]), missing=False), inferred("x", cells_of("x", [0, 1, 2]), missing=False).kind
-    (Binary(name='x', categories=(0, 1)), 'number')
+    >>> from hmoevae.tables.frames import cells_of
+    >>> inferred("x", cells_of("x", [0, 1, 1]), missing=False)
+    Binary(name='x', categories=(0, 1))
+    >>> inferred("x", cells_of("x", [0, 1, 2]), missing=False).kind
+    'number'
     """
     if cells.categories is not None:
         return _category(name, cells, missing=missing)
@@ -360,7 +372,9 @@ def inferred(name: str, cells: Cells, *, missing: bool) -> Column:
             return Binary(name, (False, True), missing)
         case "numbers":
             values = set(cells.observed)
-            return Binary.of(name, cells, missing=missing) if values == {0, 1} else Number.of(name, cells, missing=missing)
+            return (
+                Binary.of(name, cells, missing=missing) if values == {0, 1} else Number.of(name, cells, missing=missing)
+            )
         case "text":
             return _category(name, cells, missing=missing)
         case "dates":
@@ -377,7 +391,9 @@ def _category(name: str, cells: Cells, *, missing: bool) -> Column:
         if sum(is_number.values()) > n_categories / 2:
             odd = next((category for category, reads in is_number.items() if not reads), None)
             got = f"text such as {column.categories[-1]!r}" + ("" if odd is None else f", and {odd!r}")
-            remedy = f"(astype(float) makes numbers, once gaps are None or NaN; kinds={{{name!r}: 'category'}} keeps text)"
+            remedy = (
+                f"(astype(float) makes numbers, once gaps are None or NaN; kinds={{{name!r}: 'category'}} keeps text)"
+            )
             raise DataError(mismatch(cells.path, "numbers, or text that does not read as numbers", f"{got} {remedy}"))
     if n_categories > max(FEW, n_rows / 2):
         got = f"{n_categories:,} categories in {n_rows:,} rows"

@@ -1,6 +1,6 @@
 """Frames of any library as named columns of cells, and columns as a frame. No frame library is imported here."""
 
-import datetime
+import datetime as dt
 import decimal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from hmoevae.errors import ArgumentTypeError, DataError, MissingExtraError, Shap
 Library = Literal["pandas", "polars", "pyarrow", "numpy", "dict"]
 """What a frame is of: a library, an array of two axes, or a dict of columns."""
 Sort = Literal["numbers", "truth values", "text", "dates", "others", "nothing"]
-_DATES = (datetime.date, datetime.time, datetime.timedelta, np.datetime64, np.timedelta64)
+_DATES = (dt.date, dt.time, dt.timedelta, np.datetime64, np.timedelta64)
 _ACCEPTED = "a data frame (pandas, polars, ...), a dict of columns or a numpy array (rows, columns)"
 
 
@@ -30,6 +30,10 @@ class Cells:
         sort: What the cells that are not missing are.
         categories: The categories that the column's type declares, in order.
         ordered: Whether they have an order that means something.
+
+    >>> cells = Cells("x", np.array([1.0, np.nan]), np.array([False, True]), "numbers")
+    >>> cells.observed
+    [1.0]
     """
 
     path: str
@@ -107,15 +111,21 @@ def _array(values: Any) -> np.ndarray:
 
 
 def _is_gap(value: Any) -> bool:
-    return value is None or (isinstance(value, float | np.floating) and value != value) or type(value).__name__ in ("NAType", "NaTType")
+    return (
+        value is None
+        or (isinstance(value, float | np.floating) and value != value)
+        or type(value).__name__ in ("NAType", "NaTType")
+    )
 
 
 def _sort(values: np.ndarray, gaps: Bool[np.ndarray, " n"]) -> Sort:
     if gaps.all():
         return "nothing"
+    if values.dtype.kind == "b":
+        return "truth values"
     if values.dtype.kind != "O":
-        return {"b": "truth values", "m": "dates", "M": "dates"}.get(values.dtype.kind, "numbers")  # type: ignore[return-value]
-    kinds = {_kind_of(type(value)) for value in values[~gaps].tolist()}
+        return "dates" if values.dtype.kind in "mM" else "numbers"
+    kinds: set[Sort] = {_kind_of(type(value)) for value in values[~gaps].tolist()}
     return kinds.pop() if len(kinds) == 1 else "others"
 
 
@@ -211,7 +221,9 @@ def _of_library(frame: Any, name: str) -> tuple[list[tuple[str, Cells]], Library
     except TypeError:
         return _of_others(frame, name)
     series = [table.get_column(column) for column in columns]
-    pairs = [(_string(column, name), _of_series(s, _path(name, column))) for column, s in zip(columns, series, strict=True)]
+    pairs = [
+        (_string(column, name), _of_series(s, _path(name, column))) for column, s in zip(columns, series, strict=True)
+    ]
     library = str(table.implementation)
     return pairs, library if library in ("pandas", "polars", "pyarrow") else "dict"  # type: ignore[return-value]
 
@@ -221,7 +233,9 @@ def _of_others(frame: Any, name: str) -> tuple[list[tuple[str, Cells]], Library]
     if hasattr(frame, "__arrow_c_stream__"):
         module = next((library for library in ("pyarrow", "polars") if _is_there(library)), None)
         if module is None:
-            raise MissingExtraError(mismatch(name, "pyarrow or polars, to read an Arrow stream", "neither is installed"))
+            raise MissingExtraError(
+                mismatch(name, "pyarrow or polars, to read an Arrow stream", "neither is installed")
+            )
         library = import_module(module)
         return _of_library(library.table(frame) if module == "pyarrow" else library.DataFrame(frame), name)[0], "dict"
     if hasattr(frame, "__dataframe__"):
@@ -262,7 +276,7 @@ def write(columns: Mapping[str, np.ndarray], library: Library) -> Any:
     if library == "dict":
         return dict(columns)
     if library == "numpy":
-        return np.stack([column for column in columns.values()], axis=1)
+        return np.stack(list(columns.values()), axis=1)
     if not _is_there(library):
         got = f"it is not installed (pip install {library}), and the table was made of a frame of it"
         raise MissingExtraError(mismatch("decode", library, got))

@@ -1,6 +1,6 @@
-"""Tables: what columns are is told from a frame of any library, rows become samples and come back, frames are checked."""
+"""Tables: columns are told from a frame of any library, rows become samples and come back, frames are checked."""
 
-import datetime
+import datetime as dt
 import math
 from typing import Any
 
@@ -176,7 +176,7 @@ def test_cells_of_later_frames_may_be_missing_if_said() -> None:
         ([None, float("nan")], "a cell that is not missing .leave the column out., got gaps only"),
         ([1.0, math.inf, -math.inf], "finite numbers, got inf in 2 of 3 rows, first 1"),
         ([1e200, -1e300], "numbers whose variance a float64 can hold, got values from -1e"),
-        ([datetime.date(2020, 1, 1)], "numbers or text in place of dates, such as the days since the first, got"),
+        ([dt.date(2020, 1, 1)], "numbers or text in place of dates, such as the days since the first, got"),
         (pd.to_datetime(["2020-01-01", None]), "numbers or text in place of dates"),
         (pd.to_timedelta([1, 2]), "numbers or text in place of dates"),
         ([1, "?", 2], r"numbers, truth values or text, and None or NaN for gaps, got 1 \(int\) and '\?' \(str\)"),
@@ -186,7 +186,10 @@ def test_cells_of_later_frames_may_be_missing_if_said() -> None:
         (["1", "2.5"], r"text that does not read as numbers, got text such as '2.5' \(astype"),
         ([f"name {i}" for i in range(150)], "a category for two rows or more, got 150 categories in 150 rows .leave"),
         (pd.cut(range(10), 3), "a column of kind 'category', got Category.categories: expected a tuple of different"),
-        (pd.Categorical(["a"] * 150, categories=[f"{i}" for i in "abc"] + [f"c{i}" for i in range(197)]), "a category for two rows .*, got 200 c"),
+        (
+            pd.Categorical(["a"] * 150, categories=[f"{i}" for i in "abc"] + [f"c{i}" for i in range(197)]),
+            "a category for two rows .*, got 200 c",
+        ),
     ],
 )
 def test_what_cannot_be_told_is_named(values: Any, message: str) -> None:
@@ -201,7 +204,7 @@ def test_many_categories_can_be_asked_for() -> None:
 
 @pytest.mark.parametrize("marker", [" ?", "", "NA", "."])
 def test_what_files_write_for_a_gap_is_warned_of(marker: str) -> None:
-    expected = rf"frame\['x'\]: expected None or NaN for gaps, got the category '.{{0,2}}' \(is it a gap\? Make gaps None"
+    expected = r"frame\['x'\]: expected None or NaN for gaps, got the category '.{0,2}' \(is it a gap\? Make gaps None"
     with pytest.warns(UserWarning, match=expected):
         Table.of({"x": ["a", "b", marker]})
 
@@ -244,7 +247,11 @@ def test_kinds_name_columns_and_kinds_that_there_are() -> None:
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), DataError, "column names that differ, got 'a' 2 times"),
         (pa.table([[1], [2]], names=["a", "a"]), DataError, "column names that differ, got 'a' 2 times"),
         (pd.DataFrame([[1, 2]], columns=[1, "1"]), DataError, "column names that differ, got '1' 2 times"),
-        (pd.Series([1.0], name="a"), ArgumentTypeError, r"a data frame .*, got a Series \(frame.to_frame\(\) makes one\)"),
+        (
+            pd.Series([1.0], name="a"),
+            ArgumentTypeError,
+            r"a data frame .*, got a Series \(frame.to_frame\(\) makes one\)",
+        ),
         (pl.DataFrame({"a": [1]}).lazy(), ArgumentTypeError, r"a data frame .*, got a lazy frame \(frame.collect"),
         ([[1.0, 2.0]], ArgumentTypeError, "a data frame .*, got a list"),
         (torch.zeros(2, 2), ArgumentTypeError, "a data frame .*, got a Tensor"),
@@ -291,8 +298,16 @@ def test_a_column_that_is_missing_is_named(change: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("island", ["Dream", "Anvers", "Anvers"], "one of the 3 categories 'Biscoe', .*, got 'Anvers' in 2 of 3 rows, fi"),
-        ("island", ["Dream", " ?", "Dream"], r"one of the 3 categories .*, got ' \?' in 1 of 3 rows, first 1 \(is it a gap"),
+        (
+            "island",
+            ["Dream", "Anvers", "Anvers"],
+            "one of the 3 categories 'Biscoe', .*, got 'Anvers' in 2 of 3 rows, fi",
+        ),
+        (
+            "island",
+            ["Dream", " ?", "Dream"],
+            r"one of the 3 categories .*, got ' \?' in 1 of 3 rows, first 1 \(is it a gap",
+        ),
         ("island", [1, 2, 3], "one of the 3 categories .*, got 1 in 3 of 3 rows, first 0"),
         ("mass", ["heavy", "light", "1"], "numbers, got 'heavy' in 3 of 3 rows, first 0 .astype"),
         ("mass", [1.0, math.inf, 2.0], "finite numbers, got inf in 1 of 3 rows, first 1"),
@@ -347,7 +362,9 @@ def test_codes_of_no_cell_are_refused(x: list[list[float]], error: type[Exceptio
 @pytest.mark.usefixtures("as_users_call")
 def test_samples_are_floating_point_tensors() -> None:
     for x, got in ((np.zeros((1, 1)), "a ndarray"), (torch.zeros(1, 1, dtype=torch.long), "torch.int64")):
-        with pytest.raises(ArgumentTypeError, match=rf"x: expected a floating point tensor \(rows, columns\), got {got}"):
+        with pytest.raises(
+            ArgumentTypeError, match=rf"x: expected a floating point tensor \(rows, columns\), got {got}"
+        ):
             Table((Count("eggs"),)).decode(x)
 
 
@@ -360,7 +377,9 @@ numbers = st.floats(-1e12, 1e12, allow_subnormal=False)
 
 @given(
     st.lists(
-        st.tuples(st.none() | numbers, st.none() | st.sampled_from("abc"), st.integers(0, 1 << 40), st.floats(1e-9, 1e9)),
+        st.tuples(
+            st.none() | numbers, st.none() | st.sampled_from("abc"), st.integers(0, 1 << 40), st.floats(1e-9, 1e9)
+        ),
         min_size=2,
     )
 )
