@@ -325,7 +325,7 @@ class HMoEVAE(TreeModule):
             for objective in measured_for(self.objective):
                 terms |= objective.terms(log_weight if objective.by_weight else elbo, leaf_log_prob, log_prior)
             names[:] = terms
-            means = torch.stack(list(terms.values()))
+            means = torch.stack([term.mean() for term in terms.values()])
             return (len(chunk) * torch.cat([means, means.new_ones(1)])).unsqueeze(0)
 
         by_chunk = self._in_batches(evaluate, x, batch_size, one_answer_each=False)
@@ -347,7 +347,7 @@ class HMoEVAE(TreeModule):
 
     def _facts(self) -> ModelFacts:
         n_parameters = sum(p.numel() for p in self.parameters())
-        any_grey = self.door.takes(torch.tensor([0.25, 0.75], device="cpu"))
+        any_grey = self.door.takes(0.25) and self.door.takes(0.75)
         example = None if any_grey else self.door.example
         return ModelFacts(self.tree, self.input_shape, self.objective, n_parameters, example)
 

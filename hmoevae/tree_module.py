@@ -179,7 +179,8 @@ class TreeModule(Pretrained):
         leaf = settings.routes.leaves(leaf_log_prob)
         elbo = self.experts.estimates(flat, noise, of=estimate, leaf=leaf)
         slot_log_prior = log_prior.unsqueeze(1) if leaf is None else log_prior[leaf]
-        terms = objective.terms(elbo, restricted(leaf_log_prob, leaf), slot_log_prior) | routing.terms
+        own = objective.terms(elbo, restricted(leaf_log_prob, leaf), slot_log_prior)
+        terms = {name: term.mean() for name, term in own.items()} | routing.terms
         return Output(
             loss=_total(terms),
             terms=terms,
@@ -244,7 +245,7 @@ class TreeModule(Pretrained):
         terms: dict[str, Tensor] = {}
         if other is not None:
             first, second = (self.paths.node_log_prob(edge_log_prob) for edge_log_prob in edges)
-            terms["agreement"] = settings.agreement_weight * agreement((first, second), self.paths, levels)
+            terms["agreement"] = settings.agreement_weight * agreement((first, second), self.paths, levels).mean()
         importance = importances[0] if other is None else (importances[0] + importances[1]) / 2
         terms["balance"] = self.balances(importance, self.prior.edge_log_prob().detach())
         return Routing(

@@ -17,7 +17,7 @@ def hard(elbo: Tensor, log_prob: Tensor, log_prior: Tensor) -> dict[str, Tensor]
 
     >>> import torch
     >>> hard(torch.tensor([[-1.0], [-3.0]]), torch.tensor([[0.5], [0.5]]).log(), torch.zeros(2, 1))
-    {'hard': tensor(1.), 'choice': tensor(0.6931)}
+    {'hard': tensor([1.]), 'choice': tensor([0.6931])}
     """
     joint, best = (elbo + log_prior).max(0)
-    return {"hard": -joint.mean(), "choice": -log_prob.gather(0, best.unsqueeze(0)).mean()}
+    return {"hard": -joint, "choice": -log_prob.gather(0, best.unsqueeze(0)).squeeze(0)}

@@ -14,13 +14,16 @@ from hmoevae.nn.paths import Paths, logsumexp_by
 NodeBatch = Float[Tensor, "node batch"]
 
 
-def agreement(node_log_prob: tuple[NodeBatch, NodeBatch], paths: Paths, levels: Sequence[int]) -> Float[Tensor, ""]:
+def agreement(
+    node_log_prob: tuple[NodeBatch, NodeBatch], paths: Paths, levels: Sequence[int]
+) -> Float[Tensor, " batch"]:
     """How far the gates are from sending two views v, v' of a sample to the same node of each of `levels`.
 
     Let r_n be the probability of arriving at mixture n, a weight without gradient, and q(m|n) the probability of
-    going on from n to node m. The term sums over each of `levels` and the one before it (before the first: the root)::
+    going on from n to node m. The term of a sample sums over each of `levels` and the one before it (before the first:
+    the root)::
 
-        mean_x sum_{n of the level before} r_n(v) r_n(v') (-log sum_{m below n, of the level} q(m|n, v) q(m|n, v'))
+        sum_{n of the level before} r_n(v) r_n(v') (-log sum_{m below n, of the level} q(m|n, v) q(m|n, v'))
 
     -log(...) is the negative log-probability that a draw of m for v equals a draw of m for v'. It is zero where both
     views are certain of the same node. A model that sends all samples to one node has zero agreement loss, so a balance
@@ -39,9 +42,9 @@ def agreement(node_log_prob: tuple[NodeBatch, NodeBatch], paths: Paths, levels: 
     >>> undecided = torch.tensor([[0.5], [0.5]]).log()
     >>> nodes = paths.node_log_prob(undecided)
     >>> agreement((nodes, nodes), paths, levels=[1])  # two tosses of a coin agree half the time: log 2
-    tensor(0.6931)
+    tensor([0.6931])
     """
-    total = node_log_prob[0].new_zeros(())
+    total = node_log_prob[0].new_zeros(node_log_prob[0].shape[1])
     for upper, lower in itertools.pairwise((0, *levels)):
         tables = paths.between(upper, lower, total.device)
         reach = [by_node.index_select(0, tables.mixtures) for by_node in node_log_prob]
@@ -50,5 +53,5 @@ def agreement(node_log_prob: tuple[NodeBatch, NodeBatch], paths: Paths, levels: 
             for by_node, above in zip(node_log_prob, reach, strict=True)
         ]
         apart = -logsumexp_by(onward[0] + onward[1], tables.owner, len(tables.mixtures))
-        total = total + ((reach[0] + reach[1]).detach().exp() * apart).sum(0).mean()
+        total = total + ((reach[0] + reach[1]).detach().exp() * apart).sum(0)
     return total

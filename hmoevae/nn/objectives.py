@@ -1,12 +1,13 @@
 """Objectives, which training minimises: pure functions of ELBOs, leaf probabilities and priors.
 
-Axes: `slot` counts the leaves that are computed for a sample, all of them or some; `batch` is last. All terms are means
-over the batch, in nats. q(l|x) are the gates' leaf probabilities and pi is the prior::
+Axes: `slot` counts the leaves that are computed for a sample, all of them or some; `batch` is last. A term has a value
+in nats for each sample, and the loss is their mean over the batch. q(l|x) are the gates' leaf probabilities and pi is
+the prior::
 
-    expected   mean_x  sum_l q(l|x) (-ELBO_l(x))                            Jacobs et al. 1991, equation 1.2
-    elbo       mean_x -sum_l q(l|x) (ELBO_l(x) + log pi_l - log q(l|x))     the gate is the recognition model of l
-    marginal   mean_x -logsumexp_l (log pi_l + ELBO_l(x))                   EM (Jordan & Jacobs 1994), and the gate is
-                                                                            fitted to the responsibilities
+    expected    sum_l q(l|x) (-ELBO_l(x))                            Jacobs et al. 1991, equation 1.2
+    elbo       -sum_l q(l|x) (ELBO_l(x) + log pi_l - log q(l|x))     the gate is the recognition model of l
+    marginal   -logsumexp_l (log pi_l + ELBO_l(x))                   EM (Jordan & Jacobs 1994), and the gate is fitted
+                                                                     to the responsibilities
 
 ELBOs are estimated from one draw of z. `marginal` takes log p(x, z) - log q(z|x) as ELBO_l(x): the expectation of
 exp ELBO_l(x) over draws is p_l(x), so the expectation of the negative term is at most log p(x). With the KL in closed
@@ -26,7 +27,7 @@ from hmoevae.spec.record import check_name, origin_of
 
 SlotBatch = Float[Tensor, "slot batch"]
 LogPrior = Float[Tensor, "slot #batch"]
-Terms = dict[str, Float[Tensor, ""]]
+Terms = dict[str, Float[Tensor, " batch"]]
 Function = Callable[[SlotBatch, SlotBatch, LogPrior], Terms]
 
 
@@ -35,7 +36,7 @@ class Objective:
     """What `HMoEVAE(objective=...)` names.
 
     Attributes:
-        terms: From ELBOs, leaf probabilities and priors to the terms of the loss by name.
+        terms: From ELBOs, leaf probabilities and priors to the terms of the loss by name, a value for each sample.
         by_weight: Whether the ELBO is estimated by log p(x, z) - log q(z|x) instead of with the KL in closed form. An
             objective that takes the exponential of ELBOs needs it.
         names: The names of the terms.
@@ -70,8 +71,9 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
     whose exponential sums to one over the slots; and log pi_l. A slot stands for a leaf: for every leaf of the tree or,
     where a pass computes some leaves only, for one of those.
 
-    It returns the terms of the loss by name, scalar tensors. One of them has the name of the objective: early stopping,
-    `best_of` and the best checkpoint compare models by that term. To check this, the function is called once.
+    It returns the terms of the loss by name, each a tensor `(batch,)` with a value for every sample, of which the model
+    takes the mean. One of them has the name of the objective: early stopping, `best_of` and the best checkpoint compare
+    models by that term. To check this, the function is called once.
 
     Args:
         name: Its name in `HMoEVAE(objective=...)` and in saved models.
@@ -84,7 +86,7 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
 
     >>> @objective("hard")
     ... def hard(elbo, log_prob, log_prior):
-    ...     return {"hard": -elbo.amax(0).mean()}
+    ...     return {"hard": -elbo.amax(0)}
     >>> "hard" in OBJECTIVES
     True
     >>> del OBJECTIVES["hard"]
@@ -105,6 +107,7 @@ def objective(name: str, *, by_weight: bool = False) -> Callable[[Function], Fun
 def _names_of(objective: str, terms: Function) -> tuple[str, ...]:
     """The names of an objective's terms, which are checked, for two slots and three samples."""
     where, even = f"objective {objective!r}", torch.full((2, 3), 0.5, device="cpu").log()
+    values = "a dict of tensors (batch,), a value for each sample"
     try:
         with torch.no_grad(), borrowed_random_state():
             found: object = terms(torch.zeros(2, 3, device="cpu"), even, even[:, :1])
@@ -112,14 +115,14 @@ def _names_of(objective: str, terms: Function) -> tuple[str, ...]:
         expected = "a function of ELBOs (slot, batch), log-probabilities and log-priors"
         raise ArgumentError(mismatch(where, expected, f"{type(error).__name__}: {error}")) from error
     if not isinstance(found, dict):
-        raise ArgumentError(mismatch(where, "a dict of scalar tensors", type(found).__name__))
+        raise ArgumentError(mismatch(where, values, type(found).__name__))
     taken = {term: name for name, other in OBJECTIVES.items() if name != objective for term in other.names}
     for name, term in found.items():
         if not isinstance(name, str):
-            raise ArgumentError(mismatch(where, "a dict of scalar tensors by name", f"the name {name!r}"))
-        if not isinstance(term, Tensor) or term.ndim or not term.is_floating_point():
+            raise ArgumentError(mismatch(where, "a dict of tensors by name", f"the name {name!r}"))
+        if not isinstance(term, Tensor) or term.shape != (3,) or not term.is_floating_point():
             got = f"{term.dtype} of shape {tuple(term.shape)}" if isinstance(term, Tensor) else type(term).__name__
-            raise ArgumentError(mismatch(where, "a dict of scalar tensors", f"{{{name!r}: {got}}}"))
+            raise ArgumentError(mismatch(where, values, f"{{{name!r}: {got}}} for a batch of 3"))
         if name in taken or name in _COLUMNS or name.startswith(_COLUMNS_BEGIN):
             of = f" (of {taken[name]!r})" if name in taken else ""
             raise ArgumentError(mismatch(where, "names of terms that are free", f"{name!r}{of}"))
@@ -157,13 +160,13 @@ def measured_for(name: str) -> list[Objective]:
 
 @objective("expected")
 def expected(elbo: SlotBatch, log_prob: SlotBatch, log_prior: LogPrior) -> Terms:  # noqa: ARG001
-    """The mean loss of the experts, weighted by the gates. The prior is not used.
+    """The loss of the experts, weighted by the gates. The prior is not used.
 
     >>> import torch
     >>> expected(torch.tensor([[-1.0], [-3.0]]), torch.tensor([[0.5], [0.5]]).log(), torch.zeros(2, 1))
-    {'expected': tensor(2.)}
+    {'expected': tensor([2.])}
     """
-    return {"expected": -(log_prob.exp() * elbo).sum(0).mean()}
+    return {"expected": -(log_prob.exp() * elbo).sum(0)}
 
 
 @objective("elbo")
@@ -173,10 +176,10 @@ def negative_elbo(elbo: SlotBatch, log_prob: SlotBatch, log_prior: LogPrior) -> 
     >>> import torch
     >>> even = torch.tensor([[0.5], [0.5]]).log()
     >>> negative_elbo(torch.tensor([[-1.0], [-3.0]]), even, even)  # the gate agrees with the prior
-    {'elbo': tensor(2.)}
+    {'elbo': tensor([2.])}
     """
     bound = log_prob.exp() * (elbo + log_prior - log_prob)
-    return {"elbo": -bound.sum(0).mean()}
+    return {"elbo": -bound.sum(0)}
 
 
 @objective("marginal", by_weight=True)
@@ -186,14 +189,11 @@ def marginal(elbo: SlotBatch, log_prob: SlotBatch, log_prior: LogPrior) -> Terms
     >>> import torch
     >>> even = torch.tensor([[0.5], [0.5]]).log()
     >>> marginal(torch.tensor([[-1.0], [-1.0]]), even, even)
-    {'marginal': tensor(1.), 'distillation': tensor(0.6931)}
+    {'marginal': tensor([1.]), 'distillation': tensor([0.6931])}
     """
     joint = elbo + log_prior
     responsibility = joint.detach().softmax(0)
-    return {
-        "marginal": -joint.logsumexp(0).mean(),
-        "distillation": -(responsibility * log_prob).sum(0).mean(),
-    }
+    return {"marginal": -joint.logsumexp(0), "distillation": -(responsibility * log_prob).sum(0)}
 
 
 _OURS = tuple(OBJECTIVES)

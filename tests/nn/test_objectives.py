@@ -37,8 +37,10 @@ def random_inputs(leaves: int, batch: int, seed: int, spread: float = 10.0) -> t
 
 
 def terms_of(name: str, elbo: Tensor, log_prob: Tensor, log_prior: Tensor) -> dict[str, Tensor]:
-    """The terms of an objective, from a prior of the leaves."""
-    return OBJECTIVES[name].terms(elbo, log_prob, log_prior.unsqueeze(1))
+    """The means of an objective's terms, from a prior of the leaves."""
+    terms = OBJECTIVES[name].terms(elbo, log_prob, log_prior.unsqueeze(1))
+    assert {term.shape for term in terms.values()} == {(elbo.shape[1],)}
+    return {name: term.mean() for name, term in terms.items()}
 
 
 # --- objectives -----------------------------------------------------------------------------------------------------
@@ -103,7 +105,7 @@ def test_over_chosen_leaves_a_bound_is_lower(
     chosen = order[: data.draw(st.integers(1, leaves))]
     q = restricted(log_prob, chosen)
     torch.testing.assert_close(q.exp().sum(0), torch.ones(batch, dtype=q.dtype))
-    some = OBJECTIVES[name].terms(elbo.gather(0, chosen), q, log_prior[chosen])[name]
+    some = OBJECTIVES[name].terms(elbo.gather(0, chosen), q, log_prior[chosen])[name].mean()
     every = terms_of("marginal", elbo, log_prob, log_prior)["marginal"]
     assert -some <= -every + 1e-9
     if len(chosen) == leaves:
@@ -117,7 +119,7 @@ def test_an_objective_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
         @objective("best")
         def best(elbo: Tensor, log_prob: Tensor, log_prior: Tensor) -> dict[str, Tensor]:
-            return {"best": -elbo.amax(0).mean(), "gate": -(log_prob.exp() * log_prob).sum(0).mean()}
+            return {"best": -elbo.amax(0), "gate": -(log_prob.exp() * log_prob).sum(0)}
 
         model = hm.HMoEVAE(hm.Mixture.of(LEAF, 3), (4,), objective="best")
         out = model(torch.rand(5, 4))
@@ -138,15 +140,17 @@ def terms_are(terms: Any) -> Any:
     return lambda *_: terms
 
 
-ZERO = torch.zeros(())
+ZERO = torch.zeros(3)
+VALUES = r"a dict of tensors \(batch,\), a value for each sample, got"
 NO_OBJECTIVES: dict[str, tuple[Any, str]] = {
     "no own name": (terms_are({"other": ZERO}), r"a term 'mine', .*, got 'other'"),
     "none": (terms_are({}), r"a term 'mine', .*, got none"),
-    "no dict": (terms_are(ZERO), "a dict of scalar tensors, got Tensor"),
-    "no tensor": (terms_are({"mine": 0.0}), r"a dict of scalar tensors, got \{'mine': float\}"),
-    "no scalar": (terms_are({"mine": torch.zeros(3)}), r"a dict of scalar tensors, got \{'mine': .* of shape \(3,\)"),
-    "integers": (terms_are({"mine": torch.zeros((), dtype=torch.long)}), r"a dict .*, got \{'mine': torch\.int64"),
-    "another key": (terms_are({"mine": ZERO, 1: ZERO}), r"a dict of scalar tensors by name, got the name 1"),
+    "no dict": (terms_are(ZERO), f"{VALUES} Tensor"),
+    "no tensor": (terms_are({"mine": 0.0}), rf"{VALUES} \{{'mine': float\}}"),
+    "a mean": (terms_are({"mine": ZERO.mean()}), rf"{VALUES} \{{'mine': .* of shape \(\)\}} for a batch of 3"),
+    "slots": (terms_are({"mine": torch.zeros(2, 3)}), rf"{VALUES} \{{'mine': .* of shape \(2, 3\)"),
+    "integers": (terms_are({"mine": ZERO.long()}), rf"{VALUES} \{{'mine': torch\.int64"),
+    "another key": (terms_are({"mine": ZERO, 1: ZERO}), r"a dict of tensors by name, got the name 1"),
     "reserved": (terms_are({"mine": ZERO, "balance": ZERO}), "names of terms that are free, got 'balance'"),
     "a column": (terms_are({"mine": ZERO, "usage/root": ZERO}), "names of terms that are free, got 'usage/root'"),
     "another's": (terms_are({"mine": ZERO, "distillation": ZERO}), r"names .*, got 'distillation' \(of 'marginal'\)"),
@@ -175,7 +179,7 @@ def test_an_objective_is_looked_at_without_a_draw() -> None:
 
     def noisy(elbo: Tensor, log_prob: Tensor, log_prior: Tensor) -> dict[str, Tensor]:
         assert elbo.shape == log_prob.shape == (2, 3)
-        return {"noisy": torch.rand(()) + (log_prior + log_prob).mean()}
+        return {"noisy": torch.rand(3) + (log_prior + log_prob).mean(0)}
 
     before = torch.get_rng_state()
     try:
@@ -329,7 +333,7 @@ def run_agreement(plan: Plan, first: Tensor, second: Tensor, levels: Sequence[in
     """The agreement at some levels, by default all of them, as the model computes it."""
     paths = Paths(plan).to(first.dtype)
     nodes = paths.node_log_prob(first), paths.node_log_prob(second)
-    return agreement(nodes, paths, range(1, plan.depth + 1) if levels is None else levels)
+    return agreement(nodes, paths, range(1, plan.depth + 1) if levels is None else levels).mean()
 
 
 def naive_total_agreement(plan: Plan, first: Tensor, second: Tensor, levels: Sequence[int]) -> Tensor:
