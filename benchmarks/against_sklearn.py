@@ -100,11 +100,13 @@ def in_form(table: RealTable, form: str, seed: int, fitted: np.ndarray | None = 
 
 
 def with_gaps(shape: tuple[int, ...], share: float, seed: int) -> np.ndarray:
-    """Which cells are missing, at random; at least one cell of each row and each column is left."""
+    """Which cells are missing, at random; a row or column that would be without any keeps one."""
     rng = np.random.default_rng(seed)
     missing = rng.random(shape) < share
-    missing[np.arange(shape[0]), rng.integers(shape[1], size=shape[0])] = False
-    missing[rng.integers(shape[0], size=shape[1]), np.arange(shape[1])] = False
+    for row in np.flatnonzero(missing.all(axis=1)):
+        missing[row, rng.integers(shape[1])] = False
+    for column in np.flatnonzero(missing.all(axis=0)):
+        missing[rng.integers(shape[0]), column] = False
     return missing
 
 
