@@ -125,7 +125,13 @@ ROOMS: dict[str, float] = {
     "hmoevae.training": 5.8,
     "hmoevae.callbacks": 5.9,
     "hmoevae.trackers": 5.9,
-    "hmoevae.estimator": 6,
+    "hmoevae.estimator.leaves": 6,
+    "hmoevae.estimator.rows": 6,
+    "hmoevae.estimator.solvers": 6,
+    "hmoevae.estimator.trees": 6,
+    "hmoevae.estimator.results": 6.1,
+    "hmoevae.estimator.mixture": 6.2,
+    "hmoevae.estimator": 6.3,
     "hmoevae": 7,  # re-exports from everywhere; nothing imports it
 }
 

@@ -85,7 +85,9 @@ def cells_of(path: str, values: Any, declares: object = None) -> Cells:
     if array.ndim != 1:
         raise ShapeError(mismatch(path, "a column: one axis", f"{array.ndim} axes"))
     gaps = np.zeros(len(array), bool) if gaps is None else gaps
-    if array.dtype.kind in "fO":
+    if array.dtype.kind == "f":
+        gaps = gaps | np.isnan(array)
+    elif array.dtype.kind == "O":
         gaps = gaps | np.fromiter(map(_is_gap, array.tolist()), bool, len(array))
     dtype = getattr(values if declares is None else declares, "dtype", None)
     categories = getattr(dtype, "categories", None)

@@ -1,0 +1,293 @@
+"""VAEMixture: the model as a scikit-learn estimator, for tables, pipelines and searches."""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import validate_data
+
+from hmoevae import training
+from hmoevae.checks import check_integer
+from hmoevae.door import Checked
+from hmoevae.errors import ArgumentError, DataError, VersionWarning, mismatch, warn
+from hmoevae.estimator.leaves import by_size, leaf_means, make_priors_shares_, reorder_leaves_
+from hmoevae.estimator.results import Results, seed_of
+from hmoevae.estimator.rows import as_they_are, is_frame, table_of
+from hmoevae.estimator.solvers import Gradients
+from hmoevae.estimator.trees import Options, likelihood_of
+from hmoevae.model import HMoEVAE
+from hmoevae.nn.draws import borrowed_random_state
+from hmoevae.spec import Balance, Likelihood, Mixture, Tree
+from hmoevae.starts import StartName
+from hmoevae.tables import Column, Number, Table
+from hmoevae.training.usage import warn_of_collapse
+from hmoevae.version import __version__
+
+FLOATS = (np.float64, np.float32)
+"""The types in which arrays are read; others are converted to the first."""
+
+
+class VAEMixture(Results):
+    """A mixture of variational auto-encoders as a scikit-learn estimator, with the names of `GaussianMixture`.
+
+    It clusters (`predict`), reduces dimensions (`transform`), estimates densities (`score_samples`) and generates rows
+    (`sample`). Tables are taken as they come: arrays of numbers of any scale, and frames whose columns may be numbers,
+    categories and counts, with gaps. Columns are standardised and coded inside (`table_`); densities, means and draws
+    are in the units of `X`.
+
+    Args:
+        n_components: Number of experts of a flat mixture; 1 means a single VAE. Not used if `tree` is given.
+        tree: A tree of any shape instead of the flat mixture; `latent_dim`, `hidden`, `likelihood` and `balance` are
+            then not used.
+        latent_dim: Size of every expert's latent; `None` means one less than the number of columns, at most 8.
+        hidden: Widths of the hidden layers of every encoder, decoder and gate.
+        likelihood: The observation model p(x|z); `None` means one for each column that suits its kind, with learned
+            noise. Where it is given, numbers are modelled as they are, and not standardised; so they are in a `tree`
+            whose leaves do not have the likelihood of the table of `X`.
+        kinds: What columns are where that is not what is inferred, such as `{"visits": "count"}`, as in `Table.of`. The
+            columns of an array are called x0, x1, ... and are numbers unless this says otherwise.
+        balance: The term that keeps the gate from sending all samples to one expert; `None` means `Balance("kl", 1.0)`.
+        objective: The objective that training minimises: `"expected"`, `"elbo"` or `"marginal"` (see
+            `hmoevae.nn.objectives`). With the last two, the flat mixture learns its weights; with `"expected"` they are
+            uniform.
+        max_iter: Number of passes over the data.
+        batch_size: Samples per step.
+        lr: Learning rate of Adam.
+        init: The start, which gates and experts learn in the first tenth of the epochs: the clusters of `"kmeans"`,
+            level by level down a tree, as in `GaussianMixture`, or of `"umap"` (extra `umap`); `"random"` has none.
+        n_init: Number of trainings from fresh weights; the one with the smallest `loss_` is kept.
+        n_importance: Number of draws of z from every leaf for each value of `score_samples`, where it is not exact.
+        warm_start: Let `fit` continue from the weights and with the table of the last fit; `n_init` is not used.
+        random_state: Seed of weights, order of the data and draws, as everywhere in scikit-learn.
+        device: The device to train and predict on; `"auto"` takes an accelerator if there is one. On the CPU, arrays of
+            float32 are computed in float32 and all others in float64. A pickle holds the weights on the CPU.
+        verbose: Above 0, training shows a progress bar.
+
+    Attributes:
+        model_: The trained `HMoEVAE`, of rows as `table_` encodes them.
+        table_: The `Table` of `X`, which standardises and codes.
+        labels_: The most probable leaf of every sample of the last fit, `(n_samples,)`. In a mixture of `n_components`,
+            the leaf with most of these samples is 0, and so on; equal ones are in the order of their mean samples,
+            compared column by column. So labels do not depend on the seed where the clusters do not. In a `tree` the
+            leaves keep their order.
+        weights_: The prior of every leaf, `(n_leaves,)`. A learned prior is set to the shares of `labels_`.
+        loss_: The objective on the samples of the last fit, standardised, without balance, in nats per sample.
+        history_: The `History` of the training that was kept.
+        n_iter_: The number of epochs of that training.
+        n_features_in_: Number of columns of `X`.
+        feature_names_in_: Names of the columns, if `X` was a frame.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> X = np.concatenate([rng.normal(-1, 0.1, (50, 2)), rng.normal(1, 0.1, (50, 2))])
+    >>> mixture = VAEMixture(2, max_iter=20, lr=1e-2, random_state=0, device="cpu").fit(X)
+    >>> mixture.transform(X).shape, mixture.predict_proba(X).shape, mixture.sample(3)[0].shape
+    ((100, 3), (100, 2), (3, 2))
+    >>> mixture.means_.shape, mixture.node_paths_, mixture.bic(X) < VAEMixture(1, max_iter=20, device="cpu").fit(X).bic(X)
+    ((2, 2), ['root/0', 'root/1'], True)
+    >>> np.array_equal(mixture.predict(X), mixture.labels_), bool(mixture.score(X) == mixture.score_samples(X).mean())
+    (True, True)
+    """
+
+    def __init__(
+        self,
+        n_components: int = 10,
+        *,
+        tree: Tree | None = None,
+        latent_dim: int | None = None,
+        hidden: tuple[int, ...] = (32,),
+        likelihood: Likelihood | None = None,
+        kinds: Mapping[str, str | Column] | None = None,
+        balance: Balance | None = None,
+        objective: str = "marginal",
+        max_iter: int = 100,
+        batch_size: int = 64,
+        lr: float = 3e-3,
+        init: StartName = "kmeans",
+        n_init: int = 1,
+        n_importance: int = 64,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        device: str | torch.device = "auto",
+        verbose: int = 0,
+    ) -> None:
+        self.n_components = n_components
+        self.tree = tree
+        self.latent_dim = latent_dim
+        self.hidden = hidden
+        self.likelihood = likelihood
+        self.kinds = kinds
+        self.balance = balance
+        self.objective: str = objective
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.lr = lr
+        self.init: StartName = init
+        self.n_init = n_init
+        self.n_importance = n_importance
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: object = None) -> "VAEMixture":  # noqa: ARG002
+        """Train on the rows of `X`.
+
+        Ctrl-C ends training with a warning and keeps the weights so far. A `DeadLeafWarning` names dead leaves and all
+        leaves that are not in `labels_`. A `ConstantGateWarning` names gates that give all samples nearly the same
+        probabilities.
+
+        Args:
+            X: Samples, at least as many as leaves: an array of numbers `(n_samples, n_features)`, or a frame of any
+                library or a dict of columns, whose columns may be categories and counts too. NaN is a gap.
+            y: Not used.
+
+        Raises:
+            SpecError: The tree is not valid.
+            ArgumentError: Another argument cannot be used; `DataError` for data that the table or the likelihood cannot
+                model, as `Table.of` says.
+            NonFiniteError: The loss became NaN or infinite.
+        """
+        for name in ("max_iter", "n_init"):
+            check_integer(name, getattr(self, name))
+        goes_on = self.warm_start and hasattr(self, "model_")
+        X = self._read(X, reset=not goes_on)
+        table, tree = self._described(X, self.table_ if goes_on else None)
+        samples = table.encode(X, name="X")
+        if len(samples) < tree.n_leaves:
+            expected = f"n_samples >= {tree.n_leaves}, the number of leaves"
+            raise DataError(mismatch("X", expected, f"n_samples = {len(samples)}"))
+        if goes_on:
+            self._check_goes_on(tree)
+        where = training.resolve_device(self.device)
+        narrow = isinstance(X, np.ndarray) and X.dtype == np.float32
+        dtype = torch.float32 if narrow or where.type != "cpu" else torch.float64
+
+        def make(seed: int) -> HMoEVAE:
+            if goes_on:
+                return self.model_
+            with borrowed_random_state(seed):
+                return self._model(tree, table).to(dtype)
+
+        with torch.device("meta"):  # checking samples needs the tree only, no weights
+            outline = self.model_ if goes_on else self._model(tree, table)
+        data = outline.to(dtype).checked(samples, name="X")
+        random = check_random_state(self.random_state)
+        usual = training.Training(
+            epochs=self.max_iter,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            init="random" if goes_on or tree.n_leaves == 1 else self.init,
+            init_epochs=max(1, self.max_iter // 10),
+            device=where,
+        )
+        seeds = (seed_of(random) for _ in range(1 if goes_on else int(self.n_init)))
+        fitted = Gradients(usual, seeds, progress=self.verbose > 0).fit(make, data)
+        self.table_, self.model_, self.history_, self.loss_ = table, *fitted
+        if self.history_.interrupted:
+            warn("Training interrupted by the user.")
+        self._told(data)
+        return self
+
+    def _read(self, X: Any, *, reset: bool) -> Any:
+        """Rows as a frame or an array: scikit-learn checks arrays, without their values, and tables check frames."""
+        by_name = is_frame(X) and (reset or self.table_.library != "numpy")
+        if not by_name:
+            if isinstance(X, np.ma.MaskedArray) and X.dtype.kind == "f":
+                X = X.filled(np.nan)  # scikit-learn ignores masks and reads the values under them
+            return validate_data(self, X, reset=reset, dtype=FLOATS, ensure_all_finite=False)
+        return X
+
+    def _described(self, X: Any, table: Table | None) -> tuple[Table, Tree]:
+        """The table of `X`, if there is none yet, and the tree."""
+        options = Options(**{name: getattr(self, name) for name in Options.__slots__})
+        given = options.likelihoods
+        if table is None:
+            table = table_of(X, self.kinds)
+            if self.tree is None and given or self.tree is not None and given != {likelihood_of(table)}:
+                table = as_they_are(table)
+            self.n_features_in_ = len(table.columns)
+            if is_frame(X):
+                self.feature_names_in_ = np.array(table.names, dtype=object)
+        return table, options.planted(
+            likelihood_of(table) if self.likelihood is None else self.likelihood, len(table.columns)
+        )
+
+    def _check_goes_on(self, tree: Tree) -> None:
+        """Check that a warm start has the same model."""
+        others = [
+            name
+            for name in ("tree", "objective")
+            if {"tree": tree, "objective": self.objective}[name] != getattr(self.model_, name)
+        ]
+        if others:
+            expected = "the tree and the objective of the last fit"
+            raise ArgumentError(mismatch("warm_start", expected, f"another {' and another '.join(others)}"))
+
+    def _model(self, tree: Tree, table: Table) -> HMoEVAE:
+        return HMoEVAE(tree, (len(table.columns),), objective=self.objective, missing=table.missing)
+
+    def _told(self, data: Checked) -> None:
+        """Set what is said of the last fit, and put the leaves of a flat mixture in order."""
+        self.n_iter_ = len(self.history_)
+        counts = self._count(data)
+        if self.tree is None and len(counts) > 1:
+            order = by_size(counts, leaf_means(self.model_).double().cpu().numpy())
+            if (order != np.arange(len(order))).any():
+                reorder_leaves_(self.model_, self.history_, order)
+                counts = self._count(data)
+        make_priors_shares_(self.model_, counts)
+        self.weights_ = self.model_.prior.leaf_log_prob().exp().detach().cpu().numpy()
+        if self.n_iter_:
+            warn_of_collapse(self.model_.plan, self.history_.rows[-1], counts.astype(float).tolist())
+
+    def _count(self, data: Checked) -> Int[np.ndarray, " leaf"]:
+        """Label the samples, and count those of every leaf."""
+        self.labels_ = self.model_.predict(data).numpy()
+        return np.bincount(self.labels_, minlength=self.model_.plan.n_leaves)
+
+    def _samples(self, X: Any, *, support: bool = False) -> tuple[Checked, torch.dtype]:
+        X = self._read(X, reset=False)
+        narrow = isinstance(X, np.ndarray) and X.dtype == np.float32
+        samples = self.table_.encode(X, name="X")
+        return self.model_.checked(samples, name="X", support=support), torch.float32 if narrow else torch.float64
+
+    # --- scikit-learn's conventions ---------------------------------------------------------------------------------
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        assert tags.transformer_tags is not None
+        tags.transformer_tags.preserves_dtype = [np.dtype(dtype).name for dtype in FLOATS]
+        tags.input_tags.allow_nan = True
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]  # object's may be None
+        if "model_" in state:  # machines without this accelerator have to be able to load the pickle
+            state["model_"] = copy.deepcopy(state["model_"]).cpu()
+        return state | {"_hmoevae_version": __version__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle, which may be from another version; parameters that it lacks take their defaults."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in state}
+        pickled = {name: value for name, value in state.items() if name != "_hmoevae_version"}
+        if "model_" in state and "table_" not in state:  # before estimators had tables, numbers stayed as they were
+            names = state.get("feature_names_in_", [f"x{i}" for i in range(state["n_features_in_"])])
+            library: Any = "pandas" if "feature_names_in_" in state else "numpy"
+            pickled["table_"] = Table(tuple(Number(name) for name in names), library)
+        super().__setstate__(pickled | defaults)
+        version = state.get("_hmoevae_version", "an unknown version")
+        if version != __version__:
+            added = f", with the defaults of {', '.join(defaults)}" if defaults else ""
+            expected = f"a pickle of hmoevae {__version__}"
+            remedy = "fit again, or save models with model_.save_pretrained, which all versions read"
+            got = f"one of {version}{added}; {remedy}"
+            warn(mismatch(type(self).__name__, expected, got), VersionWarning)
