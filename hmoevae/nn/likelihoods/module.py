@@ -62,6 +62,8 @@ class LikelihoodModule(nn.Module, ABC):
     """
 
     outputs: int = 1
+    n_statistics: int = 1
+    """Number of `statistics` per feature."""
     support: str
     example: float = 0.0
     score_unit: float = 1.0
