@@ -91,7 +91,11 @@ class Support(Protocol):
     example: float
 
     def contains(self, x: Tensor) -> bool:
-        """Whether every entry of the finite tensor `x` lies in the support."""
+        """Whether every entry of the finite tensor `x`, `(batch, *shape)`, lies in the support."""
+        ...
+
+    def refused(self, x: Tensor) -> tuple[str, Any]:
+        """What is said of samples that `contains` refuses: the support in words, and the index of such entries."""
         ...
 
     def nearest(self, x: Tensor) -> Tensor:
@@ -150,7 +154,8 @@ class Door:
         tensor = self.check(x, name, support=False)
         for likelihood in self.likelihoods:
             if not likelihood.contains(tensor) and (likelihood.nearest(tensor) - tensor).abs().max() > 1:
-                warn(mismatch(name, f"{likelihood.support}, or close to it", _range(tensor)))
+                words, where = likelihood.refused(tensor)
+                warn(mismatch(name, f"{words}, or close to it", _range(tensor[where])))
                 break
         return tensor
 
@@ -160,15 +165,16 @@ class Door:
             return x
         return Checked(self.check(x, name) if support else self.seen(x, name), self, in_support=support)
 
-    def takes(self, x: Tensor) -> bool:
-        """Whether finite values lie in the support of every likelihood."""
-        return all(likelihood.contains(x) for likelihood in self.likelihoods)
+    def takes(self, value: float) -> bool:
+        """Whether a sample that has this value everywhere lies in the support of every likelihood."""
+        sample = torch.full((1, *self.shape), value, device="cpu")
+        return all(likelihood.contains(sample) for likelihood in self.likelihoods)
 
     @property
     def example(self) -> float:
         """A value that samples may have."""
         values = [likelihood.example for likelihood in self.likelihoods]
-        return next((value for value in values if self.takes(torch.tensor([value], device="cpu"))), 0.0)
+        return next((value for value in values if self.takes(value)), 0.0)
 
     def _looked_at(self, x: Tensor, name: str, *, support: bool) -> Tensor:
         read = x.to(self.dtype)  # the model reads the samples in this type
@@ -187,7 +193,8 @@ class Door:
                 continue
             near = likelihood.nearest(read)
             if not likelihood.contains(near) or (near - read).abs().max() > rounding:
-                raise DataError(mismatch(name, likelihood.support, _range(x)))
+                words, where = likelihood.refused(read)
+                raise DataError(mismatch(name, words, _range(x[where]) + _among(x[where], near[where])))
             x, read = near.to(x.dtype), near
         return x
 
@@ -233,3 +240,11 @@ def _range(x: Tensor) -> str:
     """The smallest and the largest value with all digits, because a value may miss a bound by the last digit."""
     low, high = (repr(end.item()).removesuffix(".0") for end in x.aminmax())
     return f"values from {low} to {high}"
+
+
+def _among(x: Tensor, near: Tensor) -> str:
+    """The first value outside the support, where it lies inside the range of all."""
+    outside = x[near.to(x.dtype) != x]
+    if len(outside) == 0 or outside[0] in (x.min(), x.max()):
+        return ""
+    return f", {outside[0].item()!r} among them"

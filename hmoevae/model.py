@@ -347,7 +347,7 @@ class HMoEVAE(TreeModule):
 
     def _facts(self) -> ModelFacts:
         n_parameters = sum(p.numel() for p in self.parameters())
-        any_grey = self.door.takes(torch.tensor([0.25, 0.75], device="cpu"))
+        any_grey = self.door.takes(0.25) and self.door.takes(0.75)
         example = None if any_grey else self.door.example
         return ModelFacts(self.tree, self.input_shape, self.objective, n_parameters, example)
 

@@ -72,8 +72,11 @@ class Gaussian(Likelihood):
 
     Args:
         scale: The standard deviation, in the units of the data, from 1e-15 to 1e15; or `"learned"`: one parameter per
-            feature and expert, with the initial value 0.5.
+            feature and expert, with the initial value 0.5 (twice the floor, if that is more).
         mean: `"sigmoid"` keeps the mean in (0, 1) and needs data in [0, 1]; `"identity"` restricts neither.
+        floor: The lower bound of a learned scale, in the units of the data. Without one, an expert that models a single
+            point, or a constant column, would reach an infinite density; with it, the density of an entry is at most
+            0.4 / floor.
 
     >>> print(Gaussian(scale=0.1, mean="identity")), print(Gaussian("learned"))
     Gaussian(0.1, identity)
@@ -83,6 +86,7 @@ class Gaussian(Likelihood):
 
     scale: Annotated[float | Literal["learned"], BeforeValidator(_scale_or_learned)] = 0.5
     mean: Literal["sigmoid", "identity"] = "sigmoid"
+    floor: Annotated[float, BeforeValidator(_scale)] = 1e-3
 
     def __str__(self) -> str:
         scale = self.scale if isinstance(self.scale, str) else f"{self.scale:g}"

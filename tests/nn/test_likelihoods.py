@@ -223,6 +223,23 @@ def test_a_learned_scale_is_that_of_a_normal_distribution() -> None:
     torch.testing.assert_close(fresh.scale.flatten(), torch.full((6,), 0.5))
 
 
+@pytest.mark.parametrize("floor", [1e-3, 0.05, 3.0])
+def test_the_floor_of_a_learned_scale_bounds_the_density_of_a_repeated_point(floor: float) -> None:
+    """However long an expert learns from one point, its density is at most 1 / (floor sqrt(2 pi)) an entry."""
+    module = likelihood_module(hm.Gaussian("learned", "identity", floor), GROUPS, FEATURES).double()
+    torch.testing.assert_close(module.scale.min().item(), max(0.5, 2 * floor))
+    raw = torch.zeros(GROUPS, FEATURES, 1, dtype=torch.float64)
+    optimiser = torch.optim.SGD(module.parameters(), lr=1.0)
+    bound = -math.log(floor * math.sqrt(2 * math.pi)) * FEATURES
+    for _ in range(300):
+        optimiser.zero_grad()
+        (-module.log_prob(raw, raw[0]).sum()).backward()
+        optimiser.step()
+    reached = module.log_prob(raw, raw[0])
+    assert (reached < bound).all()
+    torch.testing.assert_close(reached, torch.full_like(reached, bound), atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("name", "values", "inside"),
     [

@@ -1,0 +1,121 @@
+"""Gaussian likelihoods of numbers.
+
+Axes: as in `module.py`.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hmoevae.nn.kernels.precision import sum_dtype
+from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample
+from hmoevae.nn.likelihoods.unit import in_unit_interval
+
+HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
+FIRST_SCALE = 0.5
+"""The initial value of a learned scale: the default scale of `Gaussian`."""
+
+
+class GaussianModule(LikelihoodModule):
+    """N(link(raw), scale^2), where the link is a sigmoid or the identity."""
+
+    def __init__(self, scale: float, *, sigmoid: bool) -> None:
+        super().__init__()
+        self.scale = scale
+        self.score_unit = 1 / scale**2
+        self.sigmoid = sigmoid
+        self.support = "values in [0, 1] (for others, Gaussian(mean='identity'))" if sigmoid else "finite values"
+
+    def contains(self, x: Tensor) -> bool:
+        return in_unit_interval(x) if self.sigmoid else True
+
+    def nearest(self, x: Tensor) -> Tensor:
+        return x.clamp(0, 1) if self.sigmoid else x
+
+    def mean(self, raw: Raw) -> Features:
+        return torch.sigmoid(raw) if self.sigmoid else raw
+
+    def log_density(self, raw: Raw, x: Sample) -> Features:
+        standardised = (x - self.mean(raw)) / self.scale
+        return -0.5 * standardised.square() - (math.log(self.scale) + HALF_LOG_2_PI)
+
+    def log_prob(self, raw: Raw, x: Sample, present: Present | None = None) -> Float[Tensor, "group batch"]:
+        if present is not None:
+            return super().log_prob(raw, x, present)
+        mean = self.mean(raw.to(sum_dtype(raw)))
+        # mse_loss computes the squared difference in one pass over the widest tensor of a training step.
+        squared = F.mse_loss(mean, x.expand_as(mean), reduction="none").sum(1)
+        return self._log_density(squared, raw.shape[1])
+
+    def score(self, raw: Raw, x: Sample) -> Raw:
+        mean = self.mean(raw)
+        apart = (x - mean) * self.score_unit
+        return apart * mean * (1 - mean) if self.sigmoid else apart
+
+    def log_prob_and_score(self, raw: Raw, x: Sample, score: Raw) -> Float[Tensor, "group batch"]:
+        mean = raw.sigmoid_() if self.sigmoid else raw
+        wide = score if score.dtype == raw.dtype else torch.empty_like(raw)
+        apart = torch.sub(x, mean, out=wide)
+        squared = torch.linalg.vector_norm(apart.mT, dim=2).square_()  # readouts are batch-first: dim 2 is contiguous
+        if self.sigmoid:
+            torch.ops.aten.sigmoid_backward.grad_input(apart, mean, grad_input=wide)
+        if wide is not score:
+            score.copy_(wide)
+        return self._log_density(squared, raw.shape[1])
+
+    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
+        mean = self.mean(raw)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + self.scale * noise
+
+    def _log_density(self, squared: Float[Tensor, "group batch"], n_features: int) -> Float[Tensor, "group batch"]:
+        """From the squared distances between samples and means."""
+        return squared * (-0.5 / self.scale**2) - n_features * (math.log(self.scale) + HALF_LOG_2_PI)
+
+
+class LearnedGaussianModule(LikelihoodModule):
+    """N(link(raw), scale^2) with one learned scale per expert and feature.
+
+    Args:
+        n_experts: Number of experts.
+        n_features: Number of entries of a sample.
+        floor: The lower bound of the scales, in the units of the data. They start at 0.5, or at twice the floor if that
+            is more.
+        sigmoid: Whether the link is a sigmoid; otherwise it is the identity.
+    """
+
+    log_scale: Float[nn.Parameter, "group feature"]
+
+    def __init__(self, n_experts: int, n_features: int, floor: float, *, sigmoid: bool) -> None:
+        super().__init__()
+        self.fixed = GaussianModule(1.0, sigmoid=sigmoid)
+        self.support = self.fixed.support
+        self.floor = floor
+        first = max(FIRST_SCALE, 2 * floor) - floor
+        self.log_scale = nn.Parameter(torch.full((n_experts, n_features), math.log(first)))
+
+    @property
+    def scale(self) -> Float[Tensor, "group feature 1"]:
+        """The standard deviations. With their floor f, no feature's density exceeds 1 / (f sqrt(2 pi))."""
+        return (self.floor + self.log_scale.to(sum_dtype(self.log_scale)).exp()).unsqueeze(2)
+
+    def contains(self, x: Tensor) -> bool:
+        return self.fixed.contains(x)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        return self.fixed.nearest(x)
+
+    def mean(self, raw: Raw) -> Features:
+        return self.fixed.mean(raw)
+
+    def log_density(self, raw: Raw, x: Sample) -> Features:
+        scale = self.scale
+        return -0.5 * ((x - self.mean(raw)) / scale).square() - (scale.log() + HALF_LOG_2_PI)
+
+    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
+        mean = self.mean(raw)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + self.scale.to(mean.dtype) * noise
