@@ -41,6 +41,7 @@ ROOMS: dict[str, float] = {
     "hmoevae.nn.paths": 2,
     "hmoevae.nn.routes": 2,
     "hmoevae.nn.rows": 2,
+    "hmoevae.nn.sample_weights": 2,
     "hmoevae.nn.agreement": 2.1,
     "hmoevae.nn.balance": 2.1,
     "hmoevae.nn.prior": 2.1,
