@@ -106,7 +106,7 @@ def _run(model: HMoEVAE, x: Float[Tensor, "n feature"], weight: Float[Tensor, " 
     started = time.perf_counter()
     plan, history = model.plan, History(training=None, converged=False)
     step = MStep(model, x, weight, em.strength)
-    leaf = first_leaves(plan, features(step, x, em.strength), em.init, em.seed, weight)
+    leaf = first_leaves(plan, features(step, x), em.init, em.seed, weight)
     responsibility = torch.nn.functional.one_hot(leaf, plan.n_leaves).T * weight
     before = math.inf
     for iteration in range(1, em.max_iter + 1):
@@ -133,7 +133,7 @@ def _joint(model: HMoEVAE, x: Float[Tensor, "n feature"]) -> Float[Tensor, "leaf
     return model.experts.evidence(x.T) + model.prior.leaf_log_prob().unsqueeze(1)
 
 
-def features(step: MStep, x: Float[Tensor, "n feature"], strength: float) -> Float[Tensor, "n shown"]:
+def features(step: MStep, x: Float[Tensor, "n feature"]) -> Float[Tensor, "n shown"]:
     """What the start clusters: samples as networks see them, with gaps in Gaussian features filled.
 
     A single factor analyser of all samples, fitted by EM, says what to expect in the gaps. Gaps in other features are

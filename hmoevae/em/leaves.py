@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from hmoevae.nn.linear import LinearEncoder
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from hmoevae.em.moments import Factors, Moments, moments
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.experts import ExpertGroup
-from hmoevae.nn.linear import LinearEncoder
 from hmoevae.nn.posteriors import LinearFeatures
 
 
@@ -53,7 +53,8 @@ def groups_of(model: HMoEVAE) -> list[Group]:
             expected = "LinearPosterior(), for which EM has a closed form (hmoevae.fit trains every other model)"
             raise SpecError(mismatch(f"{place}.encoder", expected, str(planned.spec.encoder)))
         if planned.spec.likelihood != first.likelihood:
-            raise SpecError(mismatch(f"{place}.likelihood", f"{first.likelihood}, as in the first leaf", planned.spec.likelihood))
+            expected = f"{first.likelihood}, as in the first leaf"
+            raise SpecError(mismatch(f"{place}.likelihood", expected, planned.spec.likelihood))
         linear = experts.likelihood.linear_features()
         assert linear is not None  # the encoder needs them
         found.append(Group(experts, planned.members, linear))

@@ -93,7 +93,9 @@ def filled_in(
 
 
 def precision(
-    present: Bool[Tensor, "n feature"], loadings: Float[Tensor, "feature latent"], scaled: Float[Tensor, "feature latent"]
+    present: Bool[Tensor, "n feature"],
+    loadings: Float[Tensor, "feature latent"],
+    scaled: Float[Tensor, "feature latent"],
 ) -> Float[Tensor, "n latent other"]:
     """M = I + W' Psi^-1 W over the observed features of every sample.
 
