@@ -153,8 +153,8 @@ class EncoderModule(nn.Module):
         self, x: Float[Tensor, "batch ..."]
     ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
         """From samples `(batch, *input_shape)` to means and standard deviations, `(batch, latent_dim)` of the leaf."""
-        mean, variance = self.expert.posterior(x.flatten(1).t())
-        return mean.squeeze(0).t(), variance.squeeze(0).t().sqrt()
+        posterior = self.expert.posterior(x.flatten(1).t())
+        return posterior.mean.squeeze(0).t(), posterior.variance.squeeze(0).t().sqrt()
 
 
 class DecoderModule(nn.Module):

@@ -7,7 +7,7 @@ it.
 
 from hmoevae.spec.balances import Balance
 from hmoevae.spec.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
-from hmoevae.spec.networks import MLP, Activation, Conv, ConvTranspose, Network
+from hmoevae.spec.networks import MLP, Activation, Conv, ConvTranspose, LinearPosterior, Network
 from hmoevae.spec.nodes import MAX_DEPTH, VAE, Mixture, Node, Tree, tree_from_json
 from hmoevae.spec.record import record
 
@@ -23,6 +23,7 @@ __all__ = [
     "ConvTranspose",
     "Gaussian",
     "Likelihood",
+    "LinearPosterior",
     "Mixture",
     "Network",
     "Node",
