@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hmoevae import features, views
+from hmoevae import features, tables, views
 from hmoevae.callbacks import SampleRecorder
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
@@ -31,6 +31,7 @@ from hmoevae.spec import (
     record,
     tree_from_json,
 )
+from hmoevae.tables import Table, table_from_json
 from hmoevae.trackers import Tracking
 from hmoevae.training import (
     Agreement,
@@ -75,6 +76,7 @@ __all__ = [
     "SampleRecorder",
     "StepMemory",
     "StepSettings",
+    "Table",
     "Tracking",
     "Training",
     "VAEMixture",
@@ -90,6 +92,8 @@ __all__ = [
     "plot",
     "record",
     "routes",
+    "table_from_json",
+    "tables",
     "training_from_json",
     "tree_from_json",
     "views",

@@ -5,6 +5,7 @@ Inputs have the model's dtype and are on its device. Unlike the model's methods,
 """
 
 import copy
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -13,8 +14,12 @@ from torch import Tensor, nn
 from hmoevae.checks import is_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 from hmoevae.model import HMoEVAE
+from hmoevae.nn.gaps import shown
+from hmoevae.nn.linear import LinearEncoder
 from hmoevae.nn.rows import alone
 from hmoevae.nn.stacked import Stacked
+
+M = TypeVar("M", bound=nn.Module)
 
 __all__ = [
     "DecoderModule",
@@ -105,6 +110,13 @@ def _check_leaf(model: HMoEVAE, leaf: int) -> None:
         raise ArgumentError(mismatch("leaf", f"an integer from 0 to {model.plan.n_leaves - 1}", repr(leaf)))
 
 
+def _without_weights(module: M) -> M:
+    """Drop the parameters of a module that are not read, such as a likelihood's where it only shows samples."""
+    for part in module.modules():
+        part._parameters.clear()
+    return module
+
+
 class RoutingModule(nn.Module):
     """The module that `routing` returns.
 
@@ -126,10 +138,14 @@ class RoutingModule(nn.Module):
             if isinstance(part, Stacked):
                 part.batched = False
         self.paths = copy.deepcopy(model.paths)
+        first = model.plan.leaves[0].place
+        self.likelihood = _without_weights(alone(model.experts.first.likelihood, first.row))
+        self.missing = model.missing
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch node"]:
         """Probabilities of samples `(batch, *input_shape)`; rows sum to one."""
-        node_log_prob = self.paths.node_log_prob(self.gates(x.flatten(1).t()))
+        seen = shown(self.likelihood, x.flatten(1).t(), missing=self.missing)
+        node_log_prob = self.paths.node_log_prob(self.gates(seen))
         return node_log_prob.index_select(0, self.columns).exp().t()
 
 
@@ -147,7 +163,13 @@ class EncoderModule(nn.Module):
         place = model.plan.leaves[leaf].place
         self.expert = alone(model.experts.groups[place.group], place.row)
         self.latent_dim = self.expert.latent_dim
-        del self.expert.decoder, self.expert.likelihood
+        if not isinstance(self.expert.encoder, LinearEncoder):
+            _without_weights(self.expert.likelihood)
+            del self.expert.decoder
+        elif not model.missing:  # with gaps, the posterior of each sample is computed from both
+            self.expert.encoder.fix_(self.expert.decoder, self.expert.likelihood)
+            _without_weights(self.expert.likelihood)
+            _without_weights(self.expert.decoder)
 
     def forward(
         self, x: Float[Tensor, "batch ..."]

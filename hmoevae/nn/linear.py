@@ -112,6 +112,7 @@ class LinearEncoder(nn.Module):
         spec: The record of the experts.
         decoder: Their decoder.
         likelihood: Their likelihood.
+        n_features: Number of entries of a sample.
         place: The first expert's name in error messages, such as `"root/0"`.
 
     Raises:
@@ -124,7 +125,13 @@ class LinearEncoder(nn.Module):
     (True, torch.Size([3, 2, 5]))
     """
 
-    def __init__(self, spec: VAE, decoder: GroupedNetwork, likelihood: LikelihoodModule, place: str) -> None:
+    to_mean: Float[Tensor, "group latent feature"] | None
+    offset: Float[Tensor, "group latent 1"] | None
+    root: Float[Tensor, "group latent latent"] | None
+
+    def __init__(
+        self, spec: VAE, decoder: GroupedNetwork, likelihood: LikelihoodModule, n_features: int, place: str
+    ) -> None:
         super().__init__()
         if not isinstance(decoder, GroupedMLP) or len(decoder.layers) > 1:
             expected = f"MLP(()), the decoder of which {spec.encoder} is the posterior"
@@ -134,6 +141,9 @@ class LinearEncoder(nn.Module):
             expected = f"Gaussian(..., 'identity'), of which {spec.encoder} is the posterior"
             raise SpecError(mismatch(f"{place}.likelihood", expected, spec.likelihood))
         self.is_exact = linear.are_all
+        self.n_features = n_features
+        for name in Coefficients._fields:
+            self.register_buffer(name, None, persistent=False)
 
     def forward(
         self, x: Sample, decoder: GroupedNetwork, likelihood: LikelihoodModule, present: Present | None = None
@@ -146,12 +156,27 @@ class LinearEncoder(nn.Module):
             likelihood: Their likelihood.
             present: Which features were observed, in the shape of `x`; `None` means all.
         """
-        assert isinstance(decoder, GroupedMLP)
-        linear = likelihood.linear_features()
-        assert linear is not None
-        weight, bias = decoder.last.matrices, decoder.last.bias
         with full_precision(x):
             x = x.to(sum_dtype(x))
             if present is not None:
-                return with_gaps(weight, bias, linear, x, present)
-            return coefficients(weight, bias, linear, x.shape[-2]).at(x, is_exact=linear.are_all)
+                return with_gaps(*_parts(decoder, likelihood), x, present)
+            if self.to_mean is not None and self.offset is not None and self.root is not None:
+                found = Coefficients(self.to_mean, self.offset, self.root)
+            else:
+                found = coefficients(*_parts(decoder, likelihood), self.n_features)
+            return found.at(x, is_exact=self.is_exact)
+
+    @torch.no_grad()
+    def fix_(self, decoder: GroupedNetwork, likelihood: LikelihoodModule) -> None:
+        """Keep the coefficients of today, for copies without the decoder and runtimes without matrix factors."""
+        for name, part in coefficients(*_parts(decoder, likelihood), self.n_features)._asdict().items():
+            setattr(self, name, part.to(sum_dtype(next(decoder.parameters()))))
+
+
+def _parts(
+    decoder: GroupedNetwork, likelihood: LikelihoodModule
+) -> tuple[Float[Tensor, "group raw latent"], Float[Tensor, "group raw"], LinearFeatures]:
+    assert isinstance(decoder, GroupedMLP)
+    linear = likelihood.linear_features()
+    assert linear is not None
+    return decoder.last.matrices, decoder.last.bias, linear

@@ -110,7 +110,9 @@ def test_absent_features_take_no_part() -> None:
         for b in range(6):
             there = present[b]
             few = LinearFeatures(variance[:, there].sqrt().unsqueeze(2))
-            alone = with_gaps(weight[:, there], bias[:, there], few, x[b, there].unsqueeze(1), torch.ones(there.sum(), 1) > 0)
+            alone = with_gaps(
+                weight[:, there], bias[:, there], few, x[b, there].unsqueeze(1), torch.ones(there.sum(), 1) > 0
+            )
             for name in ("mean", "variance"):
                 torch.testing.assert_close(getattr(posterior, name)[..., b], getattr(alone, name)[..., 0])
             torch.testing.assert_close(posterior.kl()[:, b], alone.kl()[:, 0])
@@ -171,7 +173,11 @@ def test_the_elbo_with_another_weight_of_the_kl_has_its_closed_form() -> None:
     ("decoder", "likelihood", "message"),
     [
         (hm.MLP((4,)), hm.Gaussian(mean="identity"), r"root/0\.decoder: expected MLP\(\(\)\), .* got MLP\(4\)"),
-        (LINEAR, hm.Gaussian(), r"root/0\.likelihood: expected Gaussian\(\.\.\., 'identity'\), .* got Gaussian\(0\.5\)"),
+        (
+            LINEAR,
+            hm.Gaussian(),
+            r"root/0\.likelihood: expected Gaussian\(\.\.\., 'identity'\), .* got Gaussian\(0\.5\)",
+        ),
         (LINEAR, hm.Gaussian("learned"), r"root/0\.likelihood: expected .* got Gaussian\(learned\)"),
         (LINEAR, hm.Bernoulli(), r"root/0\.likelihood: expected .* got Bernoulli"),
     ],
