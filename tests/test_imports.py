@@ -57,6 +57,7 @@ ROOMS: dict[str, float] = {
     "hmoevae.nn.likelihoods": 2.24,
     "hmoevae.nn.conv": 2.3,
     "hmoevae.nn.gaps": 2.3,
+    "hmoevae.nn.linear": 2.3,
     "hmoevae.nn.stacked": 2.3,
     "hmoevae.nn.networks": 2.4,
     "hmoevae.nn.kernels": 2,

@@ -14,6 +14,7 @@ from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.kernels.precision import sum_dtype
 from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample, weighted_means
 from hmoevae.nn.likelihoods.unit import in_unit_interval
+from hmoevae.nn.posteriors import LinearFeatures
 
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 FIRST_SCALE = 0.5
@@ -70,6 +71,9 @@ class GaussianModule(LikelihoodModule):
         if wide is not score:
             score.copy_(wide)
         return self._log_density(squared, raw.shape[1])
+
+    def linear_features(self) -> LinearFeatures | None:
+        return None if self.sigmoid else LinearFeatures(self.scale)
 
     def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
         mean = self.mean(raw)
@@ -149,6 +153,9 @@ class LearnedGaussianModule(LikelihoodModule):
     def log_density(self, raw: Raw, x: Sample) -> Features:
         scale = self.scale
         return -0.5 * ((x - self.mean(raw)) / scale).square() - (scale.log() + HALF_LOG_2_PI)
+
+    def linear_features(self) -> LinearFeatures | None:
+        return None if self.fixed.sigmoid else LinearFeatures(self.scale)
 
     def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
         mean = self.mean(raw)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hmoevae.errors import ArgumentError, mismatch
 from hmoevae.nn.kernels.precision import sum_dtype
+from hmoevae.nn.posteriors import LinearFeatures
 
 Raw = Float[Tensor, "group raw batch"]
 Features = Float[Tensor, "group feature batch"]
@@ -56,6 +57,8 @@ class LikelihoodModule(nn.Module, ABC):
     (tensor([1., 1.]), torch.Size([1, 1]))
     >>> module.mean(raw).shape, module.sample(raw, torch.Generator().manual_seed(0)).shape
     (torch.Size([1, 2, 1]), torch.Size([1, 2, 1]))
+    >>> module.linear_features() == LinearFeatures(scale=1.0)
+    True
     >>> bool((module.from_statistics(module.statistics(raw)) == module.mean(raw)).all())
     True
     >>> module.refused(torch.ones(1, 2))
@@ -180,6 +183,10 @@ class LikelihoodModule(nn.Module, ABC):
             ArgumentError: They are not learned.
         """
         raise _no_closed_form(self, "learned scales for fit_em")
+
+    def linear_features(self) -> LinearFeatures | None:
+        """The features with density N(raw, scale^2), of which linear decoders have exact posteriors; `None` if none."""
+        return None
 
     @abstractmethod
     def mean(self, raw: Raw) -> Features:
