@@ -12,22 +12,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hmoevae.em.covariances import first_factors, next_factors
-from hmoevae.em.leaves import Group, MStep, groups_of
-from hmoevae.em.moments import Factors, filled_in, moments
+from hmoevae.em.leaves import MStep, groups_of
 from hmoevae.em.record import EM
-from hmoevae.errors import DataError, NonFiniteError, SpecError, mismatch
+from hmoevae.errors import DataError, NonFiniteError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.sample_weights import SampleWeights
 from hmoevae.samples import BATCH_SIZE, ArrayLike, Data, in_order
-from hmoevae.spec import Mixture, PosteriorGate
 from hmoevae.starts import first_leaves
 from hmoevae.training.words import options_in
 
 USUAL = EM()
-FILL_ROUNDS = 10
-"""Number of EM iterations of the single factor analyser that fills gaps for the start."""
 
 
 @options_in("em", EM)
@@ -59,7 +54,7 @@ def fit_em(model: HMoEVAE, data: Data, em: EM = USUAL, *, sample_weight: ArrayLi
 
     >>> import hmoevae as hm
     >>> leaf = hm.VAE(2, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian("learned", "identity"))
-    >>> tree = hm.Mixture.of(leaf, 2, gate=hm.PosteriorGate(), balance=None, prior="learned")
+    >>> tree = hm.Mixture.of(leaf, 2, balance=None, prior="learned")
     >>> model = hm.HMoEVAE(tree, input_shape=(3,), objective="marginal")
     >>> x = torch.cat([torch.randn(90, 3) - 4, torch.randn(30, 3) + 4])
     >>> history = fit_em(model, x)
@@ -72,8 +67,7 @@ def fit_em(model: HMoEVAE, data: Data, em: EM = USUAL, *, sample_weight: ArrayLi
     if len(x) < n_leaves:
         raise DataError(mismatch("data", f"{n_leaves} samples or more, the number of leaves", len(x)))
     weights = SampleWeights.of(sample_weight, len(x)) if sample_weight is not None else None
-    weight = torch.ones(len(x), dtype=torch.float64) if weights is None else weights.values.double().cpu()
-    check_gates(model)
+    weight = torch.ones(len(x), dtype=torch.float64) if weights is None else weights.counts.double().cpu()
     groups_of(model)
     best: tuple[float, HMoEVAE, History] | None = None
     for run in range(em.n_init):
@@ -85,19 +79,6 @@ def fit_em(model: HMoEVAE, data: Data, em: EM = USUAL, *, sample_weight: ArrayLi
     assert best is not None
     model.load_state_dict(best[1].state_dict())
     return best[2]
-
-
-def check_gates(model: HMoEVAE) -> None:
-    """Check that every gate is the posterior of its children.
-
-    Raises:
-        SpecError: A gate is a network, which only gradients can teach.
-    """
-    for mixture in model.plan.mixtures:
-        assert isinstance(mixture.spec, Mixture)
-        if not isinstance(mixture.spec.gate, PosteriorGate):
-            expected = "PosteriorGate(), for which EM has a closed form (hmoevae.fit trains every other model)"
-            raise SpecError(mismatch(f"{mixture.path}.gate", expected, str(mixture.spec.gate)))
 
 
 @torch.no_grad()
@@ -130,30 +111,16 @@ def _run(model: HMoEVAE, x: Float[Tensor, "n feature"], weight: Float[Tensor, " 
 
 def _joint(model: HMoEVAE, x: Float[Tensor, "n feature"]) -> Float[Tensor, "leaf n"]:
     """Log p(x, leaf) of every leaf."""
-    return model.experts.evidence(x.T) + model.prior.leaf_log_prob().unsqueeze(1)
+    return model.experts.log_marginal(x.T, 1) + model.prior.leaf_log_prob().unsqueeze(1)
 
 
 def features(step: MStep, x: Float[Tensor, "n feature"]) -> Float[Tensor, "n shown"]:
     """What the start clusters: samples as networks see them, with gaps in Gaussian features filled.
 
-    A single factor analyser of all samples, fitted by EM, says what to expect in the gaps. Gaps in other features are
-    zeros, as networks see them.
+    Gaps in other features are zeros, as networks see them.
     """
     first = step.groups[0]
     filled = x.clone()
-    if step.has_gaps:
-        filled[:, first.linear.features] = _filled(first, step.linear_x, step.weight)
+    filled[:, first.linear.features] = step.filled
     present = None if step.present is None else ~filled.isnan().T
     return first.experts.likelihood.shown(filled.T, present).T
-
-
-def _filled(group: Group, x: Float[Tensor, "n linear"], weight: Float[Tensor, " n"]) -> Float[Tensor, "n linear"]:
-    floor, n_latents = group.floor[:1], group.experts.latent_dim
-    mean = x.nanmean(0)
-    covariance = torch.diag((x - mean).square().nanmean(0)).unsqueeze(0)
-    loadings, noise = first_factors(covariance, n_latents, floor)
-    for _ in range(FILL_ROUNDS):
-        found = moments(x, weight, Factors(mean, loadings[0], noise[0]))
-        mean = found.mean
-        loadings, noise = next_factors(found.covariance.unsqueeze(0), loadings, noise, floor)
-    return filled_in(x, weight, Factors(mean, loadings[0], noise[0]))[0]

@@ -7,16 +7,19 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from hmoevae.nn.linear import LinearEncoder
 from jaxtyping import Float
 from torch import Tensor
 
 from hmoevae.em.covariances import first_factors, next_factors, pulled
-from hmoevae.em.moments import Factors, Moments, moments
+from hmoevae.em.moments import Factors, Moments, filled_in, moments
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.experts import ExpertGroup
+from hmoevae.nn.linear import LinearEncoder
 from hmoevae.nn.posteriors import LinearFeatures
+
+FILL_ROUNDS = 10
+"""Number of EM iterations of the single factor analyser that fills gaps for the start."""
 
 
 class Group(NamedTuple):
@@ -79,6 +82,7 @@ class MStep:
         self.present = None if not x.isnan().any() else ~x.isnan()
         self.linear_x = x[:, self.groups[0].linear.features]
         self.has_gaps = bool(self.linear_x.isnan().any())
+        self.filled = self._filled() if self.has_gaps else self.linear_x
         self.started = False
 
     @torch.no_grad()
@@ -106,8 +110,21 @@ class MStep:
         return Factors(last.bias[row, raw], last.matrices[row, raw], scale[row].squeeze(1).square())
 
     def _moments(self, group: Group, row: int, weight: Float[Tensor, " n"]) -> Moments:
-        before = self._factors(group, row) if self.has_gaps else None
-        return moments(self.linear_x, weight, before)
+        if not (self.has_gaps and self.started):
+            return moments(self.filled, weight)
+        return moments(self.linear_x, weight, self._factors(group, row))
+
+    def _filled(self) -> Float[Tensor, "n linear"]:
+        """The Gaussian features with their gaps filled by one factor analyser of all samples, for the start."""
+        group, x = self.groups[0], self.linear_x
+        floor = group.floor[:1]
+        mean = x.nanmean(0)
+        found = moments(torch.where(x.isnan(), mean, x), self.weight)
+        loadings, noise = first_factors(found.covariance.unsqueeze(0), group.experts.latent_dim, floor)
+        for _ in range(FILL_ROUNDS):
+            found = moments(x, self.weight, Factors(found.mean, loadings[0], noise[0]))
+            loadings, noise = next_factors(found.covariance.unsqueeze(0), loadings, noise, floor)
+        return filled_in(x, self.weight, Factors(found.mean, loadings[0], noise[0]))[0]
 
     def _set(
         self,
