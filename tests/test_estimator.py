@@ -26,7 +26,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import hmoevae as hm
-from hmoevae import estimator
+from hmoevae.estimator import leaves, solvers
 from hmoevae.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -116,8 +116,10 @@ def test_finds_blobs_and_follows_the_model():
     assert np.array_equal(labels, mixture.labels_)
     assert np.array_equal(labels, mixture.predict(x))
     model = mixture.model_
-    np.testing.assert_array_equal(mixture.predict_proba(x), model.predict_proba(torch.from_numpy(x)).numpy())
-    np.testing.assert_array_equal(mixture.transform(x), model.encode(torch.from_numpy(x)).numpy())
+    samples = mixture.table_.encode(x)
+    np.testing.assert_array_equal(mixture.predict_proba(x), model.predict_proba(samples).numpy())
+    np.testing.assert_array_equal(mixture.transform(x)[:, :3], mixture.predict_proba(x))
+    np.testing.assert_array_equal(mixture.transform(x)[:, 3:], model.encode(samples).numpy())
     assert mixture.n_iter_ == len(mixture.history_) == 60
     assert mixture.weights_.sum() == pytest.approx(1)
     assert mixture.score(x) == pytest.approx(mixture.score_samples(x).mean())
@@ -176,8 +178,12 @@ def test_any_tree():
     mixture = small(tree=TREE, random_state=0).fit(x)
     assert mixture.model_.tree == TREE
     assert mixture.predict_proba(x).shape == (90, 3)
-    assert mixture.transform(x).shape == (90, 3)
-    assert list(mixture.get_feature_names_out()) == ["vaemixture0", "vaemixture1", "vaemixture2"]
+    assert mixture.transform(x).shape == (90, 6)
+    names = [f"vaemixture_{name}{i}" for name in ("leaf", "latent") for i in range(3)]
+    assert list(mixture.get_feature_names_out()) == names
+    assert mixture.node_paths_ == ["root/0", "root/1/0", "root/1/1"]
+    assert np.array_equal(mixture.predict_proba(x, level=1)[:, 1], mixture.predict_proba(x)[:, 1:].sum(1))
+    assert set(mixture.predict(x, level=1)) <= {0, 1}
     assert mixture.score_samples(x).shape == (90,)
     assert clone(mixture).tree == TREE
 
@@ -334,14 +340,14 @@ def test_threads_that_fit_side_by_side_do_as_one_alone():
 def test_n_init_keeps_the_smallest_objective_and_never_reads_labels(monkeypatch):
     x, y = blobs()
     runs = []
-    fit = estimator.fit_quietly
+    fit = solvers.fit_quietly
 
     def spy(model, data, *arguments, **options):
         history = fit(model, data, *arguments, **options)
         runs.append((model.evaluate(x, generator=torch.Generator().manual_seed(0))["marginal"], model))
         return history
 
-    monkeypatch.setattr(estimator, "fit_quietly", spy)
+    monkeypatch.setattr(solvers, "fit_quietly", spy)
     mixture = small(n_init=4, random_state=0).fit(x, y)
     assert len({loss for loss, _ in runs}) == 4
     assert (mixture.loss_, mixture.model_) == min(runs, key=lambda run: run[0])
@@ -581,7 +587,7 @@ def test_bad_parameters_are_refused_by_fit(change, error, message):
 
 def test_weights_that_the_last_step_spoils_are_no_result(monkeypatch):
     x, _ = blobs()
-    fit = estimator.fit_quietly
+    fit = solvers.fit_quietly
 
     def spoil(model, data, *arguments, **options):
         history = fit(model, data, *arguments, **options)
@@ -589,7 +595,7 @@ def test_weights_that_the_last_step_spoils_are_no_result(monkeypatch):
             model.experts.groups[0].decoder.layers[0].bias.fill_(math.nan)
         return history
 
-    monkeypatch.setattr(estimator, "fit_quietly", spoil)
+    monkeypatch.setattr(solvers, "fit_quietly", spoil)
     with pytest.raises(NonFiniteError, match="loss: expected a finite loss after the last step, got nan"):
         small().fit(x)
 

@@ -3,8 +3,8 @@
 from hmoevae.errors import MissingExtraError, from_extra, mismatch
 
 try:
-    from sklearn.base import BaseEstimator as _  # noqa: F401
-    from sklearn.utils import Tags as _  # noqa: F401  # scikit-learn 1.6 has it
+    from sklearn.base import ClusterMixin
+    from sklearn.utils import Tags  # scikit-learn 1.6 has it
 except ImportError as missing:
     raise MissingExtraError(
         mismatch("hmoevae.VAEMixture", from_extra("scikit-learn>=1.6", "sklearn"), missing)
@@ -13,3 +13,4 @@ except ImportError as missing:
 from hmoevae.estimator.mixture import VAEMixture
 
 __all__ = ["VAEMixture"]
+del ClusterMixin, Tags

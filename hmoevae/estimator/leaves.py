@@ -14,8 +14,6 @@ from hmoevae.nn.grouped import GroupedMLP
 from hmoevae.nn.rows import reorder_
 from hmoevae.spec import Categorical, Columns, Likelihood, Mixture, NegativeBinomial, Poisson
 
-NEVER = -1000.0
-"""Prior logit of a child without samples; its probability is zero in every floating point type."""
 PAIRS, ROUNDS = 128, 16
 """Pairs of draws of z at a time, and how often, for the mean sample of a leaf."""
 
@@ -39,7 +37,7 @@ def leaf_means(model: HMoEVAE) -> Float[Tensor, "leaf feature"]:
             z = torch.randn(1, group.latent_dim, PAIRS, generator=generator, dtype=model.dtype)
             pairs = torch.cat([z, -z], 2).to(model.device).expand(group.n_experts, -1, -1)
             total = total + group.likelihood.statistics(group.decoder(pairs)).mean(2, keepdim=True)
-        means.append(group.likelihood.from_statistics(total).squeeze(2))  # type: ignore[arg-type]
+        means.append(group.likelihood.from_statistics(total / ROUNDS).squeeze(2))  # type: ignore[arg-type]
     return model.experts.by_leaf(means)
 
 
@@ -67,19 +65,6 @@ def reorder_leaves_(model: HMoEVAE, history: History, order: Int[np.ndarray, " l
         row.update(zip(columns, [row[columns[i]] for i in order], strict=True))
 
 
-@torch.no_grad()
-def make_priors_shares_(model: HMoEVAE, counts: Float[np.ndarray, " leaf"] | Int[np.ndarray, " leaf"]) -> None:
-    """Set learned priors to the shares of the samples, which training from a uniform prior may not have reached."""
-    for mixture in model.plan.mixtures:
-        edges = list(mixture.child_edges)
-        children = [model.plan.nodes[model.plan.edge_child[edge]].leaves for edge in edges]
-        n = np.array([counts[leaves.start : leaves.stop].sum() for leaves in children])
-        if isinstance(mixture.spec, Mixture) and mixture.spec.prior == "learned" and n.any():
-            assert model.prior.logits is not None
-            logits = [math.log(share) if share > 0 else NEVER for share in n / n.sum()]
-            model.prior.logits[edges] = model.prior.logits.new_tensor(logits)
-
-
 def n_parameters(model: HMoEVAE) -> int:
     """Number of free parameters of p(x): learned priors, decoders and likelihoods; encoders and gates play no part.
 
@@ -89,7 +74,8 @@ def n_parameters(model: HMoEVAE) -> int:
 
     >>> from hmoevae.spec import MLP, VAE, Gaussian
     >>> leaf = VAE(2, MLP(()), MLP(()), Gaussian("learned", "identity"))
-    >>> n_parameters(HMoEVAE(Mixture.of(leaf, 3, prior="learned"), (4,)))  # 3 times 4 * 2 - 1 + 4 + 4, and 2 weights
+    >>> tree = Mixture.of(leaf, 3, prior="learned")
+    >>> n_parameters(HMoEVAE(tree, (4,), objective="marginal"))  # 3 times 4 * 2 - 1 + 4 + 4, and 2 weights
     47
     """
     mixtures = [mixture.spec for mixture in model.plan.mixtures]

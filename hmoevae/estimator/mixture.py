@@ -15,14 +15,14 @@ from hmoevae import training
 from hmoevae.checks import check_integer
 from hmoevae.door import Checked
 from hmoevae.errors import ArgumentError, DataError, VersionWarning, mismatch, warn
-from hmoevae.estimator.leaves import by_size, leaf_means, make_priors_shares_, reorder_leaves_
+from hmoevae.estimator.leaves import by_size, leaf_means, reorder_leaves_
 from hmoevae.estimator.results import Results, seed_of
 from hmoevae.estimator.rows import as_they_are, is_frame, table_of
 from hmoevae.estimator.solvers import Gradients
-from hmoevae.estimator.trees import Options, likelihood_of
+from hmoevae.estimator.trees import Options
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
-from hmoevae.spec import Balance, Likelihood, Mixture, Tree
+from hmoevae.spec import Balance, Likelihood, Tree
 from hmoevae.starts import StartName
 from hmoevae.tables import Column, Number, Table
 from hmoevae.training.usage import warn_of_collapse
@@ -88,8 +88,9 @@ class VAEMixture(Results):
     >>> mixture = VAEMixture(2, max_iter=20, lr=1e-2, random_state=0, device="cpu").fit(X)
     >>> mixture.transform(X).shape, mixture.predict_proba(X).shape, mixture.sample(3)[0].shape
     ((100, 3), (100, 2), (3, 2))
-    >>> mixture.means_.shape, mixture.node_paths_, mixture.bic(X) < VAEMixture(1, max_iter=20, device="cpu").fit(X).bic(X)
-    ((2, 2), ['root/0', 'root/1'], True)
+    >>> mixture.means_.round(), mixture.node_paths_
+    (array([[-1., -1.],
+           [ 1.,  1.]]), ['root/0', 'root/1'])
     >>> np.array_equal(mixture.predict(X), mixture.labels_), bool(mixture.score(X) == mixture.score_samples(X).mean())
     (True, True)
     """
@@ -190,7 +191,8 @@ class VAEMixture(Results):
         )
         seeds = (seed_of(random) for _ in range(1 if goes_on else int(self.n_init)))
         fitted = Gradients(usual, seeds, progress=self.verbose > 0).fit(make, data)
-        self.table_, self.model_, self.history_, self.loss_ = table, *fitted
+        self.table_, self.model_ = table, fitted.model
+        self.history_, self.loss_ = fitted.history, fitted.loss
         if self.history_.interrupted:
             warn("Training interrupted by the user.")
         self._told(data)
@@ -202,7 +204,7 @@ class VAEMixture(Results):
         if not by_name:
             if isinstance(X, np.ma.MaskedArray) and X.dtype.kind == "f":
                 X = X.filled(np.nan)  # scikit-learn ignores masks and reads the values under them
-            return validate_data(self, X, reset=reset, dtype=FLOATS, ensure_all_finite=False)
+            return validate_data(self, X, reset=reset, dtype=FLOATS, ensure_all_finite=False)  # type: ignore[arg-type]
         return X
 
     def _described(self, X: Any, table: Table | None) -> tuple[Table, Tree]:
@@ -211,22 +213,18 @@ class VAEMixture(Results):
         given = options.likelihoods
         if table is None:
             table = table_of(X, self.kinds)
-            if self.tree is None and given or self.tree is not None and given != {likelihood_of(table)}:
+            own = {table.likelihood()} if self.tree is not None else set()
+            if given - own:
                 table = as_they_are(table)
             self.n_features_in_ = len(table.columns)
             if is_frame(X):
                 self.feature_names_in_ = np.array(table.names, dtype=object)
-        return table, options.planted(
-            likelihood_of(table) if self.likelihood is None else self.likelihood, len(table.columns)
-        )
+        return table, options.planted(self.likelihood or table.likelihood(), len(table.columns))
 
     def _check_goes_on(self, tree: Tree) -> None:
         """Check that a warm start has the same model."""
-        others = [
-            name
-            for name in ("tree", "objective")
-            if {"tree": tree, "objective": self.objective}[name] != getattr(self.model_, name)
-        ]
+        given = {"tree": tree, "objective": self.objective}
+        others = [name for name, value in given.items() if value != getattr(self.model_, name)]
         if others:
             expected = "the tree and the objective of the last fit"
             raise ArgumentError(mismatch("warm_start", expected, f"another {' and another '.join(others)}"))
@@ -243,7 +241,7 @@ class VAEMixture(Results):
             if (order != np.arange(len(order))).any():
                 reorder_leaves_(self.model_, self.history_, order)
                 counts = self._count(data)
-        make_priors_shares_(self.model_, counts)
+        self.model_.prior.set_shares_(torch.from_numpy(counts).to(self.model_.device, self.model_.dtype))
         self.weights_ = self.model_.prior.leaf_log_prob().exp().detach().cpu().numpy()
         if self.n_iter_:
             warn_of_collapse(self.model_.plan, self.history_.rows[-1], counts.astype(float).tolist())

@@ -69,7 +69,7 @@ def decoded(table: Table, x: Float[Tensor, "n column"], like: Any = None) -> Any
         x: Samples. Rows of a `"numpy"` table are of their type.
         like: A frame of as many rows, whose index the rows of a pandas frame take.
     """
-    rows = table.decode(x)
+    rows: Any = table.decode(x)
     if isinstance(rows, np.ndarray):
         return rows.astype(torch.empty(0, dtype=x.dtype).numpy().dtype, copy=False)
     if like is not None and table.library == "pandas":
@@ -87,8 +87,8 @@ def filled(table: Table, X: Any, x: Float[Tensor, "n column"]) -> Any:
 
     >>> X = {"a": [0.1, None], "b": ["u", "v"]}
     >>> table = Table.of(X)
-    >>> {name: cells.tolist() for name, cells in filled(table, X, torch.tensor([[7.0, 0.0], [0.2, 1.0]])).items()}
-    {'a': [0.1, 0.3], 'b': ['u', 'v']}
+    >>> {name: cells.tolist() for name, cells in filled(table, X, torch.tensor([[7.0, 0.0], [0.0, 1.0]])).items()}
+    {'a': [0.1, 0.1], 'b': ['u', 'v']}
     """
     given, _ = frames.read(X, "X", table.names)
     codes = x.detach().cpu().double().numpy()
@@ -97,9 +97,9 @@ def filled(table: Table, X: Any, x: Float[Tensor, "n column"]) -> Any:
         cells, values = given[column.name], column.decode(codes[:, i], f"x[:, {i}]").copy()
         values[~cells.gaps] = cells.values[~cells.gaps]
         columns[column.name] = values
-    rows = frames.write(columns, table.library)
+    rows: Any = frames.write(columns, table.library)
     if isinstance(rows, np.ndarray) and isinstance(X, np.ndarray):
         return rows.astype(X.dtype, copy=False)
     if table.library == "pandas" and hasattr(X, "index"):
-        rows.index = X.index
+        rows.index = X.index  # type: ignore[union-attr]
     return rows

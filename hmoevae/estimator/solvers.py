@@ -2,15 +2,29 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
+import torch
+from jaxtyping import Float
 
 from hmoevae import training
 from hmoevae.door import Checked
+from hmoevae.em import EM, fit_em
+from hmoevae.em.leaves import check_gates, groups_of
+from hmoevae.errors import SpecError
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.training.fitting import fit_quietly
+
+SolverName = Literal["auto", "em", "sgd"]
+Weights = Float[np.ndarray, " n_samples"] | None
+HELD_OUT = 10
+"""One of this many samples is held out to end a training by gradients."""
+LEAST_HELD_OUT = 20
+"""Tables that would hold out fewer samples hold out none: the loss on all samples ends the training."""
+PATIENCE = 10
+"""Number of epochs without a new best one that ends a training by gradients."""
 
 
 class Fit(NamedTuple):
@@ -20,11 +34,55 @@ class Fit(NamedTuple):
         model: The model.
         history: The history of the run that was kept.
         loss: Its loss on all samples, in nats per sample.
+        converged: Whether the loss had stopped falling.
     """
 
     model: HMoEVAE
     history: History
     loss: float
+    converged: bool
+
+
+class Solver(Protocol):
+    """Fits a model."""
+
+    def fit(self, make: Callable[[int], HMoEVAE], data: Checked, weights: Weights) -> Fit:
+        """Fit a model that `make` makes of a seed, and return the best of several runs."""
+        ...
+
+
+def has_closed_form(model: HMoEVAE) -> bool:
+    """Whether `fit_em` can fit a model.
+
+    >>> from hmoevae.spec import MLP, VAE, Gaussian, LinearPosterior
+    >>> noise = Gaussian("learned", "identity")
+    >>> models = [HMoEVAE(VAE(2, encoder, MLP(()), noise), (4,)) for encoder in (LinearPosterior(), MLP(()))]
+    >>> [has_closed_form(model) for model in models]
+    [True, False]
+    """
+    try:
+        check_gates(model)
+        groups_of(model)
+    except SpecError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedForm:
+    """Expectation maximisation, for models that have a closed form.
+
+    Attributes:
+        em: Its options.
+    """
+
+    em: EM
+
+    def fit(self, make: Callable[[int], HMoEVAE], data: Checked, weights: Weights) -> Fit:
+        """Fit a model."""
+        model = make(self.em.seed)
+        history = fit_em(model, data, self.em, sample_weight=weights)
+        return Fit(model, history, history["loss"][-1], bool(history.converged))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +93,25 @@ class Gradients:
         training: The options of a run.
         seeds: A seed for each run; the one with the smallest loss on all samples is kept.
         tol: By how much a new best epoch has to be better, in nats per sample.
-        patience: Number of epochs to wait for one.
         progress: Whether to show a progress bar.
     """
 
     training: training.Training
     seeds: Iterable[int]
+    tol: float
     progress: bool
 
-    def fit(self, make: Callable[[int], HMoEVAE], data: Checked) -> Fit:
+    def fit(self, make: Callable[[int], HMoEVAE], data: Checked, weights: Weights) -> Fit:
         """Fit a model for each seed and keep the best."""
+        stops = self.training.start_epochs < self.training.epochs
+        rule = training.EarlyStopping(patience=PATIENCE, min_delta=self.tol) if stops else None
 
         def train(seed: int) -> tuple[HMoEVAE, History]:
-            model = make(seed)
-            return model, fit_quietly(model, data, replace(self.training, seed=seed), progress=self.progress)
+            model, options = make(seed), replace(self.training, seed=seed, early_stopping=rule)
+            fitted, held = (data, data) if len(data) < HELD_OUT * LEAST_HELD_OUT else _split(data, seed)
+            own = None if weights is None else weights[fitted.index] 
+            return model, fit_quietly(model, fitted, options, sample_weight=own, validation_data=held if stops else None, progress=self.progress)
 
         best = training.best_of(train, data, seeds=self.seeds)
-        return Fit(best.model, best.history, best.losses[best.seed])
+        converged = stops and not best.history.interrupted and len(best.history) < self.training.epochs
+        return Fit(best.model, best.history, best.losses[best.seed], converged)

@@ -4,39 +4,10 @@ from dataclasses import dataclass
 
 from hmoevae.checks import check_integer
 from hmoevae.errors import ArgumentTypeError, mismatch
-from hmoevae.spec import (
-    MLP,
-    VAE,
-    Balance,
-    Bernoulli,
-    Categorical,
-    Columns,
-    Gaussian,
-    Likelihood,
-    Mixture,
-    Poisson,
-    Tree,
-)
-from hmoevae.tables import Binary, Category, Column, Count, Table
+from hmoevae.spec import MLP, VAE, Balance, Likelihood, Mixture, Tree
 
 MOST_LATENTS = 8
 """Largest default `latent_dim`."""
-
-
-def likelihood_of(table: Table) -> Likelihood:
-    """A likelihood for each column of a table."""
-    return Columns.of(*map(_likelihood, table.columns))
-
-
-def _likelihood(column: Column) -> Likelihood:
-    match column:
-        case Category(categories=categories):
-            return Categorical(len(categories))
-        case Binary():
-            return Bernoulli()
-        case Count():
-            return Poisson()
-    return Gaussian("learned", "identity")
 
 
 @dataclass(frozen=True, slots=True)
