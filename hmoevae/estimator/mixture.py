@@ -3,25 +3,27 @@
 import copy
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import validate_data
 
 from hmoevae import training
-from hmoevae.checks import check_integer
+from hmoevae.checks import check_choice, check_integer
 from hmoevae.door import Checked
-from hmoevae.errors import ArgumentError, DataError, VersionWarning, mismatch, warn
+from hmoevae.em import EM
+from hmoevae.errors import ArgumentError, ConvergenceWarning, DataError, VersionWarning, mismatch, warn
 from hmoevae.estimator.leaves import by_size, leaf_means, reorder_leaves_
 from hmoevae.estimator.results import Results, seed_of
-from hmoevae.estimator.rows import as_they_are, is_frame, table_of
-from hmoevae.estimator.solvers import Gradients
+from hmoevae.estimator.rows import as_they_are, is_frame, n_rows, table_of, with_gaps
+from hmoevae.estimator.solvers import ClosedForm, Gradients, Solver, SolverName, Weights, has_closed_form
 from hmoevae.estimator.trees import Options
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
+from hmoevae.nn.sample_weights import SampleWeights
 from hmoevae.spec import Balance, Likelihood, Tree
 from hmoevae.starts import StartName
 from hmoevae.tables import Column, Number, Table
@@ -45,7 +47,8 @@ class VAEMixture(Results):
         tree: A tree of any shape instead of the flat mixture; `latent_dim`, `hidden`, `likelihood` and `balance` are
             then not used.
         latent_dim: Size of every expert's latent; `None` means one less than the number of columns, at most 8.
-        hidden: Widths of the hidden layers of every encoder, decoder and gate.
+        hidden: Widths of the hidden layers of every encoder, decoder and gate. Without hidden layers, decoders are
+            linear, encoders and gates are the exact posteriors, and all of it is fitted in closed form.
         likelihood: The observation model p(x|z); `None` means one for each column that suits its kind, with learned
             noise. Where it is given, numbers are modelled as they are, and not standardised; so they are in a `tree`
             whose leaves do not have the likelihood of the table of `X`.
@@ -55,16 +58,23 @@ class VAEMixture(Results):
         objective: The objective that training minimises: `"expected"`, `"elbo"` or `"marginal"` (see
             `hmoevae.nn.objectives`). With the last two, the flat mixture learns its weights; with `"expected"` they are
             uniform.
-        max_iter: Number of passes over the data.
-        batch_size: Samples per step.
-        lr: Learning rate of Adam.
-        init: The start, which gates and experts learn in the first tenth of the epochs: the clusters of `"kmeans"`,
-            level by level down a tree, as in `GaussianMixture`, or of `"umap"` (extra `umap`); `"random"` has none.
-        n_init: Number of trainings from fresh weights; the one with the smallest `loss_` is kept.
+        solver: `"em"`: expectation maximisation, `hmoevae.fit_em`, for models with linear leaves, `LinearPosterior()`
+            and `PosteriorGate()`. `"sgd"`: gradients, `hmoevae.fit`, which ends when the objective of held-out samples
+            (one in ten; all samples, of fewer than 200) has not fallen for ten epochs, and keeps the best weights.
+            `"auto"`: the first where it can be, else the second.
+        max_iter: Largest number of iterations or epochs.
+        tol: By how much an iteration, or one of the last ten epochs, has to lower the loss for the fit to go on, in
+            nats per sample.
+        batch_size: Samples per step of gradients.
+        lr: Learning rate of gradients, by Adam.
+        init: The start: the clusters of `"kmeans"`, level by level down a tree, as in `GaussianMixture`, or of `"umap"`
+            (extra `umap`). Gradients learn it in the first tenth of the epochs; `"random"` has none and is theirs only.
+        n_init: Number of fits from different seeds; the one with the smallest `loss_` is kept.
         n_importance: Number of draws of z from every leaf for each value of `score_samples`, where it is not exact.
         warm_start: Let `fit` continue from the weights and with the table of the last fit; `n_init` is not used.
         random_state: Seed of weights, order of the data and draws, as everywhere in scikit-learn.
-        device: The device to train and predict on; `"auto"` takes an accelerator if there is one. On the CPU, arrays of
+        device: The device to train and predict on; `"auto"` takes an accelerator if there is one. EM runs on the CPU
+            in float64, and the model is then moved. On the CPU, arrays of
             float32 are computed in float32 and all others in float64. A pickle holds the weights on the CPU.
         verbose: Above 0, training shows a progress bar.
 
@@ -75,10 +85,13 @@ class VAEMixture(Results):
             the leaf with most of these samples is 0, and so on; equal ones are in the order of their mean samples,
             compared column by column. So labels do not depend on the seed where the clusters do not. In a `tree` the
             leaves keep their order.
-        weights_: The prior of every leaf, `(n_leaves,)`. A learned prior is set to the shares of `labels_`.
-        loss_: The objective on the samples of the last fit, standardised, without balance, in nats per sample.
-        history_: The `History` of the training that was kept.
-        n_iter_: The number of epochs of that training.
+        weights_: The prior of every leaf, `(n_leaves,)`: where it is learned, the mean probability of the leaf (`"em"`)
+            or the shares of `labels_` (`"sgd"`).
+        loss_: The objective on the samples of the last fit, as `table_` encodes them, without balance, in nats per
+            sample.
+        history_: The `History` of the fit that was kept.
+        n_iter_: Its number of iterations or epochs.
+        converged_: Whether it ended by `tol`.
         n_features_in_: Number of columns of `X`.
         feature_names_in_: Names of the columns, if `X` was a frame.
 
@@ -101,12 +114,14 @@ class VAEMixture(Results):
         *,
         tree: Tree | None = None,
         latent_dim: int | None = None,
-        hidden: tuple[int, ...] = (32,),
+        hidden: tuple[int, ...] = (),
         likelihood: Likelihood | None = None,
         kinds: Mapping[str, str | Column] | None = None,
         balance: Balance | None = None,
         objective: str = "marginal",
+        solver: SolverName = "auto",
         max_iter: int = 100,
+        tol: float = 1e-3,
         batch_size: int = 64,
         lr: float = 3e-3,
         init: StartName = "kmeans",
@@ -125,7 +140,9 @@ class VAEMixture(Results):
         self.kinds = kinds
         self.balance = balance
         self.objective: str = objective
+        self.solver: SolverName = solver
         self.max_iter = max_iter
+        self.tol = tol
         self.batch_size = batch_size
         self.lr = lr
         self.init: StartName = init
@@ -138,17 +155,19 @@ class VAEMixture(Results):
 
     # --- training ---------------------------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: object = None) -> "VAEMixture":  # noqa: ARG002
-        """Train on the rows of `X`.
+    def fit(self, X: Any, y: object = None, sample_weight: Any = None) -> "VAEMixture":  # noqa: ARG002
+        """Fit the rows of `X`.
 
-        Ctrl-C ends training with a warning and keeps the weights so far. A `DeadLeafWarning` names dead leaves and all
-        leaves that are not in `labels_`. A `ConstantGateWarning` names gates that give all samples nearly the same
-        probabilities.
+        A `ConvergenceWarning` says that `max_iter` ended the fit. A `DeadLeafWarning` names leaves next to without
+        probability and leaves that are not in `labels_`; a `ConstantGateWarning` names gates that give all samples
+        nearly the same probabilities. Ctrl-C ends a training by gradients with a warning and keeps the weights so far.
 
         Args:
             X: Samples, at least as many as leaves: an array of numbers `(n_samples, n_features)`, or a frame of any
                 library or a dict of columns, whose columns may be categories and counts too. NaN is a gap.
             y: Not used.
+            sample_weight: How many samples each sample counts for, `(n_samples,)`, >= 0 and not all zero. Integers
+                equal repeated samples.
 
         Raises:
             SpecError: The tree is not valid.
@@ -158,9 +177,15 @@ class VAEMixture(Results):
         """
         for name in ("max_iter", "n_init"):
             check_integer(name, getattr(self, name))
+        check_choice("solver", self.solver, get_args(SolverName))
         goes_on = self.warm_start and hasattr(self, "model_")
         X = self._read(X, reset=not goes_on)
-        table, tree = self._described(X, self.table_ if goes_on else None)
+        weights = None if sample_weight is None else _weights(sample_weight, n_rows(X))
+        table, tree = self._described(X, self.table_ if goes_on else None, weights)
+        outline = self.model_ if goes_on else self._outline(tree, table)
+        if has_closed_form(outline) and not goes_on:
+            table = with_gaps(table)  # exact with gaps too, whether or not there are some now
+            outline = self._outline(tree, table)
         samples = table.encode(X, name="X")
         if len(samples) < tree.n_leaves:
             expected = f"n_samples >= {tree.n_leaves}, the number of leaves"
@@ -177,26 +202,31 @@ class VAEMixture(Results):
             with borrowed_random_state(seed):
                 return self._model(tree, table).to(dtype)
 
-        with torch.device("meta"):  # checking samples needs the tree only, no weights
-            outline = self.model_ if goes_on else self._model(tree, table)
-        data = outline.to(dtype).checked(samples, name="X")
+        solver = self._solver(outline, where, goes_on=goes_on)
+        fitted = solver.fit(make, outline.to(dtype).checked(samples, name="X"), weights)
+        self.table_, self.model_ = table, fitted.model.to(where)
+        self.history_, self.loss_, self.converged_ = fitted.history, fitted.loss, fitted.converged
+        self._tell(self.model_.checked(samples, name="X"), weights)
+        return self
+
+    def _solver(self, outline: HMoEVAE, where: torch.device, *, goes_on: bool) -> Solver:
+        """What fits the model: EM where all of it has a closed form, or gradients."""
         random = check_random_state(self.random_state)
+        if self.solver == "em" or (self.solver == "auto" and has_closed_form(outline)):
+            init: Any = "model" if goes_on else self.init
+            return ClosedForm(
+                EM(self.max_iter, self.tol, 1 if goes_on else self.n_init, init=init, seed=seed_of(random))
+            )
         usual = training.Training(
             epochs=self.max_iter,
             batch_size=self.batch_size,
             lr=self.lr,
-            init="random" if goes_on or tree.n_leaves == 1 else self.init,
+            init="random" if goes_on or outline.plan.n_leaves == 1 else self.init,
             init_epochs=max(1, self.max_iter // 10),
             device=where,
         )
         seeds = (seed_of(random) for _ in range(1 if goes_on else int(self.n_init)))
-        fitted = Gradients(usual, seeds, progress=self.verbose > 0).fit(make, data)
-        self.table_, self.model_ = table, fitted.model
-        self.history_, self.loss_ = fitted.history, fitted.loss
-        if self.history_.interrupted:
-            warn("Training interrupted by the user.")
-        self._told(data)
-        return self
+        return Gradients(usual, seeds, self.tol, progress=self.verbose > 0)
 
     def _read(self, X: Any, *, reset: bool) -> Any:
         """Rows as a frame or an array: scikit-learn checks arrays, without their values, and tables check frames."""
@@ -207,12 +237,12 @@ class VAEMixture(Results):
             return validate_data(self, X, reset=reset, dtype=FLOATS, ensure_all_finite=False)  # type: ignore[arg-type]
         return X
 
-    def _described(self, X: Any, table: Table | None) -> tuple[Table, Tree]:
+    def _described(self, X: Any, table: Table | None, weights: Weights) -> tuple[Table, Tree]:
         """The table of `X`, if there is none yet, and the tree."""
         options = Options(**{name: getattr(self, name) for name in Options.__slots__})
         given = options.likelihoods
         if table is None:
-            table = table_of(X, self.kinds)
+            table = table_of(X, self.kinds, weights)
             own = {table.likelihood()} if self.tree is not None else set()
             if given - own:
                 table = as_they_are(table)
@@ -232,24 +262,35 @@ class VAEMixture(Results):
     def _model(self, tree: Tree, table: Table) -> HMoEVAE:
         return HMoEVAE(tree, (len(table.columns),), objective=self.objective, missing=table.missing)
 
-    def _told(self, data: Checked) -> None:
-        """Set what is said of the last fit, and put the leaves of a flat mixture in order."""
+    def _outline(self, tree: Tree, table: Table) -> HMoEVAE:
+        """The model without weights: checking samples needs the tree only."""
+        with torch.device("meta"):
+            return self._model(tree, table)
+
+    def _tell(self, data: Checked, weights: Weights) -> None:
+        """Set what is said of the last fit, warn of what went wrong, put the leaves of a flat mixture in order."""
         self.n_iter_ = len(self.history_)
-        counts = self._count(data)
+        if self.history_.interrupted:
+            warn("Training interrupted by the user.")
+        elif not self.converged_:
+            remedy = f"{self.max_iter} were not enough (raise max_iter or tol)"
+            warn(mismatch("max_iter", "iterations until the loss stops falling", remedy), ConvergenceWarning)
+        counts = self._count(data, weights)
         if self.tree is None and len(counts) > 1:
             order = by_size(counts, leaf_means(self.model_).double().cpu().numpy())
             if (order != np.arange(len(order))).any():
                 reorder_leaves_(self.model_, self.history_, order)
-                counts = self._count(data)
-        self.model_.prior.set_shares_(torch.from_numpy(counts).to(self.model_.device, self.model_.dtype))
+                counts = self._count(data, weights)
+        if self.history_.training is not None:  # EM has set the prior to the shares of the leaves' probabilities
+            self.model_.prior.set_shares_(torch.from_numpy(counts).to(self.model_.device, self.model_.dtype))
         self.weights_ = self.model_.prior.leaf_log_prob().exp().detach().cpu().numpy()
         if self.n_iter_:
-            warn_of_collapse(self.model_.plan, self.history_.rows[-1], counts.astype(float).tolist())
+            warn_of_collapse(self.model_.plan, self.history_.rows[-1], counts.tolist())
 
-    def _count(self, data: Checked) -> Int[np.ndarray, " leaf"]:
-        """Label the samples, and count those of every leaf."""
+    def _count(self, data: Checked, weights: Weights) -> Float[np.ndarray, " leaf"]:
+        """Label the samples, and add up the weights of every leaf's."""
         self.labels_ = self.model_.predict(data).numpy()
-        return np.bincount(self.labels_, minlength=self.model_.plan.n_leaves)
+        return np.bincount(self.labels_, weights, minlength=self.model_.plan.n_leaves).astype(float)
 
     def _samples(self, X: Any, *, support: bool = False) -> tuple[Checked, torch.dtype]:
         X = self._read(X, reset=False)
@@ -289,3 +330,9 @@ class VAEMixture(Results):
             remedy = "fit again, or save models with model_.save_pretrained, which all versions read"
             got = f"one of {version}{added}; {remedy}"
             warn(mismatch(type(self).__name__, expected, got), VersionWarning)
+
+
+def _weights(given: Any, n: int) -> Float[np.ndarray, " n_samples"]:
+    """Check the weights of `n` samples."""
+    array = np.asarray(given)
+    return SampleWeights.of(array, n).counts.numpy()

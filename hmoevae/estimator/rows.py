@@ -26,12 +26,15 @@ def is_frame(X: object) -> bool:
     return isinstance(X, Mapping) or any(hasattr(type(X), name) for name in ATTRIBUTES)
 
 
-def table_of(X: Any, kinds: Mapping[str, str | Column] | None) -> Table:
+def table_of(
+    X: Any, kinds: Mapping[str, str | Column] | None, weight: Float[np.ndarray, " n_samples"] | None = None
+) -> Table:
     """The table of X.
 
     Args:
         X: A frame, or an array of numbers `(n_samples, n_features)`, whose columns are called x0, x1, ...
         kinds: As in `Table.of`. The columns of an array are numbers unless this says otherwise.
+        weight: How many rows each row counts for.
 
     >>> x = np.array([[1.0, 0.0], [5.0, np.nan]])
     >>> print(table_of(x, {"x1": "count"}))
@@ -43,13 +46,22 @@ def table_of(X: Any, kinds: Mapping[str, str | Column] | None) -> Table:
     """
     if isinstance(X, np.ndarray) and X.dtype.names is None:
         kinds = {f"x{i}": "number" for i in range(X.shape[1])} | dict(kinds or {})
-    return Table.of(X, kinds=kinds, name="X")
+    return Table.of(X, kinds=kinds, weight=weight, name="X")
 
 
 def as_they_are(table: Table) -> Table:
     """The table whose numbers are not standardised."""
-    columns = (replace(c, mean=0.0, std=1.0) if isinstance(c, Number) else c for c in table.columns)
+    columns = (replace(c, mean=0.0, std=1.0, ties=0.0) if isinstance(c, Number) else c for c in table.columns)
     return Table(tuple(columns), table.library)  # type: ignore[type-var]
+
+
+def n_rows(X: Any) -> int:
+    """Number of rows of a frame or an array.
+
+    >>> n_rows({"a": [1.0, 2.0]}), n_rows(np.zeros((2, 1)))
+    (2, 2)
+    """
+    return len(X) if isinstance(X, np.ndarray) else len(next(iter(frames.read(X, "X")[0].values())).values)
 
 
 def with_gaps(table: Table) -> Table:

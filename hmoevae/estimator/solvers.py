@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from hmoevae import training
 from hmoevae.door import Checked
@@ -108,10 +108,32 @@ class Gradients:
 
         def train(seed: int) -> tuple[HMoEVAE, History]:
             model, options = make(seed), replace(self.training, seed=seed, early_stopping=rule)
-            fitted, held = (data, data) if len(data) < HELD_OUT * LEAST_HELD_OUT else _split(data, seed)
-            own = None if weights is None else weights[fitted.index] 
-            return model, fit_quietly(model, fitted, options, sample_weight=own, validation_data=held if stops else None, progress=self.progress)
+            fitted, held = _split(len(data), seed)
+            own = None if weights is None else weights[fitted]
+            history = fit_quietly(
+                model,
+                _some(data, fitted),
+                options,
+                sample_weight=own,
+                validation_data=_some(data, held) if stops else None,
+                progress=self.progress,
+            )
+            return model, history
 
         best = training.best_of(train, data, seeds=self.seeds)
-        converged = stops and not best.history.interrupted and len(best.history) < self.training.epochs
-        return Fit(best.model, best.history, best.losses[best.seed], converged)
+        history = best.history
+        converged = stops and not history.interrupted and len(history) < self.training.epochs
+        return Fit(best.model, history, best.losses[best.seed], converged)
+
+
+def _split(n: int, seed: int) -> tuple[Int[np.ndarray, " fitted"], Int[np.ndarray, " held"]]:
+    """Indices of samples to fit to and of samples held out; all of them twice, where there are few."""
+    everything = np.arange(n)
+    if n < HELD_OUT * LEAST_HELD_OUT:
+        return everything, everything
+    held = np.sort(np.random.default_rng(seed).permutation(n)[: n // HELD_OUT])
+    return np.delete(everything, held), held
+
+
+def _some(data: Checked, index: Int[np.ndarray, " some"]) -> Checked:
+    return data if len(index) == len(data) else replace(data, x=data.x[torch.from_numpy(index)])

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from hmoevae.errors import ArgumentTypeError, DataError, MissingExtraError, ShapeError, mismatch
 
@@ -30,6 +30,7 @@ class Cells:
         sort: What the cells that are not missing are.
         categories: The categories that the column's type declares, in order.
         ordered: Whether they have an order that means something.
+        weight: How many cells each cell counts for; `None` means one.
 
     >>> cells = Cells("x", np.array([1.0, np.nan]), np.array([False, True]), "numbers")
     >>> cells.observed
@@ -42,6 +43,13 @@ class Cells:
     sort: Sort
     categories: tuple[Any, ...] | None = None
     ordered: bool = False
+    weight: Float[np.ndarray, " n"] | None = None
+
+    @property
+    def counts(self) -> Float[np.ndarray, " observed"]:
+        """The weights of the cells that are not missing; ones where all are zero."""
+        seen = np.ones(len(self.values)) if self.weight is None else self.weight
+        return seen[~self.gaps] if seen[~self.gaps].any() else np.ones(int((~self.gaps).sum()))
 
     @property
     def observed(self) -> list[Any]:

@@ -4,6 +4,7 @@ import difflib
 import functools
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, cast
 
 import numpy as np
@@ -84,6 +85,7 @@ class Table:
         *,
         kinds: Mapping[str, str | Column] | None = None,
         missing: bool | None = None,
+        weight: Float[np.ndarray, " n"] | None = None,
         name: str = "frame",
     ) -> "Table":
         """The table of a frame.
@@ -101,6 +103,7 @@ class Table:
                 `hmoevae.tables.Category("size", ("S", "M", "L"))`.
             missing: Whether cells of later frames may be missing; `None` lets them be in the columns that have gaps
                 here.
+            weight: How many rows each row counts for, in means and standard deviations; `None` means one.
             name: The name of `frame` in error messages.
 
         Raises:
@@ -117,6 +120,8 @@ class Table:
         for key in kinds:
             if key not in cells:
                 raise ArgumentError(mismatch("kinds", f"names of columns{_closest(key, cells)}", repr(key)))
+        if weight is not None:
+            cells = {key: replace(part, weight=weight) for key, part in cells.items()}
         return cls(tuple(_column(key, part, kinds.get(key), missing) for key, part in cells.items()), library)
 
     @property
