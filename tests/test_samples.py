@@ -236,7 +236,7 @@ def test_a_scaling_that_makes_no_sense(data, divisor, offset, error, message):
 
 ROWS = np.arange(24).reshape(6, 4)
 FLOATS = ROWS / 24
-FOUR = "a tensor, a numpy array, a torch Dataset or a DataLoader"
+FOUR = "a tensor, a numpy array, a torch Dataset, a DataLoader or a sparse matrix of scipy"
 VALUES = "floating point values"
 WRONG = {
     "masked": (np.ma.masked_equal(FLOATS, 0), DataError, "expected values without a mask, got 1 of 24 masked (leave"),
