@@ -83,6 +83,15 @@ def refuse_masked(x: object, name: str) -> None:
         raise DataError(mismatch(name, "values without a mask", got))
 
 
+def _without_mask(x: Any) -> Any:
+    """Masked floating point values as NaN, which means the same to a model with `missing`."""
+    if isinstance(x, np.ma.MaskedArray) and np.issubdtype(x.dtype, np.floating):
+        return x.filled(np.nan)
+    if isinstance(x, MaskedTensor) and x.dtype.is_floating_point:
+        return x.to_tensor(torch.nan)
+    return x
+
+
 @runtime_checkable
 class Support(Protocol):
     """The members of a likelihood that the door uses."""
@@ -112,6 +121,7 @@ class Door:
         dtype: Floating point type in which the model reads the samples.
         records: The records of the likelihoods, by which two doors are equal.
         likelihoods: The modules of the likelihoods, which know their supports.
+        missing: Whether NaN means that a cell was not observed; without it, NaN is an error. Infinity always is.
 
     >>> door = Door((3,), torch.float32, (), ())
     >>> data = door.checked(torch.rand(5, 3))
@@ -120,13 +130,16 @@ class Door:
     >>> door.seen(torch.tensor([[1.0, 2.0, torch.nan]]))
     Traceback (most recent call last):
     ...
-    hmoevae.errors.DataError: x: expected finite values, got NaN or infinity in 1 samples, first 0
+    hmoevae.errors.DataError: x: expected finite values, got NaN or infinity in 1 samples, first 0 (a model made ...
+    >>> Door((3,), torch.float32, (), (), missing=True).seen(torch.tensor([[1.0, 2.0, torch.nan]]))
+    tensor([[1., 2., nan]])
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     records: tuple[Any, ...]
     likelihoods: tuple[Support, ...] = field(compare=False, repr=False)
+    missing: bool = False
 
     def check(self, x: "ArrayLike | Checked", name: str = "x", *, values: bool = True, support: bool = True) -> Tensor:
         """Check a batch of samples and return it as a tensor, as `HMoEVAE.check_input` does.
@@ -141,6 +154,8 @@ class Door:
             if x.passes(self, support=support):
                 return x.x
             x = x.x
+        if self.missing:
+            x = _without_mask(x)
         tensor = as_tensor(x, name, self.shape)
         return self._looked_at(tensor, name, support=support) if values else tensor
 
@@ -152,9 +167,13 @@ class Door:
         if isinstance(x, Checked) and x.passes(self, support=False):
             return x.x
         tensor = self.check(x, name, support=False)
+        read = self._filled(tensor, self._gaps(tensor))
         for likelihood in self.likelihoods:
-            if not likelihood.contains(tensor) and (likelihood.nearest(tensor) - tensor).abs().max() > 1:
-                words, where = likelihood.refused(tensor)
+            if likelihood.contains(read):
+                continue
+            near = likelihood.nearest(read)
+            if (near - read).abs().max() > 1:
+                words, where = likelihood.refused(torch.where((near - read).abs() > 1, read, near))
                 warn(mismatch(name, f"{words}, or close to it", _range(tensor[where])))
                 break
         return tensor
@@ -178,24 +197,46 @@ class Door:
 
     def _looked_at(self, x: Tensor, name: str, *, support: bool) -> Tensor:
         read = x.to(self.dtype)  # the model reads the samples in this type
+        gaps = None
         if not all(map(math.isfinite, torch.stack(read.aminmax()).tolist())):  # one pass: aminmax propagates NaN
-            bad = (~torch.isfinite(read)).flatten(1).any(1)
-            first = int(bad.nonzero()[0])
-            count = int(bad.sum())
-            raise DataError(mismatch(name, "finite values", f"NaN or infinity in {count} samples, first {first}"))
-        return self._in_support(x, read, name) if support else x
+            gaps = self._gaps(read)
+            self._refuse_infinity(read, name)
+        return self._in_support(x, read, name, gaps) if support else x
 
-    def _in_support(self, x: Tensor, read: Tensor, name: str) -> Tensor:
+    def _refuse_infinity(self, x: Tensor, name: str) -> None:
+        """Refuse infinite values and, where no cell can be missing, NaN."""
+        bad = (torch.isinf(x) if self.missing else ~torch.isfinite(x)).flatten(1).any(1)
+        if not bad.any():
+            return
+        where = f"in {int(bad.sum())} samples, first {int(bad.nonzero()[0])}"
+        if self.missing:
+            raise DataError(mismatch(name, "finite values, or NaN for missing cells", f"infinity {where}"))
+        remedy = "" if torch.isinf(x).any() else " (a model made with missing=True takes NaN as not observed)"
+        raise DataError(mismatch(name, "finite values", f"NaN or infinity {where}{remedy}"))
+
+    def _gaps(self, x: Tensor) -> Tensor | None:
+        """The cells that are missing; `None` where none can be."""
+        return x.isnan() if self.missing else None
+
+    def _filled(self, x: Tensor, gaps: Tensor | None) -> Tensor:
+        """Samples with a finite value in their gaps: the least of the column, which is in the support if others are."""
+        if gaps is None:
+            return x
+        least = x.masked_fill(gaps, torch.inf).amin(0)
+        return torch.where(gaps, torch.where(least.isinf(), self.example, least), x)
+
+    def _in_support(self, x: Tensor, read: Tensor, name: str, gaps: Tensor | None) -> Tensor:
         """Check `x`, which the model reads as `read`, and set values just outside a support to its bound."""
+        read = self._filled(read, gaps)
         rounding = max(ROUNDING, *(4 * torch.finfo(dtype).eps for dtype in (x.dtype, read.dtype)))
         for likelihood in self.likelihoods:
             if likelihood.contains(read):
                 continue
             near = likelihood.nearest(read)
             if not likelihood.contains(near) or (near - read).abs().max() > rounding:
-                words, where = likelihood.refused(read)
+                words, where = likelihood.refused(torch.where((near - read).abs() > rounding, read, near))
                 raise DataError(mismatch(name, words, _range(x[where]) + _among(x[where], near[where])))
-            x, read = near.to(x.dtype), near
+            x, read = near.to(x.dtype) if gaps is None else near.to(x.dtype).masked_fill(gaps, torch.nan), near
         return x
 
 
@@ -237,14 +278,15 @@ class Checked:
 
 
 def _range(x: Tensor) -> str:
-    """The smallest and the largest value with all digits, because a value may miss a bound by the last digit."""
+    """The least and the largest observed value with all digits, because a value may miss a bound by the last digit."""
+    x = x[~x.isnan()]
     low, high = (repr(end.item()).removesuffix(".0") for end in x.aminmax())
     return f"values from {low} to {high}"
 
 
 def _among(x: Tensor, near: Tensor) -> str:
     """The first value outside the support, where it lies inside the range of all."""
-    outside = x[near.to(x.dtype) != x]
-    if len(outside) == 0 or outside[0] in (x.min(), x.max()):
+    outside, known = x[~x.isnan() & (near.to(x.dtype) != x)], x[~x.isnan()]
+    if len(outside) == 0 or outside[0] in (known.min(), known.max()):
         return ""
     return f", {outside[0].item()!r} among them"

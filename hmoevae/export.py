@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from hmoevae.checks import is_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 from hmoevae.model import HMoEVAE
+from hmoevae.nn.gaps import shown
+from hmoevae.nn.likelihoods import LikelihoodModule
 from hmoevae.nn.rows import alone
 from hmoevae.nn.stacked import Stacked
 
@@ -105,6 +107,13 @@ def _check_leaf(model: HMoEVAE, leaf: int) -> None:
         raise ArgumentError(mismatch("leaf", f"an integer from 0 to {model.plan.n_leaves - 1}", repr(leaf)))
 
 
+def _without_weights(likelihood: LikelihoodModule) -> LikelihoodModule:
+    """Drop the parameters of a likelihood, which are not read where only what it shows to networks is."""
+    for part in likelihood.modules():
+        part._parameters.clear()
+    return likelihood
+
+
 class RoutingModule(nn.Module):
     """The module that `routing` returns.
 
@@ -126,10 +135,14 @@ class RoutingModule(nn.Module):
             if isinstance(part, Stacked):
                 part.batched = False
         self.paths = copy.deepcopy(model.paths)
+        first = model.plan.leaves[0].place
+        self.likelihood = _without_weights(alone(model.experts.first.likelihood, first.row))
+        self.missing = model.missing
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch node"]:
         """Probabilities of samples `(batch, *input_shape)`; rows sum to one."""
-        node_log_prob = self.paths.node_log_prob(self.gates(x.flatten(1).t()))
+        seen = shown(self.likelihood, x.flatten(1).t(), missing=self.missing)
+        node_log_prob = self.paths.node_log_prob(self.gates(seen))
         return node_log_prob.index_select(0, self.columns).exp().t()
 
 
@@ -147,7 +160,8 @@ class EncoderModule(nn.Module):
         place = model.plan.leaves[leaf].place
         self.expert = alone(model.experts.groups[place.group], place.row)
         self.latent_dim = self.expert.latent_dim
-        del self.expert.decoder, self.expert.likelihood
+        _without_weights(self.expert.likelihood)
+        del self.expert.decoder
 
     def forward(
         self, x: Float[Tensor, "batch ..."]

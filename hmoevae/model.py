@@ -38,6 +38,8 @@ class HMoEVAE(TreeModule):
         input_shape: Shape of one sample, such as `(1, 28, 28)`.
         objective: The objective that training minimises: `"expected"`, `"elbo"`, `"marginal"`, or one registered with
             `hmoevae.objective`.
+        missing: Whether cells of samples may be missing. NaN then means that a cell was not observed: the bound leaves
+            it out, and encoders and gates see a zero and, beside the values, a mask.
 
     Raises:
         SpecError: The tree does not fit the samples.
@@ -316,7 +318,7 @@ class HMoEVAE(TreeModule):
 
         def evaluate(chunk: Tensor) -> Tensor:
             flat = self._features_first(chunk)
-            leaf_log_prob = self.paths.leaf_log_prob(self.gates(flat))
+            leaf_log_prob = self.paths.leaf_log_prob(self.gates(self._shown(flat)))
             draws = self.experts.draw(flat, self.experts.noise(flat, generator, share))
             elbo = self.experts.by_leaf([draw.elbo() for draw in draws])
             log_weight = self.experts.by_leaf([draw.log_weight() for draw in draws])
@@ -338,12 +340,14 @@ class HMoEVAE(TreeModule):
         tree = json.loads(self.tree.to_json())
         config = {"tree": tree, "input_shape": list(self.input_shape), "objective": self.objective}
         modules = modules_of(tree) | find_objective(self.objective).modules(self.objective)
-        return config | ({"modules": modules} if modules else {})
+        missing = {"missing": True} if self.missing else {}  # files of models without gaps are those of older versions
+        return config | missing | ({"modules": modules} if modules else {})
 
     @classmethod
     def _build(cls, config: dict[str, Any]) -> "HMoEVAE":
         tree, shape = tree_from_json(json.dumps(config["tree"])), config["input_shape"]
-        return cls(tree, tuple(shape) if isinstance(shape, list) else shape, objective=config["objective"])
+        shape = tuple(shape) if isinstance(shape, list) else shape
+        return cls(tree, shape, objective=config["objective"], missing=config.get("missing", False))
 
     def _facts(self) -> ModelFacts:
         n_parameters = sum(p.numel() for p in self.parameters())
@@ -380,12 +384,12 @@ class HMoEVAE(TreeModule):
 
     def _route(self, x: Data, along_paths: Callable[[Tensor], Tensor], batch_size: int) -> Float[Tensor, "batch path"]:
         def route(chunk: Tensor) -> Tensor:
-            return along_paths(self.gates(self._features_first(chunk))).t()
+            return along_paths(self.gates(self._shown(self._features_first(chunk)))).t()
 
         return self._in_batches(route, x, batch_size, check=self._seen)
 
     def _best_leaf(self, x: Tensor, node: PlannedNode) -> Int[Tensor, " batch"]:
-        edge_log_prob = self.gates(self._features_first(x))
+        edge_log_prob = self.gates(self._shown(self._features_first(x)))
         edge_log_prob[list(node.edges)] = 0.0  # a large term of the path to `node` would round small differences off
         leaf_log_prob = self.paths.leaf_log_prob(edge_log_prob)
         return node.leaves.start + leaf_log_prob[node.leaves.start : node.leaves.stop].argmax(0)

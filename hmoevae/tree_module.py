@@ -18,7 +18,7 @@ from hmoevae.errors import ArgumentError, ArgumentTypeError, ShapeError, mismatc
 from hmoevae.nn.agreement import agreement
 from hmoevae.nn.balance import Balances
 from hmoevae.nn.draws import Share
-from hmoevae.nn.experts import Experts
+from hmoevae.nn.experts import Experts, gate_shape
 from hmoevae.nn.gates import Gates, looks_channels_last
 from hmoevae.nn.objectives import find_objective
 from hmoevae.nn.paths import Paths
@@ -40,7 +40,9 @@ class TreeModule(Pretrained):
     True
     """
 
-    def __init__(self, tree: Tree, input_shape: tuple[int, ...], *, objective: str = "expected") -> None:
+    def __init__(
+        self, tree: Tree, input_shape: tuple[int, ...], *, objective: str = "expected", missing: bool = False
+    ) -> None:
         super().__init__()
         if not isinstance(tree, VAE | Mixture):
             raise ArgumentTypeError(mismatch("tree", "a VAE or a Mixture", type(tree).__name__))
@@ -48,17 +50,20 @@ class TreeModule(Pretrained):
         if not is_shape or not input_shape:
             raise ArgumentError(mismatch("input_shape", "a tuple of integers > 0", repr(input_shape)))
         find_objective(objective)
+        if not isinstance(missing, bool):
+            raise ArgumentTypeError(mismatch("missing", "True or False", repr(missing)))
         self.plan = compile_tree(tree)
         self.input_shape: tuple[int, ...] = tuple(int(n) for n in input_shape)
         self.objective = objective
+        self.missing = missing
         self.paths = Paths(self.plan)
         self.prior = Prior(self.plan)
         self.balances = Balances(self.plan)
         if self.prior.logits is not None and objective == "expected":
             expected = "'elbo' or 'marginal' for a tree with a learned prior, which 'expected' does not use"
             raise ArgumentError(mismatch("objective", expected, repr(objective)))
-        self.gates = Gates(self.plan, self.input_shape)
-        self.experts = Experts(self.plan, self.input_shape)
+        self.gates = Gates(self.plan, gate_shape(self.plan, self.input_shape, missing=missing))
+        self.experts = Experts(self.plan, self.input_shape, missing=missing)
         is_outline = self.device.type == "meta"  # a copy without weights of a model that has warned already
         if looks_channels_last(self.input_shape) and _convolves(tree) and not is_outline:
             height, width, channels = self.input_shape
@@ -96,7 +101,7 @@ class TreeModule(Pretrained):
     def _sizes(self) -> str:
         n_parameters = sum(p.numel() for p in self.parameters())
         sizes = f"input_shape={self.input_shape}, objective={self.objective!r}, leaves={self.plan.n_leaves}"
-        return f"{sizes}, parameters={n_parameters:,}"
+        return f"{sizes}, parameters={n_parameters:,}{', missing=True' if self.missing else ''}"
 
     # --- training ---------------------------------------------------------------------------------------------------
 
@@ -237,6 +242,7 @@ class TreeModule(Pretrained):
         last = levels[-1] if levels else 0
         # One pass of the gates for both views, concatenated batch-first because that is their memory layout.
         both = seen if other is None else torch.cat([seen.t(), other.t()]).t()
+        both, own = self._shown(both), self._shown(own)
         answers = self.gates(both, temperature) if last == depth else self.gates.split(both, own, last, temperature)
         edges = [answers] if other is None else answers.chunk(2, dim=1)
         importances = [self.paths.importance(edge_log_prob) for edge_log_prob in edges]
@@ -318,10 +324,14 @@ class TreeModule(Pretrained):
         """The checks of samples for this model."""
         records = tuple(group.spec.likelihood for group in self.plan.expert_groups)
         likelihoods = tuple(group.likelihood for group in self.experts.groups)
-        return Door(self.input_shape, self.dtype, records, likelihoods)
+        return Door(self.input_shape, self.dtype, records, likelihoods, missing=self.missing)
 
     def _seen(self, x: ArrayLike | Checked, *, name: str = "x") -> Tensor:
         return self.door.seen(x, name)
+
+    def _shown(self, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "shown batch"]:
+        """What the gates see of samples: what the first leaf's encoder does."""
+        return self.experts.first.shown(x)
 
     def _features_first(self, x: Tensor) -> Float[Tensor, "feature batch"]:
         return x.to(self.dtype).flatten(1).t()

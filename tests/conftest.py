@@ -113,14 +113,23 @@ def data_for(tree: Tree, shape: tuple[int, ...], n: int, seed: int = 0) -> Tenso
     return x.round() if binary else x
 
 
-def build(tree: Tree, shape: tuple[int, ...], *, objective: str = "elbo", seed: int = 0) -> hm.HMoEVAE:
+def build(
+    tree: Tree, shape: tuple[int, ...], *, objective: str = "elbo", seed: int = 0, missing: bool = False
+) -> hm.HMoEVAE:
     """A model in double precision with fixed weights; learned priors start away from uniform."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        model = hm.HMoEVAE(tree, shape, objective=objective).double()
+        model = hm.HMoEVAE(tree, shape, objective=objective, missing=missing).double()
         if model.prior.logits is not None:
             torch.nn.init.normal_(model.prior.logits)
     return model
+
+
+def with_gaps(x: Tensor, share: float = 0.3, seed: int = 0) -> Tensor:
+    """The same samples with NaN in a share of their cells, at random, but in the last sample, which is whole."""
+    gaps = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < share
+    gaps[-1] = False
+    return x.masked_fill(gaps, torch.nan)
 
 
 @dataclass(frozen=True)

@@ -208,12 +208,13 @@ def test_saving_and_loading(model: hm.HMoEVAE, x: Tensor, tmp_path: Path) -> Non
     model.save_pretrained(tmp_path)
     loaded = hm.HMoEVAE.from_pretrained(tmp_path)
     assert (loaded.tree, loaded.input_shape, loaded.objective) == (model.tree, model.input_shape, model.objective)
+    assert loaded.missing == model.missing
     assert torch.equal(loss_of(loaded, x), loss_of(model, x))
 
 
 def test_state_dict_goes_round(model: hm.HMoEVAE, x: Tensor) -> None:
     """Into a model with other weights, which it then equals."""
-    other = build(model.tree, model.input_shape, objective=model.objective, seed=1).float()
+    other = build(model.tree, model.input_shape, objective=model.objective, seed=1, missing=model.missing).float()
     assert not torch.equal(loss_of(other, x), loss_of(model, x))
     other.load_state_dict(model.state_dict())
     assert torch.equal(loss_of(other, x), loss_of(model, x))

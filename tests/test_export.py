@@ -61,7 +61,7 @@ def test_modules_are_copies_of_what_they_need(model, x):
     assert not any(p.requires_grad for m in (routing, encoder, decoder) for p in m.parameters())
     assert {routing.training, encoder.training, decoder.training} == {False}
     spec = model.plan.leaves[-1].spec
-    alone = build(spec, model.input_shape).experts.groups[0]
+    alone = build(spec, model.input_shape, missing=model.missing).experts.groups[0]
     for module, own in ((encoder, alone.encoder), (decoder, alone.decoder)):
         likelihood = alone.likelihood.parameters() if module is decoder else ()
         assert {p.shape for p in module.parameters()} == {p.shape for p in (*own.parameters(), *likelihood)}

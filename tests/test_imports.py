@@ -53,6 +53,7 @@ ROOMS: dict[str, float] = {
     "hmoevae.nn.likelihoods.build": 2.23,
     "hmoevae.nn.likelihoods": 2.24,
     "hmoevae.nn.conv": 2.3,
+    "hmoevae.nn.gaps": 2.3,
     "hmoevae.nn.stacked": 2.3,
     "hmoevae.nn.networks": 2.4,
     "hmoevae.nn.kernels": 2,

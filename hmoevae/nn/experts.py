@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from hmoevae.checks import is_integer
 from hmoevae.errors import SpecError, mismatch
-from hmoevae.nn.draws import Share, for_batch
+from hmoevae.nn.draws import Share, borrowed_random_state, for_batch
+from hmoevae.nn.gaps import observed, shown, shown_shape
 from hmoevae.nn.grouped import AffineEnded
 from hmoevae.nn.kernels import readout
 from hmoevae.nn.kernels.precision import sum_dtype
@@ -39,6 +40,8 @@ class ExpertGroup(nn.Module):
         groups: Number of VAEs.
         sample_shape: Shape of one sample.
         place: The first VAE's name in error messages, such as `"root/0"`.
+        missing: Whether cells of samples may be missing, which are NaN. The encoder sees zeros for them and a mask
+            beside the values, and the likelihood leaves them out.
 
     Raises:
         SpecError: A network of the VAE does not fit the samples, or its likelihood's record makes no
@@ -50,18 +53,21 @@ class ExpertGroup(nn.Module):
     torch.Size([3, 5])
     """
 
-    def __init__(self, spec: VAE, groups: int, sample_shape: tuple[int, ...], place: str) -> None:
+    def __init__(
+        self, spec: VAE, groups: int, sample_shape: tuple[int, ...], place: str, *, missing: bool = False
+    ) -> None:
         super().__init__()
-        likelihood = likelihood_module(spec.likelihood, groups, torch.Size(sample_shape).numel())
-        _check_likelihood(likelihood, spec, groups, f"{place}.likelihood")
+        likelihood = _likelihood(spec, groups, sample_shape, f"{place}.likelihood")
+        seen_shape = shown_shape(likelihood, sample_shape, f"{place}.likelihood", missing=missing)
         decoded_shape = likelihood.raw_shape(sample_shape)
         latent_shape, posterior_shape = (spec.latent_dim,), (2 * spec.latent_dim,)
-        self.encoder = grouped_network(spec.encoder, groups, sample_shape, posterior_shape, f"{place}.encoder")
+        self.encoder = grouped_network(spec.encoder, groups, seen_shape, posterior_shape, f"{place}.encoder")
         self.decoder = grouped_network(
             spec.decoder, groups, latent_shape, decoded_shape, f"{place}.decoder", is_decoder=True
         )
         self.likelihood = likelihood
         self.latent_dim = spec.latent_dim
+        self.missing = missing
 
     @property
     def n_experts(self) -> int:
@@ -72,10 +78,14 @@ class ExpertGroup(nn.Module):
         """The experts in `rows`, in that order, repeated where `rows` repeats them; all of them if `rows` is `None`."""
         return self if rows is None else rows_of(self, rows)
 
+    def shown(self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]) -> Tensor:
+        """What the encoders see of samples."""
+        return shown(self.likelihood, x, missing=self.missing)
+
     def posterior(self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]) -> Posterior:
         """q(z|x) of every expert, for samples that all experts share (2-D) or samples of each expert's own (3-D)."""
         # Under autocast and in half precision, exp and the sums of the KL need a higher precision than the network's.
-        return posterior_of(self.encoder(x).to(sum_dtype(x)))
+        return posterior_of(self.encoder(self.shown(x)).to(sum_dtype(x)))
 
     def noise(
         self,
@@ -101,11 +111,41 @@ class ExpertGroup(nn.Module):
         z: Float[Tensor, "group latent batch"],
         x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"],
     ) -> Float[Tensor, "group batch"]:
-        """Log p(x|z) in nats. Where the decoder ends in an affine layer, that layer is fused with the likelihood."""
+        """Log p(x|z) of the observed cells in nats. A decoder's last layer, if affine, is fused with the likelihood."""
+        present = observed(x) if self.missing else None
         if not isinstance(self.decoder, AffineEnded):
-            return self.likelihood.log_prob(self.decoder(z), x)
+            return self.likelihood.log_prob(self.decoder(z), x, present)
         last, hidden = self.decoder.last, self.decoder.hidden(z)
-        return readout(self.likelihood, last.weight, last.bias, hidden, x, input_major=last.input_major)
+        return readout(self.likelihood, last.weight, last.bias, hidden, x, present, input_major=last.input_major)
+
+
+def _likelihood(spec: VAE, groups: int, sample_shape: tuple[int, ...], place: str) -> LikelihoodModule:
+    """The module of a VAE's likelihood, which is checked."""
+    module = likelihood_module(spec.likelihood, groups, torch.Size(sample_shape).numel())
+    _check_likelihood(module, spec, groups, place)
+    return module
+
+
+def gate_shape(plan: Plan, sample_shape: tuple[int, ...], *, missing: bool = False) -> tuple[int, ...]:
+    """The shape of what gates see of one sample, which is what the likelihood of the first leaf shows.
+
+    Args:
+        plan: The compiled tree.
+        sample_shape: Shape of one sample.
+        missing: Whether cells of samples may be missing.
+
+    Raises:
+        SpecError: That likelihood cannot be used.
+
+    >>> from hmoevae.plan import compile_tree
+    >>> gate_shape(compile_tree(VAE(2)), (4,)), gate_shape(compile_tree(VAE(2)), (4,), missing=True)
+    ((4,), (8,))
+    """
+    first = plan.expert_groups[plan.leaves[0].place.group]
+    place = f"{plan.leaves[0].path}.likelihood"
+    with borrowed_random_state():  # the module is not kept
+        likelihood = _likelihood(first.spec, 1, sample_shape, place)
+    return shown_shape(likelihood, sample_shape, place, missing=missing)
 
 
 def _check_likelihood(module: object, spec: VAE, groups: int, place: str) -> None:
@@ -129,6 +169,7 @@ class Experts(nn.Module):
     Args:
         plan: The compiled tree.
         sample_shape: Shape of one sample.
+        missing: Whether cells of samples may be missing, which are NaN.
 
     Raises:
         SpecError: A network of a leaf does not fit the samples.
@@ -152,20 +193,28 @@ class Experts(nn.Module):
     row_of_leaf: Int[Tensor, " leaf"]
     leaf_order: Int[Tensor, " leaf"] | None
 
-    def __init__(self, plan: Plan, sample_shape: tuple[int, ...]) -> None:
+    def __init__(self, plan: Plan, sample_shape: tuple[int, ...], *, missing: bool = False) -> None:
         super().__init__()
         self.n_features = torch.Size(sample_shape).numel()
         groups = nn.ModuleList(
-            ExpertGroup(group.spec, len(group.members), sample_shape, plan.leaves[group.members[0]].path)
+            ExpertGroup(
+                group.spec, len(group.members), sample_shape, plan.leaves[group.members[0]].path, missing=missing
+            )
             for group in plan.expert_groups
         )
         self.groups = groups  # type: ignore[assignment]  # a ModuleList cannot say what it holds
         self.latent_dim = max(group.spec.latent_dim for group in plan.expert_groups)
         places = [leaf.place for leaf in plan.leaves]
+        self._first = places[0].group
         self.register_buffer("group_of_leaf", torch.tensor([place.group for place in places]), persistent=False)
         self.register_buffer("row_of_leaf", torch.tensor([place.row for place in places]), persistent=False)
         order = [leaf for group in plan.expert_groups for leaf in group.members]
         self.register_buffer("leaf_order", permutation(order), persistent=False)
+
+    @property
+    def first(self) -> ExpertGroup:
+        """The group of the first leaf, whose likelihood says what gates see."""
+        return self.groups[self._first]
 
     # --- all leaves, or some, features first ------------------------------------------------------------------------
 

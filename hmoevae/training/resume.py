@@ -146,7 +146,7 @@ def described_model(model: HMoEVAE) -> dict[str, str]:
         "input_shape": repr(model.input_shape),
         "objective": repr(model.objective),
         "dtype": str(model.dtype),
-    }
+    } | ({"missing": "True"} if model.missing else {})  # checkpoints of older versions do not have it
 
 
 def described_training(
