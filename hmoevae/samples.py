@@ -1,4 +1,4 @@
-"""Sources of samples: reads arrays, files, sparse matrices, data sets and loaders batch by batch, through a model's door.
+"""Sources of samples: arrays, files, sparse matrices, data sets and loaders, batch by batch, through a model's door.
 
 Axes: `n` counts samples.
 """
@@ -28,7 +28,8 @@ from hmoevae.hints import remedy, what_came
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.tables.sparse import Sparse, SparseRows, is_sparse
 
-Data = ArrayLike | Checked | Dataset[Any] | DataLoader[Any] | Sparse | SparseRows
+Opened = ArrayLike | Checked | Dataset[Any] | DataLoader[Any] | SparseRows
+Data = Opened | Sparse
 Numbers = int | float | ArrayLike
 BATCH_SIZE = 1024
 """Samples evaluated at a time by every method that takes `batch_size`."""
@@ -131,7 +132,7 @@ def _numbers(given: Numbers, argument: str) -> Tensor:
 # --- from any source ------------------------------------------------------------------------------------------------
 
 
-def opened(data: Data, name: str) -> Data:
+def opened(data: Data, name: str) -> Opened:
     """Check the type of a source of samples; unwrap tensors and arrays from plain `TensorDataset` and `Scaled`.
 
     A sparse matrix becomes rows that are dense when they are read.
@@ -200,7 +201,7 @@ def in_order(
         data: The samples.
         name: The name of `data` in error messages.
         check: A function of an array and its `name`, such as `HMoEVAE.check_input`.
-        batch_size: Samples in memory at a time, for files, sparse matrices and data sets; a DataLoader has its own batch size.
+        batch_size: Samples in memory at a time, for files, sparse matrices and data sets; a DataLoader has its own.
         one_answer_each: Refuse loaders that shuffle or drop samples, whose results could not be matched to samples.
     """
     data = opened(data, name)

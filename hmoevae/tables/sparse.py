@@ -10,7 +10,12 @@ from hmoevae.errors import ArgumentTypeError, DataError, mismatch
 
 @runtime_checkable
 class Sparse(Protocol):
-    """A sparse matrix or array of scipy, in any format; scipy itself is not imported."""
+    """A sparse matrix or array of scipy, in any format; scipy itself is not imported.
+
+    >>> import scipy.sparse
+    >>> isinstance(scipy.sparse.eye_array(3), Sparse)
+    True
+    """
 
     nnz: Any
     shape: tuple[int, ...]

@@ -55,23 +55,13 @@ def test_training_is_that_of_the_dense_table(form: Any) -> None:
         assert torch.equal(one, other)
 
 
-def test_weights_of_samples_go_with_rows() -> None:
-    weight = np.arange(N_ROWS, dtype=float)
-    models = [make(), make()]
-    for model, x in zip(models, (sp.csr_array(COUNTS), dense()), strict=True):
-        hm.fit(model, x, hm.Training(epochs=2, batch_size=16, seed=0), sample_weight=weight, progress=False)
-    assert torch.equal(models[0].prior.leaf_log_prob(), models[1].prior.leaf_log_prob())
-    for one, other in zip(*(model.state_dict().values() for model in models), strict=True):
-        assert torch.equal(one, other)
-
-
 def test_training_resumes_with_the_same_matrix_only(tmp_path: Path) -> None:
     x = sp.csr_array(COUNTS)
     whole, parts = make(), make()
     hm.fit(whole, x, hm.Training(epochs=3, batch_size=16, seed=0), progress=False)
     hm.fit(parts, x, hm.Training(epochs=2, batch_size=16, seed=0), progress=False, checkpoint_dir=tmp_path)
+    other = sp.csr_array(COUNTS + np.eye(N_ROWS, N_COLUMNS))
     with pytest.raises(ArgumentError, match="data: expected 60 samples with"):
-        other = sp.csr_array(COUNTS + np.eye(N_ROWS, N_COLUMNS))
         hm.fit(make(), other, hm.Training(epochs=3, batch_size=16, seed=0), progress=False, checkpoint_dir=tmp_path)
     parts = make()
     hm.fit(parts, x, hm.Training(epochs=3, batch_size=16, seed=0), progress=False, checkpoint_dir=tmp_path)
@@ -102,7 +92,9 @@ def test_what_cannot_be_samples_is_refused(x: Any, error: type[Exception], messa
 
 def test_values_are_checked_before_training() -> None:
     bad = sp.csr_array(np.where(np.arange(N_ROWS)[:, None] == 50, np.inf, COUNTS))
-    with pytest.raises(DataError, match=r"data\[0:60\]: expected finite values, got NaN or infinity in 1 samples, first 50"):
+    with pytest.raises(
+        DataError, match=r"data\[0:60\]: expected finite values, got NaN or infinity in 1 samples, first 50"
+    ):
         hm.fit(make(), bad, progress=False)
 
 
