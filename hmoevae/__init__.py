@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from hmoevae import features, tables, views
 from hmoevae.callbacks import SampleRecorder
+from hmoevae.em import EM, fit_em
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn import routes
@@ -20,13 +21,21 @@ from hmoevae.spec import (
     VAE,
     Balance,
     Bernoulli,
+    Categorical,
+    Columns,
     ContinuousBernoulli,
     Conv,
     ConvTranspose,
     Gaussian,
     Likelihood,
+    LinearPosterior,
+    LogNormal,
     Mixture,
+    NegativeBinomial,
     Network,
+    Ordinal,
+    Poisson,
+    ZeroInflated,
     record,
     tree_from_json,
 )
@@ -50,6 +59,7 @@ if TYPE_CHECKING:
     from hmoevae.estimator import VAEMixture
 
 __all__ = [
+    "EM",
     "MLP",
     "VAE",
     "Agreement",
@@ -57,6 +67,8 @@ __all__ = [
     "Bernoulli",
     "Best",
     "CardInfo",
+    "Categorical",
+    "Columns",
     "ContinuousBernoulli",
     "Conv",
     "ConvTranspose",
@@ -67,9 +79,14 @@ __all__ = [
     "History",
     "Likelihood",
     "LikelihoodModule",
+    "LinearPosterior",
+    "LogNormal",
     "Mixture",
+    "NegativeBinomial",
     "Network",
+    "Ordinal",
     "Output",
+    "Poisson",
     "Routing",
     "SampleRecorder",
     "StepMemory",
@@ -79,12 +96,14 @@ __all__ = [
     "Training",
     "VAEMixture",
     "Warmup",
+    "ZeroInflated",
     "balance",
     "best_of",
     "datasets",
     "export",
     "features",
     "fit",
+    "fit_em",
     "metrics",
     "objective",
     "plot",

@@ -29,6 +29,7 @@ CHOSEN = (
     "convolutional experts",
     "a user's networks and likelihood",
     "learned scales",
+    "exact posteriors",
 )
 
 

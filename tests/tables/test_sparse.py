@@ -55,6 +55,16 @@ def test_training_is_that_of_the_dense_table(form: Any) -> None:
         assert torch.equal(one, other)
 
 
+def test_weights_of_samples_go_with_rows() -> None:
+    weight = np.arange(N_ROWS, dtype=float)
+    models = [make(), make()]
+    for model, x in zip(models, (sp.csr_array(COUNTS), dense()), strict=True):
+        hm.fit(model, x, hm.Training(epochs=2, batch_size=16, seed=0), sample_weight=weight, progress=False)
+    assert torch.equal(models[0].prior.leaf_log_prob(), models[1].prior.leaf_log_prob())
+    for one, other in zip(*(model.state_dict().values() for model in models), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_training_resumes_with_the_same_matrix_only(tmp_path: Path) -> None:
     x = sp.csr_array(COUNTS)
     whole, parts = make(), make()
