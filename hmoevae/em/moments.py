@@ -51,7 +51,7 @@ def moments(x: Float[Tensor, "n feature"], weight: Float[Tensor, " n"], before: 
         before: The current factor analyser of the leaf; only needed for gaps.
 
     >>> moments(torch.tensor([[0.0], [2.0], [9.0]]), torch.tensor([1.0, 1.0, 0.0]))
-    Moments(weight=tensor(2.), mean=tensor([1.]), covariance=tensor([[1.]]))
+    Moments(weight=tensor(2.), mean=tensor([1.]), covariance=tensor([[1.0000]]))
     """
     total = weight.sum()
     if before is None:

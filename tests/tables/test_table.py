@@ -109,7 +109,7 @@ def test_other_frames_come_by_a_protocol_of_exchange(protocol: str) -> None:
         ([0, 1, 1, 0], Binary("x", (0, 1))),
         ([0.0, 1.0, None, 0.0], Binary("x", (0.0, 1.0), missing=True)),
         ([True, True], Binary("x", (False, True))),
-        ([2, 2, 2], Number("x", 2.0)),
+        ([2, 2, 2], Number("x", 2.0, ties=1.0)),
         ([0.1] * 10, Number("x", 0.1, ties=1.0)),
         ([1, 5], Number("x", 3.0, 2.0)),
         (pd.array([1, None, 5], dtype="Int64"), Number("x", 3.0, 2.0, missing=True)),
