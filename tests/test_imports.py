@@ -30,6 +30,7 @@ ROOMS: dict[str, float] = {
     "hmoevae.plan": 1,
     # Arrays, and samples made of them.
     "hmoevae.tables.frames": 1.5,
+    "hmoevae.tables.sparse": 1.5,
     "hmoevae.tables.columns": 1.5,
     "hmoevae.tables.table": 1.5,
     "hmoevae.tables": 1.5,
