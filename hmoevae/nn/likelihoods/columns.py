@@ -122,8 +122,25 @@ class ColumnsModule(LikelihoodModule):
         weight: Float[Tensor, "group batch"],
         present: Bool[Tensor, "feature batch"] | None = None,
     ) -> Float[Tensor, "group raw"]:
-        each = zip(self.parts, self._for_each(x, present), strict=True)
-        return torch.cat([part.fit_constant_(own, weight, seen) for part, (own, seen) in each], 1)
+        each = zip(self.parts, self.raw_sizes, self._for_each(x, present), strict=True)
+        raw = [
+            # Linear features depend on z; a fit without z would undo their scales.
+            x.new_zeros(len(weight), size) if part.linear_features() else part.fit_constant_(own, weight, seen)
+            for part, size, (own, seen) in each
+        ]
+        return torch.cat(raw, 1)
+
+    def linear_floor(self) -> Float[Tensor, "group linear"]:
+        return torch.cat([part.linear_floor() for part in self._linear_parts()], 1)
+
+    def set_linear_scale_(self, scale: Float[Tensor, "group linear"]) -> None:
+        parts = self._linear_parts()
+        sizes = [part.linear_floor().shape[1] for part in parts]
+        for part, own in zip(parts, scale.split(sizes, 1), strict=True):
+            part.set_linear_scale_(own)
+
+    def _linear_parts(self) -> list[LikelihoodModule]:
+        return [part for part in self.parts if part.linear_features()]
 
     def mean(self, raw: Raw) -> Features:
         each = zip(self.parts, raw.split(self.raw_sizes, 1), strict=True)
