@@ -110,9 +110,8 @@ def test_absent_features_take_no_part() -> None:
         for b in range(6):
             there = present[b]
             few = LinearFeatures(variance[:, there].sqrt().unsqueeze(2))
-            alone = with_gaps(
-                weight[:, there], bias[:, there], few, x[b, there].unsqueeze(1), torch.ones(there.sum(), 1) > 0
-            )
+            observed = x[b, there].unsqueeze(1)
+            alone = with_gaps(weight[:, there], bias[:, there], few, observed, ~observed.isnan())
             for name in ("mean", "variance"):
                 torch.testing.assert_close(getattr(posterior, name)[..., b], getattr(alone, name)[..., 0])
             torch.testing.assert_close(posterior.kl()[:, b], alone.kl()[:, 0])
@@ -176,7 +175,7 @@ def test_the_elbo_with_another_weight_of_the_kl_has_its_closed_form() -> None:
         (
             LINEAR,
             hm.Gaussian(),
-            r"root/0\.likelihood: expected Gaussian\(\.\.\., 'identity'\), .* got Gaussian\(0\.5\)",
+            r"root/0\.likelihood: expected Gaussian\(.*, 'identity'\), .* got Gaussian\(0\.5\)",
         ),
         (LINEAR, hm.Gaussian("learned"), r"root/0\.likelihood: expected .* got Gaussian\(learned\)"),
         (LINEAR, hm.Bernoulli(), r"root/0\.likelihood: expected .* got Bernoulli"),
