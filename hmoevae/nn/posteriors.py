@@ -6,7 +6,7 @@ Axes: `group` counts experts, `latent` their latent features; `batch` is last.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 MIN_VARIANCE = 1e-5
@@ -48,27 +48,33 @@ class Posterior(NamedTuple):
         return 0.5 * (z.square() - noise.square() - self.variance.log()).sum(1)
 
 
-Rows = slice | Int[Tensor, " linear"]
-ALL = slice(None)
+Rows = slice | list[int]
 
 
 class LinearFeatures(NamedTuple):
-    """The features of a likelihood whose density is N(raw, scale^2), of which a linear decoder has an exact posterior.
+    """Features of a likelihood whose density is N(raw, scale^2), so that a linear decoder has an exact posterior.
 
     Attributes:
         scale: The standard deviations.
         raw: The decoder's outputs that are the means.
         features: The features, in the order of `raw`.
-        are_all: Whether there are no other features.
 
     >>> LinearFeatures(scale=0.5)
-    LinearFeatures(scale=0.5, raw=slice(None, None, None), features=slice(None, None, None), are_all=True)
+    LinearFeatures(scale=0.5, raw=slice(None, None, None), features=slice(None, None, None))
     """
 
     scale: float | Float[Tensor, "group linear 1"]
-    raw: Rows = ALL
-    features: Rows = ALL
-    are_all: bool = True
+    raw: Rows = slice(None)
+    features: Rows = slice(None)
+
+
+def positions(rows: Rows, n: int) -> list[int]:
+    """The indices of some of `n` rows.
+
+    >>> positions(slice(None), 3), positions([2, 0], 3)
+    ([0, 1, 2], [2, 0])
+    """
+    return list(range(n)[rows]) if isinstance(rows, slice) else rows
 
 
 class FullPosterior(NamedTuple):

@@ -6,7 +6,19 @@ it.
 """
 
 from hmoevae.spec.balances import Balance
-from hmoevae.spec.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
+from hmoevae.spec.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Columns,
+    ContinuousBernoulli,
+    Gaussian,
+    Likelihood,
+    LogNormal,
+    NegativeBinomial,
+    Ordinal,
+    Poisson,
+    ZeroInflated,
+)
 from hmoevae.spec.networks import MLP, Activation, Conv, ConvTranspose, LinearPosterior, Network
 from hmoevae.spec.nodes import MAX_DEPTH, VAE, Mixture, Node, Tree, tree_from_json
 from hmoevae.spec.record import record
@@ -18,16 +30,23 @@ __all__ = [
     "Activation",
     "Balance",
     "Bernoulli",
+    "Categorical",
+    "Columns",
     "ContinuousBernoulli",
     "Conv",
     "ConvTranspose",
     "Gaussian",
     "Likelihood",
     "LinearPosterior",
+    "LogNormal",
     "Mixture",
+    "NegativeBinomial",
     "Network",
     "Node",
+    "Ordinal",
+    "Poisson",
     "Tree",
+    "ZeroInflated",
     "record",
     "tree_from_json",
 ]

@@ -1,12 +1,13 @@
 """Likelihoods as data: the records of p(x|z), the package's own and a user's."""
 
+import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from hmoevae.checks import is_number
+from hmoevae.checks import is_integer, is_number
 from hmoevae.errors import SpecError, mismatch
-from hmoevae.spec.record import expected, record
+from hmoevae.spec.record import Usable, expected, record
 
 
 def _scale(value: Any) -> float:
@@ -19,6 +20,27 @@ def _scale(value: Any) -> float:
 
 def _scale_or_learned(value: Any) -> Any:
     return value if isinstance(value, str) and value == "learned" else _scale(value)
+
+
+def _at_least_two(value: Any) -> int:
+    if not is_integer(value, least=2):
+        raise expected("an integer > 1")
+    return int(value)
+
+
+def _total(value: Any) -> float | None:
+    if value is not None and not is_number(value, positive=True):
+        raise expected("None or a finite number > 0")
+    return None if value is None else float(value)
+
+
+def _shown(scale: float | str) -> str:
+    return scale if isinstance(scale, str) else f"{scale:g}"
+
+
+Scale = Annotated[float | Literal["learned"], BeforeValidator(_scale_or_learned)]
+Floor = Annotated[float, BeforeValidator(_scale)]
+NumberOfCodes = Annotated[int, BeforeValidator(_at_least_two)]
 
 
 class Likelihood:
@@ -84,13 +106,31 @@ class Gaussian(Likelihood):
     (None, None)
     """
 
-    scale: Annotated[float | Literal["learned"], BeforeValidator(_scale_or_learned)] = 0.5
+    scale: Scale = 0.5
     mean: Literal["sigmoid", "identity"] = "sigmoid"
-    floor: Annotated[float, BeforeValidator(_scale)] = 1e-3
+    floor: Floor = 1e-3
 
     def __str__(self) -> str:
-        scale = self.scale if isinstance(self.scale, str) else f"{self.scale:g}"
-        return f"Gaussian({scale}{', identity' if self.mean == 'identity' else ''})"
+        return f"Gaussian({_shown(self.scale)}{', identity' if self.mean == 'identity' else ''})"
+
+
+@record(kind="log_normal")
+class LogNormal(Likelihood):
+    """The logarithm of a feature is N(mean(z), scale^2), for positive numbers. Networks see the logarithms.
+
+    Args:
+        scale: The standard deviation of the logarithm, or `"learned"`, as in `Gaussian`.
+        floor: The lower bound of a learned scale.
+
+    >>> print(LogNormal(), LogNormal(0.1))
+    LogNormal(learned) LogNormal(0.1)
+    """
+
+    scale: Scale = "learned"
+    floor: Floor = 1e-3
+
+    def __str__(self) -> str:
+        return f"LogNormal({_shown(self.scale)})"
 
 
 @record(kind="bernoulli")
@@ -115,3 +155,147 @@ class ContinuousBernoulli(Likelihood):
 
     def __str__(self) -> str:
         return "ContinuousBernoulli"
+
+
+@record(kind="categorical")
+class Categorical(Likelihood):
+    """Probabilities of categories, a softmax of the decoder's outputs. Data are codes 0, 1, ..., n - 1.
+
+    Networks see one-hot codes. Reconstructions and means are the most probable codes, since the mean of codes has no
+    meaning.
+
+    Args:
+        n: Number of categories.
+
+    >>> print(Categorical(3))
+    Categorical(3)
+    """
+
+    n: NumberOfCodes
+
+    def __str__(self) -> str:
+        return f"Categorical({self.n})"
+
+
+@record(kind="ordinal")
+class Ordinal(Likelihood):
+    """Ordered grades: p(x <= k|z) = sigmoid(c_k - f(z)) with learned cut points c_k (McCullagh 1980).
+
+    Data are codes 0, 1, ..., n - 1. Every feature and expert has cut points of its own, and the decoder gives one
+    number. Networks see the codes as numbers from -1 to 1. Reconstructions and means are the most probable codes.
+
+    Args:
+        n: Number of grades.
+
+    >>> print(Ordinal(5))
+    Ordinal(5)
+    """
+
+    n: NumberOfCodes
+
+    def __str__(self) -> str:
+        return f"Ordinal({self.n})"
+
+
+def _count(name: str, total: float | None) -> str:
+    return name if total is None else f"{name}(total={total:g})"
+
+
+@record(kind="poisson")
+class Poisson(Likelihood):
+    """p(x|z) = Poisson(rate(z)) for counts. Networks see log(1 + x).
+
+    Args:
+        total: `None`: the decoder gives the logarithm of each rate (above exp(10), rates grow linearly). A number, such
+            as the median of the samples' total counts: the rate is the total count of the sample times a share, the
+            softmax of the decoder's outputs over the features. Then log-densities are of counts given their total,
+            means and draws are those of a sample with the total of this number, and networks see the counts scaled to
+            it. The total is that of the observed entries.
+
+    >>> print(Poisson(), Poisson(total=1000))
+    Poisson Poisson(total=1000)
+    """
+
+    total: Annotated[float | None, BeforeValidator(_total)] = None
+
+    def __str__(self) -> str:
+        return _count("Poisson", self.total)
+
+
+@record(kind="negative_binomial")
+class NegativeBinomial(Likelihood):
+    """Counts that vary more than those of `Poisson`: mean m and variance m + dispersion * m^2.
+
+    The dispersion is learned, one for each feature and expert; it starts at 1. Networks see log(1 + x).
+
+    Args:
+        total: As in `Poisson`. With a number, this is the likelihood of scVI (Lopez et al. 2018), given the observed
+            library size.
+
+    >>> print(NegativeBinomial(), NegativeBinomial(total=1e4))
+    NegativeBinomial NegativeBinomial(total=10000)
+    """
+
+    total: Annotated[float | None, BeforeValidator(_total)] = None
+
+    def __str__(self) -> str:
+        return _count("NegativeBinomial", self.total)
+
+
+def _counts(value: Any) -> Any:
+    if type(value) not in (Poisson, NegativeBinomial):
+        raise expected("Poisson(...) or NegativeBinomial(...)")
+    return value
+
+
+@record(kind="zero_inflated")
+class ZeroInflated(Likelihood):
+    """A count that is zero with probability p(z), and drawn from another likelihood otherwise (Lambert 1992).
+
+    Args:
+        count: `Poisson` or `NegativeBinomial`.
+
+    >>> print(ZeroInflated(Poisson()))
+    ZeroInflated(Poisson)
+    """
+
+    count: Annotated[Any, BeforeValidator(_counts)] = NegativeBinomial()
+
+    def __str__(self) -> str:
+        return f"ZeroInflated({self.count})"
+
+
+def _no_columns(value: Any) -> Any:
+    if isinstance(value, Columns):
+        raise expected("the likelihood of one column")
+    return value
+
+
+@record(kind="columns")
+class Columns(Likelihood):
+    """A likelihood for each column of a table, whose samples have the shape `(len(parts),)`.
+
+    Columns with equal likelihoods are computed together; each has parameters of its own. A `total` is that of all
+    columns with the same likelihood.
+
+    Args:
+        parts: The likelihood of every column, in the order of the columns.
+
+    >>> size = Gaussian("learned", mean="identity")
+    >>> likelihood = Columns.of(size, size, Categorical(3))
+    >>> print(likelihood)
+    Columns(2 x Gaussian(learned, identity), Categorical(3))
+    >>> likelihood == Columns(parts=(size,) * 2 + (Categorical(3),))
+    True
+    """
+
+    parts: Annotated[tuple[Annotated[Likelihood, Usable, AfterValidator(_no_columns)], ...], Field(min_length=1)]
+
+    @classmethod
+    def of(cls, *parts: Likelihood) -> "Columns":
+        """The likelihoods as arguments."""
+        return cls(parts=parts)
+
+    def __str__(self) -> str:
+        runs = ((str(part), len(list(run))) for part, run in itertools.groupby(self.parts))
+        return f"Columns({', '.join(f'{n} x {part}' if n > 1 else part for part, n in runs)})"

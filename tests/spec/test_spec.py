@@ -100,7 +100,7 @@ def worded(message: str) -> str:
 
 def test_what_may_stand_in_a_field_is_named() -> None:
     assert "VAE.encoder: expected MLP(...), Conv(...)" in worded("VAE.encoder: expected <networks>")
-    assert worded(LIKELIHOOD).startswith("Gaussian(...), Bernoulli()")
+    assert worded(LIKELIHOOD).startswith("Gaussian(...), LogNormal(...), Bernoulli()")
     assert {"gaussian", "kl", "mixture", "mlp"} <= set(re.findall(r"'(\w+)'", worded(KNOWN)))
 
 
@@ -255,8 +255,8 @@ BAD_JSON = [
         f"root.children[1].likelihood.scale: expected {POSITIVE}, got nan",
     ),
     (
-        mixture_json(V, '{"kind": "vae", "likelihood": {"kind": "poisson"}}'),
-        f"root.children[1].likelihood: expected {unknown('poisson')}, got {{'kind': 'poisson'}}",
+        mixture_json(V, '{"kind": "vae", "likelihood": {"kind": "no_such"}}'),
+        f"root.children[1].likelihood: expected {unknown('no_such')}, got {{'kind': 'no_such'}}",
     ),
     (
         mixture_json(V, '{"kind": "vae", "encoder": {"kind": "bernoulli"}}'),

@@ -3,10 +3,25 @@
 import functools
 
 from hmoevae.errors import SpecError, mismatch
-from hmoevae.nn.likelihoods.continuous import GaussianModule, LearnedGaussianModule
+from hmoevae.nn.likelihoods.codes import CategoricalModule, OrdinalModule
+from hmoevae.nn.likelihoods.columns import ColumnsModule
+from hmoevae.nn.likelihoods.continuous import GaussianModule, LearnedGaussianModule, LogNormalModule
+from hmoevae.nn.likelihoods.counts import CountModule, NegativeBinomialModule, PoissonModule, ZeroInflatedModule
 from hmoevae.nn.likelihoods.module import LikelihoodModule
 from hmoevae.nn.likelihoods.unit import BernoulliModule, ContinuousBernoulliModule
-from hmoevae.spec import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
+from hmoevae.spec import (
+    Bernoulli,
+    Categorical,
+    Columns,
+    ContinuousBernoulli,
+    Gaussian,
+    Likelihood,
+    LogNormal,
+    NegativeBinomial,
+    Ordinal,
+    Poisson,
+    ZeroInflated,
+)
 
 
 def likelihood_module(record: Likelihood, n_experts: int, n_features: int) -> LikelihoodModule:
@@ -34,12 +49,22 @@ def _own(record: Likelihood, n_experts: int, n_features: int) -> LikelihoodModul
     raise SpecError(mismatch(name, f"a method {name}.build, which makes the module", "none"))
 
 
-@_own.register(Gaussian)
-def _gaussian(record: Gaussian, n_experts: int, n_features: int) -> LikelihoodModule:
-    sigmoid = record.mean == "sigmoid"
+def _normal(
+    record: Gaussian | LogNormal, n_experts: int, n_features: int, *, sigmoid: bool
+) -> GaussianModule | LearnedGaussianModule:
     if isinstance(record.scale, str):
         return LearnedGaussianModule(n_experts, n_features, record.floor, sigmoid=sigmoid)
     return GaussianModule(record.scale, sigmoid=sigmoid)
+
+
+@_own.register(Gaussian)
+def _gaussian(record: Gaussian, n_experts: int, n_features: int) -> LikelihoodModule:
+    return _normal(record, n_experts, n_features, sigmoid=record.mean == "sigmoid")
+
+
+@_own.register(LogNormal)
+def _log_normal(record: LogNormal, n_experts: int, n_features: int) -> LikelihoodModule:
+    return LogNormalModule(_normal(record, n_experts, n_features, sigmoid=False))
 
 
 @_own.register(Bernoulli)
@@ -54,3 +79,44 @@ def _continuous_bernoulli(
     n_features: int,  # noqa: ARG001
 ) -> LikelihoodModule:
     return ContinuousBernoulliModule()
+
+
+@_own.register(Categorical)
+def _categorical(record: Categorical, n_experts: int, n_features: int) -> LikelihoodModule:  # noqa: ARG001
+    return CategoricalModule(record.n)
+
+
+@_own.register(Ordinal)
+def _ordinal(record: Ordinal, n_experts: int, n_features: int) -> LikelihoodModule:
+    return OrdinalModule(n_experts, n_features, record.n)
+
+
+def _counts(record: Poisson | NegativeBinomial, n_experts: int, n_features: int) -> CountModule:
+    if isinstance(record, Poisson):
+        return PoissonModule(record.total)
+    return NegativeBinomialModule(n_experts, n_features, record.total)
+
+
+_own.register(Poisson, _counts)
+_own.register(NegativeBinomial, _counts)
+
+
+@_own.register(ZeroInflated)
+def _zero_inflated(record: ZeroInflated, n_experts: int, n_features: int) -> LikelihoodModule:
+    return ZeroInflatedModule(_counts(record.count, n_experts, n_features))
+
+
+@_own.register(Columns)
+def _columns(record: Columns, n_experts: int, n_features: int) -> LikelihoodModule:
+    if len(record.parts) != n_features:
+        expected = f"a likelihood for each of the {n_features} entries of a sample"
+        raise SpecError(mismatch("Columns.parts", expected, len(record.parts)))
+    columns: dict[Likelihood, list[int]] = {}
+    for column, part in enumerate(record.parts):
+        columns.setdefault(part, []).append(column)
+    modules = [(likelihood_module(part, n_experts, len(own)), own) for part, own in columns.items()]
+    for module, own in modules:
+        if not isinstance(module, LikelihoodModule):
+            words = f"a LikelihoodModule from {record.parts[own[0]]}.build"
+            raise SpecError(mismatch(f"Columns.parts[{own[0]}]", words, type(module).__name__))
+    return ColumnsModule(modules)

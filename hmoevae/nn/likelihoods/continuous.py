@@ -1,4 +1,4 @@
-"""Gaussian likelihoods of numbers.
+"""Likelihoods of numbers: Gaussian and log-normal.
 
 Axes: as in `module.py`.
 """
@@ -18,6 +18,8 @@ from hmoevae.nn.posteriors import LinearFeatures
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 FIRST_SCALE = 0.5
 """The initial value of a learned scale: the default scale of `Gaussian`."""
+LARGEST_LOG = 80.0
+"""Bound of the size of a log-normal's logarithms, whose exponential is finite and not zero in float32."""
 
 
 class GaussianModule(LikelihoodModule):
@@ -67,8 +69,8 @@ class GaussianModule(LikelihoodModule):
             score.copy_(wide)
         return self._log_density(squared, raw.shape[1])
 
-    def linear_features(self) -> LinearFeatures | None:
-        return None if self.sigmoid else LinearFeatures(self.scale)
+    def linear_features(self) -> list[LinearFeatures]:
+        return [] if self.sigmoid else [LinearFeatures(self.scale)]
 
     def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
         mean = self.mean(raw)
@@ -119,10 +121,46 @@ class LearnedGaussianModule(LikelihoodModule):
         scale = self.scale
         return -0.5 * ((x - self.mean(raw)) / scale).square() - (scale.log() + HALF_LOG_2_PI)
 
-    def linear_features(self) -> LinearFeatures | None:
-        return None if self.fixed.sigmoid else LinearFeatures(self.scale)
+    def linear_features(self) -> list[LinearFeatures]:
+        return [] if self.fixed.sigmoid else [LinearFeatures(self.scale)]
 
     def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
         mean = self.mean(raw)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return mean + self.scale.to(mean.dtype) * noise
+
+
+class LogNormalModule(LikelihoodModule):
+    """The logarithm of x is N(raw, scale^2).
+
+    Args:
+        of_log: The likelihood of the logarithms.
+    """
+
+    support = "values > 0"
+    example = 1.0
+
+    def __init__(self, of_log: GaussianModule | LearnedGaussianModule) -> None:
+        super().__init__()
+        self.of_log = of_log
+        self.score_unit = of_log.score_unit
+
+    def contains(self, x: Tensor) -> bool:
+        return bool((x > 0).all())
+
+    def shown(self, x: Sample, present: Present | None = None) -> Tensor:
+        return super().shown(x.clamp_min(torch.finfo(x.dtype).tiny).log(), present)
+
+    def log_density(self, raw: Raw, x: Sample) -> Features:
+        log_x = x.to(sum_dtype(x)).log()
+        return self.of_log.log_density(raw, log_x) - log_x
+
+    def score(self, raw: Raw, x: Sample) -> Raw | None:
+        return self.of_log.score(raw, x.log())
+
+    def mean(self, raw: Raw) -> Features:
+        raw = raw.to(sum_dtype(raw))
+        return (raw + 0.5 * self.of_log.scale**2).clamp(-LARGEST_LOG, LARGEST_LOG).exp()
+
+    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
+        return self.of_log.sample(raw, generator).clamp(-LARGEST_LOG, LARGEST_LOG).exp()

@@ -56,7 +56,7 @@ class LikelihoodModule(nn.Module, ABC):
     (tensor([1., 1.]), torch.Size([1, 1]))
     >>> module.mean(raw).shape, module.sample(raw, torch.Generator().manual_seed(0)).shape
     (torch.Size([1, 2, 1]), torch.Size([1, 2, 1]))
-    >>> module.linear_features() == LinearFeatures(scale=1.0)
+    >>> module.linear_features() == [LinearFeatures(scale=1.0)]
     True
     >>> bool((module.from_statistics(module.statistics(raw)) == module.mean(raw)).all())
     True
@@ -65,6 +65,8 @@ class LikelihoodModule(nn.Module, ABC):
     """
 
     outputs: int = 1
+    n_statistics: int = 1
+    """Number of `statistics` per feature."""
     support: str
     example: float = 0.0
     score_unit: float = 1.0
@@ -144,9 +146,9 @@ class LikelihoodModule(nn.Module, ABC):
         torch.div(slope, self.score_unit, out=score)
         return result
 
-    def linear_features(self) -> LinearFeatures | None:
-        """The features with density N(raw, scale^2), of which linear decoders have exact posteriors; `None` if none."""
-        return None
+    def linear_features(self) -> list[LinearFeatures]:
+        """The features with density N(raw, scale^2), of which linear decoders have exact posteriors."""
+        return []
 
     @abstractmethod
     def mean(self, raw: Raw) -> Features:

@@ -11,7 +11,14 @@ from torch import Tensor, distributions
 
 import hmoevae as hm
 from hmoevae.errors import SpecError
-from hmoevae.nn.likelihoods import BernoulliModule, GaussianModule, LikelihoodModule, likelihood_module
+from hmoevae.nn.likelihoods import (
+    BernoulliModule,
+    ColumnsModule,
+    GaussianModule,
+    LikelihoodModule,
+    likelihood_module,
+)
+from hmoevae.nn.likelihoods.codes import CodesModule
 from hmoevae.nn.rows import rows_of
 from hmoevae.spec import Likelihood
 
@@ -21,7 +28,12 @@ SPECS = {
     "identity": hm.Gaussian(1.5, "identity"),
     "bernoulli": hm.Bernoulli(),
     "continuous": hm.ContinuousBernoulli(),
+    "log normal": hm.LogNormal(0.4),
+    "poisson": hm.Poisson(),
+    "negative binomial": hm.NegativeBinomial(),
 }
+CLOSED_FORM = {name: spec for name, spec in SPECS.items() if name != "negative binomial"}
+NUMBER = hm.Gaussian("learned", "identity")
 GROUPS, FEATURES, BATCH = 3, 5, 4
 
 each_likelihood = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -36,6 +48,12 @@ def reference(spec: Likelihood, raw: Tensor) -> distributions.Distribution:
             return distributions.Normal(raw, scale)
         case hm.Bernoulli():
             return distributions.Bernoulli(logits=raw)
+        case hm.LogNormal(scale=scale):
+            return distributions.LogNormal(raw, scale)
+        case hm.Poisson():
+            return distributions.Poisson(raw.exp())
+        case hm.NegativeBinomial():  # as it starts, with a dispersion of 1
+            return distributions.NegativeBinomial(torch.ones_like(raw), logits=raw)
     return distributions.ContinuousBernoulli(logits=raw)
 
 
@@ -50,7 +68,14 @@ def samples(spec: Likelihood, *shape: int, dtype: torch.dtype = torch.float64) -
     """Data in the support, its ends included."""
     x = torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
     x[..., 0, 0], x[..., 1, 0] = 0, 1
-    return x.round() if isinstance(spec, hm.Bernoulli) else x
+    match spec:
+        case hm.Bernoulli():
+            return x.round()
+        case hm.LogNormal():
+            return x + 0.1
+        case hm.Poisson() | hm.NegativeBinomial():
+            return (12 * x).floor()
+    return x
 
 
 @each_likelihood
@@ -71,7 +96,7 @@ def test_log_prob_and_its_gradient(spec: Likelihood, shape: tuple[int, ...]) -> 
     torch.testing.assert_close(raw.grad, twin.grad)
 
 
-@each_likelihood
+@pytest.mark.parametrize("spec", [SPECS[name] for name in ("sigmoid", "sharp", "identity", "bernoulli", "continuous")])
 @pytest.mark.parametrize("logit", [-60.0, -16.0, -6.0, -0.51, -0.49, -0.3, -2e-3, 0.0, 3.9e-3, 4.1e-3, 0.7, 5.0, 30.0])
 def test_densities_integrate_to_one(spec: Likelihood, logit: float) -> None:
     """Independent of any library; the logits straddle the series that a continuous Bernoulli uses near 1/2."""
@@ -99,12 +124,12 @@ def test_means(spec: Likelihood) -> None:
 
 @each_likelihood
 def test_draws_have_the_distributions_moments(spec: Likelihood) -> None:
-    """40,000 draws at each of a few outputs; the tolerance is five standard errors."""
-    n = 40_000
+    """100,000 draws at each of a few outputs; the tolerance is five standard errors."""
+    n = 100_000
     raw = torch.tensor([[-3.0, 0.0, 0.001, 1.5]], dtype=torch.float64).unsqueeze(-1).expand(1, 4, n)
-    drawn = likelihood_module(spec, GROUPS, FEATURES).sample(raw, torch.Generator().manual_seed(2))
+    drawn = likelihood_module(spec, 1, 4).sample(raw, torch.Generator().manual_seed(2))
     assert drawn.shape == raw.shape
-    assert likelihood_module(spec, GROUPS, FEATURES).contains(drawn) or isinstance(spec, hm.Gaussian)
+    assert likelihood_module(spec, 1, 4).contains(drawn) or isinstance(spec, hm.Gaussian)
     expected = reference(spec, raw[..., 0])
     error = 5 * expected.stddev / math.sqrt(n)
     assert ((drawn.mean(-1) - expected.mean).abs() < error).all()
@@ -128,8 +153,8 @@ def test_draws_follow_the_generator_and_keep_the_dtype(
 @each_likelihood
 def test_extreme_outputs_stay_finite(spec: Likelihood) -> None:
     raw = torch.tensor([-1e4, -90.0, -20.0, 20.0, 90.0, 1e4]).reshape(1, -1, 1).expand(1, 6, 2).clone().requires_grad_()
-    x = torch.tensor([0.0, 1.0]).expand(6, 2)
-    model = likelihood_module(spec, GROUPS, FEATURES)
+    x = torch.tensor([0.5 if isinstance(spec, hm.LogNormal) else 0.0, 1.0]).expand(6, 2)
+    model = likelihood_module(spec, 1, 6)
     log_prob = model.log_prob(raw, x)
     log_prob.sum().backward()
     assert torch.isfinite(log_prob).all()
@@ -159,6 +184,19 @@ MODULES |= {
     "learned sigmoid": lambda: likelihood_module(hm.Gaussian("learned"), GROUPS, FEATURES),
     "a user's": lambda: likelihood_module(Laplace(), GROUPS, FEATURES),
 }
+MORE = {
+    "learned log normal": hm.LogNormal(),
+    "categorical": hm.Categorical(4),
+    "two categories": hm.Categorical(2),
+    "ordinal": hm.Ordinal(4),
+    "two grades": hm.Ordinal(2),
+    "zero-inflated": hm.ZeroInflated(),
+    "zero-inflated poisson": hm.ZeroInflated(hm.Poisson()),
+    "columns": hm.Columns.of(hm.Ordinal(3), NUMBER, hm.Categorical(3), hm.LogNormal(), NUMBER),
+    "alternating columns": hm.Columns.of(NUMBER, hm.Poisson(), NUMBER, hm.Poisson(), hm.Bernoulli()),
+    "a user's in columns": hm.Columns.of(Laplace(), hm.ContinuousBernoulli(), Laplace(), Laplace(), hm.Poisson()),
+}
+MODULES |= {name: lambda spec=spec: likelihood_module(spec, GROUPS, FEATURES) for name, spec in MORE.items()}
 
 
 def module_and_raw(make: Callable[[], LikelihoodModule]) -> tuple[LikelihoodModule, Tensor]:
@@ -168,8 +206,14 @@ def module_and_raw(make: Callable[[], LikelihoodModule]) -> tuple[LikelihoodModu
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    raw = torch.randn(GROUPS, module.outputs * FEATURES, BATCH, generator=generator, dtype=torch.float64)
+    raw = torch.randn(GROUPS, *module.raw_shape((FEATURES,)), BATCH, generator=generator, dtype=torch.float64)
     return module, raw.requires_grad_()
+
+
+def drawn_from(module: LikelihoodModule, raw: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Data that all experts share, or of each one's own: in the support, as draws are."""
+    drawn = module.sample(raw.detach(), torch.Generator().manual_seed(1))
+    return drawn.detach() if len(shape) == 3 else drawn[0].detach()
 
 
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
@@ -179,7 +223,7 @@ def test_a_cell_that_is_not_observed_contributes_nothing(
 ) -> None:
     """Neither to the number nor to a gradient, whatever it holds; what was observed contributes as ever."""
     module, raw = module_and_raw(make)
-    x = torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).round()
+    x = drawn_from(module, raw, shape)
     present = torch.rand(shape, generator=torch.Generator().manual_seed(2)) < 0.6
     expected = (module.log_density(raw, x) * present).sum(1)
     weights = [raw, *module.parameters()]
@@ -194,16 +238,91 @@ def test_a_cell_that_is_not_observed_contributes_nothing(
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
 def test_every_module_keeps_the_contract(make: Callable[[], LikelihoodModule]) -> None:
     module, raw = module_and_raw(make)
-    assert module.contains(torch.full((2, 2), module.example, dtype=torch.float64))
+    assert module.contains(torch.full((2, FEATURES), module.example, dtype=torch.float64))
     mean, drawn = module.mean(raw), module.sample(raw, torch.Generator().manual_seed(0))
     assert mean.shape == drawn.shape == (GROUPS, FEATURES, BATCH)
+    assert mean.dtype == drawn.dtype == torch.float64
+    torch.testing.assert_close(module.from_statistics(module.statistics(raw)), mean)
     assert all(len(parameter) == GROUPS for parameter in module.parameters())
-    total = torch.zeros(GROUPS, FEATURES, BATCH, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(4000):
-        total += module.sample(raw, generator).detach()
-    spread = (module.sample(raw, generator) - mean).detach().abs().amax().item()
-    torch.testing.assert_close(total / 4000, mean.detach(), rtol=0.1, atol=0.05 * max(1.0, spread))
+    n = 4000
+    many = module.sample(raw.detach().repeat(1, 1, n), torch.Generator().manual_seed(1)).unflatten(2, (n, BATCH))
+    error = 5 * many.std(2) / math.sqrt(n) + 0.02
+    assert ((many.mean(2) - expectation(module, raw)).abs() < error).all()
+
+
+def expectation(module: LikelihoodModule, raw: Tensor) -> Tensor:
+    """E[x|z], also where that has no meaning, as of codes."""
+    if isinstance(module, ColumnsModule):
+        result = torch.empty(GROUPS, FEATURES, BATCH, dtype=raw.dtype)
+        for part, columns, own in zip(module.parts, module.columns, raw.split(module.raw_sizes, 1), strict=True):
+            result[:, columns] = expectation(part, own)
+        return result
+    if isinstance(module, CodesModule):
+        by_code = module.statistics(raw).unflatten(1, (module.n, -1))
+        return (by_code * torch.arange(module.n).view(-1, 1, 1)).sum(1)
+    return module.mean(raw)
+
+
+LEAVING = {"sigmoid", "sharp", "learned sigmoid", "a user's", "a user's in columns"}
+"""Likelihoods with normal noise about a mean in [0, 1], and a user's that takes care of nothing."""
+
+
+@pytest.mark.parametrize("make", [MODULES[name] for name in MODULES if name not in LEAVING])
+def test_draws_lie_in_the_support(make: Callable[[], LikelihoodModule]) -> None:
+    module, raw = module_and_raw(make)
+    x = module.sample(raw.detach().repeat(1, 1, 20), torch.Generator().manual_seed(0)).mT.flatten(0, 1)
+    assert module.contains(x)
+    torch.testing.assert_close(module.nearest(x), x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
+@pytest.mark.parametrize("shape", [(FEATURES, BATCH), (GROUPS, FEATURES, BATCH)], ids=["shared", "own"])
+def test_what_networks_see(make: Callable[[], LikelihoodModule], shape: tuple[int, ...]) -> None:
+    """Finite numbers in the shape that is said, zeros for what was not observed, whatever that holds."""
+    module, raw = module_and_raw(make)
+    x = drawn_from(module, raw, shape)
+    shown = module.shown(x)
+    assert shown.shape == (*shape[:-2], *module.shown_shape((FEATURES,)), BATCH)
+    assert shown.dtype == x.dtype
+    assert torch.isfinite(shown).all()
+    assert torch.isfinite(module.shown(torch.full_like(x, -3.7))).all()
+    torch.testing.assert_close(module.shown(x, torch.ones_like(x, dtype=torch.bool)), shown)
+    present = torch.zeros_like(x, dtype=torch.bool)
+    assert (module.shown(torch.full_like(x, torch.nan), present) == 0).all()
+    present[..., 1, :] = True
+    gaps = module.shown(torch.where(present, x, torch.nan), present)
+    assert torch.isfinite(gaps).all()
+    if x[..., 1, :].any():
+        assert ((gaps == 0) | (gaps == shown)).all() or isinstance(module, ColumnsModule)
+
+
+@pytest.mark.parametrize("make", [MODULES[name] for name in MODULES if "a user's" not in name])
+@pytest.mark.parametrize("size", [0.0, 20.0, 1e4])
+def test_extreme_outputs_of_every_module_stay_finite(make: Callable[[], LikelihoodModule], size: float) -> None:
+    """In float32: log-densities, means and draws, and the gradients of the first two."""
+    module, raw = module_and_raw(make)
+    x = drawn_from(module, raw, (FEATURES, BATCH)).float()
+    module = module.float()
+    raw = (size * raw.detach().sign()).float().requires_grad_()
+    weights = [raw, *module.parameters()]
+    for result in (module.log_prob(raw, x), module.mean(raw)):
+        assert torch.isfinite(result).all()
+        if result.requires_grad:
+            gradients = torch.autograd.grad(result.sum(), weights, allow_unused=True)
+            assert all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None)
+    assert not torch.isnan(module.sample(raw.detach(), torch.Generator().manual_seed(0))).any()
+
+
+@pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
+def test_low_precision_is_scored_in_single(make: Callable[[], LikelihoodModule]) -> None:
+    """Outputs in bfloat16, parameters and samples in float32."""
+    module, raw = module_and_raw(make)
+    x, low = drawn_from(module, raw, (FEATURES, BATCH)).float(), raw.detach().bfloat16()
+    expected = module.log_prob(low.double(), x.double())
+    result = module.float().log_prob(low, x)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-4)
+    assert module.statistics(low).dtype in (torch.float32, torch.bfloat16)
 
 
 def test_rows_of_a_likelihood_are_its_experts() -> None:
@@ -278,18 +397,20 @@ def test_the_nearest_values_of_the_support(name: str, nearest: list[float]) -> N
 def test_every_model_says_what_data_it_takes(spec: Likelihood) -> None:
     model = likelihood_module(spec, GROUPS, FEATURES)
     assert isinstance(model, LikelihoodModule)
-    assert model.support.startswith(("values", "finite values"))
+    assert model.support.startswith(("values", "finite values", "counts"))
 
 
-@each_likelihood
+@pytest.mark.parametrize("spec", [*CLOSED_FORM.values(), hm.Poisson(total=20), hm.Categorical(3)], ids=str)
 def test_the_score_is_the_gradient_of_the_log_density(spec: Likelihood) -> None:
     """Known without autograd."""
     model = likelihood_module(spec, GROUPS, FEATURES)
-    x = samples(spec, 4, 6)
-    raw = torch.randn(3, 4, 6, dtype=x.dtype).requires_grad_()
+    raw = 4 * torch.randn(3, *model.raw_shape((4,)), 6, dtype=torch.float64)
+    raw[0, 0, 0] = 12.0  # a rate that grows linearly
+    raw.requires_grad_()
+    x = model.nearest(samples(spec, 4, 6))
     score = model.score(raw.detach(), x)
     (expected,) = torch.autograd.grad(model.log_prob(raw, x).sum(), raw)
-    torch.testing.assert_close(score, expected)
+    torch.testing.assert_close(score * 1.0, expected)
 
 
 class OnlyAutogradKnows(BernoulliModule):
@@ -318,8 +439,7 @@ class InItsOwnUnit(GaussianModule):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_log_density_and_score_in_one(model: LikelihoodModule, dtype: torch.dtype) -> None:
     """The score in units of `score_unit`, in the precision of the tensor that it is written to."""
-    spec = hm.Bernoulli() if isinstance(model, BernoulliModule) else hm.ContinuousBernoulli()
-    x = samples(spec, FEATURES, BATCH)
+    x = model.nearest(samples(hm.LogNormal() if model.example == 1 else hm.ContinuousBernoulli(), FEATURES, BATCH))
     raw = raw_outputs()
     expected = model.log_prob(raw, x)
     (slope,) = torch.autograd.grad(expected.sum(), raw)
@@ -347,7 +467,7 @@ def test_a_continuous_bernoulli_in_single_precision(logit: float) -> None:
 @pytest.mark.parametrize("logit", [-60.0, -20.0, -1e-5, 0.0, 0.4, 25.0])
 def test_draws_of_a_continuous_bernoulli_follow_its_cdf(logit: float) -> None:
     """The share of draws below each of nine quantiles, within five standard errors."""
-    n = 40_000
+    n = 100_000
     drawn = likelihood_module(hm.ContinuousBernoulli(), GROUPS, FEATURES).sample(
         torch.full((1, 1, n), logit), torch.Generator().manual_seed(0)
     )

@@ -1,0 +1,179 @@
+"""Likelihoods of counts: Poisson, negative binomial, and either with more zeros.
+
+Axes: as in `module.py`.
+
+The raw outputs give the logarithm of a rate, or, where the total count of a sample is given, the logits of the shares
+that the features have in it.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hmoevae.nn.kernels.precision import sum_dtype
+from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample
+
+LARGE_LOG_RATE = 10.0
+"""A rate grows exponentially up to exp of this, and from there on linearly: float32 would overflow."""
+FIRST_DISPERSION = 1.0
+"""The initial value of a dispersion: the standard deviation of a large count is then its mean."""
+LARGEST_LOG_DISPERSION = 15.0
+"""Bound of the size of a dispersion's logarithm; smaller dispersions cannot be told from a Poisson's, which is zero."""
+NO_SHARE = -1e30
+"""A logit whose share is zero, with finite gradients."""
+
+
+class CountModule(LikelihoodModule):
+    """What counts share: the support, the rate, and what networks see.
+
+    Args:
+        total: `None`; or the total count of a typical sample, where rates are shares of each sample's total.
+    """
+
+    support = "counts (whole numbers >= 0)"
+
+    def __init__(self, total: float | None) -> None:
+        super().__init__()
+        self.total = total
+
+    def contains(self, x: Tensor) -> bool:
+        return bool(((x >= 0) & (x == x.floor())).all())
+
+    def nearest(self, x: Tensor) -> Tensor:
+        return x.round().clamp_min(0)
+
+    def shown(self, x: Sample, present: Present | None = None) -> Tensor:
+        counts = super().shown(x, present).clamp_min(0)
+        if self.total is not None:
+            counts = counts * (self.total / _total(counts)).to(counts.dtype)
+        return counts.log1p()
+
+    def log_prob(self, raw: Raw, x: Sample, present: Present | None = None) -> Float[Tensor, "group batch"]:
+        return super().log_prob(self.observed(raw, present), x, present)
+
+    def observed(self, raw: Raw, present: Present | None) -> Raw:
+        """The raw outputs where features that were not observed have no share in the total of those that were."""
+        if self.total is None or present is None:
+            return raw
+        return raw.to(sum_dtype(raw)).masked_fill(~present, NO_SHARE)
+
+    def log_rate(self, raw: Raw, x: Sample | None = None) -> Features:
+        """Log E[x|z], given the total of `x` where rates are shares; without `x`, given that of a typical sample."""
+        raw = raw.to(sum_dtype(raw))
+        if self.total is None:
+            small = raw.clamp_max(LARGE_LOG_RATE)
+            return small + (raw - small).log1p()
+        return raw.log_softmax(1) + (math.log(self.total) if x is None else _total(x).log())
+
+    def mean(self, raw: Raw) -> Features:
+        return self.log_rate(raw).exp()
+
+
+def _total(x: Sample) -> Tensor:
+    """The total count of every sample; 1 for samples without any, whose rates are then close to zero."""
+    return x.to(sum_dtype(x)).sum(-2, keepdim=True).clamp_min(1)
+
+
+class PoissonModule(CountModule):
+    """Poisson(rate)."""
+
+    def log_density(self, raw: Raw, x: Sample) -> Features:
+        log_rate = self.log_rate(raw, x)
+        return x * log_rate - log_rate.exp() - torch.lgamma(x.to(log_rate.dtype) + 1)
+
+    def score(self, raw: Raw, x: Sample) -> Raw:
+        if self.total is None:
+            return (x - self.mean(raw)) / (1 + (raw - LARGE_LOG_RATE).clamp_min(0))
+        return x - raw.softmax(1) * x.sum(-2, keepdim=True)
+
+    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
+        return torch.poisson(self.mean(raw), generator).to(raw.dtype)
+
+
+class NegativeBinomialModule(CountModule):
+    """NegativeBinomial with mean m = rate and variance m + dispersion * m^2.
+
+    Args:
+        n_experts: Number of experts.
+        n_features: Number of entries of a sample.
+        total: As in `CountModule`.
+    """
+
+    log_dispersion: Float[nn.Parameter, "group feature"]
+
+    def __init__(self, n_experts: int, n_features: int, total: float | None) -> None:
+        super().__init__(total)
+        self.log_dispersion = nn.Parameter(torch.full((n_experts, n_features), math.log(FIRST_DISPERSION)))
+
+    @property
+    def log_size(self) -> Float[Tensor, "group feature 1"]:
+        """The logarithm of the number of failures r = 1 / dispersion."""
+        bounded = self.log_dispersion.clamp(-LARGEST_LOG_DISPERSION, LARGEST_LOG_DISPERSION)
+        return -bounded.to(sum_dtype(bounded)).unsqueeze(2)
+
+    def log_density(self, raw: Raw, x: Sample) -> Features:
+        log_size = self.log_size
+        logit = self.log_rate(raw, x) - log_size
+        x = x.to(logit.dtype)
+        ways = _log_rising(log_size.exp(), x) - torch.lgamma(x + 1)
+        return ways + x * F.logsigmoid(logit) - log_size.exp() * F.softplus(logit)
+
+    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
+        rate = self.mean(raw)
+        size = self.log_size.exp().to(rate.dtype).expand_as(rate)
+        # `torch.distributions.Gamma` draws in the same way, but takes no generator.
+        gamma = torch._standard_gamma(size.contiguous(), generator=generator)  # pyright: ignore[reportPrivateImportUsage]
+        return torch.poisson(rate * gamma / size, generator).to(raw.dtype)
+
+
+def _log_rising(size: Tensor, x: Tensor) -> Tensor:
+    """Log Gamma(size + x) - log Gamma(size); for a large size by Stirling's series, as the difference would cancel."""
+    whole = size + x
+    series = (whole.reciprocal() - size.reciprocal()) / 12 - (whole.pow(-3) - size.pow(-3)) / 360
+    large = (size - 0.5) * torch.log1p(x / size) + x * whole.log() - x + series
+    return torch.where(size > 32, large, torch.lgamma(whole) - torch.lgamma(size))
+
+
+class ZeroInflatedModule(LikelihoodModule):
+    """Zero with probability sigmoid(w), else a draw from a likelihood of counts; w is the second output of a feature.
+
+    Args:
+        count: The likelihood of counts.
+    """
+
+    outputs = 2
+    support = CountModule.support
+
+    def __init__(self, count: CountModule) -> None:
+        super().__init__()
+        self.count = count
+
+    def contains(self, x: Tensor) -> bool:
+        return self.count.contains(x)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        return self.count.nearest(x)
+
+    def shown(self, x: Sample, present: Present | None = None) -> Tensor:
+        return self.count.shown(x, present)
+
+    def log_prob(self, raw: Raw, x: Sample, present: Present | None = None) -> Float[Tensor, "group batch"]:
+        of_count, of_zero = raw.chunk(2, 1)
+        return super().log_prob(torch.cat([self.count.observed(of_count, present), of_zero], 1), x, present)
+
+    def log_density(self, raw: Raw, x: Sample) -> Features:
+        of_count, of_zero = raw.to(sum_dtype(raw)).chunk(2, 1)
+        counted = F.logsigmoid(-of_zero) + self.count.log_density(of_count, x)
+        return torch.where(x == 0, torch.logaddexp(F.logsigmoid(of_zero), counted), counted)
+
+    def mean(self, raw: Raw) -> Features:
+        of_count, of_zero = raw.chunk(2, 1)
+        return torch.sigmoid(-of_zero.to(sum_dtype(raw))) * self.count.mean(of_count)
+
+    def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
+        of_count, of_zero = raw.chunk(2, 1)
+        counted = torch.bernoulli(torch.sigmoid(-of_zero), generator=generator)
+        return counted * self.count.sample(of_count, generator)
