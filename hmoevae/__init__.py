@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from hmoevae import features, tables, views
 from hmoevae.callbacks import SampleRecorder
+from hmoevae.em import EM, fit_em
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn import routes
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from hmoevae.estimator import VAEMixture
 
 __all__ = [
+    "EM",
     "MLP",
     "VAE",
     "Agreement",
@@ -101,6 +103,7 @@ __all__ = [
     "export",
     "features",
     "fit",
+    "fit_em",
     "metrics",
     "objective",
     "plot",

@@ -41,6 +41,7 @@ ROOMS: dict[str, float] = {
     "hmoevae.nn.paths": 2,
     "hmoevae.nn.routes": 2,
     "hmoevae.nn.rows": 2,
+    "hmoevae.nn.sample_weights": 2,
     "hmoevae.nn.agreement": 2.1,
     "hmoevae.nn.balance": 2.1,
     "hmoevae.nn.prior": 2.1,
@@ -126,6 +127,12 @@ ROOMS: dict[str, float] = {
     "hmoevae.training": 5.8,
     "hmoevae.callbacks": 5.9,
     "hmoevae.trackers": 5.9,
+    "hmoevae.em.moments": 5.5,
+    "hmoevae.em.covariances": 5.5,
+    "hmoevae.em.record": 5.5,
+    "hmoevae.em.leaves": 5.6,
+    "hmoevae.em.fitting": 5.7,
+    "hmoevae.em": 5.8,
     "hmoevae.estimator": 6,
     "hmoevae": 7,  # re-exports from everywhere; nothing imports it
 }

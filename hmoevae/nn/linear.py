@@ -19,7 +19,7 @@ from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.grouped import GroupedMLP, GroupedNetwork
 from hmoevae.nn.kernels.precision import exact_dtype, full_precision, sum_dtype
 from hmoevae.nn.likelihoods.module import LikelihoodModule, Present, Sample
-from hmoevae.nn.posteriors import FullPosterior, LinearFeatures, positions
+from hmoevae.nn.posteriors import FullPosterior, LinearFeatures
 from hmoevae.spec import VAE
 
 
@@ -27,7 +27,7 @@ class Coefficients(NamedTuple):
     """The posterior as a function of x: the mean is `to_mean` x + `offset`, the covariance `root` times its transpose.
 
     >>> weight, bias = torch.ones(1, 2, 1, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
-    >>> coefficients(weight, bias, [LinearFeatures(scale=1.0)], n_features=2).to_mean  # M = 1 + 2
+    >>> coefficients(weight, bias, LinearFeatures(scale=1.0), n_features=2).to_mean  # M = 1 + 2
     tensor([[[0.3333, 0.3333]]], dtype=torch.float64)
     """
 
@@ -44,7 +44,7 @@ class Coefficients(NamedTuple):
 def coefficients(
     weight: Float[Tensor, "group raw latent"],
     bias: Float[Tensor, "group raw"],
-    linear: list[LinearFeatures],
+    linear: LinearFeatures,
     n_features: int,
 ) -> Coefficients:
     """The coefficients of the posteriors of linear decoders.
@@ -55,30 +55,26 @@ def coefficients(
         linear: The features that take part, and their scales. The coefficients of the others are zero.
         n_features: Number of entries of a sample.
     """
-    dtype = exact_dtype(weight)
-    scaled = torch.cat([weight[:, part.raw].to(dtype) / part.scale for part in linear], 1)
-    shift = torch.cat([bias[:, part.raw, None].to(dtype) / part.scale for part in linear], 1)
+    scaled, own_bias, scale = _scaled(weight, bias, linear)
     root = _root(scaled.mT @ scaled)
-    of_scaled = root @ (root.mT @ scaled.mT)
-    to_mean = of_scaled.new_zeros(*of_scaled.shape[:2], n_features)
-    widths = [len(positions(part.features, n_features)) for part in linear]
-    for part, own in zip(linear, of_scaled.split(widths, 2), strict=True):
-        to_mean[..., part.features] = own / _across(part.scale)
-    return Coefficients(to_mean, -of_scaled @ shift, root)
-
-
-def _across(scale: float | Float[Tensor, "group linear 1"]) -> float | Float[Tensor, "group 1 linear"]:
-    return scale.mT if isinstance(scale, Tensor) else scale
+    to_mean = root @ (root.mT @ (scaled / scale).mT)
+    offset = -to_mean @ own_bias
+    if not linear.are_all:
+        of_all = to_mean.new_zeros(*to_mean.shape[:2], n_features)
+        of_all[..., linear.features] = to_mean
+        return Coefficients(of_all, offset, root)
+    if isinstance(linear.features, slice):
+        return Coefficients(to_mean, offset, root)
+    order = torch.tensor(linear.features, device=to_mean.device).argsort()
+    return Coefficients(to_mean.index_select(2, order), offset, root)
 
 
 def with_gaps(
     weight: Float[Tensor, "group raw latent"],
     bias: Float[Tensor, "group raw"],
-    linear: list[LinearFeatures],
+    linear: LinearFeatures,
     x: Sample,
     present: Present,
-    *,
-    is_exact: bool,
 ) -> FullPosterior:
     """The posteriors of samples given those of their features that are present, with a covariance for each sample.
 
@@ -88,23 +84,28 @@ def with_gaps(
         linear: As in `coefficients`.
         x: Samples. The values of absent features are not read.
         present: Which features were observed, in the shape of `x`.
-        is_exact: Whether there are no other features.
 
-    >>> x, weight, linear = torch.tensor([[1.0], [torch.nan]]), torch.ones(1, 2, 1), [LinearFeatures(scale=1.0)]
-    >>> with_gaps(weight, torch.zeros(1, 2), linear, x, x.isfinite(), is_exact=True).mean  # M = 1 + 1
+    >>> x, weight = torch.tensor([[1.0], [torch.nan]]), torch.ones(1, 2, 1)
+    >>> with_gaps(weight, torch.zeros(1, 2), LinearFeatures(scale=1.0), x, x.isfinite()).mean  # M = 1 + 1
     tensor([[[0.5000]]])
     """
-    dtype = exact_dtype(weight)
-    scaled = torch.cat([weight[:, part.raw].to(dtype) / part.scale for part in linear], 1)
-    observed = torch.cat([present[..., part.features, :] for part in linear], -2)
-    apart = torch.cat(
-        [(x[..., part.features, :] - bias[:, part.raw, None].to(dtype)) / part.scale for part in linear], 1
-    )
+    scaled, own_bias, scale = _scaled(weight, bias, linear)
+    own, observed = x[..., linear.features, :], present[..., linear.features, :]
+    apart = torch.where(observed, own - own_bias, 0.0) / scale
     products = (scaled.unsqueeze(3) * scaled.unsqueeze(2)).flatten(2)
-    gain = (products.mT @ observed.to(dtype)).mT.unflatten(2, (weight.shape[2], -1))
+    gain = (products.mT @ observed.to(products.dtype)).mT.unflatten(2, (weight.shape[2], -1))
     root = _root(gain)
-    mean = torch.einsum("gbpq,gbrq,grb->gpb", root, root, scaled.mT @ torch.where(observed, apart, 0.0))
-    return FullPosterior(mean.to(x.dtype), root.to(x.dtype), is_exact)
+    mean = torch.einsum("gbpq,gbrq,grb->gpb", root, root, scaled.mT @ apart)
+    return FullPosterior(mean.to(x.dtype), root.to(x.dtype), linear.are_all)
+
+
+def _scaled(
+    weight: Float[Tensor, "group raw latent"], bias: Float[Tensor, "group raw"], linear: LinearFeatures
+) -> tuple[Float[Tensor, "group linear latent"], Float[Tensor, "group linear 1"], float | Tensor]:
+    """Weights in units of the scales, biases and scales of the features that take part, in the highest precision."""
+    dtype, scale = exact_dtype(weight), linear.scale
+    scale = scale.to(weight.device, dtype) if isinstance(scale, Tensor) else scale
+    return weight[:, linear.raw].to(dtype) / scale, bias[:, linear.raw, None].to(dtype), scale
 
 
 def _root(gain: Float[Tensor, "*axis latent latent"]) -> Float[Tensor, "*axis latent latent"]:
@@ -146,10 +147,10 @@ class LinearEncoder(nn.Module):
             expected = f"MLP(()), the decoder of which {spec.encoder} is the posterior"
             raise SpecError(mismatch(f"{place}.decoder", expected, spec.decoder))
         linear = likelihood.linear_features()
-        if not linear:
+        if linear is None:
             expected = f"Gaussian(..., 'identity'), of which {spec.encoder} is the posterior"
             raise SpecError(mismatch(f"{place}.likelihood", expected, spec.likelihood))
-        self.is_exact = sum(len(positions(part.features, n_features)) for part in linear) == n_features
+        self.is_exact = linear.are_all
         self.n_features = n_features
         for name in Coefficients._fields:
             self.register_buffer(name, None, persistent=False)
@@ -168,7 +169,7 @@ class LinearEncoder(nn.Module):
         with full_precision(x):
             x = x.to(sum_dtype(x))
             if present is not None:
-                return with_gaps(*_parts(decoder, likelihood), x, present, is_exact=self.is_exact)
+                return with_gaps(*_parts(decoder, likelihood), x, present)
             if self.to_mean is not None and self.offset is not None and self.root is not None:
                 found = Coefficients(self.to_mean, self.offset, self.root)
             else:
@@ -184,6 +185,8 @@ class LinearEncoder(nn.Module):
 
 def _parts(
     decoder: GroupedNetwork, likelihood: LikelihoodModule
-) -> tuple[Float[Tensor, "group raw latent"], Float[Tensor, "group raw"], list[LinearFeatures]]:
+) -> tuple[Float[Tensor, "group raw latent"], Float[Tensor, "group raw"], LinearFeatures]:
+    linear = likelihood.linear_features()
     assert isinstance(decoder, GroupedMLP)
-    return decoder.last.matrices, decoder.last.bias, likelihood.linear_features()
+    assert linear is not None
+    return decoder.last.matrices, decoder.last.bias, linear

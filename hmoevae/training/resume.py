@@ -15,6 +15,7 @@ from hmoevae.door import Checked
 from hmoevae.errors import CheckpointError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
+from hmoevae.nn.sample_weights import SampleWeights
 from hmoevae.training.batches import Batches, Data
 from hmoevae.training.best import BestSoFar
 from hmoevae.training.checkpoints import Checkpoint
@@ -171,6 +172,11 @@ def described_training(
     words = training.described() | {name: described(value) for name, value in as_run.items()}
     words["epochs"] = words.pop("epochs")  # last: if they differ because another option does, that one is named
     return {f"Training.{name}": value for name, value in words.items() if name not in NOT_COMPARED}
+
+
+def described_weights(weights: SampleWeights | None) -> str | None:
+    """The weights of samples in words: their number and a digest."""
+    return None if weights is None else f"{len(weights.counts)} weights with {digest(weights.counts)}"
 
 
 def described_data(model: HMoEVAE, data: Data | None, batches: Batches | None) -> str | None:

@@ -100,19 +100,19 @@ def test_absent_features_take_no_part() -> None:
     present = torch.rand(6, 5, generator=seeded(4)) < 0.6
     present[0], present[1] = True, False
     weight, bias, variance = parameters(model)
-    linear = [LinearFeatures(variance.sqrt().unsqueeze(2))]
+    linear = LinearFeatures(variance.sqrt().unsqueeze(2))
     gaps = torch.where(present, x, torch.nan)
-    shared = with_gaps(weight, bias, linear, gaps.t(), present.t(), is_exact=True)
+    shared = with_gaps(weight, bias, linear, gaps.t(), present.t())
     each = gaps.t().expand(3, -1, -1), present.t().expand(3, -1, -1)
-    own = with_gaps(weight, bias, linear, *each, is_exact=True)
+    own = with_gaps(weight, bias, linear, *each)
     noise = torch.randn(3, 2, 6, generator=seeded(2), dtype=torch.float64)
     for posterior in (shared, own):
         z = posterior.sample(noise)
         for b in range(6):
             there = present[b]
-            few = [LinearFeatures(variance[:, there].sqrt().unsqueeze(2))]
+            few = LinearFeatures(variance[:, there].sqrt().unsqueeze(2))
             observed = x[b, there].unsqueeze(1)
-            alone = with_gaps(weight[:, there], bias[:, there], few, observed, ~observed.isnan(), is_exact=True)
+            alone = with_gaps(weight[:, there], bias[:, there], few, observed, ~observed.isnan())
             for name in ("mean", "variance"):
                 torch.testing.assert_close(getattr(posterior, name)[..., b], getattr(alone, name)[..., 0])
             torch.testing.assert_close(posterior.kl()[:, b], alone.kl()[:, 0])
@@ -148,7 +148,7 @@ def test_columns_that_are_not_gaussian_take_no_part(missing: bool) -> None:
     columns, outputs = [0, 3, 2], [0, 1, 5]  # of two learned scales, three numbers of a category, and the fixed scale
     last = group.decoder.last
     scale = torch.cat([parts["learned"].scale, torch.full((3, 1, 1), 0.3, dtype=torch.float64)], 1)
-    alone = coefficients(last.matrices[:, outputs], last.bias[:, outputs], [LinearFeatures(scale)], 3)
+    alone = coefficients(last.matrices[:, outputs], last.bias[:, outputs], LinearFeatures(scale), 3)
     expected = alone.at(x[:, columns].t(), is_exact=True)
     found = group.posterior(x.t())
     assert not found.is_exact

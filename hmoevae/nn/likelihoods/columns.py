@@ -8,12 +8,12 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample
-from hmoevae.nn.posteriors import LinearFeatures, positions
+from hmoevae.nn.posteriors import LinearFeatures, joined_features, positions
 
 
 class ColumnsModule(LikelihoodModule):
@@ -117,18 +117,25 @@ class ColumnsModule(LikelihoodModule):
         each = zip(self.parts, raw.split(self.raw_sizes, 1), self._split(x, -2), strict=True)
         return self._joined([part.log_density(outputs, own) for part, outputs, own in each], 1)
 
-    def linear_features(self) -> list[LinearFeatures]:
-        return [
-            LinearFeatures(
-                part.scale,
-                [first + i for i in positions(part.raw, size)],
-                [columns[i] for i in positions(part.features, len(columns))],
-            )
-            for own, columns, first, size in zip(
-                self.parts, self.columns, _starts(self.raw_sizes), self.raw_sizes, strict=True
-            )
-            for part in own.linear_features()
-        ]
+    def linear_features(self) -> LinearFeatures | None:
+        found: list[LinearFeatures] = []
+        starts = _starts(self.raw_sizes)
+        for part, columns, first, size in zip(self.parts, self.columns, starts, self.raw_sizes, strict=True):
+            linear = part.linear_features()
+            if linear is not None:
+                raw = [first + i for i in positions(linear.raw, size)]
+                features = [columns[i] for i in positions(linear.features, len(columns))]
+                found.append(LinearFeatures(linear.scale, raw, features, are_all=False))
+        return joined_features(found, sum(self.raw_sizes), self.n_columns) if found else None
+
+    def fit_constant_(
+        self,
+        x: Float[Tensor, "feature batch"],
+        weight: Float[Tensor, "group batch"],
+        present: Bool[Tensor, "feature batch"] | None = None,
+    ) -> Float[Tensor, "group raw"]:
+        each = zip(self.parts, self._for_each(x, present), strict=True)
+        return torch.cat([part.fit_constant_(own, weight, seen) for part, (own, seen) in each], 1)
 
     def mean(self, raw: Raw) -> Features:
         each = zip(self.parts, raw.split(self.raw_sizes, 1), strict=True)
