@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample
+from hmoevae.nn.posteriors import LinearFeatures, joined_features, positions
 
 
 class ColumnsModule(LikelihoodModule):
@@ -115,6 +116,17 @@ class ColumnsModule(LikelihoodModule):
     def log_density(self, raw: Raw, x: Sample) -> Features:
         each = zip(self.parts, raw.split(self.raw_sizes, 1), self._split(x, -2), strict=True)
         return self._joined([part.log_density(outputs, own) for part, outputs, own in each], 1)
+
+    def linear_features(self) -> LinearFeatures | None:
+        found: list[LinearFeatures] = []
+        starts = _starts(self.raw_sizes)
+        for part, columns, first, size in zip(self.parts, self.columns, starts, self.raw_sizes, strict=True):
+            linear = part.linear_features()
+            if linear is not None:
+                raw = [first + i for i in positions(linear.raw, size)]
+                features = [columns[i] for i in positions(linear.features, len(columns))]
+                found.append(LinearFeatures(linear.scale, raw, features, are_all=False))
+        return joined_features(found, sum(self.raw_sizes), self.n_columns) if found else None
 
     def fit_constant_(
         self,
