@@ -41,10 +41,10 @@ def leaf_means(model: HMoEVAE) -> Float[Tensor, "leaf feature"]:
     return model.experts.by_leaf(means)
 
 
-def by_size(counts: Int[np.ndarray, " leaf"], means: Float[np.ndarray, "leaf feature"]) -> Int[np.ndarray, " leaf"]:
+def by_size(counts: Float[np.ndarray, " leaf"], means: Float[np.ndarray, "leaf feature"]) -> Int[np.ndarray, " leaf"]:
     """Leaves from the largest to the smallest; equal ones in the order of their means, compared column by column.
 
-    >>> by_size(np.array([2, 5, 2]), np.array([[1.0, 0.0], [3.0, 0.0], [-1.0, 0.0]])).tolist()
+    >>> by_size(np.array([2.0, 5.0, 2.0]), np.array([[1.0, 0.0], [3.0, 0.0], [-1.0, 0.0]])).tolist()
     [1, 2, 0]
     """
     return np.lexsort((*means.T[::-1], -counts))
