@@ -16,6 +16,7 @@ from hmoevae.errors import CheckpointError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.sample_weights import SampleWeights
+from hmoevae.tables.sparse import SparseRows, is_sparse
 from hmoevae.training.batches import Batches, Data
 from hmoevae.training.best import BestSoFar
 from hmoevae.training.checkpoints import Checkpoint
@@ -185,7 +186,9 @@ def described_data(model: HMoEVAE, data: Data | None, batches: Batches | None) -
         data = data.tensors[0]
     if isinstance(data, Checked):
         data = data.x
-    if isinstance(data, Tensor | np.ndarray):
+    if is_sparse(data):
+        data = SparseRows(data)
+    if isinstance(data, Tensor | np.ndarray | SparseRows):
         rows = data[:: max(1, len(data) // DIGESTED_ROWS)]
         some = model.check_input(rows, values=False).to("cpu", model.dtype)
         return f"{len(data)} samples with {digest(some)}"
