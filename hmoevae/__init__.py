@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from hmoevae import features, tables, views
 from hmoevae.callbacks import SampleRecorder
+from hmoevae.em import EM, fit_em
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn import routes
@@ -27,6 +28,7 @@ from hmoevae.spec import (
     ConvTranspose,
     Gaussian,
     Likelihood,
+    LinearPosterior,
     LogNormal,
     Mixture,
     NegativeBinomial,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from hmoevae.estimator import VAEMixture
 
 __all__ = [
+    "EM",
     "MLP",
     "VAE",
     "Agreement",
@@ -76,6 +79,7 @@ __all__ = [
     "History",
     "Likelihood",
     "LikelihoodModule",
+    "LinearPosterior",
     "LogNormal",
     "Mixture",
     "NegativeBinomial",
@@ -99,6 +103,7 @@ __all__ = [
     "export",
     "features",
     "fit",
+    "fit_em",
     "metrics",
     "objective",
     "plot",

@@ -5,6 +5,7 @@ Inputs have the model's dtype and are on its device. Unlike the model's methods,
 """
 
 import copy
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -14,9 +15,11 @@ from hmoevae.checks import is_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.gaps import shown
-from hmoevae.nn.likelihoods import LikelihoodModule
+from hmoevae.nn.linear import LinearEncoder
 from hmoevae.nn.rows import alone
 from hmoevae.nn.stacked import Stacked
+
+M = TypeVar("M", bound=nn.Module)
 
 __all__ = [
     "DecoderModule",
@@ -107,11 +110,11 @@ def _check_leaf(model: HMoEVAE, leaf: int) -> None:
         raise ArgumentError(mismatch("leaf", f"an integer from 0 to {model.plan.n_leaves - 1}", repr(leaf)))
 
 
-def _without_weights(likelihood: LikelihoodModule) -> LikelihoodModule:
-    """Drop the parameters of a likelihood, which are not read where only what it shows to networks is."""
-    for part in likelihood.modules():
+def _without_weights(module: M) -> M:
+    """Drop the parameters of a module that are not read, such as a likelihood's where it only shows samples."""
+    for part in module.modules():
         part._parameters.clear()
-    return likelihood
+    return module
 
 
 class RoutingModule(nn.Module):
@@ -160,15 +163,20 @@ class EncoderModule(nn.Module):
         place = model.plan.leaves[leaf].place
         self.expert = alone(model.experts.groups[place.group], place.row)
         self.latent_dim = self.expert.latent_dim
-        _without_weights(self.expert.likelihood)
-        del self.expert.decoder
+        if not isinstance(self.expert.encoder, LinearEncoder):
+            _without_weights(self.expert.likelihood)
+            del self.expert.decoder
+        elif not model.missing:  # with gaps, the posterior of each sample is computed from both
+            self.expert.encoder.fix_(self.expert.decoder, self.expert.likelihood)
+            _without_weights(self.expert.likelihood)
+            _without_weights(self.expert.decoder)
 
     def forward(
         self, x: Float[Tensor, "batch ..."]
     ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
         """From samples `(batch, *input_shape)` to means and standard deviations, `(batch, latent_dim)` of the leaf."""
-        mean, variance = self.expert.posterior(x.flatten(1).t())
-        return mean.squeeze(0).t(), variance.squeeze(0).t().sqrt()
+        posterior = self.expert.posterior(x.flatten(1).t())
+        return posterior.mean.squeeze(0).t(), posterior.variance.squeeze(0).t().sqrt()
 
 
 class DecoderModule(nn.Module):

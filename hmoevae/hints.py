@@ -27,8 +27,13 @@ def what_came(data: object) -> str:
         return f"{kind} with the keys {keys}, of which one may hold the samples"
     if isinstance(getattr(data, "x", None), Tensor):  # LabelledImages
         return f"{kind} (pass its .x)"
-    if hasattr(data, "to_numpy"):  # a data frame
-        return f"{kind} (pass its .to_numpy())"
+    if hasattr(data, "to_numpy"):
+        is_frame = hasattr(data, "columns")
+        return (
+            f"{kind} (pass its .to_numpy(){', or make the model with the hm.Table of such frames' if is_frame else ''})"
+        )
+    if hasattr(data, "layers") and hasattr(data, "obs"):  # anndata's
+        return f"{kind} (pass its .X, or counts in a layer, such as its .layers['counts'])"
     if hasattr(data, "toarray"):  # scipy's sparse matrices
         return f"{kind} (pass its .toarray())"
     if hasattr(data, "getbands"):  # PIL's

@@ -33,6 +33,7 @@ class History:
     Attributes:
         rows: One mapping from column to value for every finished epoch.
         interrupted: Whether Ctrl-C ended training early.
+        converged: Whether `hmoevae.fit_em` ended because the loss had stopped falling; `None` for other trainings.
         best_epoch: The epoch whose weights early stopping loaded; `None` without early stopping.
         training: The options of the training; plain data if they were read from a file that only describes one of them.
 
@@ -47,6 +48,7 @@ class History:
     interrupted: bool = False
     best_epoch: int | None = None
     training: Training | dict[str, Any] | None = None
+    converged: bool | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -150,6 +152,7 @@ class History:
         """
         training = json.loads(self.training.to_json()) if isinstance(self.training, Training) else self.training
         about = {"interrupted": self.interrupted, "best_epoch": self.best_epoch, "training": training}
+        about |= {} if self.converged is None else {"converged": self.converged}
         files.write_text(path, json.dumps(about | {"rows": self.rows}, indent=1) + "\n")
 
     @classmethod
@@ -170,7 +173,7 @@ class History:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             rows = [{column: float(value) for column, value in row.items()} for row in content["rows"]]
             best_epoch, training = content.get("best_epoch"), content.get("training")
-            return cls(rows, bool(content["interrupted"]), best_epoch, _training(training))
+            return cls(rows, bool(content["interrupted"]), best_epoch, _training(training), content.get("converged"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(mismatch(str(path), "a history written by to_json", f"{error}")) from None
 

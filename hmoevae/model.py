@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hmoevae.checks import check_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, ShapeError, mismatch
+from hmoevae.missing import drawn_given, filled
 from hmoevae.nn.draws import Share
 from hmoevae.nn.objectives import find_objective, measured_for
 from hmoevae.plan import PlannedNode
@@ -227,24 +228,39 @@ class HMoEVAE(TreeModule):
         n: int,
         *,
         node: str = "root",
-        observe: bool = False,
+        observe: bool | None = None,
+        given: Data | None = None,
+        n_importance: int = 64,
         generator: torch.Generator | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> Tensor:
         """Draw new samples: a leaf from the prior below `node`, z from N(0, I), then the mean of p(x|z).
 
+        With `given`, draw the missing cells of samples from p(x_missing | x_observed): the leaf and z are drawn among
+        importance samples by their weights, then the missing cells from p(x|z). Observed cells stay as they are.
+
         Args:
-            n: Number of samples.
+            n: Number of samples; with `given`, the number of draws for each of its samples.
             node: Path of the subtree to draw from, such as `"root/3"` or one leaf's path.
-            observe: Draw x from p(x|z) instead of returning its mean, so that the samples follow p(x).
-            generator: Source of the draws, on the CPU unless `observe` is set, then on the model's device.
+            observe: Draw x from p(x|z) instead of returning its mean, so that the samples follow p(x). The default is
+                to do so for `given` samples only.
+            given: Samples with missing cells, NaN, for a model made with `missing=True`.
+            n_importance: Number of importance samples from every leaf, for `given` samples.
+            generator: Source of the draws, on the model's device if x is drawn from p(x|z), else on the CPU.
             batch_size: Samples evaluated at a time; the draws do not depend on it.
 
         Returns:
-            `(n, *input_shape)`, on the model's device.
+            `(n, *input_shape)`, on the model's device; with `given` `(n, batch, *input_shape)`, as `given` is.
         """
         check_integer("n", n)
         check_generator(generator)
+        if given is not None:
+            check_integer("n_importance", n_importance)
+            leaves, how = self._node(node).leaves, {"observe": observe is not False, "generator": generator}
+            pieces = in_order(given, "given", self.check_input, OBSERVED_AT_A_TIME)
+            with torch.no_grad():
+                return torch.cat([drawn_given(self, piece, int(n), leaves, n_importance, **how) for piece in pieces], 1)
+        observe = bool(observe)
         where = generator.device if generator is not None else torch.device("cpu")
         leaves = self._node(node).leaves
         with torch.no_grad():
@@ -255,6 +271,40 @@ class HMoEVAE(TreeModule):
         at_a_time = OBSERVED_AT_A_TIME if observe else batch_size
         flat = self._decode(z, leaf, at_a_time, observe=observe, generator=generator)
         return flat.unflatten(1, self.input_shape)
+
+    def impute(
+        self,
+        x: Data,
+        *,
+        n_importance: int = 64,
+        batch_size: int = BATCH_SIZE,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Fill missing cells with their conditional mean E[x_missing | x_observed], or the most probable category.
+
+        The mean is over leaves and latents, weighted by self-normalised importance sampling (Mattei & Frellsen 2019,
+        MIWAE, section 3.2): a draw of z from leaf l has the weight pi_l p(x_observed|z) p(z) / q(z|x_observed).
+        Without a `generator`, all samples share their draws, so that a sample's result does not depend on the others.
+
+        Args:
+            x: Samples, as `data` of `hmoevae.fit`; missing cells are NaN, for a model made with `missing=True`.
+            n_importance: Number of draws of z from every leaf.
+            batch_size: Samples evaluated at a time.
+            generator: Source of separate draws of z for each sample, on the model's device.
+
+        Returns:
+            `(batch, *input_shape)`, where observed cells are those of `x`.
+        """
+        check_integer("n_importance", n_importance)
+        check_integer("batch_size", batch_size)
+        check_generator(generator)
+
+        def fill(piece: Tensor) -> Tensor:
+            draws = self._same_draws() if generator is None else generator
+            return filled(self, piece, n_importance, draws, shared_noise=generator is None)
+
+        with torch.no_grad():
+            return torch.cat([fill(piece) for piece in in_order(x, "x", self.check_input, int(batch_size))])
 
     # --- scores -----------------------------------------------------------------------------------------------------
 

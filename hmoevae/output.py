@@ -6,6 +6,8 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hmoevae.nn.sample_weights import SampleWeights
+
 
 @dataclass(frozen=True, slots=True)
 class Routing:
@@ -70,9 +72,11 @@ class Inputs(NamedTuple):
         seen: What the gates see: a view of the samples, or the samples.
         other: A second view for the gates, for agreement.
         noise: Noise for the draws of z: one tensor per group of equal leaves, or one tensor for all slots.
+        weights: The weights of the samples; `None` means equal ones.
     """
 
     samples: Float[Tensor, "feature batch"]
     seen: Float[Tensor, "feature batch"]
     other: Float[Tensor, "feature batch"] | None
     noise: list[Float[Tensor, "_ _ batch"]]
+    weights: SampleWeights | None = None

@@ -1,4 +1,4 @@
-"""Sources of samples: reads arrays, files, data sets and loaders batch by batch, through a model's door.
+"""Sources of samples: arrays, files, sparse matrices, data sets and loaders, batch by batch, through a model's door.
 
 Axes: `n` counts samples.
 """
@@ -26,8 +26,10 @@ from hmoevae.door import ArrayLike, Checked, refuse_masked
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, mismatch
 from hmoevae.hints import remedy, what_came
 from hmoevae.nn.draws import borrowed_random_state
+from hmoevae.tables.sparse import Sparse, SparseRows, is_sparse
 
-Data = ArrayLike | Checked | Dataset[Any] | DataLoader[Any]
+Opened = ArrayLike | Checked | Dataset[Any] | DataLoader[Any] | SparseRows
+Data = Opened | Sparse
 Numbers = int | float | ArrayLike
 BATCH_SIZE = 1024
 """Samples evaluated at a time by every method that takes `batch_size`."""
@@ -130,8 +132,10 @@ def _numbers(given: Numbers, argument: str) -> Tensor:
 # --- from any source ------------------------------------------------------------------------------------------------
 
 
-def opened(data: Data, name: str) -> Data:
+def opened(data: Data, name: str) -> Opened:
     """Check the type of a source of samples; unwrap tensors and arrays from plain `TensorDataset` and `Scaled`.
+
+    A sparse matrix becomes rows that are dense when they are read.
 
     Raises:
         ArgumentTypeError: It is no source of samples.
@@ -141,8 +145,12 @@ def opened(data: Data, name: str) -> Data:
         return data.tensors[0]
     if isinstance(data, Scaled) and not data.is_in_file:
         return data[:]
+    if isinstance(data, SparseRows):
+        return data
+    if is_sparse(data):
+        return SparseRows(data, name)
     if not isinstance(data, Tensor | np.ndarray | Checked | Dataset | DataLoader):
-        expected = "a tensor, a numpy array, a torch Dataset or a DataLoader"
+        expected = "a tensor, a numpy array, a torch Dataset, a DataLoader or a sparse matrix of scipy"
         raise ArgumentTypeError(mismatch(name, expected, what_came(data)))
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         if not isinstance(data, Sized):
@@ -193,11 +201,11 @@ def in_order(
         data: The samples.
         name: The name of `data` in error messages.
         check: A function of an array and its `name`, such as `HMoEVAE.check_input`.
-        batch_size: Samples in memory at a time, for files and data sets; a DataLoader has its own batch size.
+        batch_size: Samples in memory at a time, for files, sparse matrices and data sets; a DataLoader has its own.
         one_answer_each: Refuse loaders that shuffle or drop samples, whose results could not be matched to samples.
     """
     data = opened(data, name)
-    if is_in_file(data):
+    if is_in_file(data) or isinstance(data, SparseRows):
         for start in range(0, max(1, len(data)), batch_size):
             stop = min(start + batch_size, len(data))
             yield check(data[start:stop], name=f"{name}[{start}:{stop}]")

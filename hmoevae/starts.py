@@ -31,7 +31,12 @@ N_COMPONENTS = 50
 """Number of principal components that are clustered."""
 
 
-def kmeans(features: Float[np.ndarray, "n feature"], n_clusters: int, seed: int) -> Int[np.ndarray, " n"]:
+def kmeans(
+    features: Float[np.ndarray, "n feature"],
+    n_clusters: int,
+    seed: int,
+    sample_weight: Float[np.ndarray, " n"] | None = None,
+) -> Int[np.ndarray, " n"]:
     """k-means, the best of ten runs.
 
     >>> kmeans(np.array([[0.0], [0.1], [5.0]]), 2, seed=0).tolist() in ([0, 0, 1], [1, 1, 0])
@@ -42,7 +47,7 @@ def kmeans(features: Float[np.ndarray, "n feature"], n_clusters: int, seed: int)
     except ImportError as error:
         raise MissingExtraError(mismatch("init='kmeans'", from_extra("scikit-learn", "sklearn"), f"{error}")) from None
     n_init: Any = 10  # scikit-learn's annotation knows of "auto" only
-    return KMeans(n_clusters, n_init=n_init, random_state=seed).fit_predict(features)
+    return KMeans(n_clusters, n_init=n_init, random_state=seed).fit_predict(features, sample_weight=sample_weight)
 
 
 def umap(features: Float[np.ndarray, "n feature"], n_clusters: int, seed: int) -> Int[np.ndarray, " n"]:
@@ -78,7 +83,9 @@ def check_start(start: object, argument: str) -> None:
         raise ArgumentTypeError(mismatch(argument, expected, type(start).__name__))
 
 
-def first_leaves(plan: Plan, samples: Tensor, start: Start | str, seed: int) -> Int[Tensor, " n"]:
+def first_leaves(
+    plan: Plan, samples: Tensor, start: Start | str, seed: int, sample_weight: Float[Tensor, " n"] | None = None
+) -> Int[Tensor, " n"]:
     """The leaf of every sample for the start phase: given, or found by clustering each cluster again, level by level.
 
     Args:
@@ -86,6 +93,7 @@ def first_leaves(plan: Plan, samples: Tensor, start: Start | str, seed: int) -> 
         samples: All samples.
         start: As `init` of `hmoevae.Training`, other than `"random"`.
         seed: Seed of the clustering.
+        sample_weight: Weights of the samples, which `"kmeans"` uses; other clusterings have no place for them.
 
     Returns:
         Indices of leaves.
@@ -102,8 +110,15 @@ def first_leaves(plan: Plan, samples: Tensor, start: Start | str, seed: int) -> 
     if clustering is None:
         raise ArgumentError(mismatch("init", "a start other than 'random'", repr(start)))
     seed %= 1 << 32  # scikit-learn takes seeds of 32 bits
-    everything = torch.arange(len(samples), device="cpu")
-    _split(plan, plan.nodes[0], everything, samples.flatten(1).cpu(), clustering, seed, leaf)
+    flat = samples.flatten(1).cpu()
+    weight = None if sample_weight is None or clustering is not kmeans else sample_weight.cpu().numpy()
+
+    def clusters(members: Int[Tensor, " member"], n_clusters: int) -> Int[Tensor, " member"]:
+        features = principal_components(flat[members], N_COMPONENTS)
+        given = {} if weight is None or not weight[members].any() else {"sample_weight": weight[members]}
+        return _checked(clustering(features, n_clusters, seed, **given), len(members), n_clusters)
+
+    _split(plan, plan.nodes[0], torch.arange(len(samples), device="cpu"), clusters, leaf)
     return leaf
 
 
@@ -111,9 +126,7 @@ def _split(
     plan: Plan,
     node: PlannedNode,
     members: Int[Tensor, " member"],
-    samples: Float[Tensor, "n feature"],
-    clustering: Clustering,
-    seed: int,
+    clusters_of: Callable[[Int[Tensor, " member"], int], Int[Tensor, " member"]],
     leaf: Int[Tensor, " n"],
 ) -> None:
     """Cluster the `members` of `node` and, recursively, each cluster; write their leaves to `leaf`."""
@@ -124,11 +137,10 @@ def _split(
     if len(members) < max(n_children, 3):  # too few to cluster: any assignment will do
         clusters = torch.arange(len(members), device="cpu") % n_children
     else:
-        features = principal_components(samples[members], N_COMPONENTS)
-        clusters = _checked(clustering(features, n_children, seed), len(members), n_children)
+        clusters = clusters_of(members, n_children)
     for i, edge in enumerate(node.child_edges):
         child = plan.nodes[plan.edge_child[edge]]
-        _split(plan, child, members[clusters == i], samples, clustering, seed, leaf)
+        _split(plan, child, members[clusters == i], clusters_of, leaf)
 
 
 def _checked(given: Tensor | np.ndarray | Sequence[int], n: int, n_labels: int) -> Int[Tensor, " n"]:

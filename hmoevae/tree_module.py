@@ -25,6 +25,7 @@ from hmoevae.nn.paths import Paths
 from hmoevae.nn.posteriors import Draw
 from hmoevae.nn.prior import Prior
 from hmoevae.nn.routes import restricted
+from hmoevae.nn.sample_weights import SampleWeights, weighted_mean
 from hmoevae.nn.settings import USUAL, StepSettings, check_settings
 from hmoevae.output import Inputs, Output, Routing
 from hmoevae.plan import compile_tree
@@ -111,6 +112,7 @@ class TreeModule(Pretrained):
         *,
         view: Tensor | None = None,
         other_view: Tensor | None = None,
+        sample_weight: Tensor | SampleWeights | None = None,
         settings: StepSettings = USUAL,
         generator: torch.Generator | None = None,
         share: Share | None = None,
@@ -123,6 +125,9 @@ class TreeModule(Pretrained):
             view: What the gates see instead of `x`, of the same shape; the experts model `x` itself.
             other_view: A second view of each sample. The term `"agreement"` teaches the gates to send both views to the
                 same node.
+            sample_weight: How many samples each sample counts for, `(batch,)`, >= 0 and not all zero. Terms are means
+                weighted by them, and the balance is that of the counts. `SampleWeights` of a whole data set, at the
+                indices of the batch, make the terms unbiased estimates for that data set.
             settings: Weights, temperature and routes of this pass.
             generator: Source of the draws of z, on the model's device; torch's global one if `None`.
             share: Which samples of a global batch these are, in one of several processes.
@@ -130,11 +135,13 @@ class TreeModule(Pretrained):
 
         Raises:
             ShapeError: `x` does not have the shape of a batch of samples, or a view does not have the shape of `x`.
-            DataError: `x` is empty, not finite, or outside the support of a leaf's likelihood; a view is not finite.
+            DataError: `x` is empty, not finite, or outside the support of a leaf's likelihood; a view is not finite; a
+                weight is negative or not finite.
             ArgumentError: The settings name a level or a leaf that the tree does not have.
         """
         how: dict[str, Any] = {"settings": settings, "generator": generator, "share": share, "validate": validate}
-        return self.compute(self.prepare(x, view=view, other_view=other_view, **how), settings, share)
+        inputs = self.prepare(x, view=view, other_view=other_view, sample_weight=sample_weight, **how)
+        return self.compute(inputs, settings, share)
 
     def prepare(
         self,
@@ -142,6 +149,7 @@ class TreeModule(Pretrained):
         *,
         view: Tensor | None = None,
         other_view: Tensor | None = None,
+        sample_weight: Tensor | SampleWeights | None = None,
         settings: StepSettings = USUAL,
         generator: torch.Generator | None = None,
         share: Share | None = None,
@@ -156,7 +164,8 @@ class TreeModule(Pretrained):
         seen = flat if view is None else self._view(view, "view", x, validate=validate)
         other = None if other_view is None else self._view(other_view, "other_view", x, validate=validate)
         n_slots = settings.routes.n_slots(self.plan.n_leaves)
-        return Inputs(flat, seen, other, self.experts.noise(flat, generator, share, n_slots=n_slots))
+        weights = self._weights(sample_weight, x, validate=validate)
+        return Inputs(flat, seen, other, self.experts.noise(flat, generator, share, n_slots=n_slots), weights)
 
     def compute(self, inputs: Inputs, settings: StepSettings = USUAL, share: Share | None = None) -> Output:
         """The second half of `forward`: arithmetic without side effects.
@@ -171,8 +180,8 @@ class TreeModule(Pretrained):
         >>> model.compute(model.prepare(x)).leaf_elbo.shape
         torch.Size([5, 3])
         """
-        flat, seen, other, noise = inputs
-        routing = self._routing(seen, other, flat, settings, share)
+        flat, seen, other, noise, weights = inputs
+        routing = self._routing(seen, other, flat, settings, share, weights)
         objective = find_objective(self.objective)
         kl_weight = settings.kl_weight
 
@@ -185,7 +194,7 @@ class TreeModule(Pretrained):
         elbo = self.experts.estimates(flat, noise, of=estimate, leaf=leaf)
         slot_log_prior = log_prior.unsqueeze(1) if leaf is None else log_prior[leaf]
         own = objective.terms(elbo, restricted(leaf_log_prob, leaf), slot_log_prior)
-        terms = {name: term.mean() for name, term in own.items()} | routing.terms
+        terms = {name: weighted_mean(term, weights) for name, term in own.items()} | routing.terms
         return Output(
             loss=_total(terms),
             terms=terms,
@@ -200,6 +209,7 @@ class TreeModule(Pretrained):
         view: Tensor,
         other_view: Tensor,
         *,
+        sample_weight: Tensor | SampleWeights | None = None,
         settings: StepSettings = USUAL,
         share: Share | None = None,
         validate: bool = True,
@@ -209,13 +219,14 @@ class TreeModule(Pretrained):
         Args:
             view: One view of each sample, `(batch, *input_shape)`, on the model's device.
             other_view: Another view of each sample, of the same shape.
+            sample_weight: As in `forward`.
             settings: As in `forward`. Gates below the last of its agreement levels learn from their balance only.
             share: As in `forward`.
             validate: Check the values too, not only the shape.
 
         Raises:
             ShapeError: A view does not have the shape of a batch of samples.
-            DataError: A view is empty or not finite.
+            DataError: A view is empty or not finite; a weight is negative or not finite.
             ArgumentError: The settings name a level that the tree does not have.
         """
         check_settings(settings)
@@ -223,7 +234,8 @@ class TreeModule(Pretrained):
         view = self.check_input(view, name="view", values=False)
         seen = self._view(view, "view", view, validate=validate)
         other = self._view(other_view, "other_view", view, validate=validate)
-        return self._routing(seen, other, seen, settings, share)
+        weights = self._weights(sample_weight, view, validate=validate)
+        return self._routing(seen, other, seen, settings, share, weights)
 
     def _routing(
         self,
@@ -232,6 +244,7 @@ class TreeModule(Pretrained):
         own: Float[Tensor, "feature batch"],
         settings: StepSettings,
         share: Share | None,
+        weights: SampleWeights | None,
     ) -> Routing:
         """Run the gates and compute their terms; gates below the last agreement level see `own`."""
         depth, temperature = self.plan.depth, settings.gate_temperature
@@ -245,13 +258,15 @@ class TreeModule(Pretrained):
         both, own = self._shown(both), self._shown(own)
         answers = self.gates(both, temperature) if last == depth else self.gates.split(both, own, last, temperature)
         edges = [answers] if other is None else answers.chunk(2, dim=1)
-        importances = [self.paths.importance(edge_log_prob) for edge_log_prob in edges]
+        counts = None if weights is None else weights.counts
+        importances = [self.paths.importance(edge_log_prob, counts) for edge_log_prob in edges]
         if share is not None and share.importance_of_all is not None:
             importances = [share.importance_of_all(importance) for importance in importances]
         terms: dict[str, Tensor] = {}
         if other is not None:
             first, second = (self.paths.node_log_prob(edge_log_prob) for edge_log_prob in edges)
-            terms["agreement"] = settings.agreement_weight * agreement((first, second), self.paths, levels).mean()
+            apart = agreement((first, second), self.paths, levels)
+            terms["agreement"] = settings.agreement_weight * weighted_mean(apart, weights)
         importance = importances[0] if other is None else (importances[0] + importances[1]) / 2
         terms["balance"] = self.balances(importance, self.prior.edge_log_prob().detach())
         return Routing(
@@ -267,6 +282,13 @@ class TreeModule(Pretrained):
         if len(view) != len(x):
             raise ShapeError(mismatch(name, f"one per sample, {tuple(x.shape)}", tuple(view.shape)))
         return self._features_first(view)
+
+    def _weights(self, given: Tensor | SampleWeights | None, x: Tensor, *, validate: bool) -> SampleWeights | None:
+        """Check the weights of samples."""
+        if given is None:
+            return None
+        weights = given if isinstance(given, SampleWeights) else SampleWeights.of(given, len(x), values=validate)
+        return weights.like(self.prior.fixed_leaf)
 
     def check_can_learn(self) -> None:
         """Check, where gradients are enabled, that the model was not made inside `torch.inference_mode`.

@@ -61,8 +61,15 @@ def names() -> st.SearchStrategy[str | None]:
 
 
 def leaves() -> st.SearchStrategy[hm.VAE]:
-    """Small experts."""
-    return st.builds(hm.VAE, st.integers(1, 3), mlps(), mlps(), likelihoods(), names())
+    """Small experts, some with exact posteriors."""
+    return st.builds(hm.VAE, st.integers(1, 3), mlps(), mlps(), likelihoods(), names()) | exact_leaves()
+
+
+def exact_leaves() -> st.SearchStrategy[hm.VAE]:
+    """Small experts with linear decoders and exact posteriors."""
+    gaussian = st.builds(hm.Gaussian, st.sampled_from((0.1, 0.5, "learned")), st.just("identity"))
+    linear = st.builds(hm.MLP, st.just(()))
+    return st.builds(hm.VAE, st.integers(1, 3), st.builds(hm.LinearPosterior), linear, gaussian, names())
 
 
 def balances() -> st.SearchStrategy[hm.Balance | None]:

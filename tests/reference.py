@@ -121,9 +121,11 @@ class Reference:
             return torch.tensor([share / sum(shares) for share in shares], dtype=self.model.dtype).log()
         return logits.log_softmax(0)
 
-    def posterior(self, path: str, x: Tensor) -> distributions.Normal:
+    def posterior(self, path: str, x: Tensor) -> distributions.Normal | distributions.MultivariateNormal:
         """q(z|x) of one leaf."""
         leaf = self.model.tree.at(path)
+        if isinstance(leaf.encoder, hm.LinearPosterior):
+            return self.exact_posterior(path, x)
         encoder, x = self.group(path).encoder, seen(leaf.likelihood, x)
         raw = run_network(leaf.encoder, encoder, self.place(path).row, x, (2 * leaf.latent_dim,))
         mean, log_variance = raw[:, : leaf.latent_dim], raw[:, leaf.latent_dim :]
@@ -131,6 +133,32 @@ class Reference:
         tangent = math.exp(10) * (log_variance - 9)
         variance = 1e-5 + torch.where(log_variance > 10, tangent, variance)
         return distributions.Normal(mean, variance.sqrt())
+
+    def exact_posterior(self, path: str, x: Tensor) -> distributions.MultivariateNormal:
+        """p(z|x) of one leaf with a linear decoder, from the joint covariance of (z, x), by conditioning."""
+        leaf = self.model.tree.at(path)
+        weight, bias = self.decoder_weights(path)
+        scale = torch.as_tensor(self.observation(path, x.new_zeros(1, leaf.latent_dim)).stddev).expand(1, len(bias))
+        covariance = weight @ weight.T + torch.diag(scale[0] ** 2)
+        gain = torch.linalg.solve(covariance, weight).T
+        mean = (x.flatten(1) - bias) @ gain.T
+        return distributions.MultivariateNormal(mean, torch.eye(leaf.latent_dim, dtype=x.dtype) - gain @ weight)
+
+    def draw(self, path: str, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A draw of z by one leaf, and log q(z|x) - log p(z) of the draw and on average, (batch,)."""
+        posterior = self.posterior(path, x)
+        if isinstance(posterior, distributions.Normal):
+            z = posterior.mean + posterior.stddev * noise
+            prior = distributions.Normal(torch.zeros_like(z), torch.ones_like(z))
+            at_draw = (posterior.log_prob(z) - prior.log_prob(z)).sum(1)
+            return z, at_draw, distributions.kl_divergence(posterior, prior).sum(1)
+        # The draw is mean + R noise with R upper triangular: the inverse of the precision's lower Cholesky factor.
+        factor = torch.linalg.cholesky(posterior.precision_matrix)
+        z = posterior.mean + (torch.linalg.inv(factor).mT @ noise.to(x.dtype).unsqueeze(2)).squeeze(2)
+        prior = distributions.MultivariateNormal(torch.zeros_like(z), torch.eye(z.shape[1], dtype=z.dtype))
+        at_draw = posterior.log_prob(z) - prior.log_prob(z)
+        # Where all features are Gaussian, the ELBO is the log-weight of any draw.
+        return z, at_draw, at_draw
 
     def observation(self, path: str, z: Tensor) -> distributions.Distribution:
         """p(x|z) of one leaf, over (batch, feature)."""
@@ -161,20 +189,14 @@ class Reference:
         raise AssertionError(leaf.likelihood)
 
     def elbo(self, path: str, x: Tensor, noise: Tensor) -> Tensor:
-        """ELBO of one leaf at z = mean + std * noise, (batch,)."""
-        posterior = self.posterior(path, x)
-        z = posterior.mean + posterior.stddev * noise
-        log_likelihood = self.observation(path, z).log_prob(x.flatten(1)).sum(1)
-        prior = distributions.Normal(torch.zeros_like(z), torch.ones_like(z))
-        return log_likelihood - distributions.kl_divergence(posterior, prior).sum(1)
+        """ELBO of one leaf at the draw of z from `noise`, (batch,)."""
+        z, _, divergence = self.draw(path, x, noise)
+        return self.observation(path, z).log_prob(x.flatten(1)).sum(1) - divergence
 
     def log_weight(self, path: str, x: Tensor, noise: Tensor) -> Tensor:
-        """log p(x|z) p(z) / q(z|x) of one leaf at z = mean + std * noise, (batch,)."""
-        posterior = self.posterior(path, x)
-        z = posterior.mean + posterior.stddev * noise
-        prior = distributions.Normal(torch.zeros_like(z), torch.ones_like(z))
-        log_likelihood = self.observation(path, z).log_prob(x.flatten(1)).sum(1)
-        return log_likelihood + (prior.log_prob(z) - posterior.log_prob(z)).sum(1)
+        """log p(x|z) p(z) / q(z|x) of one leaf at the draw of z from `noise`, (batch,)."""
+        z, at_draw, _ = self.draw(path, x, noise)
+        return self.observation(path, z).log_prob(x.flatten(1)).sum(1) - at_draw
 
     # --- the whole tree ---------------------------------------------------------------------------------------------
 

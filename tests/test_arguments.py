@@ -123,7 +123,7 @@ def test_data_sets_have_a_length(model):
             hm.datasets.LabelledImages("noise", torch.rand(8, 1, 2, 2), torch.zeros(8).long()),
             r"LabelledImages \(pass its .x\)",
         ),
-        (pd.DataFrame(torch.rand(8, 4).numpy()), r"DataFrame \(pass its .to_numpy\(\)\)"),
+        (pd.DataFrame(torch.rand(8, 4).numpy()), r"DataFrame \(pass its .to_numpy\(\), or make .*\)"),
     ],
 )
 def test_what_holds_the_samples_is_told_how_to_give_them(model, data, got):

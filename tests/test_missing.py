@@ -14,7 +14,7 @@ from test_contract import SORTS
 from torch import Tensor
 
 import hmoevae as hm
-from hmoevae.errors import ArgumentTypeError, CheckpointError, DataError
+from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, ShapeError
 from hmoevae.nn.experts import ExpertGroup
 from hmoevae.nn.posteriors import Draw
 
@@ -29,6 +29,7 @@ CHOSEN = (
     "convolutional experts",
     "a user's networks and likelihood",
     "learned scales",
+    "exact posteriors",
 )
 
 
@@ -229,3 +230,145 @@ def test_bad_arguments(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text.replace('"missing": true', '"missing": false'), encoding="utf-8")
     with pytest.raises(CheckpointError):
         hm.HMoEVAE.from_pretrained(tmp_path)
+
+
+# --- the missing given the observed ---------------------------------------------------------------------------------
+
+
+def linear_model(n_features: int = 4) -> hm.HMoEVAE:
+    """A mixture of two factor analysers, whose conditionals are known; posteriors start as the prior N(0, I)."""
+    affine = hm.MLP(())
+    leaf = hm.VAE(2, affine, affine, hm.Gaussian(0.5, "identity"))
+    model = build(hm.Mixture.of(leaf, 2, gate=affine, prior="learned"), (n_features,), missing=True)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        (group,) = model.experts.groups
+        for parameter in group.encoder.parameters():
+            parameter.zero_()
+        group.decoder.last.weight.copy_(0.5 * torch.randn(2, 2, n_features, generator=generator))
+        group.decoder.last.bias.copy_(torch.randn(2, n_features, generator=generator))
+    return model
+
+
+def conditional(model: hm.HMoEVAE, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the missing cells: p(leaf | observed), and the mean and covariance given the observed cells and the leaf."""
+    (group,) = model.experts.groups
+    known, prior = ~row.isnan(), model.prior.leaf_log_prob().detach()
+    log_joint, means, covariances = [], [], []
+    for leaf in range(2):
+        loading, mean = group.decoder.last.weight[leaf].detach().t(), group.decoder.last.bias[leaf].detach()
+        covariance = loading @ loading.t() + 0.25 * torch.eye(len(row), dtype=row.dtype)
+        of_known, across = covariance[known][:, known], covariance[~known][:, known]
+        density = torch.distributions.MultivariateNormal(mean[known], of_known)
+        log_joint.append(prior[leaf] + density.log_prob(row[known]))
+        slope = across @ torch.linalg.inv(of_known)
+        means.append(mean[~known] + slope @ (row[known] - mean[known]))
+        covariances.append(covariance[~known][:, ~known] - slope @ across.t())
+    return torch.stack(log_joint).softmax(0), torch.stack(means), torch.stack(covariances)
+
+
+def seeded() -> dict[str, torch.Generator]:
+    """A generator in the same state each time."""
+    return {"generator": torch.Generator().manual_seed(0)}
+
+
+ROWS = torch.tensor([[0.3, math.nan, -0.5, math.nan], [math.nan, 1.0, 0.2, 0.7]], dtype=torch.float64)
+
+
+@pytest.mark.slow
+def test_imputed_cells_are_the_conditional_mean() -> None:
+    model = linear_model()
+    found = model.impute(ROWS, n_importance=600)
+    known = ~ROWS.isnan()
+    assert torch.equal(found[known], ROWS[known])
+    for row, own in zip(ROWS, found, strict=True):
+        weight, means, _ = conditional(model, row)
+        torch.testing.assert_close(own[row.isnan()], weight @ means, rtol=0, atol=0.06)
+
+
+@pytest.mark.slow
+def test_draws_given_the_observed_have_their_moments() -> None:
+    model = linear_model()
+    drawn = model.sample(4000, given=ROWS, n_importance=600, **seeded())
+    assert drawn.shape == (4000, *ROWS.shape)
+    known = ~ROWS.isnan()
+    assert torch.equal(drawn[:, known], ROWS[known].expand(4000, -1))
+    row, own = ROWS[0], drawn[:, 0, ROWS[0].isnan()]
+    weight, means, covariances = conditional(model, row)
+    mean = weight @ means
+    apart = means - mean
+    covariance = torch.einsum("l,lij->ij", weight, covariances + apart.unsqueeze(2) * apart.unsqueeze(1))
+    torch.testing.assert_close(own.mean(0), mean, rtol=0, atol=0.1)
+    torch.testing.assert_close(own.t().cov(), covariance, rtol=0.1, atol=0.1)
+    centres = model.sample(4000, given=ROWS, n_importance=600, observe=False, **seeded())[:, 0]
+    assert (centres[:, row.isnan()].var(0) < own.var(0)).all()  # without the noise of p(x|z)
+
+
+@pytest.mark.slow
+def test_draws_from_a_node_are_of_its_leaves() -> None:
+    model = linear_model()
+    how = {"given": ROWS[:1], "n_importance": 600, "generator": torch.Generator().manual_seed(0)}
+    drawn = model.sample(4000, node="root/1", **how)[:, 0, ROWS[0].isnan()]
+    _, means, covariances = conditional(model, ROWS[0])
+    torch.testing.assert_close(drawn.mean(0), means[1], rtol=0, atol=0.15)
+    torch.testing.assert_close(drawn.var(0), covariances[1].diagonal(), rtol=0.1, atol=0.15)
+
+
+@pytest.mark.slow
+def test_scores_of_samples_with_gaps_are_densities_of_the_observed() -> None:
+    model = linear_model()
+    found = model.score_samples(ROWS, n_importance=600)
+    (group,) = model.experts.groups
+    for row, score in zip(ROWS, found, strict=True):
+        known = ~row.isnan()
+        log_joint = []
+        for leaf in range(2):
+            loading, mean = group.decoder.last.weight[leaf].t()[known], group.decoder.last.bias[leaf][known]
+            covariance = loading @ loading.t() + 0.25 * torch.eye(int(known.sum()), dtype=row.dtype)
+            log_joint.append(torch.distributions.MultivariateNormal(mean, covariance).log_prob(row[known]))
+        expected = (torch.stack(log_joint) + model.prior.leaf_log_prob()).logsumexp(0)
+        assert score.item() == pytest.approx(expected.item(), abs=0.1)
+
+
+def test_imputing_is_batched_and_reproducible() -> None:
+    model, x = linear_model(), with_gaps(torch.randn(9, 4, dtype=torch.float64))
+    whole = model.impute(x, n_importance=8)
+    torch.testing.assert_close(model.impute(x, n_importance=8, batch_size=2), whole)
+    torch.testing.assert_close(model.impute(x[3:4], n_importance=8), whole[3:4])
+    seeded = [model.impute(x, n_importance=8, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
+    assert torch.equal(*seeded)
+    assert not torch.equal(seeded[0], whole)
+    one, two = (model.sample(3, given=x, batch_size=n, generator=torch.Generator().manual_seed(1)) for n in (1, 9))
+    assert torch.equal(one, two)
+
+
+def test_samples_without_gaps_come_back() -> None:
+    x = torch.rand(5, 4, dtype=torch.float64)
+    model = linear_model()
+    assert torch.equal(model.impute(x), x)
+    assert torch.equal(model.sample(2, given=x), x.expand(2, -1, -1))
+    assert torch.equal(build(LEAF, (4,)).impute(x), x)  # and so in a model that takes none with gaps
+
+
+def test_imputing_in_the_shape_and_the_support_of_samples(model: hm.HMoEVAE, x: Tensor) -> None:
+    filled = model.impute(x, n_importance=4)
+    drawn = model.sample(2, given=x, n_importance=4)
+    assert filled.shape == x.shape
+    assert drawn.shape == (2, *x.shape)
+    for result in (filled, drawn[0], drawn[1]):
+        known = ~x.isnan()
+        assert torch.isfinite(result).all()
+        assert torch.equal(result[known], x[known])
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_bad_arguments_of_imputing() -> None:
+    model = linear_model()
+    with pytest.raises(ArgumentError, match="n_importance: expected an integer > 0, got 0"):
+        model.impute(ROWS, n_importance=0)
+    with pytest.raises(ArgumentError, match="n_importance: expected an integer > 0, got 0"):
+        model.sample(1, given=ROWS, n_importance=0)
+    with pytest.raises(DataError, match="given: expected finite values"):
+        build(LEAF, (4,)).sample(1, given=ROWS)
+    with pytest.raises(ShapeError, match=r"given: expected \(batch, 4\), got \(2, 3\)"):
+        model.sample(1, given=ROWS[:, :3])

@@ -11,7 +11,6 @@ import conftest
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse
 import torch
 from torch.masked import masked_tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -236,7 +235,8 @@ def test_a_scaling_that_makes_no_sense(data, divisor, offset, error, message):
 
 ROWS = np.arange(24).reshape(6, 4)
 FLOATS = ROWS / 24
-FOUR = "a tensor, a numpy array, a torch Dataset or a DataLoader"
+IN_TABLES = "pass its .to_numpy(), or make the model with the hm.Table of such frames"
+FOUR = "a tensor, a numpy array, a torch Dataset, a DataLoader or a sparse matrix of scipy"
 VALUES = "floating point values"
 WRONG = {
     "masked": (np.ma.masked_equal(FLOATS, 0), DataError, "expected values without a mask, got 1 of 24 masked (leave"),
@@ -298,12 +298,7 @@ WRONG = {
         ArgumentTypeError,
         "expected a dense tensor, got a sparse one (torch.sparse_csr, (4, 4)) (.to_dense() makes a dense one)",
     ),
-    "scipy": (
-        scipy.sparse.eye_array(4).tocsr(),
-        ArgumentTypeError,
-        f"expected {FOUR}, got a csr_array (pass its .toarray())",
-    ),
-    "frame": (pd.DataFrame(FLOATS), ArgumentTypeError, f"expected {FOUR}, got a DataFrame (pass its .to_numpy())"),
+    "frame": (pd.DataFrame(FLOATS), ArgumentTypeError, f"expected {FOUR}, got a DataFrame ({IN_TABLES})"),
     "series": (pd.Series([0.5]), ArgumentTypeError, f"expected {FOUR}, got a Series (pass its .to_numpy())"),
     "list": (
         FLOATS.tolist(),

@@ -142,10 +142,20 @@ def three(_: Path) -> dict[str, Any]:
     return {str(case): principle(*case) for case in PRINCIPLES if case[2:] == (True, torch.float64)}
 
 
+def weighted() -> dict[str, Any]:
+    """Samples with weights, the heaviest three times the mean; with agreement, whose gates train alone at first."""
+    w = torch.linspace(0, 3, N_SAMPLES) ** 2
+    return principle("marginal", "variance", True, torch.float64, sample_weight=w, init="kmeans")
+
+
 def together() -> dict[str, Any]:
     """What else processes have to agree on."""
     answers: dict[str, Any] = {}
     answers["kmeans"] = trained(new_model(), samples(), init="kmeans")
+    answers["weighted"] = weighted()
+    answers["other weights"] = refused(
+        lambda: trained(new_model(), samples(), sample_weight=torch.full((N_SAMPLES,), 1.0 + RANK))
+    )
     answers["fresh seed"] = trained(new_model(), samples(), seed=None)
     answers["cosine"] = trained(new_model(), samples(), lr_schedule="cosine")
 

@@ -23,13 +23,14 @@ from hmoevae.nn.grouped import AffineEnded
 from hmoevae.nn.kernels import readout
 from hmoevae.nn.kernels.precision import sum_dtype
 from hmoevae.nn.likelihoods import LikelihoodModule, likelihood_module
+from hmoevae.nn.linear import LinearEncoder
 from hmoevae.nn.networks import grouped_network
 from hmoevae.nn.paths import joined, permutation
-from hmoevae.nn.posteriors import Draw, Posterior, posterior_of
+from hmoevae.nn.posteriors import AnyPosterior, Draw, posterior_of
 from hmoevae.nn.routes import Packing, pack, packing, unpack
 from hmoevae.nn.rows import rows_of
 from hmoevae.plan import Plan
-from hmoevae.spec import VAE
+from hmoevae.spec import VAE, LinearPosterior
 
 
 class ExpertGroup(nn.Module):
@@ -61,10 +62,14 @@ class ExpertGroup(nn.Module):
         seen_shape = shown_shape(likelihood, sample_shape, f"{place}.likelihood", missing=missing)
         decoded_shape = likelihood.raw_shape(sample_shape)
         latent_shape, posterior_shape = (spec.latent_dim,), (2 * spec.latent_dim,)
-        self.encoder = grouped_network(spec.encoder, groups, seen_shape, posterior_shape, f"{place}.encoder")
+        closed_form = isinstance(spec.encoder, LinearPosterior)
+        if not closed_form:  # made before the decoder, so that seeds give the weights that they have always given
+            self.encoder = grouped_network(spec.encoder, groups, seen_shape, posterior_shape, f"{place}.encoder")
         self.decoder = grouped_network(
             spec.decoder, groups, latent_shape, decoded_shape, f"{place}.decoder", is_decoder=True
         )
+        if closed_form:
+            self.encoder = LinearEncoder(spec, self.decoder, likelihood, math.prod(sample_shape), place)
         self.likelihood = likelihood
         self.latent_dim = spec.latent_dim
         self.missing = missing
@@ -82,8 +87,10 @@ class ExpertGroup(nn.Module):
         """What the encoders see of samples."""
         return shown(self.likelihood, x, missing=self.missing)
 
-    def posterior(self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]) -> Posterior:
+    def posterior(self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]) -> AnyPosterior:
         """q(z|x) of every expert, for samples that all experts share (2-D) or samples of each expert's own (3-D)."""
+        if isinstance(self.encoder, LinearEncoder):
+            return self.encoder(x, self.decoder, self.likelihood, observed(x) if self.missing else None)
         # Under autocast and in half precision, exp and the sums of the KL need a higher precision than the network's.
         return posterior_of(self.encoder(self.shown(x)).to(sum_dtype(x)))
 
@@ -99,12 +106,22 @@ class ExpertGroup(nn.Module):
     def draw(
         self,
         x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"],
-        posterior: Posterior,
+        posterior: AnyPosterior,
         noise: Float[Tensor, "group latent batch"],
     ) -> Draw:
         """Draw z from the posterior of `x` and compute log p(x|z)."""
         z = posterior.sample(noise)
         return Draw(posterior, noise, z, self.log_prob(z.to(x.dtype), x.to(z.dtype)))
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the posterior of every expert is p(z|x)."""
+        return isinstance(self.encoder, LinearEncoder) and self.encoder.is_exact
+
+    def evidence(self, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "group batch"]:
+        """Log p(x, z) - log q(z|x) at the mean of q(z|x): log p(x) where the posterior is exact, in nats."""
+        posterior = self.posterior(x)
+        return self.draw(x, posterior, torch.zeros_like(posterior.mean)).log_weight()
 
     def log_prob(
         self,
@@ -286,13 +303,16 @@ class Experts(nn.Module):
         drawn_for = x[:, :1] if shared_noise else x
         bounds = []
         for group in self.groups:
+            if group.is_exact:  # every draw has the same weight
+                bounds.append(group.evidence(x))
+                continue
             posterior = group.posterior(x)
             total = posterior.mean.new_full((group.n_experts, x.shape[1]), -torch.inf)
             for _ in range(n_importance):  # one draw at a time: memory does not grow with n_importance
                 noise = group.noise(drawn_for, generator).expand_as(posterior.mean)
                 total = torch.logaddexp(total, group.draw(x, posterior, noise).log_weight())
-            bounds.append(total)
-        return self.by_leaf(bounds) - math.log(n_importance)
+            bounds.append(total - math.log(n_importance))
+        return self.by_leaf(bounds)
 
     # --- one given leaf a sample, batch first -----------------------------------------------------------------------
 
@@ -302,9 +322,9 @@ class Experts(nn.Module):
         """Mean and standard deviation of q(z|x) by each sample's own leaf, zero-padded to the largest latent size."""
 
         def run(group: ExpertGroup, own: Tensor) -> Tensor:
-            mean, variance = group.posterior(own)
+            posterior = group.posterior(own)
             padding = (0, 0, 0, self.latent_dim - group.latent_dim)
-            return torch.cat([F.pad(mean, padding), F.pad(variance.sqrt(), padding)], dim=1)
+            return torch.cat([F.pad(posterior.mean, padding), F.pad(posterior.variance.sqrt(), padding)], dim=1)
 
         mean, std = self._given(run, x, leaf, 2 * self.latent_dim).chunk(2, dim=1)
         return mean, std

@@ -9,7 +9,7 @@ from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.conv import GroupedConv, GroupedConvTranspose
 from hmoevae.nn.grouped import GroupedMLP, GroupedNetwork
 from hmoevae.nn.stacked import Stacked
-from hmoevae.spec import MLP, Conv, ConvTranspose, Network
+from hmoevae.spec import MLP, Conv, ConvTranspose, LinearPosterior, Network
 
 
 def grouped_network(
@@ -67,6 +67,11 @@ class _Asked(NamedTuple):
 def _own(record: Network, asked: _Asked) -> GroupedNetwork:
     """The grouped layers of one of our records."""
     raise SpecError(mismatch(asked.place, f"a method {type(record).__name__}.build, which makes the module", "none"))
+
+
+@_own.register(LinearPosterior)
+def _linear_posterior(record: LinearPosterior, asked: _Asked) -> GroupedNetwork:
+    raise SpecError(mismatch(asked.place, "a network (LinearPosterior is for the encoder of a VAE)", record))
 
 
 @_own.register(MLP)

@@ -175,13 +175,20 @@ class Paths(nn.Module):
             return edge_log_prob
         return edge_log_prob + self.to_mixtures(edge_log_prob.detach())
 
-    def importance(self, edge_log_prob: Float[Tensor, "edge batch"]) -> Float[Tensor, " edge"]:
+    def importance(
+        self, edge_log_prob: Float[Tensor, "edge batch"], counts: Float[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, " edge"]:
         """Expected number of samples of the batch that arrive at the child of every edge.
 
         The gradient reaches the edge's own gate only: the balance among children must not change how many samples
         arrive at their mixture.
+
+        Args:
+            edge_log_prob: Log-probability of every edge.
+            counts: How many samples each sample counts for; `None` means one.
         """
-        return self.child_log_prob(edge_log_prob).exp().sum(1)
+        arriving = self.child_log_prob(edge_log_prob).exp()
+        return arriving.sum(1) if counts is None else (arriving * counts).sum(1)
 
     def between(self, upper: int, lower: int, device: torch.device) -> "Between":
         """The tables between two levels."""

@@ -6,7 +6,7 @@ Axes: `group` counts experts, `latent` their latent features; `batch` is last.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 MIN_VARIANCE = 1e-5
@@ -30,6 +30,9 @@ class Posterior(NamedTuple):
     mean: Float[Tensor, "group latent batch"]
     variance: Float[Tensor, "group latent batch"]
 
+    is_exact = False
+    """Whether q(z|x) is known to be p(z|x)."""
+
     def sample(self, noise: Float[Tensor, "group latent batch"]) -> Float[Tensor, "group latent batch"]:
         """A draw of z from standard normal noise, differentiable in mean and variance (Kingma & Welling 2014, 2.4)."""
         return torch.addcmul(self.mean, self.variance.sqrt(), noise)
@@ -43,6 +46,83 @@ class Posterior(NamedTuple):
     ) -> Float[Tensor, "group batch"]:
         """Log q(z|x) - log p(z) in nats at the draw of z from `noise`; its mean over draws is the KL."""
         return 0.5 * (z.square() - noise.square() - self.variance.log()).sum(1)
+
+
+Rows = slice | Int[Tensor, " linear"]
+ALL = slice(None)
+
+
+class LinearFeatures(NamedTuple):
+    """The features of a likelihood whose density is N(raw, scale^2), of which a linear decoder has an exact posterior.
+
+    Attributes:
+        scale: The standard deviations.
+        raw: The decoder's outputs that are the means.
+        features: The features, in the order of `raw`.
+        are_all: Whether there are no other features.
+
+    >>> LinearFeatures(scale=0.5)
+    LinearFeatures(scale=0.5, raw=slice(None, None, None), features=slice(None, None, None), are_all=True)
+    """
+
+    scale: float | Float[Tensor, "group linear 1"]
+    raw: Rows = ALL
+    features: Rows = ALL
+    are_all: bool = True
+
+
+class FullPosterior(NamedTuple):
+    """q(z|x) = N(mean, root root') of every expert of a group, with a full covariance.
+
+    Attributes:
+        mean: The means.
+        root: Upper triangular roots of the covariances, with a positive diagonal: one for all samples of an expert, or
+            one for each sample.
+        is_exact: Whether q(z|x) is p(z|x), so that the log-weight of every draw is log p(x).
+
+    >>> posterior = FullPosterior(torch.zeros(1, 2, 3), torch.tensor([[[1.0, 1.0], [0.0, 1.0]]]), is_exact=True)
+    >>> posterior.variance[0, :, 0], posterior.kl()
+    (tensor([2., 1.]), tensor([[0.5000, 0.5000, 0.5000]]))
+    """
+
+    mean: Float[Tensor, "group latent batch"]
+    root: Float[Tensor, "group latent latent"] | Float[Tensor, "group batch latent latent"]
+    is_exact: bool
+
+    @property
+    def variance(self) -> Float[Tensor, "group latent batch"]:
+        """The diagonal of the covariances."""
+        diagonal = self.root.square().sum(-1)
+        return diagonal.unsqueeze(2).expand_as(self.mean) if self.root.ndim == 3 else diagonal.mT
+
+    def sample(self, noise: Float[Tensor, "group latent batch"]) -> Float[Tensor, "group latent batch"]:
+        """A draw of z from standard normal noise, differentiable in mean and covariance."""
+        return self.mean + _times(self.root, noise)
+
+    def kl(self) -> Float[Tensor, "group batch"]:
+        """KL(q(z|x) || N(0, I)) in nats."""
+        return 0.5 * ((self.variance - 1 + self.mean.square()).sum(1) - self._log_determinant())
+
+    def kl_at(
+        self, z: Float[Tensor, "group latent batch"], noise: Float[Tensor, "group latent batch"]
+    ) -> Float[Tensor, "group batch"]:
+        """Log q(z|x) - log p(z) in nats at the draw of z from `noise`; its mean over draws is the KL."""
+        return 0.5 * ((z.square() - noise.square()).sum(1) - self._log_determinant())
+
+    def _log_determinant(self) -> Float[Tensor, "group #batch"]:
+        """Log det of the covariances."""
+        by_expert = 2 * self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return by_expert.unsqueeze(1) if self.root.ndim == 3 else by_expert
+
+
+AnyPosterior = Posterior | FullPosterior
+
+
+def _times(
+    matrix: Float[Tensor, "group out inp"] | Float[Tensor, "group batch out inp"], x: Float[Tensor, "group inp batch"]
+) -> Float[Tensor, "group out batch"]:
+    """The product with one matrix an expert, or one a sample."""
+    return matrix @ x if matrix.ndim == 3 else torch.einsum("gboi,gib->gob", matrix, x)
 
 
 def posterior_of(raw: Float[Tensor, "group two_latent batch"]) -> Posterior:
@@ -72,13 +152,18 @@ class Draw(NamedTuple):
     (tensor([[1., 1., 1.]]), tensor([[1., 1., 1.]]))
     """
 
-    posterior: Posterior
+    posterior: AnyPosterior
     noise: Float[Tensor, "group latent batch"]
     z: Float[Tensor, "group latent batch"]
     log_prob: Float[Tensor, "group batch"]
 
     def elbo(self, kl_weight: float = 1.0) -> Float[Tensor, "group batch"]:
-        """The ELBO with the KL in closed form (Kingma & Welling 2014, equation 7); it varies less than `log_weight`."""
+        """The ELBO with the KL in closed form (Kingma & Welling 2014, equation 7); it varies less than `log_weight`.
+
+        Where the posterior is exact, it is `log_weight`, which does not vary at all.
+        """
+        if self.posterior.is_exact and kl_weight == 1:
+            return self.log_weight()
         return self.log_prob - _weighed(self.posterior.kl(), kl_weight)
 
     def log_weight(self, kl_weight: float = 1.0) -> Float[Tensor, "group batch"]:

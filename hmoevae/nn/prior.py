@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from hmoevae.nn.paths import PathSums, Siblings
 from hmoevae.plan import Plan
 
+NEVER = -1000.0
+"""Logit of a child without samples; its probability is zero in every floating point type."""
+
 
 class Prior(nn.Module):
     """The prior of every child among its siblings: uniform, by their leaves, or the softmax of learned logits.
@@ -34,6 +37,7 @@ class Prior(nn.Module):
         super().__init__()
         self.siblings = Siblings(plan)
         self.to_leaves = PathSums([leaf.edges for leaf in plan.leaves], plan.n_edges)
+        self.leaves_below = [plan.nodes[child].leaves for child in plan.edge_child]
         kinds = [getattr(plan.mixtures[m].spec, "prior", None) for m in plan.edge_mixture]
         self.logits = nn.Parameter(torch.zeros(plan.n_edges)) if "learned" in kinds else None
         n_leaves = torch.tensor([float(len(plan.nodes[child].leaves)) for child in plan.edge_child])
@@ -52,6 +56,27 @@ class Prior(nn.Module):
     def leaf_log_prob(self) -> Float[Tensor, " leaf"]:
         """Log pi_l of every leaf: the product of the priors on its path."""
         return self.fixed_leaf if self.logits is None else self._along_paths(self.edge_log_prob())
+
+    @torch.no_grad()
+    def set_shares_(self, of_leaf: Float[Tensor, " leaf"]) -> None:
+        """Set learned priors to the shares of weights, such as counts of samples, that the leaves have.
+
+        A child without weight gets a probability that is zero in every floating point type. A mixture without any
+        weight keeps its prior.
+
+        >>> from hmoevae.plan import compile_tree
+        >>> from hmoevae.spec import VAE, Mixture
+        >>> prior = Prior(compile_tree(Mixture.of(VAE(), 2, prior="learned")))
+        >>> prior.set_shares_(torch.tensor([3.0, 1.0]))
+        >>> prior.leaf_log_prob().exp()
+        tensor([0.7500, 0.2500], grad_fn=<ExpBackward0>)
+        """
+        if self.logits is None:
+            return
+        below = torch.stack([of_leaf[leaves.start : leaves.stop].sum() for leaves in self.leaves_below])
+        shares = below / self.siblings.total(below)
+        logits = torch.where(shares > 0, shares.log(), NEVER)
+        self.logits.copy_(torch.where(shares.isfinite(), logits.to(self.logits), self.logits))
 
     def _along_paths(self, edge: Float[Tensor, " edge"]) -> Float[Tensor, " leaf"]:
         return self.to_leaves(edge.unsqueeze(1)).squeeze(1)

@@ -19,7 +19,7 @@ from hmoevae.spec.likelihoods import (
     Poisson,
     ZeroInflated,
 )
-from hmoevae.spec.networks import MLP, Activation, Conv, ConvTranspose, Network
+from hmoevae.spec.networks import MLP, Activation, Conv, ConvTranspose, LinearPosterior, Network
 from hmoevae.spec.nodes import MAX_DEPTH, VAE, Mixture, Node, Tree, tree_from_json
 from hmoevae.spec.record import record
 
@@ -37,6 +37,7 @@ __all__ = [
     "ConvTranspose",
     "Gaussian",
     "Likelihood",
+    "LinearPosterior",
     "LogNormal",
     "Mixture",
     "NegativeBinomial",

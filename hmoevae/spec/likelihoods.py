@@ -22,6 +22,10 @@ def _scale_or_learned(value: Any) -> Any:
     return value if isinstance(value, str) and value == "learned" else _scale(value)
 
 
+def _floor(value: Any) -> float | tuple[float, ...]:
+    return tuple(_scale(part) for part in value) if isinstance(value, tuple | list) and value else _scale(value)
+
+
 def _at_least_two(value: Any) -> int:
     if not is_integer(value, least=2):
         raise expected("an integer > 1")
@@ -39,7 +43,9 @@ def _shown(scale: float | str) -> str:
 
 
 Scale = Annotated[float | Literal["learned"], BeforeValidator(_scale_or_learned)]
-Floor = Annotated[float, BeforeValidator(_scale)]
+LEAST_SCALE = 1e-3
+"""The default lower bound of a learned scale, in the units of the data."""
+Floor = Annotated[float | tuple[float, ...], BeforeValidator(_floor)]
 NumberOfCodes = Annotated[int, BeforeValidator(_at_least_two)]
 
 
@@ -96,9 +102,9 @@ class Gaussian(Likelihood):
         scale: The standard deviation, in the units of the data, from 1e-15 to 1e15; or `"learned"`: one parameter per
             feature and expert, with the initial value 0.5 (twice the floor, if that is more).
         mean: `"sigmoid"` keeps the mean in (0, 1) and needs data in [0, 1]; `"identity"` restricts neither.
-        floor: The lower bound of a learned scale, in the units of the data. Without one, an expert that models a single
-            point, or a constant column, would reach an infinite density; with it, the density of an entry is at most
-            0.4 / floor.
+        floor: The lower bound of a learned scale, in the units of the data, or one for each feature. Without one, an
+            expert that models a single point, or a constant column, would reach an infinite density; with it, the
+            density of an entry is at most 0.4 / floor.
 
     >>> print(Gaussian(scale=0.1, mean="identity")), print(Gaussian("learned"))
     Gaussian(0.1, identity)
@@ -108,7 +114,7 @@ class Gaussian(Likelihood):
 
     scale: Scale = 0.5
     mean: Literal["sigmoid", "identity"] = "sigmoid"
-    floor: Floor = 1e-3
+    floor: Floor = LEAST_SCALE
 
     def __str__(self) -> str:
         return f"Gaussian({_shown(self.scale)}{', identity' if self.mean == 'identity' else ''})"
@@ -120,14 +126,14 @@ class LogNormal(Likelihood):
 
     Args:
         scale: The standard deviation of the logarithm, or `"learned"`, as in `Gaussian`.
-        floor: The lower bound of a learned scale.
+        floor: The lower bound of a learned scale, or one for each feature.
 
     >>> print(LogNormal(), LogNormal(0.1))
     LogNormal(learned) LogNormal(0.1)
     """
 
     scale: Scale = "learned"
-    floor: Floor = 1e-3
+    floor: Floor = LEAST_SCALE
 
     def __str__(self) -> str:
         return f"LogNormal({_shown(self.scale)})"
@@ -297,5 +303,5 @@ class Columns(Likelihood):
         return cls(parts=parts)
 
     def __str__(self) -> str:
-        runs = ((str(part), len(list(run))) for part, run in itertools.groupby(self.parts))
+        runs = ((part, len(list(run))) for part, run in itertools.groupby(map(str, self.parts)))
         return f"Columns({', '.join(f'{n} x {part}' if n > 1 else part for part, n in runs)})"

@@ -76,6 +76,27 @@ class MLP(Network):
         return f"MLP({'-'.join(map(str, self.hidden)) or 'linear'})"
 
 
+@record(kind="linear_posterior")
+class LinearPosterior(Network):
+    """The exact posterior q(z|x) of a linear decoder, in place of an encoder: it is computed, and has no parameters.
+
+    Where the decoder is x = b + W z and the features are Gaussian with variances Psi, the leaf is a factor analyser
+    and p(z|x) = N(M^-1 W' Psi^-1 (x - b), M^-1) with M = I + W' Psi^-1 W, a full covariance (Ghahramani & Hinton 1996;
+    Tipping & Bishop 1999). Every ELBO then equals log p(x), and scores need one draw of z.
+
+    It is for `VAE.encoder` only. The leaf needs the decoder `MLP(())` and a likelihood with features of
+    `Gaussian(..., "identity")`. Where other features stand beside them, these play no part in the posterior, so that
+    the ELBO is a lower bound, as with any encoder.
+
+    >>> from hmoevae.spec import VAE, Gaussian
+    >>> VAE(2, LinearPosterior(), MLP(()), Gaussian("learned", "identity")).label
+    'VAE: latent 2, encoder LinearPosterior, decoder MLP(linear), Gaussian(learned, identity)'
+    """
+
+    def __str__(self) -> str:
+        return "LinearPosterior"
+
+
 @record(kind="conv")
 class Conv(Network):
     """A small strided convolutional network with a dense head, for gates and encoders of images.

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator
 
 from hmoevae.checks import is_number
 from hmoevae.errors import DataError, mismatch, warn
+from hmoevae.spec import Bernoulli, Categorical, Gaussian, Likelihood, NegativeBinomial
 from hmoevae.spec.record import PositiveFloat, expected, record
 from hmoevae.tables.frames import Cells
 
@@ -46,10 +47,19 @@ def _categories(value: Any, *, n: int | None = None) -> tuple[Any, ...]:
     return tuple(plain)
 
 
+def _share(value: Any) -> float:
+    if not (is_number(value) and 0 <= value <= 1):
+        raise expected("a number from 0 to 1")
+    return float(value)
+
+
 def _is_sequence(value: Any) -> bool:
     return isinstance(value, tuple | list | np.ndarray)
 
 
+LEAST_FLOOR = 0.01
+"""The least lower bound of a learned scale: a hundredth of a column's standard deviation."""
+Share = Annotated[float, BeforeValidator(_share)]
 Name = Annotated[str, BeforeValidator(_name)]
 FiniteFloat = Annotated[float, BeforeValidator(_finite)]
 Categories = Annotated[tuple[Any, ...], BeforeValidator(_categories)]
@@ -115,6 +125,14 @@ class Column:
         """
         return 0.0
 
+    def likelihood(self) -> Likelihood:
+        """The likelihood of the codes.
+
+        >>> Number("mass").likelihood(), Category("island", ("Biscoe", "Dream", "Torgersen")).likelihood()
+        (Gaussian(scale='learned', mean='identity', floor=0.01), Categorical(n=3))
+        """
+        raise NotImplementedError
+
     def describe(self) -> str:
         """What the cells are, in a few words.
 
@@ -126,7 +144,12 @@ class Column:
 
 @record(kind="number")
 class Number(Column):
-    """A column of numbers. The code is (x - mean) / std, with log x in place of x where `log` is set.
+    """A column of numbers. The code is (1 - ties) (x - mean) / std, with log x in place of x where `log` is set.
+
+    `ties` is the probability that two rows have the same value. It is close to 0 where numbers are measured finely and
+    close to 1 where nearly all are equal, as at the edges of images. A Gaussian would find such a column very
+    informative: its density at repeated values has no bound. So ties make the codes narrower, and the learned scale of
+    the noise has the floor `floor`.
 
     Args:
         name: The name of the column.
@@ -134,6 +157,7 @@ class Number(Column):
         std: What it is divided by, in the same units.
         log: Take the logarithm first, for positive numbers of very different sizes.
         missing: Whether cells may be missing.
+        ties: The probability that two rows have the same value, from 0 to 1.
 
     >>> from hmoevae.tables.frames import cells_of
     >>> number = Number("mass", mean=4000.0, std=500.0)
@@ -146,6 +170,17 @@ class Number(Column):
     std: PositiveFloat = 1.0
     log: bool = False
     missing: bool = False
+    ties: Share = 0.0
+
+    @property
+    def scale(self) -> float:
+        """What a number is divided by."""
+        return self.std / (1 - self.ties) if self.ties < 1 else self.std
+
+    @property
+    def floor(self) -> float:
+        """The lower bound of a learned scale of the codes."""
+        return max(LEAST_FLOOR, self.ties)
 
     @classmethod
     def of(cls, name: str, cells: Cells, *, missing: bool, log: bool = False) -> "Number":
@@ -154,6 +189,8 @@ class Number(Column):
         >>> from hmoevae.tables.frames import cells_of
         >>> Number.of("x", cells_of("x", [1.0, 5.0]), missing=False)
         Number(name='x', mean=3.0, std=2.0)
+        >>> Number.of("x", cells_of("x", [1.0, 1.0, 5.0, 5.0]), missing=False).ties  # 4 of 12 pairs
+        0.3333333333333333
         """
         x = cls(name, log=log, missing=True)._plain(cells)[~cells.gaps]
         with np.errstate(over="ignore", invalid="ignore"):
@@ -163,7 +200,9 @@ class Number(Column):
         if not (0 < std < math.inf):
             got = f"values from {x.min()} to {x.max()}"
             raise DataError(mismatch(cells.path, "numbers whose variance a float64 can hold", got))
-        return cls(name, mean, std, log, missing)
+        counts = np.unique(x, return_counts=True)[1]
+        ties = float((counts * (counts - 1)).sum() / (len(x) * (len(x) - 1))) if len(x) > 1 else 0.0
+        return cls(name, mean, std, log, missing, ties)
 
     def _plain(self, cells: Cells) -> Codes:
         """The numbers, or their logarithms; NaN for gaps."""
@@ -174,16 +213,20 @@ class Number(Column):
         return np.log(x)
 
     def _fill(self, codes: Codes, cells: Cells) -> None:
-        codes[:] = (self._plain(cells) - self.mean) / self.std
+        codes[:] = (self._plain(cells) - self.mean) / self.scale
 
     def decode(self, codes: Codes, path: str) -> np.ndarray:  # noqa: ARG002
         """The numbers."""
-        x = self.mean + self.std * codes
+        x = self.mean + self.scale * codes
         return np.exp(x) if self.log else x
 
     def log_jacobian(self, codes: Any) -> Any:
-        """-log std, less log x where the logarithm is taken."""
-        return -math.log(self.std) - ((self.mean + self.std * codes) if self.log else 0.0)
+        """-log scale, less log x where the logarithm is taken."""
+        return -math.log(self.scale) - ((self.mean + self.scale * codes) if self.log else 0.0)
+
+    def likelihood(self) -> Likelihood:
+        """A Gaussian with a learned scale, which `floor` bounds."""
+        return Gaussian("learned", "identity", self.floor)
 
     def describe(self) -> str:
         """Mean and standard deviation."""
@@ -249,6 +292,10 @@ class Category(_Coded):
     categories: Categories
     missing: bool = False
 
+    def likelihood(self) -> Likelihood:
+        """A probability for each category."""
+        return Categorical(max(2, len(self.categories)))
+
 
 @record(kind="binary")
 class Binary(_Coded):
@@ -267,6 +314,10 @@ class Binary(_Coded):
     name: Name
     categories: TwoCategories
     missing: bool = False
+
+    def likelihood(self) -> Likelihood:
+        """The probability of the second category."""
+        return Bernoulli()
 
 
 @record(kind="count")
@@ -301,6 +352,10 @@ class Count(Column):
         if (codes < 0).any():
             raise DataError(mismatch(path, "counts >= 0", f"{np.nanmin(codes):g}"))
         return codes.astype(np.int64) if (codes == np.floor(codes)).all() else codes.copy()
+
+    def likelihood(self) -> Likelihood:
+        """A mean and a learned dispersion."""
+        return NegativeBinomial()
 
 
 def _objects(values: list[Any]) -> np.ndarray:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hmoevae.checks import check_choice
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, SpecError, mismatch
+from hmoevae.spec import Columns
 from hmoevae.spec.record import expected, read_json, record, write
 from hmoevae.tables import frames
 from hmoevae.tables.columns import Binary, Category, Column, Count, Number, inferred
@@ -186,6 +187,14 @@ class Table:
         return sum(
             ((zero + column.log_jacobian(codes)).masked_fill(codes.isnan(), 0.0) for codes, column in parts), zero
         )
+
+    def likelihood(self) -> Columns:
+        """The likelihood of the samples: one for each column.
+
+        >>> print(Table.of({"mass": [1.0, 2.0], "island": ["a", "b"]}).likelihood())
+        Columns(Gaussian(learned, identity), Categorical(2))
+        """
+        return Columns.of(*(column.likelihood() for column in self.columns))
 
     def to_json(self) -> str:
         """The table as a JSON text, which `table_from_json` reads."""

@@ -17,9 +17,11 @@ from torch.utils.data import (
 )
 
 from hmoevae.door import Checked
-from hmoevae.errors import DataError, mismatch
+from hmoevae.errors import ArgumentTypeError, DataError, mismatch
 from hmoevae.model import HMoEVAE
-from hmoevae.samples import BATCH_SIZE, Data, is_in_file, loader_of, nothing_from, opened, read
+from hmoevae.nn.sample_weights import SampleWeights
+from hmoevae.samples import BATCH_SIZE, ArrayLike, Data, is_in_file, loader_of, nothing_from, opened, read
+from hmoevae.tables.sparse import SparseRows
 from hmoevae.training.processes import Batch, Processes
 
 WINDOW_BYTES = 1 << 28
@@ -38,6 +40,7 @@ class Batches:
         samples: All samples; `None` where they are not in memory.
         iterate: Starts a pass over the batches.
         glimpse: Some samples from all over the data. For a loader it is the first batch, once that has been read.
+        weights: The weights of the samples, on the CPU; `None` means equal ones.
     """
 
     def __init__(
@@ -46,11 +49,13 @@ class Batches:
         samples: Tensor | None,
         iterate: Callable[[], Iterator[Batch]],
         glimpse: Tensor | None = None,
+        weights: SampleWeights | None = None,
     ) -> None:
         self.length = length
         self.samples = samples
         self.iterate = iterate
         self.glimpse = glimpse
+        self.weights = weights
 
     def __len__(self) -> int:
         assert self.length is not None
@@ -67,13 +72,16 @@ def batches_of(
     batch_size: int,
     order: torch.Generator | None,
     processes: Processes,
+    sample_weight: ArrayLike | None = None,
 ) -> Batches:
     """Make a source of checked batches from `data`, with `batch_size` samples per process, shuffled by `order`."""
     # The global batch size: all processes read the data in the same order.
-    how = _How(model, name, batch_size * processes.count, order, processes)
+    how = _How(model, name, batch_size * processes.count, order, processes, sample_weight)
     data = opened(data, name)
     if is_in_file(data):
         return _of_file(data, how)
+    if isinstance(data, SparseRows):
+        return _of_sparse(data, how)
     if isinstance(data, Tensor | np.ndarray | Checked):
         return _of_samples(model.check_input(data, name=name).to(model.dtype), how)
     return _of_items(data, how)
@@ -87,6 +95,18 @@ class _How(NamedTuple):
     batch_size: int
     order: torch.Generator | None
     processes: Processes
+    sample_weight: ArrayLike | None
+
+    def weights(self, n: int | None) -> SampleWeights | None:
+        """The checked weights of `n` samples, which come with their indices; `None` if they come without."""
+        if self.sample_weight is None:
+            return None
+        if n is None:
+            expected = (
+                "None for a Dataset or a DataLoader; a tensor, array, file or sparse matrix of samples may have weights"
+            )
+            raise ArgumentTypeError(mismatch("sample_weight", expected, type(self.sample_weight).__name__))
+        return SampleWeights.of(self.sample_weight, n).like(torch.zeros((), dtype=torch.float64, device="cpu"))
 
 
 def _of_file(file: Any, how: _How) -> Batches:
@@ -101,17 +121,34 @@ def _of_file(file: Any, how: _How) -> Batches:
             window = model.check_input(file[rows.numpy()], name=name)
             yield from _split(window, rows, how)
 
-    return Batches(math.ceil(len(file) / how.batch_size), None, from_file, glimpse)
+    return Batches(math.ceil(len(file) / how.batch_size), None, from_file, glimpse, how.weights(len(file)))
+
+
+def _of_sparse(rows: SparseRows, how: _How) -> Batches:
+    """Batches that are made dense one by one: rows of a matrix in memory are read in any order at no cost."""
+    n, model, name = len(rows), how.model, how.name
+    for start in range(0, n, BATCH_SIZE):
+        model.check_input(rows[start : start + BATCH_SIZE], name=f"{name}[{start}:{min(start + BATCH_SIZE, n)}]")
+
+    def from_rows() -> Iterator[Batch]:
+        for chosen in _chosen(n, how):
+            x = model.check_input(rows[chosen.numpy()], name=name)
+            yield x.to(model.dtype), chosen
+
+    glimpse = model.check_input(rows[:: _step(n, model)], values=False)
+    return Batches(math.ceil(n / how.batch_size), None, from_rows, glimpse, how.weights(n))
 
 
 def _of_samples(samples: Tensor, how: _How) -> Batches:
     everything = torch.arange(len(samples), device="cpu")
     length, glimpse = math.ceil(len(samples) / how.batch_size), samples[:: _step(len(samples), how.model)]
-    return Batches(length, samples, lambda: _split(samples, everything, how), glimpse)
+    weights = how.weights(len(samples))
+    return Batches(length, samples, lambda: _split(samples, everything, how), glimpse, weights)
 
 
 def _of_items(data: Any, how: _How) -> Batches:
-    model, name, batch_size, order, processes = how
+    model, name, batch_size, order, processes, _ = how
+    how.weights(None)
     whole = isinstance(data, IterableDataset)  # a stream can only be read in order, so each process reads all of it
     if isinstance(data, DataLoader):
         processes.check_divided(data, name)
@@ -170,13 +207,18 @@ class _OwnItems(Sampler[list[int]]):
 def _split(samples: Tensor, rows: Tensor, how: _How) -> Iterator[Batch]:
     """Batches of samples in memory, shuffled by `how.order`, with their indices in the data set, `rows`."""
     # A whole batch is gathered by one index_select: a DataLoader would fetch and stack sample by sample.
-    n = len(samples)
+    for chosen in _chosen(len(samples), how):
+        yield samples.index_select(0, chosen.to(samples.device)), rows[chosen]
+
+
+def _chosen(n: int, how: _How) -> Iterator[Tensor]:
+    """This process's part of every batch of `n` samples, as indices on the CPU, shuffled by `how.order`."""
     in_order = how.order is None
     index = torch.arange(n, device="cpu") if in_order else torch.randperm(n, generator=how.order, device="cpu")
     for batch in index.split(how.batch_size):
         chosen = batch[how.processes.own(len(batch))]
         if len(chosen):
-            yield samples.index_select(0, chosen.to(samples.device)), rows[chosen]
+            yield chosen
 
 
 def _windows(n: int, row_bytes: int, batch_size: int, order: torch.Generator | None) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ from hmoevae.nn.draws import Share
 from hmoevae.nn.kernels.memory import GLIBC_LARGEST
 from hmoevae.nn.kernels.products import faster_library
 from hmoevae.nn.routes import ALL
+from hmoevae.nn.sample_weights import SampleWeights
 from hmoevae.nn.settings import USUAL, StepSettings
 from hmoevae.output import Inputs, Output
 
@@ -80,6 +81,7 @@ class CompiledPass:
         *,
         view: Tensor | None = None,
         other_view: Tensor | None = None,
+        sample_weight: Tensor | SampleWeights | None = None,
         settings: StepSettings = USUAL,
         generator: torch.Generator | None = None,
         share: Share | None = None,
@@ -91,6 +93,7 @@ class CompiledPass:
             x: As in `HMoEVAE.forward`.
             view: As in `HMoEVAE.forward`.
             other_view: As in `HMoEVAE.forward`.
+            sample_weight: As in `HMoEVAE.forward`.
             settings: As in `HMoEVAE.forward`.
             generator: As in `HMoEVAE.forward`.
             share: As in `HMoEVAE.forward`.
@@ -103,6 +106,7 @@ class CompiledPass:
             x,
             view=view,
             other_view=other_view,
+            sample_weight=sample_weight,
             settings=settings,
             generator=generator,
             share=share,

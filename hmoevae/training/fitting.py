@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from hmoevae.errors import ArgumentError, ArgumentTypeError, NonFiniteError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
+from hmoevae.samples import ArrayLike
 from hmoevae.starts import first_leaves
 from hmoevae.training.batches import Batches, Data, batches_of
 from hmoevae.training.best import BestSoFar
@@ -26,7 +27,13 @@ from hmoevae.training.gate_views import GateViews
 from hmoevae.training.loop import Run
 from hmoevae.training.processes import Processes
 from hmoevae.training.record import Training
-from hmoevae.training.resume import TrainingState, described_data, described_model, described_training
+from hmoevae.training.resume import (
+    TrainingState,
+    described_data,
+    described_model,
+    described_training,
+    described_weights,
+)
 from hmoevae.training.usage import warn_after_fit
 from hmoevae.training.words import options_in
 
@@ -39,6 +46,7 @@ def fit(
     data: Data,
     training: Training = USUAL,
     *,
+    sample_weight: ArrayLike | None = None,
     validation_data: Data | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
@@ -66,8 +74,12 @@ def fit(
             of 1 MiB, and then sample by sample within these 256 MiB. `hm.datasets.Scaled(data, 255)` scales an array or
             such a file of pixels. An IterableDataset has its own order.
         training: All options of the training, such as `hm.Training(epochs=5, init="kmeans")`.
-        validation_data: Held-out samples, which the gates see without a view. Their terms are recorded after every
-            epoch. Only `training.early_stopping` uses them.
+        sample_weight: How many samples each sample counts for: `(n,)` numbers >= 0, for data in memory or in a file.
+            Integers train as repeated samples do, exactly so where a batch holds all samples. All that the history
+            records of the training data is weighted too. A balance of kind `"variance"` grows with the square of the
+            weights, `"cv2"` and `"kl"` do not. Of the starts, `"kmeans"` uses them.
+        validation_data: Held-out samples, which the gates see without a view and which have no weights. Their terms are
+            recorded after every epoch. Only `training.early_stopping` uses them.
         callbacks: Called with an `EpochEnd` after every epoch, in every process. A callback that returns `True` ends
             training in all processes. One with `state_dict` and `load_state_dict` is saved in checkpoints and restored
             on resuming. One with `close` is closed when training ends or fails.
@@ -100,20 +112,24 @@ def fit(
     >>> len(history), [c for c in history.columns if c.startswith("usage")]
     (2, ['usage/root/0', 'usage/root/1', 'usage/root/2'])
     """
-    job, history = _trained(model, data, training, validation_data, callbacks, progress, checkpoint_dir, resume)
+    held_out = validation_data
+    job, history = _trained(model, data, training, sample_weight, held_out, callbacks, progress, checkpoint_dir, resume)
     job.warn(history)
     return history
 
 
-def fit_quietly(model: HMoEVAE, data: Data, training: Training, *, progress: bool) -> History:
+def fit_quietly(
+    model: HMoEVAE, data: Data, training: Training, *, sample_weight: ArrayLike | None = None, progress: bool
+) -> History:
     """`fit` without its warnings of collapse, for a caller that warns of the one training that it keeps."""
-    return _trained(model, data, training, None, (), progress, None, "auto")[1]
+    return _trained(model, data, training, sample_weight, None, (), progress, None, "auto")[1]
 
 
 def _trained(
     model: HMoEVAE,
     data: Data,
     training: Training,
+    sample_weight: ArrayLike | None,
     validation_data: Data | None,
     callbacks: Sequence[Callback],
     progress: bool,
@@ -134,7 +150,8 @@ def _trained(
         seed = processes.from_main(partial(_seed, training.seed, checkpoint))
         order = torch.Generator().manual_seed(seed)
         opened = partial(batches_of, model, batch_size=training.batch_size, processes=processes)
-        source = opened(data, "data", order=order)
+        source = opened(data, "data", order=order, sample_weight=sample_weight)
+        processes.check_equal(sample_weight=described_weights(source.weights))
         held_out = None if validation_data is None else opened(validation_data, "validation_data", order=None)
         job = _Job(model, training, where, processes, seed, order, source, held_out, (data, validation_data), callbacks)
         if checkpoint is not None:
@@ -229,6 +246,7 @@ class _Job:
         self.arguments = {
             **described_model(model),
             "data": described_data(model, data[0], source),
+            "sample_weight": described_weights(source.weights),
             "validation_data": described_data(model, data[1], held_out),
             **described_training(training, None if training.seed is None else seed, device, processes),
         }
@@ -286,7 +304,8 @@ class _Job:
         if self.source.samples is None:
             expected = "a tensor or array in memory, for a start"
             raise ArgumentTypeError(mismatch("data", expected, "another source of samples"))
-        return first_leaves(self.model.plan, self.source.samples, self.training.init, self.seed)
+        weight = None if self.source.weights is None else self.source.weights.counts
+        return first_leaves(self.model.plan, self.source.samples, self.training.init, self.seed, weight)
 
     def _run(self, views: GateViews, start: Tensor | None) -> Run:
         training = self.training

@@ -17,6 +17,7 @@ from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Share
 from hmoevae.nn.kernels.memory import StepMemory
 from hmoevae.nn.routes import Given
+from hmoevae.nn.sample_weights import SampleWeights, weighted_mean
 from hmoevae.output import Output, Routing
 from hmoevae.training.batches import Batches
 from hmoevae.training.compiled import CompiledPass
@@ -105,9 +106,11 @@ class Run:
             fast = x.device.type == "cpu"  # host-to-device copies may overlap; device-to-host ones must be waited for
             x = x.to(self.noise.device, self.model.dtype, non_blocking=fast)
             with self.threads.for_samples(len(x)):
-                out = self.step(x, index, share, lesson)
+                weighed = None if batches.weights is None or index is None else batches.weights.at(index.cpu())
+                weights = None if weighed is None else weighed.like(x)
+                out = self.step(x, index, share, lesson, weights)
             n_samples, n_own = n_samples + share.total, n_own + share.n
-            names, added = ["loss", *out.terms], self._measured(out, share)
+            names, added = ["loss", *out.terms], self._measured(out, share, weights)
             sums = added if sums is None else sums.add_(added)
             bar.update()
             # Reading a number waits for the device, so the bar is updated right after a look at the losses.
@@ -129,21 +132,26 @@ class Run:
         return row | {f"information/{path}": value for path, value in nats.items()}
 
     @torch.no_grad()
-    def _measured(self, out: Routing, share: Share) -> Tensor:
+    def _measured(self, out: Routing, share: Share, weights: SampleWeights | None) -> Tensor:
         """The values that a step adds to the sums of its epoch, on the device."""
         means = torch.stack([out.loss, *out.terms.values()])
-        routed = gate_sums(out, self.model.paths)
-        chosen = (out.leaf_log_prob == out.leaf_log_prob.amax(1, keepdim=True)).sum(0)
-        parts = [means * len(out.leaf_log_prob), out.leaf_log_prob.exp().sum(0), routed, chosen]
+        weight = None if weights is None else weights.relative
+        routed = gate_sums(out, self.model.paths, weight)
+        usage, chosen = out.leaf_log_prob.exp(), out.leaf_log_prob == out.leaf_log_prob.amax(1, keepdim=True)
+        if weight is not None:
+            usage, chosen = usage * weight.unsqueeze(1), chosen * weight.unsqueeze(1)
+        parts = [means * len(out.leaf_log_prob), usage.sum(0), routed, chosen.sum(0)]
         added = torch.cat(parts).to(self.sum_dtype)
         return added if share.n else added.zero_()  # a dummy sample counts nothing
 
-    def step(self, x: Tensor, index: Tensor | None, share: Share, lesson: Lesson) -> Routing:
+    def step(
+        self, x: Tensor, index: Tensor | None, share: Share, lesson: Lesson, weights: SampleWeights | None = None
+    ) -> Routing:
         """Take one optimiser step on this process's samples of the global batch."""
         self.steps += 1
         self.optimizer.zero_grad(set_to_none=True)  # before the step reuses their memory
         with self.memory.step(), nullcontext() if self.compiled is None else self.compiled.step():
-            out = self._forward(x, index, share, lesson)
+            out = self._forward(x, index, share, lesson, weights)
             self.guard.see(self.steps, out, share)
             learning = self.model.experts.parameters() if lesson.phase == "start" else ()
             self.processes.backward(out.loss, self.model, share, learning)
@@ -158,31 +166,38 @@ class Run:
         """The global random states for networks that draw from them."""
         return seeded_random_states(self.noise, share, device, b"networks") if self.may_draw else nullcontext()
 
-    def _forward(self, x: Tensor, index: Tensor | None, share: Share, lesson: Lesson) -> Routing:
+    def _forward(
+        self, x: Tensor, index: Tensor | None, share: Share, lesson: Lesson, weights: SampleWeights | None
+    ) -> Routing:
         """Run the forward pass of the lesson's phase."""
         before = self.noise.get_state() if lesson.phase == "alone" else None
         view, other = self.views(x, index, self.noise, share)
         if before is not None and torch.equal(before, self.noise.get_state()):
             # Gates alone draw no z, and the random states of views follow from the generator's state: advance it.
             torch.rand((), generator=self.noise, device=self.noise.device)
-        told: dict[str, Any] = {"settings": lesson.settings, "share": share, "validate": False}
+        told: dict[str, Any] = {
+            "settings": lesson.settings,
+            "share": share,
+            "sample_weight": weights,
+            "validate": False,
+        }
         with self.autocast, self._states(share, x.device):
             if lesson.phase == "alone" and other is not None:
                 return self.model.agree(x if view is None else view, other, **told)
             if lesson.phase == "start" and self.start is not None and index is not None:
                 start = self.start[index.cpu()].to(x.device)
                 told["settings"] = replace(lesson.settings, routes=Given(start))
-                return _towards(self.model(x, view=view, generator=self.noise, **told))
+                return _towards(self.model(x, view=view, generator=self.noise, **told), weights)
             forward = self.model if self.compiled is None or lesson.phase != "joint" else self.compiled
             return forward(x, view=view, other_view=other, generator=self.noise, **told)
 
 
-def _towards(out: Output) -> Output:
+def _towards(out: Output, weights: SampleWeights | None) -> Output:
     """Replace the loss by the one that fits gates and experts to given leaves: -log p(sample, leaf)."""
     assert out.leaf is not None
     terms = {
-        "start_gate": -out.leaf_log_prob.gather(1, out.leaf).mean(),
-        "start_expert": -out.leaf_elbo.mean(),
+        "start_gate": -weighted_mean(out.leaf_log_prob.gather(1, out.leaf).squeeze(1), weights),
+        "start_expert": -weighted_mean(out.leaf_elbo.squeeze(1), weights),
     }
     return replace(out, loss=terms["start_gate"] + terms["start_expert"], terms=terms)
 

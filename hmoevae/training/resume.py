@@ -15,6 +15,8 @@ from hmoevae.door import Checked
 from hmoevae.errors import CheckpointError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
+from hmoevae.nn.sample_weights import SampleWeights
+from hmoevae.tables.sparse import SparseRows, is_sparse
 from hmoevae.training.batches import Batches, Data
 from hmoevae.training.best import BestSoFar
 from hmoevae.training.checkpoints import Checkpoint
@@ -173,13 +175,20 @@ def described_training(
     return {f"Training.{name}": value for name, value in words.items() if name not in NOT_COMPARED}
 
 
+def described_weights(weights: SampleWeights | None) -> str | None:
+    """The weights of samples in words: their number and a digest."""
+    return None if weights is None else f"{len(weights.counts)} weights with {digest(weights.counts)}"
+
+
 def described_data(model: HMoEVAE, data: Data | None, batches: Batches | None) -> str | None:
     """A data set in words: its length and a digest of some samples or, for loaders, its class and number of batches."""
     if type(data) is TensorDataset:
         data = data.tensors[0]
     if isinstance(data, Checked):
         data = data.x
-    if isinstance(data, Tensor | np.ndarray):
+    if is_sparse(data):
+        data = SparseRows(data)
+    if isinstance(data, Tensor | np.ndarray | SparseRows):
         rows = data[:: max(1, len(data) // DIGESTED_ROWS)]
         some = model.check_input(rows, values=False).to("cpu", model.dtype)
         return f"{len(data)} samples with {digest(some)}"

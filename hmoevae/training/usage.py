@@ -22,10 +22,14 @@ LISTED = 10
 """Number of leaves or gates that a warning names."""
 
 
-def gate_sums(routing: Routing, paths: Paths) -> Float[Tensor, " two_edges"]:
-    """Sums over a batch for every edge: first the probability p of arriving at its child, then p log g."""
+def gate_sums(
+    routing: Routing, paths: Paths, weight: Float[Tensor, " batch"] | None = None
+) -> Float[Tensor, " two_edges"]:
+    """Weighted sums over a batch for every edge: first the probability p of arriving at its child, then p log g."""
     log_prob = routing.edge_log_prob.t()
     arriving = paths.child_log_prob(log_prob).exp()
+    if weight is not None:
+        arriving = arriving * weight
     return torch.cat([arriving.sum(1), (arriving * log_prob).sum(1)])
 
 

@@ -92,6 +92,11 @@ def test_three_processes_train_what_one_does(three, case):
     assert_same(three[0][str(case)], workers.principle(*case), 1e-12)
 
 
+def test_two_processes_weigh_as_one_does(two):
+    assert_same(two[0]["weighted"], workers.weighted(), 1e-12)
+    assert "sample_weight: expected the same in every process" in two[0]["other weights"]
+
+
 @pytest.mark.parametrize("name", workers.SOURCES)
 def test_every_source_is_divided(two, name, tmp_path):
     assert_same(two[0][name], workers.source(name, tmp_path), 2e-6)

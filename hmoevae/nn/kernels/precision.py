@@ -1,5 +1,7 @@
 """The precision of products and of sums."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -24,3 +26,23 @@ def sum_dtype(x: Tensor) -> torch.dtype:
     (torch.float32, torch.float64)
     """
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def exact_dtype(x: Tensor) -> torch.dtype:
+    """The highest precision of the device of `x`, for factors of small matrices: their products square errors.
+
+    >>> exact_dtype(torch.ones(2))
+    torch.float64
+    """
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[None]:
+    """A context in which products on the device of `x` are not rounded by autocast.
+
+    >>> with torch.autocast("cpu", torch.bfloat16), full_precision(torch.ones(2)):
+    ...     compute_dtype(torch.ones(2))
+    torch.float32
+    """
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

@@ -1,6 +1,7 @@
 """From the record of a likelihood to its module."""
 
 import functools
+from dataclasses import replace
 
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.likelihoods.codes import CategoricalModule, OrdinalModule
@@ -22,6 +23,7 @@ from hmoevae.spec import (
     Poisson,
     ZeroInflated,
 )
+from hmoevae.spec.likelihoods import LEAST_SCALE
 
 
 def likelihood_module(record: Likelihood, n_experts: int, n_features: int) -> LikelihoodModule:
@@ -113,10 +115,24 @@ def _columns(record: Columns, n_experts: int, n_features: int) -> LikelihoodModu
         raise SpecError(mismatch("Columns.parts", expected, len(record.parts)))
     columns: dict[Likelihood, list[int]] = {}
     for column, part in enumerate(record.parts):
-        columns.setdefault(part, []).append(column)
+        columns.setdefault(_without_floor(part), []).append(column)
+    columns = {_with_floors(part, [record.parts[i] for i in own]): own for part, own in columns.items()}
     modules = [(likelihood_module(part, n_experts, len(own)), own) for part, own in columns.items()]
     for module, own in modules:
         if not isinstance(module, LikelihoodModule):
             words = f"a LikelihoodModule from {record.parts[own[0]]}.build"
             raise SpecError(mismatch(f"Columns.parts[{own[0]}]", words, type(module).__name__))
     return ColumnsModule(modules)
+
+
+def _without_floor(part: Likelihood) -> Likelihood:
+    """What columns that are computed together have in common: each has a floor of its own for its learned scale."""
+    return replace(part, floor=LEAST_SCALE) if isinstance(part, Gaussian | LogNormal) else part
+
+
+def _with_floors(part: Likelihood, own: list[Likelihood]) -> Likelihood:
+    """One likelihood for all those columns."""
+    if not isinstance(part, Gaussian | LogNormal):
+        return part
+    floors = {each.floor for each in own if isinstance(each, Gaussian | LogNormal)}
+    return replace(part, floor=floors.pop() if len(floors) == 1 else tuple(each.floor for each in own))  # type: ignore[union-attr]

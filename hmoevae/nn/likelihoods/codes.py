@@ -9,13 +9,15 @@ from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hmoevae.nn.kernels.precision import sum_dtype
-from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample
+from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample, weighted_means
 
 ByCode = Float[Tensor, "group code feature batch"]
+LEAST_SHARE = 1e-6
+"""The least probability of a code that `fit_constant_` sets, for codes without a sample."""
 LARGEST_LOG_GAP = 20.0
 """Bound of the logarithm of a distance between two cut points, below which it differs from zero in float32."""
 
@@ -84,6 +86,16 @@ class CategoricalModule(CodesModule):
     def log_probabilities(self, raw: Raw) -> ByCode:
         return raw.to(sum_dtype(raw)).unflatten(1, (self.n, -1)).log_softmax(1)
 
+    def fit_constant_(
+        self,
+        x: Float[Tensor, "feature batch"],
+        weight: Float[Tensor, "group batch"],
+        present: Bool[Tensor, "feature batch"] | None = None,
+    ) -> Float[Tensor, "group raw"]:
+        repeated = None if present is None else present.repeat(self.n, 1)
+        shares = weighted_means(self.shown(x, present), weight, repeated, extra=1.0)
+        return shares.clamp_min(LEAST_SHARE).log()
+
     def score(self, raw: Raw, x: Sample) -> Raw:
         return self.shown(x).to(raw.dtype) - self.statistics(raw)
 
@@ -112,6 +124,22 @@ class OrdinalModule(CodesModule):
 
     def shown(self, x: Sample, present: Present | None = None) -> Tensor:
         return super().shown(2 / (self.n - 1) * x - 1, present)
+
+    @torch.no_grad()
+    def fit_constant_(
+        self,
+        x: Float[Tensor, "feature batch"],
+        weight: Float[Tensor, "group batch"],
+        present: Bool[Tensor, "feature batch"] | None = None,
+    ) -> Float[Tensor, "group raw"]:
+        codes = torch.arange(self.n, device=x.device).view(-1, 1, 1)
+        seen = torch.ones_like(x, dtype=torch.bool) if present is None else present
+        hot = ((x == codes) & seen).to(x.dtype).flatten(0, 1)
+        shares = weighted_means(hot, weight, seen.repeat(self.n, 1), extra=1.0).unflatten(1, (self.n, -1))
+        below = shares.clamp_min(LEAST_SHARE).cumsum(1)
+        cuts = (below[:, :-1] / below[:, -1:]).logit()
+        self.cuts.copy_(torch.cat([cuts[:, :1], cuts.diff(dim=1).log()], 1))
+        return cuts.new_zeros(len(weight), len(x))
 
     def log_probabilities(self, raw: Raw) -> ByCode:
         raw = raw.to(sum_dtype(raw)).unsqueeze(1)

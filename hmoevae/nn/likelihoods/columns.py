@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hmoevae.errors import SpecError, mismatch
@@ -115,6 +115,15 @@ class ColumnsModule(LikelihoodModule):
     def log_density(self, raw: Raw, x: Sample) -> Features:
         each = zip(self.parts, raw.split(self.raw_sizes, 1), self._split(x, -2), strict=True)
         return self._joined([part.log_density(outputs, own) for part, outputs, own in each], 1)
+
+    def fit_constant_(
+        self,
+        x: Float[Tensor, "feature batch"],
+        weight: Float[Tensor, "group batch"],
+        present: Bool[Tensor, "feature batch"] | None = None,
+    ) -> Float[Tensor, "group raw"]:
+        each = zip(self.parts, self._for_each(x, present), strict=True)
+        return torch.cat([part.fit_constant_(own, weight, seen) for part, (own, seen) in each], 1)
 
     def mean(self, raw: Raw) -> Features:
         each = zip(self.parts, raw.split(self.raw_sizes, 1), strict=True)

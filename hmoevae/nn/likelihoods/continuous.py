@@ -7,15 +7,19 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.kernels.precision import sum_dtype
-from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample
+from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample, weighted_means
 from hmoevae.nn.likelihoods.unit import in_unit_interval
+from hmoevae.nn.posteriors import LinearFeatures
 
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 FIRST_SCALE = 0.5
+LEAST_ABOVE = 1e-3
+"""Part of its floor by which a scale that is set exceeds the floor, because scales are stored as what exceeds it."""
 """The initial value of a learned scale: the default scale of `Gaussian`."""
 LARGEST_LOG = 80.0
 """Bound of the size of a log-normal's logarithms, whose exponential is finite and not zero in float32."""
@@ -68,6 +72,9 @@ class GaussianModule(LikelihoodModule):
             score.copy_(wide)
         return self._log_density(squared, raw.shape[1])
 
+    def linear_features(self) -> LinearFeatures | None:
+        return None if self.sigmoid else LinearFeatures(self.scale)
+
     def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
         mean = self.mean(raw)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
@@ -90,19 +97,49 @@ class LearnedGaussianModule(LikelihoodModule):
     """
 
     log_scale: Float[nn.Parameter, "group feature"]
+    floor: Float[Tensor, "group feature"]
 
-    def __init__(self, n_experts: int, n_features: int, floor: float, *, sigmoid: bool) -> None:
+    def __init__(self, n_experts: int, n_features: int, floor: float | tuple[float, ...], *, sigmoid: bool) -> None:
         super().__init__()
         self.fixed = GaussianModule(1.0, sigmoid=sigmoid)
         self.support = self.fixed.support
-        self.floor = floor
-        first = max(FIRST_SCALE, 2 * floor) - floor
-        self.log_scale = nn.Parameter(torch.full((n_experts, n_features), math.log(first)))
+        if isinstance(floor, tuple) and len(floor) != n_features:
+            expected = f"a number, or one for each of the {n_features} entries of a sample"
+            raise SpecError(mismatch("Gaussian.floor", expected, f"{len(floor)} numbers"))
+        floors = torch.tensor(floor, dtype=torch.get_default_dtype()).expand(n_experts, n_features).clone()
+        self.register_buffer("floor", floors, persistent=False)
+        self.log_scale = nn.Parameter((torch.maximum(2 * floors, torch.tensor(FIRST_SCALE)) - floors).log())
 
     @property
     def scale(self) -> Float[Tensor, "group feature 1"]:
         """The standard deviations. With their floor f, no feature's density exceeds 1 / (f sqrt(2 pi))."""
-        return (self.floor + self.log_scale.to(sum_dtype(self.log_scale)).exp()).unsqueeze(2)
+        dtype = sum_dtype(self.log_scale)
+        return (self.floor.to(dtype) + self.log_scale.to(dtype).exp()).unsqueeze(2)
+
+    @torch.no_grad()
+    def set_scale_(self, scale: Float[Tensor, "group feature"]) -> None:
+        """Set the standard deviations; those below the floor become just more than it."""
+        self.log_scale.copy_(torch.maximum(scale - self.floor, LEAST_ABOVE * self.floor).log())
+
+    def linear_floor(self) -> Float[Tensor, "group linear"]:
+        return super().linear_floor() if self.fixed.sigmoid else self.floor
+
+    def set_linear_scale_(self, scale: Float[Tensor, "group linear"]) -> None:
+        if self.fixed.sigmoid:
+            super().set_linear_scale_(scale)
+        self.set_scale_(scale)
+
+    def fit_constant_(
+        self,
+        x: Float[Tensor, "feature batch"],
+        weight: Float[Tensor, "group batch"],
+        present: Bool[Tensor, "feature batch"] | None = None,
+    ) -> Float[Tensor, "group raw"]:
+        if self.fixed.sigmoid:
+            return super().fit_constant_(x, weight, present)
+        mean = weighted_means(x, weight, present)
+        self.set_scale_((weighted_means(x.square(), weight, present) - mean.square()).clamp_min(0).sqrt())
+        return mean
 
     def contains(self, x: Tensor) -> bool:
         return self.fixed.contains(x)
@@ -116,6 +153,9 @@ class LearnedGaussianModule(LikelihoodModule):
     def log_density(self, raw: Raw, x: Sample) -> Features:
         scale = self.scale
         return -0.5 * ((x - self.mean(raw)) / scale).square() - (scale.log() + HALF_LOG_2_PI)
+
+    def linear_features(self) -> LinearFeatures | None:
+        return None if self.fixed.sigmoid else LinearFeatures(self.scale)
 
     def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
         mean = self.mean(raw)
@@ -143,6 +183,14 @@ class LogNormalModule(LikelihoodModule):
 
     def shown(self, x: Sample, present: Present | None = None) -> Tensor:
         return super().shown(x.clamp_min(torch.finfo(x.dtype).tiny).log(), present)
+
+    def fit_constant_(
+        self,
+        x: Float[Tensor, "feature batch"],
+        weight: Float[Tensor, "group batch"],
+        present: Bool[Tensor, "feature batch"] | None = None,
+    ) -> Float[Tensor, "group raw"]:
+        return self.of_log.fit_constant_(x.log(), weight, present)
 
     def log_density(self, raw: Raw, x: Sample) -> Features:
         log_x = x.to(sum_dtype(x)).log()

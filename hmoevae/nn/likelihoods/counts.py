@@ -10,11 +10,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hmoevae.nn.kernels.precision import sum_dtype
-from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample
+from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample, weighted_means
 
 LARGE_LOG_RATE = 10.0
 """A rate grows exponentially up to exp of this, and from there on linearly: float32 would overflow."""
@@ -22,6 +22,8 @@ FIRST_DISPERSION = 1.0
 """The initial value of a dispersion: the standard deviation of a large count is then its mean."""
 LARGEST_LOG_DISPERSION = 15.0
 """Bound of the size of a dispersion's logarithm; smaller dispersions cannot be told from a Poisson's, which is zero."""
+LEAST_RATE = 1e-6
+"""The least rate or share that `fit_constant_` sets, for features without any count."""
 NO_SHARE = -1e30
 """A logit whose share is zero, with finite gradients."""
 
@@ -50,6 +52,22 @@ class CountModule(LikelihoodModule):
         if self.total is not None:
             counts = counts * (self.total / _total(counts)).to(counts.dtype)
         return counts.log1p()
+
+    def fit_constant_(
+        self,
+        x: Float[Tensor, "feature batch"],
+        weight: Float[Tensor, "group batch"],
+        present: Bool[Tensor, "feature batch"] | None = None,
+    ) -> Float[Tensor, "group raw"]:
+        if self.total is None:
+            rate = weighted_means(x, weight, present, extra=1.0).clamp_min(LEAST_RATE)
+            small = rate.clamp_max(math.exp(LARGE_LOG_RATE))
+            return small.log() + rate / small - 1  # the inverse of `log_rate`
+        known = x if present is None else torch.where(present, x, 0.0)
+        counts = weight @ known.T
+        overall = counts.sum(0) / counts.sum().clamp_min(1)
+        shares = (counts + self.total * overall) / (counts.sum(1, keepdim=True) + self.total)
+        return shares.clamp_min(LEAST_RATE).log()
 
     def log_prob(self, raw: Raw, x: Sample, present: Present | None = None) -> Float[Tensor, "group batch"]:
         return super().log_prob(self.observed(raw, present), x, present)
@@ -120,6 +138,23 @@ class NegativeBinomialModule(CountModule):
         x = x.to(logit.dtype)
         ways = _log_rising(log_size.exp(), x) - torch.lgamma(x + 1)
         return ways + x * F.logsigmoid(logit) - log_size.exp() * F.softplus(logit)
+
+    @torch.no_grad()
+    def fit_constant_(
+        self,
+        x: Float[Tensor, "feature batch"],
+        weight: Float[Tensor, "group batch"],
+        present: Bool[Tensor, "feature batch"] | None = None,
+    ) -> Float[Tensor, "group raw"]:
+        """The mean and, by the method of moments, the dispersion; only for rates that are no shares of a total."""
+        raw = super().fit_constant_(x, weight, present)
+        if self.total is not None:
+            return LikelihoodModule.fit_constant_(self, x, weight, present)
+        mean = weighted_means(x, weight, present, extra=1.0).clamp_min(LEAST_RATE)
+        variance = weighted_means(x.square(), weight, present, extra=1.0) - mean.square()
+        dispersion = (variance - mean) / mean.square()
+        self.log_dispersion.copy_(dispersion.clamp_min(LEAST_RATE).log())
+        return raw
 
     def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
         rate = self.mean(raw)

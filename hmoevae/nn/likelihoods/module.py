@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from hmoevae.errors import ArgumentError, mismatch
 from hmoevae.nn.kernels.precision import sum_dtype
+from hmoevae.nn.posteriors import LinearFeatures
 
 Raw = Float[Tensor, "group raw batch"]
 Features = Float[Tensor, "group feature batch"]
@@ -55,6 +57,8 @@ class LikelihoodModule(nn.Module, ABC):
     (tensor([1., 1.]), torch.Size([1, 1]))
     >>> module.mean(raw).shape, module.sample(raw, torch.Generator().manual_seed(0)).shape
     (torch.Size([1, 2, 1]), torch.Size([1, 2, 1]))
+    >>> module.linear_features() == LinearFeatures(scale=1.0)
+    True
     >>> bool((module.from_statistics(module.statistics(raw)) == module.mean(raw)).all())
     True
     >>> module.refused(torch.ones(1, 2))
@@ -143,6 +147,47 @@ class LikelihoodModule(nn.Module, ABC):
         torch.div(slope, self.score_unit, out=score)
         return result
 
+    def fit_constant_(
+        self,
+        x: Float[Tensor, "feature batch"],  # noqa: ARG002
+        weight: Float[Tensor, "group batch"],  # noqa: ARG002
+        present: Bool[Tensor, "feature batch"] | None = None,  # noqa: ARG002
+    ) -> Float[Tensor, "group raw"]:
+        """Fit outcomes that do not depend on z, in closed form, as `hmoevae.fit_em` does for all but linear features.
+
+        Args:
+            x: Samples.
+            weight: The weight of every sample for every expert.
+            present: Which features were observed.
+
+        Returns:
+            The raw outputs of every expert. Parameters of the module, such as scales, are set.
+
+        Raises:
+            ArgumentError: There is no closed form.
+        """
+        raise _no_closed_form(self, "one with a closed form for fit_em (hmoevae.fit trains all)")
+
+    def linear_floor(self) -> Float[Tensor, "group linear"]:
+        """The least scales of the linear features, for `hmoevae.fit_em`.
+
+        Raises:
+            ArgumentError: Their scales are not learned.
+        """
+        raise _no_closed_form(self, "learned scales for fit_em")
+
+    def set_linear_scale_(self, scale: Float[Tensor, "group linear"]) -> None:  # noqa: ARG002
+        """Set the learned scales of the linear features.
+
+        Raises:
+            ArgumentError: They are not learned.
+        """
+        raise _no_closed_form(self, "learned scales for fit_em")
+
+    def linear_features(self) -> LinearFeatures | None:
+        """The features with density N(raw, scale^2), of which linear decoders have exact posteriors; `None` if none."""
+        return None
+
     @abstractmethod
     def mean(self, raw: Raw) -> Features:
         """E[x|z]; where a mean has no meaning, as of categories, the most probable value."""
@@ -158,3 +203,35 @@ class LikelihoodModule(nn.Module, ABC):
     @abstractmethod
     def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
         """A draw from p(x|z)."""
+
+
+def _no_closed_form(module: LikelihoodModule, expected: str) -> ArgumentError:
+    return ArgumentError(mismatch("likelihood", expected, type(module).__name__))
+
+
+def weighted_means(
+    values: Float[Tensor, "value batch"],
+    weight: Float[Tensor, "group batch"],
+    present: Bool[Tensor, "value batch"] | None = None,
+    *,
+    extra: float = 0.0,
+) -> Float[Tensor, "group value"]:
+    """The weighted mean of observed values for every expert.
+
+    Args:
+        values: Values of the samples.
+        weight: The weight of every sample for every expert.
+        present: Which values were observed.
+        extra: Weight of the mean of all samples, which is added, so that an expert without a value of some sort does
+            not find it impossible.
+
+    >>> weighted_means(torch.tensor([[0.0, 1.0]]), torch.eye(2), extra=1.0)
+    tensor([[0.2500],
+            [0.7500]])
+    """
+    seen = torch.ones_like(values) if present is None else present.to(values.dtype)
+    known = values if present is None else torch.where(present, values, 0.0)
+    tiny = torch.finfo(values.dtype).tiny
+    sums, counts = weight @ known.T, weight @ seen.T
+    overall = sums.sum(0) / counts.sum(0).clamp_min(tiny)
+    return (sums + extra * overall) / (counts + max(extra, tiny))

@@ -5,11 +5,14 @@ Axes: as in `module.py`.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hmoevae.nn.kernels.precision import sum_dtype
-from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Raw, Sample
+from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Raw, Sample, weighted_means
+
+LEAST = 1e-6
+"""The least distance from 0 and 1 of a probability that `fit_constant_` sets."""
 
 
 def in_unit_interval(x: Tensor) -> bool:
@@ -31,6 +34,14 @@ class BernoulliModule(LikelihoodModule):
 
     def mean(self, raw: Raw) -> Features:
         return torch.sigmoid(raw)
+
+    def fit_constant_(
+        self,
+        x: Float[Tensor, "feature batch"],
+        weight: Float[Tensor, "group batch"],
+        present: Bool[Tensor, "feature batch"] | None = None,
+    ) -> Float[Tensor, "group raw"]:
+        return weighted_means(x, weight, present, extra=1.0).clamp(LEAST, 1 - LEAST).logit()
 
     def log_density(self, raw: Raw, x: Sample) -> Features:
         return -F.binary_cross_entropy_with_logits(raw, x.expand_as(raw), reduction="none")

@@ -54,10 +54,11 @@ def compare(case: tuple[hm.Mixture, torch.dtype]) -> dict[str, float]:
     model = copy.deepcopy(plain)
     compiled = CompiledPass(model)
     x = torch.rand(BATCH, 1, 4, 4).round()
+    weights = torch.arange(1.0, 1 + BATCH) if case is CASES["bernoulli"] else None
     outs = []
     for each in (compiled, plain):
         with compiled.step(), torch.autocast("cpu", torch.bfloat16, enabled=case[1] == torch.bfloat16):
-            out = each(x, generator=torch.Generator().manual_seed(1))
+            out = each(x, sample_weight=weights, generator=torch.Generator().manual_seed(1))
             out.loss.backward()
         outs.append(out)
     one, two = outs

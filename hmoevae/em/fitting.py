@@ -1,0 +1,126 @@
+"""fit_em: fits a mixture of factor analysers by expectation maximisation.
+
+Axes: `n` counts samples, `leaf` all leaves.
+"""
+
+import copy
+import math
+import time
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hmoevae.em.leaves import MStep, groups_of
+from hmoevae.em.record import EM
+from hmoevae.errors import DataError, NonFiniteError, mismatch
+from hmoevae.history import History
+from hmoevae.model import HMoEVAE
+from hmoevae.nn.sample_weights import SampleWeights
+from hmoevae.samples import BATCH_SIZE, ArrayLike, Data, in_order
+from hmoevae.starts import first_leaves
+from hmoevae.training.words import options_in
+
+USUAL = EM()
+
+
+@options_in("em", EM)
+def fit_em(model: HMoEVAE, data: Data, em: EM = USUAL, *, sample_weight: ArrayLike | None = None) -> History:
+    """Fit `model` in place by expectation maximisation, for trees whose leaves are factor analysers.
+
+    Each leaf has a linear decoder, a learned Gaussian noise and the encoder `LinearPosterior()`; each gate is a
+    `PosteriorGate()`. Then all parameters have closed forms: no learning rate, no batches. Features that are not
+    Gaussian, such as categories, get outputs that do not depend on z. Learned priors become the shares of the leaves.
+    The computation runs on the CPU in float64.
+
+    Gaps (NaN) in a model with `missing=True` are filled with what each leaf expects of them, with its covariance
+    (Ghahramani & Jordan 1994, Supervised learning from incomplete data via an EM approach).
+
+    Args:
+        model: The model.
+        data: Samples, in any form that `hmoevae.fit` takes; they are in memory as a whole.
+        em: The options.
+        sample_weight: How many samples each sample counts for, `(n,)`; integers equal repeated samples.
+
+    Returns:
+        One row per iteration of the run that was kept: `loss`, the mean of -log p(x) in nats, and the shares of the
+        leaves. `history.converged` says whether it ended by `tol`.
+
+    Raises:
+        SpecError: A node has no closed form; `hmoevae.fit` trains every model.
+        DataError: The data do not fit the model, or there are fewer samples than leaves.
+        NonFiniteError: The loss became NaN or infinite.
+
+    >>> import hmoevae as hm
+    >>> leaf = hm.VAE(2, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian("learned", "identity"))
+    >>> tree = hm.Mixture.of(leaf, 2, balance=None, prior="learned")
+    >>> model = hm.HMoEVAE(tree, input_shape=(3,), objective="marginal")
+    >>> x = torch.cat([torch.randn(90, 3) - 4, torch.randn(30, 3) + 4])
+    >>> history = fit_em(model, x)
+    >>> history.converged, sorted(round(history[f"usage/root/{i}"][-1], 2) for i in range(2))
+    (True, [0.25, 0.75])
+    """
+    x = torch.cat([piece.flatten(1) for piece in in_order(data, "data", model.check_input, BATCH_SIZE)])
+    x = x.to("cpu", torch.float64)
+    n_leaves = model.plan.n_leaves
+    if len(x) < n_leaves:
+        raise DataError(mismatch("data", f"{n_leaves} samples or more, the number of leaves", len(x)))
+    weights = SampleWeights.of(sample_weight, len(x)) if sample_weight is not None else None
+    weight = torch.ones(len(x), dtype=torch.float64) if weights is None else weights.counts.double().cpu()
+    groups_of(model)
+    best: tuple[float, HMoEVAE, History] | None = None
+    for run in range(em.n_init):
+        twin = copy.deepcopy(model).to("cpu", torch.float64)
+        history = _run(twin, x, weight, replace(em, seed=(em.seed + run) % (1 << 64)))
+        loss = history["loss"][-1]
+        if best is None or loss < best[0]:
+            best = loss, twin, history
+    assert best is not None
+    model.load_state_dict(best[1].state_dict())
+    return best[2]
+
+
+@torch.no_grad()
+def _run(model: HMoEVAE, x: Float[Tensor, "n feature"], weight: Float[Tensor, " n"], em: EM) -> History:
+    """Run EM from one start."""
+    started = time.perf_counter()
+    plan, history = model.plan, History(training=None, converged=False)
+    step = MStep(model, x, weight, em.strength)
+    leaf = first_leaves(plan, features(step, x), em.init, em.seed, weight)
+    responsibility = torch.nn.functional.one_hot(leaf, plan.n_leaves).T * weight
+    before = math.inf
+    for iteration in range(1, em.max_iter + 1):
+        step.run(responsibility)
+        model.prior.set_shares_(responsibility.sum(1))
+        joint = torch.cat([_joint(model, chunk) for chunk in x.split(BATCH_SIZE)], 1)
+        log_px = joint.logsumexp(0)
+        responsibility = (joint - log_px).exp() * weight
+        loss = -float(weight @ log_px / weight.sum())
+        if not math.isfinite(loss):
+            raise NonFiniteError(mismatch("loss", f"a finite loss in iteration {iteration}", loss))
+        shares = (responsibility.sum(1) / weight.sum()).tolist()
+        usage = {f"usage/{leaf.path}": share for leaf, share in zip(plan.leaves, shares, strict=True)}
+        history.rows.append({"epoch": iteration, "seconds": time.perf_counter() - started, "loss": loss, **usage})
+        if abs(before - loss) < em.tol:
+            history.converged = True
+            break
+        before = loss
+    return history
+
+
+def _joint(model: HMoEVAE, x: Float[Tensor, "n feature"]) -> Float[Tensor, "leaf n"]:
+    """Log p(x, leaf) of every leaf."""
+    return model.experts.log_marginal(x.T, 1) + model.prior.leaf_log_prob().unsqueeze(1)
+
+
+def features(step: MStep, x: Float[Tensor, "n feature"]) -> Float[Tensor, "n shown"]:
+    """What the start clusters: samples as networks see them, with gaps in Gaussian features filled.
+
+    Gaps in other features are zeros, as networks see them.
+    """
+    first = step.groups[0]
+    filled = x.clone()
+    filled[:, first.linear.features] = step.filled
+    present = None if step.present is None else ~filled.isnan().T
+    return first.experts.likelihood.shown(filled.T, present).T
