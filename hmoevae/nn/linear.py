@@ -52,19 +52,21 @@ def coefficients(
     Args:
         weight: W of every expert, with rows for all outputs of its decoder.
         bias: b of every expert.
-        linear: The features that take part, and their scales.
+        linear: The features that take part, and their scales. The coefficients of the others are zero.
         n_features: Number of entries of a sample.
     """
-    dtype = exact_dtype(weight)
-    scaled, own_bias = weight[:, linear.raw].to(dtype) / linear.scale, bias[:, linear.raw].to(dtype)
+    scaled, own_bias, scale = _scaled(weight, bias, linear)
     root = _root(scaled.mT @ scaled)
-    to_mean = root @ (root.mT @ (scaled / linear.scale).mT)
-    offset = -to_mean @ own_bias.unsqueeze(2)
+    to_mean = root @ (root.mT @ (scaled / scale).mT)
+    offset = -to_mean @ own_bias
     if not linear.are_all:
         of_all = to_mean.new_zeros(*to_mean.shape[:2], n_features)
         of_all[..., linear.features] = to_mean
-        to_mean = of_all
-    return Coefficients(to_mean, offset, root)
+        return Coefficients(of_all, offset, root)
+    if isinstance(linear.features, slice):
+        return Coefficients(to_mean, offset, root)
+    order = torch.tensor(linear.features, device=to_mean.device).argsort()
+    return Coefficients(to_mean.index_select(2, order), offset, root)
 
 
 def with_gaps(
@@ -87,15 +89,23 @@ def with_gaps(
     >>> with_gaps(weight, torch.zeros(1, 2), LinearFeatures(scale=1.0), x, x.isfinite()).mean  # M = 1 + 1
     tensor([[[0.5000]]])
     """
-    dtype = exact_dtype(weight)
-    scaled, own_bias = weight[:, linear.raw].to(dtype) / linear.scale, bias[:, linear.raw].to(dtype)
+    scaled, own_bias, scale = _scaled(weight, bias, linear)
     own, observed = x[..., linear.features, :], present[..., linear.features, :]
-    apart = torch.where(observed, own - own_bias.unsqueeze(2), 0.0) / linear.scale
+    apart = torch.where(observed, own - own_bias, 0.0) / scale
     products = (scaled.unsqueeze(3) * scaled.unsqueeze(2)).flatten(2)
-    gain = (products.mT @ observed.to(dtype)).mT.unflatten(2, (weight.shape[2], -1))
+    gain = (products.mT @ observed.to(products.dtype)).mT.unflatten(2, (weight.shape[2], -1))
     root = _root(gain)
     mean = torch.einsum("gbpq,gbrq,grb->gpb", root, root, scaled.mT @ apart)
     return FullPosterior(mean.to(x.dtype), root.to(x.dtype), linear.are_all)
+
+
+def _scaled(
+    weight: Float[Tensor, "group raw latent"], bias: Float[Tensor, "group raw"], linear: LinearFeatures
+) -> tuple[Float[Tensor, "group linear latent"], Float[Tensor, "group linear 1"], float | Tensor]:
+    """Weights in units of the scales, biases and scales of the features that take part, in the highest precision."""
+    dtype, scale = exact_dtype(weight), linear.scale
+    scale = scale.to(weight.device, dtype) if isinstance(scale, Tensor) else scale
+    return weight[:, linear.raw].to(dtype) / scale, bias[:, linear.raw, None].to(dtype), scale
 
 
 def _root(gain: Float[Tensor, "*axis latent latent"]) -> Float[Tensor, "*axis latent latent"]:
@@ -176,7 +186,7 @@ class LinearEncoder(nn.Module):
 def _parts(
     decoder: GroupedNetwork, likelihood: LikelihoodModule
 ) -> tuple[Float[Tensor, "group raw latent"], Float[Tensor, "group raw"], LinearFeatures]:
-    assert isinstance(decoder, GroupedMLP)
     linear = likelihood.linear_features()
+    assert isinstance(decoder, GroupedMLP)
     assert linear is not None
     return decoder.last.matrices, decoder.last.bias, linear

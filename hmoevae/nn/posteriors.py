@@ -6,7 +6,7 @@ Axes: `group` counts experts, `latent` their latent features; `batch` is last.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 MIN_VARIANCE = 1e-5
@@ -48,12 +48,11 @@ class Posterior(NamedTuple):
         return 0.5 * (z.square() - noise.square() - self.variance.log()).sum(1)
 
 
-Rows = slice | Int[Tensor, " linear"]
-ALL = slice(None)
+Rows = slice | list[int]
 
 
 class LinearFeatures(NamedTuple):
-    """The features of a likelihood whose density is N(raw, scale^2), of which a linear decoder has an exact posterior.
+    """The features of a likelihood whose density is N(raw, scale^2), of which linear decoders have exact posteriors.
 
     Attributes:
         scale: The standard deviations.
@@ -65,10 +64,44 @@ class LinearFeatures(NamedTuple):
     LinearFeatures(scale=0.5, raw=slice(None, None, None), features=slice(None, None, None), are_all=True)
     """
 
-    scale: float | Float[Tensor, "group linear 1"]
-    raw: Rows = ALL
-    features: Rows = ALL
+    scale: float | Float[Tensor, "#group linear 1"]
+    raw: Rows = slice(None)
+    features: Rows = slice(None)
     are_all: bool = True
+
+
+def positions(rows: Rows, n: int) -> list[int]:
+    """The indices of some of `n` rows.
+
+    >>> positions(slice(None), 3), positions([2, 0], 3)
+    ([0, 1, 2], [2, 0])
+    """
+    return list(range(n)[rows]) if isinstance(rows, slice) else rows
+
+
+def joined_features(parts: list[LinearFeatures], n_raw: int, n_features: int) -> LinearFeatures:
+    """The linear features of several parts of a likelihood together.
+
+    Args:
+        parts: The parts, at least one.
+        n_raw: Number of outputs of the decoder.
+        n_features: Number of entries of a sample.
+
+    >>> joined_features([LinearFeatures(0.5, [0], [2]), LinearFeatures(0.1, [1], [0])], 2, 3).scale.flatten()
+    tensor([0.5000, 0.1000], dtype=torch.float64)
+    """
+    rows = [positions(part.raw, n_raw) for part in parts]
+    features = [i for part in parts for i in positions(part.features, n_features)]
+    scale: float | Tensor = parts[0].scale
+    if len(parts) > 1:
+        learned = [part.scale for part in parts if isinstance(part.scale, Tensor)]
+        like = learned[0] if learned else torch.zeros(1, 0, 1, dtype=torch.float64, device="cpu")
+        scales = [
+            part.scale if isinstance(part.scale, Tensor) else like.new_full((len(like), len(own), 1), part.scale)
+            for part, own in zip(parts, rows, strict=True)
+        ]
+        scale = torch.cat(scales, 1)
+    return LinearFeatures(scale, [i for own in rows for i in own], features, len(features) == n_features)
 
 
 class FullPosterior(NamedTuple):

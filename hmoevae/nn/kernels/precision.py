@@ -37,7 +37,7 @@ def exact_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
-def full_precision(x: Tensor) -> AbstractContextManager[None]:
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """A context in which products on the device of `x` are not rounded by autocast.
 
     >>> with torch.autocast("cpu", torch.bfloat16), full_precision(torch.ones(2)):

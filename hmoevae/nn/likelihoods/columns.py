@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample
+from hmoevae.nn.posteriors import LinearFeatures, joined_features, positions
 
 
 class ColumnsModule(LikelihoodModule):
@@ -116,14 +117,42 @@ class ColumnsModule(LikelihoodModule):
         each = zip(self.parts, raw.split(self.raw_sizes, 1), self._split(x, -2), strict=True)
         return self._joined([part.log_density(outputs, own) for part, outputs, own in each], 1)
 
+    def linear_features(self) -> LinearFeatures | None:
+        found: list[LinearFeatures] = []
+        starts = _starts(self.raw_sizes)
+        for part, columns, first, size in zip(self.parts, self.columns, starts, self.raw_sizes, strict=True):
+            linear = part.linear_features()
+            if linear is not None:
+                raw = [first + i for i in positions(linear.raw, size)]
+                features = [columns[i] for i in positions(linear.features, len(columns))]
+                found.append(LinearFeatures(linear.scale, raw, features, are_all=False))
+        return joined_features(found, sum(self.raw_sizes), self.n_columns) if found else None
+
     def fit_constant_(
         self,
         x: Float[Tensor, "feature batch"],
         weight: Float[Tensor, "group batch"],
         present: Bool[Tensor, "feature batch"] | None = None,
     ) -> Float[Tensor, "group raw"]:
-        each = zip(self.parts, self._for_each(x, present), strict=True)
-        return torch.cat([part.fit_constant_(own, weight, seen) for part, (own, seen) in each], 1)
+        each = zip(self.parts, self.raw_sizes, self._for_each(x, present), strict=True)
+        raw = [
+            # Linear features depend on z; a fit without z would undo their scales.
+            x.new_zeros(len(weight), size) if part.linear_features() else part.fit_constant_(own, weight, seen)
+            for part, size, (own, seen) in each
+        ]
+        return torch.cat(raw, 1)
+
+    def linear_floor(self) -> Float[Tensor, "group linear"]:
+        return torch.cat([part.linear_floor() for part in self._linear_parts()], 1)
+
+    def set_linear_scale_(self, scale: Float[Tensor, "group linear"]) -> None:
+        parts = self._linear_parts()
+        sizes = [part.linear_floor().shape[1] for part in parts]
+        for part, own in zip(parts, scale.split(sizes, 1), strict=True):
+            part.set_linear_scale_(own)
+
+    def _linear_parts(self) -> list[LikelihoodModule]:
+        return [part for part in self.parts if part.linear_features()]
 
     def mean(self, raw: Raw) -> Features:
         each = zip(self.parts, raw.split(self.raw_sizes, 1), strict=True)
