@@ -189,10 +189,11 @@ class VAEMixture(Results):
                 return self._model(tree, table).to(dtype)
 
         solver = self._solver(outline, where, goes_on=goes_on)
-        fitted = solver.fit(make, outline.to(dtype).checked(samples, name="X"), weights)
+        data = outline.to(dtype).checked(samples, name="X")
+        fitted = solver.fit(make, data, weights)
         self.table_, self.model_ = table, fitted.model.to(where)
         self.history_, self.loss_, self.converged_ = fitted.history, fitted.loss, fitted.converged
-        self._tell(self.model_.checked(samples, name="X"), weights)
+        self._tell(data, weights)
         return self
 
     def _solver(self, outline: HMoEVAE, where: torch.device, *, goes_on: bool) -> Gradients:
