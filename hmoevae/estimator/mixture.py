@@ -90,7 +90,7 @@ class VAEMixture(Results):
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> X = np.concatenate([rng.normal(-1, 0.1, (50, 2)), rng.normal(1, 0.1, (50, 2))])
-    >>> mixture = VAEMixture(2, max_iter=20, lr=1e-2, random_state=0, device="cpu").fit(X)
+    >>> mixture = VAEMixture(2, tol=1.0, lr=1e-2, random_state=0, device="cpu").fit(X)
     >>> mixture.transform(X).shape, mixture.predict_proba(X).shape, mixture.sample(3)[0].shape
     ((100, 3), (100, 2), (3, 2))
     >>> mixture.means_.round(), mixture.node_paths_
@@ -221,17 +221,19 @@ class VAEMixture(Results):
 
     def _described(self, X: Any, table: Table | None, weights: Weights) -> tuple[Table, Tree]:
         """The table of `X`, if there is none yet, and the tree."""
-        options = Options(**{name: getattr(self, name) for name in Options.__slots__})
-        given = options.likelihoods
+        options = self._options
         if table is None:
             table = table_of(X, self.kinds, weights)
-            own = {table.likelihood()} if self.tree is not None else set()
-            if given - own:
+            if self._is_plain(table):
                 table = as_they_are(table)
             self.n_features_in_ = len(table.columns)
             if is_frame(X):
                 self.feature_names_in_ = np.array(table.names, dtype=object)
         return table, options.planted(self.likelihood or table.likelihood(), len(table.columns))
+
+    @property
+    def _options(self) -> Options:
+        return Options(**{name: getattr(self, name) for name in Options.__slots__})
 
     def _check_goes_on(self, tree: Tree) -> None:
         """Check that a warm start has the same model."""
@@ -241,8 +243,13 @@ class VAEMixture(Results):
             expected = "the tree and the objective of the last fit"
             raise ArgumentError(mismatch("warm_start", expected, f"another {' and another '.join(others)}"))
 
+    def _is_plain(self, table: Table) -> bool:
+        """Whether numbers stay as they are, because leaves have a likelihood that is not that of the table."""
+        return bool(self._options.likelihoods - ({table.likelihood()} if self.tree is not None else set()))
+
     def _model(self, tree: Tree, table: Table) -> HMoEVAE:
-        return HMoEVAE(tree, (len(table.columns),), objective=self.objective, missing=table.missing)
+        shape = (len(table.columns),) if self._is_plain(table) else table
+        return HMoEVAE(tree, shape, objective=self.objective, missing=table.missing)
 
     def _outline(self, tree: Tree, table: Table) -> HMoEVAE:
         """The model without weights: checking samples needs the tree only."""

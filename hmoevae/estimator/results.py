@@ -117,7 +117,9 @@ class Results(TransformerMixin, ClusterMixin, BaseEstimator):
         data, dtype = self._samples(X, support=True)
         check_integer("n_importance", self.n_importance)
         scores = self.model_.score_samples(data, n_importance=self.n_importance)
-        return (scores + self.table_.log_jacobian(data.x)).to(dtype).numpy()
+        if self.model_.table is None:
+            scores = scores + self.table_.log_jacobian(data.x)
+        return scores.to(dtype).numpy()
 
     def score(self, X: Any, y: object = None) -> float:  # noqa: ARG002
         """Mean of `score_samples` over `X`, in nats; `y` is not used."""
