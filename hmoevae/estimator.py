@@ -347,7 +347,7 @@ def _put_empty_leaves_last(model: HMoEVAE, history: History, counts: Int[np.ndar
     index = torch.from_numpy(order).to(model.device)
     gate = model.gates.groups[0].last
     reorder_(model.experts.groups[0], index)
-    for parameter in (gate.weight, gate.bias):
+    for parameter in () if gate is None else (gate.weight, gate.bias):  # a posterior gate follows the leaves
         parameter.copy_(parameter[:, index])
     if model.prior.logits is not None:
         model.prior.logits.copy_(model.prior.logits[index])

@@ -21,6 +21,7 @@ def leaf(latent_dim: int = 2, likelihood: object = None, net: hm.MLP = NET) -> h
     return hm.VAE(latent_dim, net, net, likelihood or hm.Gaussian())
 
 
+EXACT = hm.VAE(2, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian(0.5, "identity"))
 SORTS: dict[str, tuple[Tree, tuple[int, ...], str]] = {
     "lone leaf": (leaf(3), (4,), "elbo"),
     "flat": (hm.Mixture.of(leaf(), 4, gate=GATE), (4,), "expected"),
@@ -76,6 +77,28 @@ SORTS: dict[str, tuple[Tree, tuple[int, ...], str]] = {
     "learned scales": (hm.Mixture.of(leaf(2, hm.Gaussian("learned", "identity")), 3, gate=GATE), (4,), "elbo"),
     "exact posteriors": (
         hm.Mixture.of(hm.VAE(2, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian("learned", "identity")), 3, gate=GATE),
+        (4,),
+        "elbo",
+    ),
+    "posterior gates": (
+        hm.Mixture.of(
+            hm.VAE(2, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian("learned", "identity")),
+            3,
+            gate=hm.PosteriorGate(),
+            prior="learned",
+        ),
+        (4,),
+        "marginal",
+    ),
+    "posterior gates below and above others": (
+        hm.Mixture(
+            (
+                hm.Mixture.of(EXACT, 2, gate=hm.PosteriorGate()),
+                hm.Mixture((hm.Mixture.of(EXACT, 2, gate=GATE), EXACT), gate=hm.PosteriorGate()),
+                leaf(),
+            ),
+            gate=GATE,
+        ),
         (4,),
         "elbo",
     ),
