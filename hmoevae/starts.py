@@ -21,7 +21,9 @@ from hmoevae.errors import (
     mismatch,
 )
 from hmoevae.features import principal_components
+from hmoevae.nn.gaps import observed
 from hmoevae.plan import Plan, PlannedNode
+from hmoevae.tree_module import TreeModule
 
 StartName = Literal["random", "kmeans", "umap"]
 Clustering = Callable[[Float[np.ndarray, "n feature"], int, int], Int[np.ndarray, " n"]]
@@ -63,6 +65,24 @@ def umap(features: Float[np.ndarray, "n feature"], n_clusters: int, seed: int) -
 
 
 _BY_NAME: dict[str, Clustering] = {"kmeans": kmeans, "umap": umap}
+
+
+def comparable(model: TreeModule, samples: Float[Tensor, "n *sample"]) -> Float[Tensor, "n shown"]:
+    """What a clustering compares: what networks see of the samples, such as one-hot codes, without the mask.
+
+    A missing cell stays NaN, which `hmoevae.features.filled` fills; where a cell is shown by several numbers, they are
+    zeros.
+
+    >>> import hmoevae as hm
+    >>> comparable(hm.HMoEVAE(hm.VAE(2), (2,), missing=True), torch.tensor([[0.5, torch.nan]]))
+    tensor([[0.5000,    nan]])
+    """
+    flat, likelihood = samples.flatten(1), model.experts.first.likelihood
+    if not model.missing:
+        return likelihood.shown(flat.t()).t()
+    present = observed(flat)
+    shown = likelihood.shown(flat.t(), present.t()).t()
+    return shown.masked_fill(~present, torch.nan) if shown.shape == flat.shape else shown
 
 
 def check_start(start: object, argument: str) -> None:

@@ -7,7 +7,7 @@ import torch
 
 import hmoevae as hm
 from hmoevae.errors import ArgumentError, ShapeError
-from hmoevae.features import oriented_gradients
+from hmoevae.features import filled, oriented_gradients
 from hmoevae.views import Neighbour
 
 
@@ -66,3 +66,24 @@ def test_features_that_are_none_are_refused():
         Neighbour(features="gradients")
     with pytest.raises(ShapeError, match=r"Neighbour.features: expected a row for each of the 9 samples, got \(3, 4\)"):
         Neighbour(features=lambda samples: samples[:3]).prepare(torch.rand(9, 4))
+
+
+def test_gaps_are_filled_from_the_other_columns():
+    """Better than with means, where columns depend on each other; what was observed stays as it is."""
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randn(200, 2, generator=generator) @ torch.randn(2, 8, generator=generator)
+    gaps = torch.rand(whole.shape, generator=generator) < 0.2
+    x = (whole + 0.05 * torch.randn(whole.shape, generator=generator)).masked_fill(gaps, math.nan)
+    found = filled(x)
+    assert torch.equal(found[~gaps], x[~gaps])
+    error = (found - whole)[gaps].square().mean()
+    means = torch.where(gaps, x.nanmean(0), x)
+    assert error < 0.5 * (means - whole)[gaps].square().mean()
+    assert filled(whole) is whole
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (2, 3), (3, 1), (4, 2000)])
+def test_gaps_of_any_table_are_filled(shape):
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    x[0], x[:, 0] = math.nan, math.nan  # a row and a column of which nothing is known
+    assert torch.isfinite(filled(x)).all()

@@ -539,6 +539,14 @@ def test_a_table_of_raw_scales_is_to_be_standardised(tmp_path, source):
     assert [warning.category for warning in caught].count(ScaleWarning) == 1
 
 
+@pytest.mark.filterwarnings("ignore:usage. expected a share")
+def test_scales_are_those_of_the_observed_cells():
+    gaps = np.random.default_rng(1).random(RAW.shape) < 0.3
+    model = hm.HMoEVAE(hm.Mixture.of(FREE, 3), (4,), missing=True)
+    with pytest.warns(ScaleWarning, match=r"got column 1 with mean 5\d,\d{3} and standard deviation 1\d,\d{3}:"):
+        fit(model, np.where(gaps, np.nan, RAW), epochs=2)
+
+
 def test_data_that_drown_in_the_noise_are_to_be_standardised():
     with pytest.warns(ScaleWarning, match=r"got standard deviations up to 0.0\d+, far below its noise: standardise"):
         fit(make(FREE), 0.05 * standardised(RAW))

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import hmoevae as hm
 from hmoevae.errors import ArgumentError, ArgumentTypeError, MissingExtraError, ShapeError
 from hmoevae.plan import compile_tree
-from hmoevae.starts import first_leaves
+from hmoevae.starts import comparable, first_leaves
 
 LEAF = hm.VAE(1, hm.MLP((8,)), hm.MLP((8,)), hm.Gaussian(mean="identity"))
 TREE = hm.Mixture((LEAF, hm.Mixture.of(LEAF, 2, gate=hm.MLP((16,))), LEAF), gate=hm.MLP((16,)))
@@ -154,3 +154,24 @@ def test_a_start_needs_data_in_memory(model, blobs):
     loader = DataLoader(TensorDataset(blobs[0]))
     with pytest.raises(ArgumentTypeError, match=r"data: expected a tensor or array in memory, for a start"):
         fit(model, loader, init="kmeans")
+
+
+def test_kmeans_with_gaps(blobs):
+    """Groups far apart are found from the cells that are there."""
+    x, group = blobs
+    x = torch.cat([x, 2 * x[:, :1] + 1, x[:, 1:] - x[:, :1]], 1)  # of four columns, two say all
+    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.1] = torch.nan
+    torch.manual_seed(0)
+    model = hm.HMoEVAE(hm.Mixture.of(LEAF, 3), (4,), missing=True)
+    wide = torch.where(group == 2, 1, group)  # two of the groups are close together
+    leaf = first_leaves(model.plan, comparable(model, x), "kmeans", 0)
+    agree = (leaf.unsqueeze(1) == leaf) == (wide.unsqueeze(1) == wide)
+    assert agree.float().mean() > 0.9
+
+
+def test_clusterings_compare_what_networks_see():
+    """Codes that are no numbers: one of them between two others is not half-way."""
+    codes = hm.VAE(1, hm.MLP((8,)), hm.MLP((8,)), hm.Categorical(3))
+    model = hm.HMoEVAE(codes, (2,), missing=True)
+    x = torch.tensor([[0.0, 2.0], [torch.nan, 1.0]])
+    assert comparable(model, x).tolist() == [[1, 0, 0, 0, 0, 1], [0, 0, 0, 1, 0, 0]]

@@ -23,6 +23,7 @@ from hmoevae.plot.canvas import (
     GAP,
     LABEL,
     LARGE,
+    PALE,
     SIDE,
     Picture,
     canvas,
@@ -38,27 +39,31 @@ LEAST = 24.0
 """Approximate smallest size of a picture's shorter side, in pixels of the figure."""
 
 
-def pictures_of(values: Float[Tensor, "row column *input_shape"], name: str) -> Pictures:
+def pictures_of(values: Float[Tensor, "row column *input_shape"], name: str, *, missing: bool = False) -> Pictures:
     """Turn samples into pictures in [0, 1]: images, scaled to [0, 1] if they exceed it, and vectors as bars.
 
-    Small images are enlarged to the size of a label, so that labels do not overlap.
+    Small images are enlarged to the size of a label, so that labels do not overlap. With `missing`, cells that are NaN
+    are pale blue.
     """
     if values.ndim < 3 or values.numel() == 0:
         raise ShapeError(mismatch(name, "(row, column, *input_shape), none of them 0", tuple(values.shape)))
-    if not torch.isfinite(values).all():
+    if not (torch.isfinite(values) | (values.isnan() & missing)).all():
         raise DataError(mismatch(name, "finite values", "NaN or infinity"))
     shape = values.shape[2:]
     if len(shape) == 2:
         values, shape = values.unsqueeze(2), (1, *shape)
     if len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) == 1:
         return _bars(values.flatten(2))
-    low, high = (v.item() for v in values.aminmax())
+    gaps = values.isnan().any(2, keepdim=True)
+    known = values[~values.isnan()]
+    low, high = (v.item() for v in known.aminmax()) if len(known) else (0.0, 1.0)
     if low < 0 or high > 1:
         values = (values - low) / max(high - low, 1e-12)
     scale = SIDE / max(shape[1:])
     for axis in (3, 4):
-        values = values.repeat_interleave(math.ceil(LEAST / (scale * values.shape[axis])), axis)
-    values = values.expand(-1, -1, 3, -1, -1)
+        times = math.ceil(LEAST / (scale * values.shape[axis]))
+        values, gaps = values.repeat_interleave(times, axis), gaps.repeat_interleave(times, axis)
+    values = torch.where(gaps, torch.tensor(to_rgb(PALE)).reshape(3, 1, 1), values)
     return rearrange(values.numpy(), "row column rgb height width -> row column height width rgb")
 
 
@@ -67,7 +72,7 @@ def _bars(values: Float[Tensor, "row column entry"]) -> Pictures:
     inside = int(SIDE) - 6
     if values.shape[2] > inside:
         values = F.adaptive_avg_pool1d(values, inside)
-    low, high = min(0.0, values.min().item()), max(0.0, values.max().item())
+    low, high = min(0.0, values.nan_to_num().min().item()), max(0.0, values.nan_to_num().max().item())
     levels = torch.linspace(high, low, inside).unsqueeze(1)
     entry = torch.arange(inside) * values.shape[2] // inside
     height = values[:, :, None, :]
@@ -75,8 +80,9 @@ def _bars(values: Float[Tensor, "row column entry"]) -> Pictures:
     if values.shape[2] <= inside // 4:  # room for a pixel between two bars
         ink[..., :-1] &= entry[1:] == entry[:-1]
     is_zero = (torch.arange(inside) == levels.abs().argmin()).unsqueeze(1)
-    kind = F.pad(torch.where(ink, 2, is_zero.long()), (3, 3, 3, 3))
-    colours = np.array([to_rgb("white"), to_rgb(FAINT), to_rgb(BLUE)])
+    kind = torch.where(ink, 2, is_zero.long()).masked_fill(height[..., entry].isnan(), 3)
+    kind = F.pad(kind, (3, 3, 3, 3))
+    colours = np.array([to_rgb("white"), to_rgb(FAINT), to_rgb(BLUE), to_rgb(PALE)])
     return colours[kind.numpy()]
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from hmoevae.checks import check_integer, is_integer
 from hmoevae.door import ArrayLike
@@ -82,8 +84,8 @@ def nearest(model: HMoEVAE, x: ArrayLike, n: int = 5, *, generator: torch.Genera
     found = torch.zeros_like(drawn)
     for i in leaf.unique().tolist():
         own = x[leaf == i].to(drawn.dtype)
-        found[i] = own[torch.cdist(drawn[i].flatten(1), own.flatten(1)).argmin(1)]
-    pictures = pictures_of(torch.cat([drawn, found]), "samples")
+        found[i] = own[_distances(drawn[i].flatten(1), own.flatten(1)).argmin(1)]
+    pictures = pictures_of(torch.cat([drawn, found]), "samples", missing=model.missing)
     is_empty = leaf.bincount(minlength=plan.n_leaves).numpy() == 0
     pictures[plan.n_leaves :][is_empty] = 1.0
 
@@ -115,6 +117,16 @@ def nearest(model: HMoEVAE, x: ArrayLike, n: int = 5, *, generator: torch.Genera
     return make_room(fig, ax)
 
 
+def _distances(drawn: Float[Tensor, "n feature"], x: Float[Tensor, "batch feature"]) -> Float[Tensor, "n batch"]:
+    """Distances between drawn and given samples; of a sample with gaps, over its observed cells, as if all were so."""
+    gaps = x.isnan()
+    if not gaps.any():
+        return torch.cdist(drawn, x)
+    known, x = (~gaps).to(x.dtype), x.nan_to_num()
+    squared = drawn.square() @ known.t() - 2 * drawn @ x.t() + x.square().sum(1)
+    return torch.where(known.sum(1) > 0, squared / known.sum(1).clamp_min(1), torch.inf)
+
+
 def reconstructions(model: HMoEVAE, x: ArrayLike, n: int = 24) -> Figure:
     """Plot samples above their reconstructions, with the name of each sample's most probable leaf below.
 
@@ -144,7 +156,7 @@ def reconstructions(model: HMoEVAE, x: ArrayLike, n: int = 24) -> Figure:
     leaf = model.predict(x).cpu().numpy()
     shown = spread(leaf, n)
     x, names = x[torch.from_numpy(shown)], model.plan.level_names(None)
-    pictures = pictures_of(torch.stack([x, model.reconstruct(x).to(x)]), "x")
+    pictures = pictures_of(torch.stack([x, model.reconstruct(x).to(x)]), "x", missing=model.missing)
     captions = [names[i] for i in leaf[shown]]
     fig, ax = captioned(pictures, captions, ["original", "reconstruction"], n_columns=12)
     ax.set_title("Samples, their reconstructions, and the leaf of each", **TITLE)

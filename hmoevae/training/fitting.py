@@ -16,7 +16,7 @@ from hmoevae.errors import ArgumentError, ArgumentTypeError, NonFiniteError, mis
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.samples import ArrayLike
-from hmoevae.starts import first_leaves
+from hmoevae.starts import comparable, first_leaves
 from hmoevae.training.batches import Batches, Data, batches_of
 from hmoevae.training.best import BestSoFar
 from hmoevae.training.checkpoints import Checkpoint, Checkpoints, Resume
@@ -305,7 +305,8 @@ class _Job:
             expected = "a tensor or array in memory, for a start"
             raise ArgumentTypeError(mismatch("data", expected, "another source of samples"))
         weight = None if self.source.weights is None else self.source.weights.counts
-        return first_leaves(self.model.plan, self.source.samples, self.training.init, self.seed, weight)
+        compared = comparable(self.model, self.source.samples)
+        return first_leaves(self.model.plan, compared, self.training.init, self.seed, weight)
 
     def _run(self, views: GateViews, start: Tensor | None) -> Run:
         training = self.training

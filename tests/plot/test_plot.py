@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch
 
 import hmoevae as hm
 from hmoevae import plot
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, ShapeError
-from hmoevae.plot.canvas import DPI, LINE
-from hmoevae.plot.grids import evenly, spread
+from hmoevae.plot.canvas import DPI, LINE, PALE
+from hmoevae.plot.grids import evenly, pictures_of, spread
 
 VAE = hm.VAE(2, hm.MLP((4,)), hm.MLP((4,)))
 TREES = {
@@ -911,3 +912,27 @@ def test_means_refuse() -> None:
         plot.means(TABLE, clusters / 2)
     with pytest.raises(ArgumentError, match="n: expected an integer > 0, got 0"):
         plot.means(TABLE, clusters, n=0)
+
+
+def test_gaps_are_pale() -> None:
+    """Cells that were not observed, of images and of vectors; where no model takes them they are refused."""
+    pale = np.array(to_rgb(PALE))
+    images = torch.zeros(1, 1, 1, 8, 8)
+    images[..., 2, 3] = torch.nan
+    picture = pictures_of(images, "x", missing=True)[0, 0]
+    assert np.allclose(picture[2, 3], pale)
+    assert (picture.reshape(-1, 3) == 0).all(1).sum() == 63
+    vectors = torch.tensor([[[1.0, torch.nan, -1.0]]])
+    picture = pictures_of(vectors, "x", missing=True)[0, 0]
+    is_pale = np.isclose(picture, pale).all(2)
+    assert is_pale.any(0).nonzero()[0].mean() == pytest.approx(picture.shape[1] / 2, abs=1)
+    with pytest.raises(DataError, match="x: expected finite values"):
+        pictures_of(vectors, "x")
+
+
+def test_plots_of_samples_with_gaps() -> None:
+    model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2), 2), (1, 8, 8), missing=True)
+    x = torch.rand(12, 1, 8, 8).masked_fill(torch.rand(12, 1, 8, 8) < 0.2, torch.nan)
+    x[-1] = torch.nan
+    for figure in (plot.reconstructions(model, x), plot.nearest(model, x, n=2)):
+        assert np.isfinite(figure.axes[0].images[0].get_array()).all()
