@@ -116,7 +116,7 @@ def _run(model: HMoEVAE, x: Float[Tensor, "n feature"], weight: Float[Tensor, " 
 
 def _joint(model: HMoEVAE, x: Float[Tensor, "n feature"]) -> Float[Tensor, "leaf n"]:
     """Log p(x, leaf) of every leaf."""
-    return model.experts.log_marginal(x.T, 1) + model.prior.leaf_log_prob().unsqueeze(1)
+    return model.experts.evidence(x.T) + model.prior.leaf_log_prob().unsqueeze(1)
 
 
 def features(step: MStep, x: Float[Tensor, "n feature"]) -> Float[Tensor, "n shown"]:

@@ -56,7 +56,7 @@ def reorder_leaves_(model: HMoEVAE, history: History, order: Int[np.ndarray, " l
     index = torch.from_numpy(order).to(model.device)
     reorder_(model.experts.groups[0], index)
     for gate in model.gates.groups:
-        for parameter in (gate.last.weight, gate.last.bias):
+        for parameter in () if gate.last is None else (gate.last.weight, gate.last.bias):  # posterior gates have none
             parameter.copy_(parameter[:, index])
     if model.prior.logits is not None:
         model.prior.logits.copy_(model.prior.logits[index])

@@ -64,6 +64,15 @@ def n_rows(X: Any) -> int:
     return len(X) if isinstance(X, np.ndarray) else len(next(iter(frames.read(X, "X")[0].values())).values)
 
 
+def with_gaps(table: Table) -> Table:
+    """The table whose cells may all be missing, for models that are exact with gaps.
+
+    >>> with_gaps(Table((Number("mass"),))).missing
+    True
+    """
+    return Table(tuple(replace(column, missing=True) for column in table.columns), table.library)  # type: ignore[type-var]
+
+
 def decoded(table: Table, x: Float[Tensor, "n column"], like: Any = None) -> Any:
     """Samples as rows.
 

@@ -97,6 +97,28 @@ class LinearPosterior(Network):
         return "LinearPosterior"
 
 
+@record(kind="posterior_gate")
+class PosteriorGate(Network):
+    """The posterior of a mixture's children, in place of a gate network: it is computed, and has no parameters.
+
+    g(c|x) = pi_c p_c(x) / sum_k pi_k p_k(x), where p_c(x) is the density of child c: the sum over the leaves below it,
+    each weighted by its prior below c. It passes no gradient, as the E-step of EM: the experts learn from the samples
+    that it gives them.
+
+    It is for `Mixture.gate` only. All leaves below the mixture need `LinearPosterior`. Where a leaf's features are all
+    Gaussian, its density is exact; else p(x, z) / q(z|x) at the mean of q(z|x) stands for it, which is a Laplace
+    approximation. Balance and agreement cannot teach such a gate.
+
+    >>> from hmoevae.spec import VAE, Gaussian, Mixture
+    >>> leaf = VAE(2, LinearPosterior(), MLP(()), Gaussian("learned", "identity"))
+    >>> Mixture.of(leaf, 3, gate=PosteriorGate(), prior="learned").label
+    'Mixture of 3: gate PosteriorGate, learned prior'
+    """
+
+    def __str__(self) -> str:
+        return "PosteriorGate"
+
+
 @record(kind="conv")
 class Conv(Network):
     """A small strided convolutional network with a dense head, for gates and encoders of images.
