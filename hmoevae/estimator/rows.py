@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hmoevae.tables import Column, Number, Table, frames
+from hmoevae.tables.sparse import is_sparse
 
 ATTRIBUTES = ("columns", "column_names", "__dataframe__", "__arrow_c_stream__")
 """What the class of a frame has at least one of."""
@@ -23,7 +24,8 @@ def is_frame(X: object) -> bool:
     """
     if isinstance(X, np.ndarray):
         return X.dtype.names is not None
-    return isinstance(X, Mapping) or any(hasattr(type(X), name) for name in ATTRIBUTES)
+    named = isinstance(X, Mapping) or any(hasattr(type(X), name) for name in ATTRIBUTES)
+    return named and not is_sparse(X)  # some sparse matrices are mappings
 
 
 def table_of(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -42,14 +42,6 @@ class Fit(NamedTuple):
     history: History
     loss: float
     converged: bool
-
-
-class Solver(Protocol):
-    """Fits a model."""
-
-    def fit(self, make: Callable[[int], HMoEVAE], data: Checked, weights: Weights) -> Fit:
-        """Fit a model that `make` makes of a seed, and return the best of several runs."""
-        ...
 
 
 def has_closed_form(model: HMoEVAE) -> bool:
@@ -125,6 +117,9 @@ class Gradients:
         history = best.history
         converged = stops and not history.interrupted and len(history) < self.training.epochs
         return Fit(best.model, history, best.losses[best.seed], converged)
+
+
+Solver = ClosedForm | Gradients
 
 
 def _split(n: int, seed: int) -> tuple[Int[np.ndarray, " fitted"], Int[np.ndarray, " held"]]:
