@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from hmoevae import features, tables, views
 from hmoevae.callbacks import SampleRecorder
+from hmoevae.cells import annotate
 from hmoevae.em import EM, fit_em
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
@@ -97,6 +98,7 @@ __all__ = [
     "VAEMixture",
     "Warmup",
     "ZeroInflated",
+    "annotate",
     "balance",
     "best_of",
     "datasets",

@@ -8,9 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.masked import MaskedTensor
+from torch.utils.data import DataLoader, Dataset
 
 from hmoevae.errors import ArgumentTypeError, DataError, ShapeError, mismatch, warn
 from hmoevae.hints import layout, remedy, reshaping, value_range, what_came
+from hmoevae.tables import Table
+from hmoevae.tables.frames import Frame
+from hmoevae.tables.sparse import SparseRows, is_sparse
 
 ArrayLike = Tensor | np.ndarray
 ROUNDING = 1e-5
@@ -122,6 +126,7 @@ class Door:
         records: The records of the likelihoods, by which two doors are equal.
         likelihoods: The modules of the likelihoods, which know their supports.
         missing: Whether NaN means that a cell was not observed; without it, NaN is an error. Infinity always is.
+        table: The table that turns the rows of frames into samples; with one, all but tensors are frames.
 
     >>> door = Door((3,), torch.float32, (), ())
     >>> data = door.checked(torch.rand(5, 3))
@@ -140,12 +145,21 @@ class Door:
     records: tuple[Any, ...]
     likelihoods: tuple[Support, ...] = field(compare=False, repr=False)
     missing: bool = False
+    table: Table | None = None
 
-    def check(self, x: "ArrayLike | Checked", name: str = "x", *, values: bool = True, support: bool = True) -> Tensor:
+    def encoded(self, data: Any, name: str = "x") -> Any:
+        """The samples of a frame, if this door has a table; what else there is, such as samples, as it is.
+
+        A matrix or a memory-mapped file is left to be read in parts, which are frames themselves.
+        """
+        others = isinstance(data, Tensor | Checked | Dataset | DataLoader | SparseRows | np.memmap) or is_sparse(data)
+        return data if self.table is None or others else self.table.encode(data, name=name)
+
+    def check(self, x: "Samples", name: str = "x", *, values: bool = True, support: bool = True) -> Tensor:
         """Check a batch of samples and return it as a tensor, as `HMoEVAE.check_input` does.
 
         Args:
-            x: Samples, `(batch, *shape)`. Samples that an equal door has checked are not checked again.
+            x: Samples, `(batch, *shape)`, or a frame. Samples that an equal door has checked are not checked again.
             name: The name of `x` in error messages.
             values: Check the values too.
             support: Check that the values lie in the support of every likelihood.
@@ -154,12 +168,14 @@ class Door:
             if x.passes(self, support=support):
                 return x.x
             x = x.x
+        if self.table is not None and not isinstance(x, Tensor):
+            x = self.table.encode(x, name=name)
         if self.missing:
             x = _without_mask(x)
         tensor = as_tensor(x, name, self.shape)
         return self._looked_at(tensor, name, support=support) if values else tensor
 
-    def seen(self, x: "ArrayLike | Checked", name: str = "x") -> Tensor:
+    def seen(self, x: "Samples", name: str = "x") -> Tensor:
         """Check samples for gates and encoders, which take values outside the support but have learned from inside it.
 
         Warns of values further than 1 from the support, such as pixels that are not divided by 255.
@@ -178,7 +194,7 @@ class Door:
                 break
         return tensor
 
-    def checked(self, x: "ArrayLike | Checked", name: str = "x", *, support: bool = True) -> "Checked":
+    def checked(self, x: "Samples", name: str = "x", *, support: bool = True) -> "Checked":
         """Check samples and mark them as checked by this door; without `support`, for gates and encoders only."""
         if isinstance(x, Checked) and x.passes(self, support=support):
             return x
@@ -275,6 +291,10 @@ class Checked:
     def passes(self, door: Door, *, support: bool = True) -> bool:
         """Whether `door` need not check the samples again; with `support`, the experts use them too."""
         return (self.in_support or not support) and self.door == door
+
+
+Samples = ArrayLike | Checked | Frame
+"""What one batch of samples may come as."""
 
 
 def _range(x: Tensor) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hmoevae.checks import check_integer
-from hmoevae.door import ArrayLike, Checked
+from hmoevae.door import ArrayLike, Samples
 from hmoevae.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -201,7 +201,7 @@ def calibration_error(labels: Labels, probabilities: ArrayLike, *, n_bins: int =
     return float(np.abs(gaps).sum() / len(p))
 
 
-def report(model: HMoEVAE, x: ArrayLike | Checked, labels: Labels, *, batch_size: int = BATCH_SIZE) -> dict[str, float]:
+def report(model: HMoEVAE, x: Samples, labels: Labels, *, batch_size: int = BATCH_SIZE) -> dict[str, float]:
     """Every score of this module for the gates of a model, at the leaves and at each level between them and the root.
 
     Args:

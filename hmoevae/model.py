@@ -21,7 +21,8 @@ from hmoevae.plan import PlannedNode
 from hmoevae.samples import BATCH_SIZE, Data, in_order
 from hmoevae.saving.card import ModelFacts
 from hmoevae.spec import tree_from_json
-from hmoevae.spec.record import modules_of
+from hmoevae.spec.record import modules_of, write
+from hmoevae.tables import table_from_json
 from hmoevae.tree_module import TreeModule, check_generator
 
 OBSERVED_AT_A_TIME = 128
@@ -36,14 +37,17 @@ class HMoEVAE(TreeModule):
 
     Args:
         tree: The tree: a `Mixture`, or a single `VAE`.
-        input_shape: Shape of one sample, such as `(1, 28, 28)`.
+        input_shape: Shape of one sample, such as `(1, 28, 28)`; or a `Table`, whose rows are the samples. A model with
+            a table takes data frames as well as the samples that `table.encode` makes of them: tensors are such
+            samples, everything else is a frame. Its methods return tensors; `table.decode` makes rows of them.
         objective: The objective that training minimises: `"expected"`, `"elbo"`, `"marginal"`, or one registered with
             `hmoevae.objective`.
         missing: Whether cells of samples may be missing. NaN then means that a cell was not observed: the bound leaves
-            it out, and encoders and gates see a zero and, beside the values, a mask.
+            it out, and encoders and gates see a zero and, beside the values, a mask. They may be where the table has
+            columns with gaps.
 
     Raises:
-        SpecError: The tree does not fit the samples.
+        SpecError: The tree does not fit the samples, or a leaf's likelihood a column of the table.
         ArgumentError: Another argument cannot be used.
 
     >>> from hmoevae import VAE, Mixture
@@ -320,7 +324,7 @@ class HMoEVAE(TreeModule):
 
         log sum_l pi_l (1/K) sum_k w_lk with w = p(x|z) p(z) / q(z|x) and K draws of z from every leaf
         (Burda et al. 2016, equation 8). Its expectation is at most log p(x) and grows with K. The gates play no part,
-        because a gate that reads x is not a prior.
+        because a gate that reads x is not a prior. With a table, p(x) is the density of rows in the units of the table.
 
         Without a `generator`, every call draws the same noise and all samples share it. So a sample's score depends
         neither on the other samples nor on `batch_size`.
@@ -340,7 +344,8 @@ class HMoEVAE(TreeModule):
             log_marginal = self.experts.log_marginal(
                 self._features_first(chunk), n_importance, draws, shared_noise=generator is None
             )
-            return (log_marginal + log_prior).logsumexp(0)
+            score = (log_marginal + log_prior).logsumexp(0)
+            return score if self.table is None else score + self.table.log_jacobian(chunk)
 
         return self._in_batches(score, x, batch_size)
 
@@ -389,6 +394,8 @@ class HMoEVAE(TreeModule):
     def _config(self) -> dict[str, Any]:
         tree = json.loads(self.tree.to_json())
         config = {"tree": tree, "input_shape": list(self.input_shape), "objective": self.objective}
+        if self.table is not None:
+            config["table"] = write(self.table)
         modules = modules_of(tree) | find_objective(self.objective).modules(self.objective)
         missing = {"missing": True} if self.missing else {}  # files of models without gaps are those of older versions
         return config | missing | ({"modules": modules} if modules else {})
@@ -397,7 +404,8 @@ class HMoEVAE(TreeModule):
     def _build(cls, config: dict[str, Any]) -> "HMoEVAE":
         tree, shape = tree_from_json(json.dumps(config["tree"])), config["input_shape"]
         shape = tuple(shape) if isinstance(shape, list) else shape
-        return cls(tree, shape, objective=config["objective"], missing=config.get("missing", False))
+        table = table_from_json(json.dumps(config["table"])) if "table" in config else None
+        return cls(tree, table or shape, objective=config["objective"], missing=config.get("missing", False))
 
     def _facts(self) -> ModelFacts:
         n_parameters = sum(p.numel() for p in self.parameters())
@@ -428,6 +436,7 @@ class HMoEVAE(TreeModule):
     ) -> Tensor:
         """Run `compute` on batches of `x` on the model's device, without gradients; results go to the device of `x`."""
         check_integer("batch_size", batch_size)
+        x = self.door.encoded(x)
         pieces = in_order(x, "x", check or self.check_input, int(batch_size), one_answer_each=one_answer_each)
         with torch.no_grad():
             return torch.cat([compute(piece.to(self.device, self.dtype)).to(piece.device) for piece in pieces])

@@ -26,10 +26,11 @@ from hmoevae.door import ArrayLike, Checked, refuse_masked
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, ShapeError, mismatch
 from hmoevae.hints import remedy, what_came
 from hmoevae.nn.draws import borrowed_random_state
+from hmoevae.tables.frames import Frame
 from hmoevae.tables.sparse import Sparse, SparseRows, is_sparse
 
 Opened = ArrayLike | Checked | Dataset[Any] | DataLoader[Any] | SparseRows
-Data = Opened | Sparse
+Data = Opened | Sparse | Frame
 Numbers = int | float | ArrayLike
 BATCH_SIZE = 1024
 """Samples evaluated at a time by every method that takes `batch_size`."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hmoevae import markup
 from hmoevae.checks import is_integer
-from hmoevae.door import ArrayLike, Checked, Door
-from hmoevae.errors import ArgumentError, ArgumentTypeError, ShapeError, mismatch, warn
+from hmoevae.door import Checked, Door, Samples
+from hmoevae.errors import ArgumentError, ArgumentTypeError, ShapeError, SpecError, mismatch, warn
 from hmoevae.nn.agreement import agreement
 from hmoevae.nn.balance import Balances
 from hmoevae.nn.draws import Share
@@ -31,6 +31,7 @@ from hmoevae.output import Inputs, Output, Routing
 from hmoevae.plan import compile_tree
 from hmoevae.saving.pretrained import Pretrained
 from hmoevae.spec import VAE, Conv, Mixture, Tree
+from hmoevae.tables import Table
 
 
 class TreeModule(Pretrained):
@@ -42,20 +43,23 @@ class TreeModule(Pretrained):
     """
 
     def __init__(
-        self, tree: Tree, input_shape: tuple[int, ...], *, objective: str = "expected", missing: bool = False
+        self, tree: Tree, input_shape: tuple[int, ...] | Table, *, objective: str = "expected", missing: bool = False
     ) -> None:
         super().__init__()
         if not isinstance(tree, VAE | Mixture):
             raise ArgumentTypeError(mismatch("tree", "a VAE or a Mixture", type(tree).__name__))
-        is_shape = isinstance(input_shape, tuple | list) and all(is_integer(n, least=1) for n in input_shape)
-        if not is_shape or not input_shape:
+        self.table = input_shape if isinstance(input_shape, Table) else None
+        shape = (len(input_shape.columns),) if isinstance(input_shape, Table) else input_shape
+        is_shape = isinstance(shape, tuple | list) and all(is_integer(n, least=1) for n in shape)
+        if not is_shape or not shape:
             raise ArgumentError(mismatch("input_shape", "a tuple of integers > 0", repr(input_shape)))
         find_objective(objective)
         if not isinstance(missing, bool):
             raise ArgumentTypeError(mismatch("missing", "True or False", repr(missing)))
         self.plan = compile_tree(tree)
-        self.input_shape: tuple[int, ...] = tuple(int(n) for n in input_shape)
+        self.input_shape: tuple[int, ...] = tuple(int(n) for n in shape)
         self.objective = objective
+        missing = missing or (self.table is not None and self.table.missing)
         self.missing = missing
         self.paths = Paths(self.plan)
         self.prior = Prior(self.plan)
@@ -65,12 +69,24 @@ class TreeModule(Pretrained):
             raise ArgumentError(mismatch("objective", expected, repr(objective)))
         self.gates = Gates(self.plan, gate_shape(self.plan, self.input_shape, missing=missing))
         self.experts = Experts(self.plan, self.input_shape, missing=missing)
+        self._check_table()
         is_outline = self.device.type == "meta"  # a copy without weights of a model that has warned already
         if looks_channels_last(self.input_shape) and _convolves(tree) and not is_outline:
             height, width, channels = self.input_shape
             expected = f"(channels, height, width) for Conv, such as {(channels, height, width)} for "
             got = f"{self.input_shape}, which looks like (height, width, channels)"
             warn(mismatch("input_shape", f"{expected}x.permute(0, 3, 1, 2)", got))
+
+    def _check_table(self) -> None:
+        """Check that every likelihood has the support that the table's columns have."""
+        if self.table is None:
+            return
+        for group, experts in zip(self.plan.expert_groups, self.experts.groups, strict=True):
+            column = self.table.misfit(experts.likelihood.contains)
+            if column is not None:
+                path = self.plan.leaves[group.members[0]].path
+                expected = f"one that fits the column {column!r}, as likelihood=table.likelihood() does"
+                raise SpecError(mismatch(f"{path}.likelihood", expected, group.spec.likelihood))
 
     @property
     def tree(self) -> Tree:
@@ -303,15 +319,13 @@ class TreeModule(Pretrained):
             got = "a model made inside (copy.deepcopy(model), called outside, can be trained)"
             raise ArgumentError(mismatch("model", "a model made outside torch.inference_mode, for gradients", got))
 
-    def check_input(
-        self, x: ArrayLike | Checked, *, name: str = "x", values: bool = True, support: bool = True
-    ) -> Tensor:
+    def check_input(self, x: Samples, *, name: str = "x", values: bool = True, support: bool = True) -> Tensor:
         """Check that `x` is a batch of samples for this model, and return it as a tensor.
 
         Values that rounding has carried past a bound of a likelihood's support are set to that bound.
 
         Args:
-            x: Samples, `(batch, *input_shape)`.
+            x: Samples, `(batch, *input_shape)`; or a frame, if the model has a table.
             name: The name of `x` in error messages.
             values: Check the values too, which on a GPU waits for the device.
             support: Check too that the values lie in the support of every leaf's likelihood. Gates and encoders do not
@@ -324,14 +338,14 @@ class TreeModule(Pretrained):
         """
         return self.door.check(x, name, values=values, support=support)
 
-    def checked(self, x: ArrayLike | Checked, *, name: str = "x", support: bool = True) -> Checked:
+    def checked(self, x: Samples, *, name: str = "x", support: bool = True) -> Checked:
         """Check samples once, so that `fit` and the methods of this model do not check them again.
 
         This saves time for data that are used many times. A model with another sample shape, floating point type or
         likelihood checks them again.
 
         Args:
-            x: Samples, `(batch, *input_shape)`.
+            x: Samples, `(batch, *input_shape)`; or a frame, if the model has a table.
             name: The name of `x` in error messages.
             support: Check that the values lie in the support of every leaf's likelihood. Without this check, only gates
                 and encoders take the result unchecked.
@@ -346,9 +360,9 @@ class TreeModule(Pretrained):
         """The checks of samples for this model."""
         records = tuple(group.spec.likelihood for group in self.plan.expert_groups)
         likelihoods = tuple(group.likelihood for group in self.experts.groups)
-        return Door(self.input_shape, self.dtype, records, likelihoods, missing=self.missing)
+        return Door(self.input_shape, self.dtype, records, likelihoods, self.missing, self.table)
 
-    def _seen(self, x: ArrayLike | Checked, *, name: str = "x") -> Tensor:
+    def _seen(self, x: Samples, *, name: str = "x") -> Tensor:
         return self.door.seen(x, name)
 
     def _shown(self, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "shown batch"]:

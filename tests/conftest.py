@@ -113,10 +113,18 @@ def trees(
     return node(depth, leaf_allowed=leaf_root)
 
 
+def parts_of(likelihood: hm.Likelihood) -> tuple[hm.Likelihood, ...]:
+    """The likelihoods of the columns, or the one for all of them."""
+    return likelihood.parts if isinstance(likelihood, hm.Columns) else (likelihood,)
+
+
 def data_for(tree: Tree, shape: tuple[int, ...], n: int, seed: int = 0) -> Tensor:
     """Random samples that lie in the support of every leaf's likelihood."""
     x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    binary = any(isinstance(node, hm.VAE) and isinstance(node.likelihood, hm.Bernoulli) for _, node in tree.walk())
+    ours = {type(part) for _, node in tree.walk() if isinstance(node, hm.VAE) for part in parts_of(node.likelihood)}
+    binary = bool(ours & {hm.Bernoulli, hm.Categorical, hm.Ordinal, hm.Poisson, hm.NegativeBinomial, hm.ZeroInflated})
+    if hm.LogNormal in ours:  # with codes and counts in other columns
+        return x.round() + 1 if binary else x + 0.1
     return x.round() if binary else x
 
 

@@ -106,6 +106,7 @@ class Reference:
     def gate(self, path: str, x: Tensor) -> Tensor:
         """log g(child | x) of one mixture, (batch, child)."""
         mixture, group, row = self.model.tree.at(path), self.group(path), self.place(path).row
+        x = seen(self.leaves[0][1].likelihood, x)
         logits = run_network(mixture.gate, group.network, row, x, (len(mixture.children),))
         if group.head is not None:
             logits = F.linear(logits, group.head.weight[row], group.head.bias[row])
@@ -125,7 +126,7 @@ class Reference:
         leaf = self.model.tree.at(path)
         if isinstance(leaf.encoder, hm.LinearPosterior):
             return self.exact_posterior(path, x)
-        encoder = self.group(path).encoder
+        encoder, x = self.group(path).encoder, seen(leaf.likelihood, x)
         raw = run_network(leaf.encoder, encoder, self.place(path).row, x, (2 * leaf.latent_dim,))
         mean, log_variance = raw[:, : leaf.latent_dim], raw[:, leaf.latent_dim :]
         variance = log_variance.clamp_max(10).exp()
@@ -176,6 +177,15 @@ class Reference:
                 return distributions.Bernoulli(logits=raw)
             case hm.ContinuousBernoulli():
                 return distributions.ContinuousBernoulli(logits=raw)
+            case hm.LogNormal(scale="learned"):
+                return distributions.LogNormal(raw, 1e-3 + group.likelihood.of_log.log_scale[row].exp())
+            case hm.Categorical(n=n):
+                return distributions.Categorical(logits=raw.unflatten(1, (n, -1)).transpose(1, 2))
+            case hm.Poisson(total=None):
+                return distributions.Poisson(raw.exp())
+            case hm.NegativeBinomial(total=None):
+                log_dispersion = group.likelihood.log_dispersion[row]
+                return distributions.NegativeBinomial((-log_dispersion).exp(), logits=raw + log_dispersion)
         raise AssertionError(leaf.likelihood)
 
     def elbo(self, path: str, x: Tensor, noise: Tensor) -> Tensor:
@@ -334,6 +344,18 @@ def copy_weights(source: hm.HMoEVAE, target: hm.HMoEVAE, origin: dict[str, str])
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def seen(likelihood: hm.Likelihood, x: Tensor) -> Tensor:
+    """What networks see of samples."""
+    match likelihood:
+        case hm.LogNormal():
+            return x.log()
+        case hm.Categorical(n=n):
+            return F.one_hot(x.flatten(1).long(), n).to(x.dtype).transpose(1, 2).flatten(1)
+        case hm.Poisson(total=None) | hm.NegativeBinomial(total=None):
+            return x.log1p()
+    return x
 
 
 def run_network(

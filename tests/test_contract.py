@@ -21,6 +21,8 @@ def leaf(latent_dim: int = 2, likelihood: object = None, net: hm.MLP = NET) -> h
     return hm.VAE(latent_dim, net, net, likelihood or hm.Gaussian())
 
 
+NUMBER = hm.Gaussian("learned", "identity")
+COLUMNS = hm.Columns.of(NUMBER, hm.Ordinal(3), hm.LogNormal(), NUMBER, hm.Poisson())
 SORTS: dict[str, tuple[Tree, tuple[int, ...], str]] = {
     "lone leaf": (leaf(3), (4,), "elbo"),
     "flat": (hm.Mixture.of(leaf(), 4, gate=GATE), (4,), "expected"),
@@ -74,6 +76,13 @@ SORTS: dict[str, tuple[Tree, tuple[int, ...], str]] = {
         "expected",
     ),
     "learned scales": (hm.Mixture.of(leaf(2, hm.Gaussian("learned", "identity")), 3, gate=GATE), (4,), "elbo"),
+    "counts given their total": (
+        hm.Mixture.of(leaf(2, hm.ZeroInflated(hm.NegativeBinomial(total=3))), 3, gate=GATE),
+        (2, 2),
+        "elbo",
+    ),
+    "categories": (hm.Mixture.of(leaf(2, hm.Categorical(3)), 3, gate=GATE), (2, 2), "marginal"),
+    "columns": (hm.Mixture.of(hm.Mixture.of(leaf(2, COLUMNS), 2, gate=GATE), 2, gate=GATE), (5,), "elbo"),
     "exact posteriors": (
         hm.Mixture.of(hm.VAE(2, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian("learned", "identity")), 3, gate=GATE),
         (4,),

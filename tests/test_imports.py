@@ -84,6 +84,7 @@ ROOMS: dict[str, float] = {
     "hmoevae.tree_module": 4.1,
     "hmoevae.missing": 4.2,
     "hmoevae.model": 4.2,
+    "hmoevae.cells": 5,
     "hmoevae.datasets": 5,
     "hmoevae.export": 5,
     "hmoevae.features": 5,

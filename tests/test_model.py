@@ -62,6 +62,21 @@ def test_far_from_all_data_one_pass_is_the_references(objective: str) -> None:
     check_one_pass(model, x, seed=0)
 
 
+@pytest.mark.parametrize("objective", ["elbo", "marginal"])
+@pytest.mark.parametrize(
+    "likelihood", [hm.LogNormal(), hm.Categorical(3), hm.Poisson(), hm.NegativeBinomial()], ids=str
+)
+def test_networks_see_what_the_references_see(likelihood: Likelihood, objective: str) -> None:
+    """Logarithms and one-hot codes, gates what the first leaf's likelihood shows."""
+    one, other = (hm.VAE(2, hm.MLP((4,)), hm.MLP((4,)), known) for known in (likelihood, hm.Gaussian(1.0, "identity")))
+    model = build(
+        hm.Mixture((one, hm.Mixture((one, other, one), gate=hm.MLP((3,)))), gate=hm.MLP((3,))),
+        (2, 2),
+        objective=objective,
+    )
+    check_one_pass(model, data_for(model.tree, (2, 2), 5), seed=0)
+
+
 def check_one_pass(model: hm.HMoEVAE, x: Tensor, seed: int) -> None:
     twin = copy.deepcopy(model)
     out = model(x, generator=seeded(seed))
@@ -510,7 +525,11 @@ def test_the_same_generator_gives_the_same_samples(observe: bool, rng_untouched:
 
 
 @pytest.mark.parametrize("observe", [False, True])
-@pytest.mark.parametrize("likelihood", [hm.Gaussian(), hm.Bernoulli(), hm.ContinuousBernoulli()], ids=str)
+@pytest.mark.parametrize(
+    "likelihood",
+    [hm.Gaussian(), hm.Bernoulli(), hm.ContinuousBernoulli(), hm.ZeroInflated(), hm.Categorical(4), hm.LogNormal()],
+    ids=str,
+)
 def test_samples_do_not_depend_on_the_batch_size(observe: bool, likelihood: Likelihood) -> None:
     """More than are drawn at a time, from two groups of leaves that each sample goes to in its turn."""
     tree = hm.Mixture((hm.VAE(2, likelihood=likelihood), hm.Mixture.of(hm.VAE(1, likelihood=likelihood), 2)))

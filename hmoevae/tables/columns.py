@@ -77,6 +77,15 @@ class Column:
     name: str
     missing: bool
 
+    @property
+    def codes(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Codes that cells may have, and codes that none has, by which a likelihood that does not fit is found.
+
+        >>> Count("eggs").codes
+        ((0.0, 3.0), (0.5,))
+        """
+        return (0.0, 3.0), (0.5,)
+
     def encode(self, cells: Cells) -> Codes:
         """The codes of cells.
 
@@ -173,6 +182,11 @@ class Number(Column):
     ties: Share = 0.0
 
     @property
+    def codes(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Numbers on both sides of zero."""
+        return (-2.5, 0.25, 3.0), ()
+
+    @property
     def scale(self) -> float:
         """What a number is divided by."""
         return self.std / (1 - self.ties) if self.ties < 1 else self.std
@@ -237,6 +251,11 @@ class _Coded(Column):
     """A column whose code is the index of its category."""
 
     categories: tuple[Any, ...]
+
+    @property
+    def codes(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The first and the last index."""
+        return (0.0, len(self.categories) - 1.0), (0.5,)
 
     @classmethod
     def of(cls, name: str, cells: Cells, *, missing: bool) -> "_Coded":

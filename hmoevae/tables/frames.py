@@ -5,7 +5,7 @@ import decimal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -14,6 +14,23 @@ from hmoevae.errors import ArgumentTypeError, DataError, MissingExtraError, Shap
 
 Library = Literal["pandas", "polars", "pyarrow", "numpy", "dict"]
 """What a frame is of: a library, an array of two axes, or a dict of columns."""
+
+
+@runtime_checkable
+class ArrowFrame(Protocol):
+    """A frame that hands its columns over by Arrow's protocol, as those of pandas, polars and pyarrow do.
+
+    >>> isinstance({}, ArrowFrame)
+    False
+    """
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        """Hand the columns over."""
+        ...
+
+
+Frame = Mapping[str, Any] | ArrowFrame
+"""What has columns with names; an array has columns without."""
 Sort = Literal["numbers", "truth values", "text", "dates", "others", "nothing"]
 _DATES = (dt.date, dt.time, dt.timedelta, np.datetime64, np.timedelta64)
 _ACCEPTED = "a data frame (pandas, polars, ...), a dict of columns or a numpy array (rows, columns)"

@@ -196,6 +196,28 @@ class Table:
         """
         return Columns.of(*(column.likelihood() for column in self.columns))
 
+    def misfit(self, contains: Callable[[Tensor], bool]) -> str | None:
+        """The name of the first column whose codes a likelihood's support is not made for; `None` if it fits all.
+
+        Args:
+            contains: Whether a support contains samples `(n, column)`, as `LikelihoodModule.contains`.
+
+        >>> Table.of({"mass": [1.0, 2.0], "eggs": [0, 1]}).misfit(lambda x: True)  # half an egg too
+        'eggs'
+        """
+        usual = torch.tensor([column.codes[0][0] for column in self.columns], device="cpu")
+
+        def takes(i: int, code: float) -> bool:
+            sample = usual.clone()
+            sample[i] = code
+            return contains(sample.unsqueeze(0))
+
+        for i, column in enumerate(self.columns):
+            inside, outside = column.codes
+            if not all(takes(i, code) for code in inside) or any(takes(i, code) for code in outside):
+                return column.name
+        return None
+
     def to_json(self) -> str:
         """The table as a JSON text, which `table_from_json` reads."""
         return json.dumps(write(self))

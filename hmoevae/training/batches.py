@@ -77,7 +77,7 @@ def batches_of(
     """Make a source of checked batches from `data`, with `batch_size` samples per process, shuffled by `order`."""
     # The global batch size: all processes read the data in the same order.
     how = _How(model, name, batch_size * processes.count, order, processes, sample_weight)
-    data = opened(data, name)
+    data = opened(model.door.encoded(data, name), name)
     if is_in_file(data):
         return _of_file(data, how)
     if isinstance(data, SparseRows):

@@ -167,9 +167,14 @@ class NegativeBinomialModule(CountModule):
 def _log_rising(size: Tensor, x: Tensor) -> Tensor:
     """Log Gamma(size + x) - log Gamma(size); for a large size by Stirling's series, as the difference would cancel."""
     whole = size + x
-    series = (whole.reciprocal() - size.reciprocal()) / 12 - (whole.pow(-3) - size.pow(-3)) / 360
-    large = (size - 0.5) * torch.log1p(x / size) + x * whole.log() - x + series
+    large = (size - 0.5) * torch.log1p(x / size) + x * whole.log() - x + _series(whole) - _series(size)
     return torch.where(size > 32, large, torch.lgamma(whole) - torch.lgamma(size))
+
+
+def _series(x: Tensor) -> Tensor:
+    """Log Gamma(x) - (x - 1/2) log x + x - log(2 pi) / 2, for large x."""
+    inverse = x.reciprocal()
+    return inverse * (1 / 12 - inverse.square() / 360)
 
 
 class ZeroInflatedModule(LikelihoodModule):

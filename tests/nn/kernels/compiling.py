@@ -36,6 +36,7 @@ CASES: dict[str, tuple[hm.Mixture, torch.dtype]] = {
     "gaussian": (tree(hm.Gaussian(0.5)), torch.float32),
     "bernoulli": (tree(hm.Bernoulli()), torch.float32),
     "continuous": (tree(hm.ContinuousBernoulli()), torch.float32),
+    "counts": (tree(hm.ZeroInflated(hm.NegativeBinomial(total=9))), torch.float32),
     "conv": (tree(hm.Gaussian(0.3, mean="identity"), hm.Conv((2,), 3, 1, (5,))), torch.float32),
     "bf16": (tree(hm.Gaussian(0.5)), torch.bfloat16),
     "gaps": (tree(hm.Gaussian("learned")), torch.float32),

@@ -165,6 +165,8 @@ LIKELIHOODS = {
     "identity": hm.Gaussian(2.0, mean="identity"),
     "bernoulli": hm.Bernoulli(),
     "continuous": hm.ContinuousBernoulli(),
+    "log normal": hm.LogNormal(0.7),
+    "poisson given the total": hm.Poisson(total=5),
 }
 each_likelihood = pytest.mark.parametrize("spec", LIKELIHOODS.values(), ids=LIKELIHOODS)
 
@@ -173,7 +175,9 @@ def samples(spec: Likelihood, *shape: int) -> Tensor:
     """Data in the support, its ends included."""
     x = torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=FP64)
     x[..., 0, 0], x[..., 1, 0] = 0, 1
-    return x.round() if isinstance(spec, hm.Bernoulli) else x
+    if isinstance(spec, hm.LogNormal):
+        return x + 0.5
+    return x.round() if isinstance(spec, hm.Bernoulli | hm.Poisson) else x
 
 
 class TwoNumbers:
