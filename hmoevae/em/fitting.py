@@ -61,7 +61,12 @@ def fit_em(model: HMoEVAE, data: Data, em: EM = USUAL, *, sample_weight: ArrayLi
     >>> history.converged, sorted(round(history[f"usage/root/{i}"][-1], 2) for i in range(2))
     (True, [0.25, 0.75])
     """
-    x = torch.cat([piece.flatten(1) for piece in in_order(data, "data", model.check_input, BATCH_SIZE)])
+    x = torch.cat(
+        [
+            piece.flatten(1)
+            for piece in in_order(model.door.encoded(data, "data"), "data", model.check_input, BATCH_SIZE)
+        ]
+    )
     x = x.to("cpu", torch.float64)
     n_leaves = model.plan.n_leaves
     if len(x) < n_leaves:
@@ -121,6 +126,6 @@ def features(step: MStep, x: Float[Tensor, "n feature"]) -> Float[Tensor, "n sho
     """
     first = step.groups[0]
     filled = x.clone()
-    filled[:, first.linear.features] = step.filled
+    filled[:, first.features] = step.filled
     present = None if step.present is None else ~filled.isnan().T
-    return first.experts.likelihood.shown(filled.T, present).T
+    return first.likelihood.shown(filled.T, present).T

@@ -182,7 +182,7 @@ def described_weights(weights: SampleWeights | None) -> str | None:
 
 def described_data(model: HMoEVAE, data: Data | None, batches: Batches | None) -> str | None:
     """A data set in words: its length and a digest of some samples or, for loaders, its class and number of batches."""
-    data = model.door.encoded(data)
+    data = data if data is None else model.door.encoded(data, "data")
     if type(data) is TensorDataset:
         data = data.tensors[0]
     if isinstance(data, Checked):

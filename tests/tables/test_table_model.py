@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hmoevae as hm
-from hmoevae.errors import ArgumentTypeError, DataError, SpecError
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, SpecError
 
 NET = hm.MLP((4,))
 KINDS = {"eggs": "count"}
@@ -66,21 +66,24 @@ def test_methods_take_frames_and_their_samples(method: str, make_frame: Any) -> 
     assert torch.equal(call(model, make_frame()), call(model, model.table.encode(frame())))
 
 
-def test_training_on_a_frame_is_training_on_its_samples(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_held_out", [False, True])
+def test_training_on_a_frame_is_training_on_its_samples(tmp_path: Path, is_held_out: bool) -> None:
     models, start = [make(table()), make(table())], np.arange(40) % 2
     training = hm.Training(epochs=2, batch_size=16, seed=0, init=start, init_epochs=1)
     for i, (model, x) in enumerate(zip(models, (frame(), table().encode(frame())), strict=True)):
-        hm.fit(model, x, training, validation_data=x[:10], progress=False, checkpoint_dir=tmp_path / f"{i}")
-    hm.fit(
-        make(table()),
-        table().encode(frame()),
-        training,
-        progress=False,
-        checkpoint_dir=tmp_path / "0",
-        validation_data=frame()[:10],
-    )
+        held_out = x[:10] if is_held_out else None
+        hm.fit(model, x, training, validation_data=held_out, progress=False, checkpoint_dir=tmp_path / f"{i}")
     for one, other in zip(*(model.state_dict().values() for model in models), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_training_on_a_frame_resumes_with_its_samples(tmp_path: Path) -> None:
+    training = hm.Training(epochs=1, batch_size=16, seed=0)
+    hm.fit(make(table()), frame(), training, progress=False, checkpoint_dir=tmp_path)
+    again = hm.fit(make(table()), table().encode(frame()), training, progress=False, checkpoint_dir=tmp_path)
+    assert len(again) == 1
+    with pytest.raises(ArgumentError, match="data: expected 40 samples with sha256"):
+        hm.fit(make(table()), frame().assign(eggs=1), training, progress=False, checkpoint_dir=tmp_path)
 
 
 def test_scores_are_densities_of_rows() -> None:
@@ -182,3 +185,13 @@ def test_numbers_take_a_gaussian_of_ones_own() -> None:
     numbers = hm.Table.of({"a": [1.0, 2.0, 4.0], "b": [3.0, 5.0, 7.0]})
     tree = hm.VAE(2, NET, NET, hm.Gaussian(0.5, mean="identity"))
     assert hm.HMoEVAE(tree, numbers).score_samples({"b": [3.0], "a": [1.0]}).shape == (1,)
+
+
+def test_em_takes_frames() -> None:
+    leaf = hm.VAE(1, hm.LinearPosterior(), hm.MLP(()), table().likelihood())
+    tree, em = hm.Mixture.of(leaf, 2, balance=None, prior="learned"), hm.EM(max_iter=2, seed=0)
+    models = [hm.HMoEVAE(tree, table(), objective="marginal") for _ in range(2)]
+    losses = [
+        hm.fit_em(model, x, em)["loss"] for model, x in zip(models, (frame(), table().encode(frame())), strict=True)
+    ]
+    assert losses[0] == pytest.approx(losses[1])
