@@ -115,6 +115,7 @@ SORTS = (
     ("kind", "found", "purity"),
     ("level", "what", "runs"),
     ("table", "form", "method", "runs"),
+    ("cells", "method", "runs"),
 )
 """The fields by which the reports that have a table of their own are told."""
 
@@ -453,6 +454,25 @@ def against_sklearn() -> str:
     return "\n\n".join(parts)
 
 
+def counts() -> str:
+    """Kinds of cells, found by mixtures of counts and by what is usual."""
+    head = ("cells", "cells x genes", "method", "ARI, %", "CPU seconds")
+    parts = []
+    for name, report in reports("cells", "method", "runs").items():
+        rows = [
+            (
+                row["cells"],
+                f"{row['rows']:,} x {row['genes']:,}, {row['k']} kinds",
+                row["method"],
+                percent([run["ari"] for run in row["runs"]]),
+                mean_of(row, "cpu_seconds", 2),
+            )
+            for row in report["rows"]
+        ]
+        parts.append(f"`{name}`: {len(report['rows'][0]['runs'])} seeds, {where(report)}\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
 def mean_of(row: Row, field: str, digits: int) -> str:
     """The mean that a row tells, or nothing."""
     return "" if row["mean"][field] is None else f"{row['mean'][field]:.{digits}f}"
@@ -537,6 +557,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "unequal": unequal,
     "shapes": shapes,
     "against-sklearn": against_sklearn,
+    "counts": counts,
     "others": others,
     "files": files,
 }

@@ -11,6 +11,7 @@ __all__ = [
     "CheckpointWarning",
     "CollapseWarning",
     "ConstantGateWarning",
+    "ConvergenceWarning",
     "DataError",
     "DeadLeafWarning",
     "HMoEVAEError",
@@ -92,6 +93,10 @@ class VersionWarning(UserWarning):
 
 class ConstantGateWarning(CollapseWarning):
     """A gate that gives all samples nearly the same probabilities; names the mixture."""
+
+
+class ConvergenceWarning(UserWarning):
+    """A fit that the largest number of iterations ended before the loss had stopped falling."""
 
 
 def mismatch(argument: str, expected: str, got: object) -> str:

@@ -71,6 +71,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], i
 # --- how often ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::hmoevae.errors.ConvergenceWarning")
 @pytest.mark.parametrize("n_init", [1, 3])
 def test_an_estimator_looks_once(looks: Callable[[Callable[[], object]], int], n_init: int) -> None:
     """Once a call, however many trainings and measurements it takes; six times and fourteen it was."""

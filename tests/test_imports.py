@@ -137,7 +137,13 @@ ROOMS: dict[str, float] = {
     "hmoevae.em.leaves": 5.6,
     "hmoevae.em.fitting": 5.7,
     "hmoevae.em": 5.8,
-    "hmoevae.estimator": 6,
+    "hmoevae.estimator.leaves": 6,
+    "hmoevae.estimator.rows": 6,
+    "hmoevae.estimator.solvers": 6,
+    "hmoevae.estimator.trees": 6,
+    "hmoevae.estimator.results": 6.1,
+    "hmoevae.estimator.mixture": 6.2,
+    "hmoevae.estimator": 6.3,
     "hmoevae": 7,  # re-exports from everywhere; nothing imports it
 }
 

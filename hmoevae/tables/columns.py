@@ -207,15 +207,18 @@ class Number(Column):
         0.3333333333333333
         """
         x = cls(name, log=log, missing=True)._plain(cells)[~cells.gaps]
+        x, counts = x[cells.counts > 0], cells.counts[cells.counts > 0]
+        share = counts / counts.sum()
         with np.errstate(over="ignore", invalid="ignore"):
-            mean, std = float(x.mean()), float(x.std())
+            mean = float(share @ x)
+            std = math.sqrt(share @ np.square(x - mean))
         if x.min() == x.max():
             mean, std = float(x[0]), 1.0  # what is computed may be a rounding error off
         if not (0 < std < math.inf):
             got = f"values from {x.min()} to {x.max()}"
             raise DataError(mismatch(cells.path, "numbers whose variance a float64 can hold", got))
-        counts = np.unique(x, return_counts=True)[1]
-        ties = float((counts * (counts - 1)).sum() / (len(x) * (len(x) - 1))) if len(x) > 1 else 0.0
+        by_value, n = np.bincount(np.unique(x, return_inverse=True)[1], counts), counts.sum()
+        ties = float((by_value * (by_value - 1).clip(0)).sum() / (n * (n - 1))) if n > 1 else 0.0
         return cls(name, mean, std, log, missing, ties)
 
     def _plain(self, cells: Cells) -> Codes:

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from hmoevae.errors import ArgumentTypeError, DataError, MissingExtraError, ShapeError, mismatch
 
@@ -47,6 +47,7 @@ class Cells:
         sort: What the cells that are not missing are.
         categories: The categories that the column's type declares, in order.
         ordered: Whether they have an order that means something.
+        weight: How many cells each cell counts for; `None` means one.
 
     >>> cells = Cells("x", np.array([1.0, np.nan]), np.array([False, True]), "numbers")
     >>> cells.observed
@@ -59,6 +60,13 @@ class Cells:
     sort: Sort
     categories: tuple[Any, ...] | None = None
     ordered: bool = False
+    weight: Float[np.ndarray, " n"] | None = None
+
+    @property
+    def counts(self) -> Float[np.ndarray, " observed"]:
+        """The weights of the cells that are not missing; ones where all are zero."""
+        seen = np.ones(len(self.values)) if self.weight is None else self.weight
+        return seen[~self.gaps] if seen[~self.gaps].any() else np.ones(int((~self.gaps).sum()))
 
     @property
     def observed(self) -> list[Any]:
@@ -102,7 +110,9 @@ def cells_of(path: str, values: Any, declares: object = None) -> Cells:
     if array.ndim != 1:
         raise ShapeError(mismatch(path, "a column: one axis", f"{array.ndim} axes"))
     gaps = np.zeros(len(array), bool) if gaps is None else gaps
-    if array.dtype.kind in "fO":
+    if array.dtype.kind == "f":
+        gaps = gaps | np.isnan(array)
+    elif array.dtype.kind == "O":
         gaps = gaps | np.fromiter(map(_is_gap, array.tolist()), bool, len(array))
     dtype = getattr(values if declares is None else declares, "dtype", None)
     categories = getattr(dtype, "categories", None)

@@ -4,6 +4,7 @@ import difflib
 import functools
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, cast
 
 import numpy as np
@@ -78,7 +79,15 @@ class Table:
     library: Library = "dict"
 
     @classmethod
-    def of(cls, frame: Any, *, kinds: Mapping[str, str | Column] | None = None, missing: bool | None = None) -> "Table":
+    def of(
+        cls,
+        frame: Any,
+        *,
+        kinds: Mapping[str, str | Column] | None = None,
+        missing: bool | None = None,
+        weight: Float[np.ndarray, " n"] | None = None,
+        name: str = "frame",
+    ) -> "Table":
         """The table of a frame.
 
         Truth values, and numbers that are all 0 or 1, make a binary column, other numbers a column of numbers; text,
@@ -94,6 +103,8 @@ class Table:
                 `hmoevae.tables.Category("size", ("S", "M", "L"))`.
             missing: Whether cells of later frames may be missing; `None` lets them be in the columns that have gaps
                 here.
+            weight: How many rows each row counts for, in means and standard deviations; `None` means one.
+            name: The name of `frame` in error messages.
 
         Raises:
             DataError: A column cannot be used: it has no cell that is not missing, infinite values, dates, mixed types,
@@ -104,12 +115,14 @@ class Table:
         >>> Table.of(np.array([[1.0, 0.0], [5.0, 1.0]])).columns
         (Number(name='x0', mean=3.0, std=2.0), Binary(name='x1', categories=(0.0, 1.0)))
         """
-        cells, library = frames.read(frame, "frame")
+        cells, library = frames.read(frame, name)
         kinds = {} if kinds is None else kinds
-        for name in kinds:
-            if name not in cells:
-                raise ArgumentError(mismatch("kinds", f"names of columns{_closest(name, cells)}", repr(name)))
-        return cls(tuple(_column(name, part, kinds.get(name), missing) for name, part in cells.items()), library)
+        for key in kinds:
+            if key not in cells:
+                raise ArgumentError(mismatch("kinds", f"names of columns{_closest(key, cells)}", repr(key)))
+        if weight is not None:
+            cells = {key: replace(part, weight=weight) for key, part in cells.items()}
+        return cls(tuple(_column(key, part, kinds.get(key), missing) for key, part in cells.items()), library)
 
     @property
     def names(self) -> list[str]:

@@ -119,10 +119,16 @@ def fit(
 
 
 def fit_quietly(
-    model: HMoEVAE, data: Data, training: Training, *, sample_weight: ArrayLike | None = None, progress: bool
+    model: HMoEVAE,
+    data: Data,
+    training: Training,
+    *,
+    sample_weight: ArrayLike | None = None,
+    validation_data: Data | None = None,
+    progress: bool,
 ) -> History:
     """`fit` without its warnings of collapse, for a caller that warns of the one training that it keeps."""
-    return _trained(model, data, training, sample_weight, None, (), progress, None, "auto")[1]
+    return _trained(model, data, training, sample_weight, validation_data, (), progress, None, "auto")[1]
 
 
 def _trained(

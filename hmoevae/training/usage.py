@@ -72,13 +72,16 @@ def warn_after_fit(plan: Plan, row: dict[str, int | float], chosen: Sequence[flo
 
 
 def constant_gates(plan: Plan, row: dict[str, int | float]) -> list[PlannedNode]:
-    """The mixtures that samples reach and whose gate gave all of them nearly the same probabilities."""
+    """The mixtures that samples reach and whose gate gave all of them nearly the same probabilities.
+
+    EM, whose gates learn nothing, does not measure them.
+    """
     usage = [row[f"usage/{leaf.path}"] for leaf in plan.leaves]
     return [
         mixture
         for mixture in plan.mixtures
         if not is_dead(mixture, sum(usage[mixture.leaves.start : mixture.leaves.stop]), plan)
-        and row[f"information/{mixture.path}"] < LEAST * math.log(len(mixture.spec.children))
+        and row.get(f"information/{mixture.path}", math.inf) < LEAST * math.log(len(mixture.spec.children))
     ]
 
 

@@ -1,0 +1,327 @@
+"""VAEMixture: the model as a scikit-learn estimator, for tables, pipelines and searches."""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import validate_data
+
+from hmoevae import training
+from hmoevae.checks import check_integer
+from hmoevae.door import Checked
+from hmoevae.errors import ArgumentError, ConvergenceWarning, DataError, VersionWarning, mismatch, warn
+from hmoevae.estimator.leaves import by_size, leaf_means, reorder_leaves_
+from hmoevae.estimator.results import Results, seed_of
+from hmoevae.estimator.rows import as_they_are, is_frame, n_rows, table_of
+from hmoevae.estimator.solvers import Gradients, Weights
+from hmoevae.estimator.trees import Options
+from hmoevae.model import HMoEVAE
+from hmoevae.nn.draws import borrowed_random_state
+from hmoevae.nn.sample_weights import SampleWeights
+from hmoevae.spec import Balance, Likelihood, Tree
+from hmoevae.starts import StartName
+from hmoevae.tables import Column, Number, Table
+from hmoevae.training.usage import warn_of_collapse
+from hmoevae.version import __version__
+
+FLOATS = (np.float64, np.float32)
+"""The types in which arrays are read; others are converted to the first."""
+
+
+class VAEMixture(Results):
+    """A mixture of variational auto-encoders as a scikit-learn estimator, with the names of `GaussianMixture`.
+
+    It clusters (`predict`), reduces dimensions (`transform`), estimates densities (`score_samples`) and generates rows
+    (`sample`). Tables are taken as they come: arrays of numbers of any scale, and frames whose columns may be numbers,
+    categories and counts, with gaps. Columns are standardised and coded inside (`table_`); densities, means and draws
+    are in the units of `X`.
+
+    Args:
+        n_components: Number of experts of a flat mixture; 1 means a single VAE. Not used if `tree` is given.
+        tree: A tree of any shape instead of the flat mixture; `latent_dim`, `hidden`, `likelihood` and `balance` are
+            then not used.
+        latent_dim: Size of every expert's latent; `None` means one less than the number of columns, at most 8.
+        hidden: Widths of the hidden layers of every encoder, decoder and gate.
+        likelihood: The observation model p(x|z); `None` means one for each column that suits its kind, with learned
+            noise. Where it is given, numbers are modelled as they are, and not standardised; so they are in a `tree`
+            whose leaves do not have the likelihood of the table of `X`.
+        kinds: What columns are where that is not what is inferred, such as `{"visits": "count"}`, as in `Table.of`. The
+            columns of an array are called x0, x1, ... and are numbers unless this says otherwise.
+        balance: The term that keeps the gate from sending all samples to one expert; `None` means `Balance("kl", 1.0)`.
+        objective: The objective that training minimises: `"expected"`, `"elbo"` or `"marginal"` (see
+            `hmoevae.nn.objectives`). With the last two, the flat mixture learns its weights; with `"expected"` they are
+            uniform.
+        max_iter: Largest number of epochs.
+        tol: Training ends, and the best weights are kept, when no epoch of ten has lowered the objective of held-out
+            samples by as much, in nats per sample. One sample in ten is held out; none, of fewer than 200.
+        batch_size: Samples per step of gradients.
+        lr: Learning rate of gradients, by Adam.
+        init: The start: the clusters of `"kmeans"`, level by level down a tree, as in `GaussianMixture`, or of `"umap"`
+            (extra `umap`). Gradients learn it in the first tenth of the epochs; `"random"` has none and is theirs only.
+        n_init: Number of fits from different seeds; the one with the smallest `loss_` is kept.
+        n_importance: Number of draws of z from every leaf for each value of `score_samples`, where it is not exact.
+        warm_start: Let `fit` continue from the weights and with the table of the last fit; `n_init` is not used.
+        random_state: Seed of weights, order of the data and draws, as everywhere in scikit-learn.
+        device: The device to train and predict on; `"auto"` takes an accelerator if there is one. On the CPU, arrays of
+            float32 are computed in float32 and all others in float64. A pickle holds the weights on the CPU.
+        verbose: Above 0, training shows a progress bar.
+
+    Attributes:
+        model_: The trained `HMoEVAE`, of rows as `table_` encodes them.
+        table_: The `Table` of `X`, which standardises and codes.
+        labels_: The most probable leaf of every sample of the last fit, `(n_samples,)`. In a mixture of `n_components`,
+            the leaf with most of these samples is 0, and so on; equal ones are in the order of their mean samples,
+            compared column by column. So labels do not depend on the seed where the clusters do not. In a `tree` the
+            leaves keep their order.
+        weights_: The prior of every leaf, `(n_leaves,)`: where it is learned, the shares of `labels_`.
+        loss_: The objective on the samples of the last fit, as `table_` encodes them, without balance, in nats per
+            sample.
+        history_: The `History` of the fit that was kept.
+        n_iter_: Its number of iterations or epochs.
+        converged_: Whether it ended by `tol`.
+        n_features_in_: Number of columns of `X`.
+        feature_names_in_: Names of the columns, if `X` was a frame.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> X = np.concatenate([rng.normal(-1, 0.1, (50, 2)), rng.normal(1, 0.1, (50, 2))])
+    >>> mixture = VAEMixture(2, tol=1.0, lr=1e-2, random_state=0, device="cpu").fit(X)
+    >>> mixture.transform(X).shape, mixture.predict_proba(X).shape, mixture.sample(3)[0].shape
+    ((100, 3), (100, 2), (3, 2))
+    >>> mixture.means_.round(), mixture.node_paths_
+    (array([[-1., -1.],
+           [ 1.,  1.]]), ['root/0', 'root/1'])
+    >>> np.array_equal(mixture.predict(X), mixture.labels_), bool(mixture.score(X) == mixture.score_samples(X).mean())
+    (True, True)
+    """
+
+    def __init__(
+        self,
+        n_components: int = 10,
+        *,
+        tree: Tree | None = None,
+        latent_dim: int | None = None,
+        hidden: tuple[int, ...] = (32,),
+        likelihood: Likelihood | None = None,
+        kinds: Mapping[str, str | Column] | None = None,
+        balance: Balance | None = None,
+        objective: str = "marginal",
+        max_iter: int = 100,
+        tol: float = 1e-3,
+        batch_size: int = 64,
+        lr: float = 3e-3,
+        init: StartName = "kmeans",
+        n_init: int = 1,
+        n_importance: int = 64,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        device: str | torch.device = "auto",
+        verbose: int = 0,
+    ) -> None:
+        self.n_components = n_components
+        self.tree = tree
+        self.latent_dim = latent_dim
+        self.hidden = hidden
+        self.likelihood = likelihood
+        self.kinds = kinds
+        self.balance = balance
+        self.objective: str = objective
+        self.max_iter = max_iter
+        self.tol = tol
+        self.batch_size = batch_size
+        self.lr = lr
+        self.init: StartName = init
+        self.n_init = n_init
+        self.n_importance = n_importance
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: object = None, sample_weight: Any = None) -> "VAEMixture":  # noqa: ARG002
+        """Fit the rows of `X`.
+
+        A `ConvergenceWarning` says that `max_iter` ended the fit. A `DeadLeafWarning` names leaves next to without
+        probability and leaves that are not in `labels_`; a `ConstantGateWarning` names gates that give all samples
+        nearly the same probabilities. Ctrl-C ends a training by gradients with a warning and keeps the weights so far.
+
+        Args:
+            X: Samples, at least as many as leaves: an array of numbers `(n_samples, n_features)`, or a frame of any
+                library or a dict of columns, whose columns may be categories and counts too. NaN is a gap.
+            y: Not used.
+            sample_weight: How many samples each sample counts for, `(n_samples,)`, >= 0 and not all zero. Integers
+                equal repeated samples.
+
+        Raises:
+            SpecError: The tree is not valid.
+            ArgumentError: Another argument cannot be used; `DataError` for data that the table or the likelihood cannot
+                model, as `Table.of` says.
+            NonFiniteError: The loss became NaN or infinite.
+        """
+        for name in ("max_iter", "n_init"):
+            check_integer(name, getattr(self, name))
+        goes_on = self.warm_start and hasattr(self, "model_")
+        X = self._read(X, reset=not goes_on)
+        weights = None if sample_weight is None else _weights(sample_weight, n_rows(X))
+        table, tree = self._described(X, self.table_ if goes_on else None, weights)
+        outline = self.model_ if goes_on else self._outline(tree, table)
+        samples = table.encode(X, name="X")
+        if len(samples) < tree.n_leaves:
+            expected = f"n_samples >= {tree.n_leaves}, the number of leaves"
+            raise DataError(mismatch("X", expected, f"n_samples = {len(samples)}"))
+        if goes_on:
+            self._check_goes_on(tree)
+        where = training.resolve_device(self.device)
+        narrow = isinstance(X, np.ndarray) and X.dtype == np.float32
+        dtype = torch.float32 if narrow or where.type != "cpu" else torch.float64
+
+        def make(seed: int) -> HMoEVAE:
+            if goes_on:
+                return self.model_
+            with borrowed_random_state(seed):
+                return self._model(tree, table).to(dtype)
+
+        solver = self._solver(outline, where, goes_on=goes_on)
+        data = outline.to(dtype).checked(samples, name="X")
+        fitted = solver.fit(make, data, weights)
+        self.table_, self.model_ = table, fitted.model.to(where)
+        self.history_, self.loss_, self.converged_ = fitted.history, fitted.loss, fitted.converged
+        self._tell(data, weights)
+        return self
+
+    def _solver(self, outline: HMoEVAE, where: torch.device, *, goes_on: bool) -> Gradients:
+        """What fits the model."""
+        random = check_random_state(self.random_state)
+        usual = training.Training(
+            epochs=self.max_iter,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            init="random" if goes_on or outline.plan.n_leaves == 1 else self.init,
+            init_epochs=max(1, self.max_iter // 10),
+            device=where,
+        )
+        seeds = (seed_of(random) for _ in range(1 if goes_on else int(self.n_init)))
+        return Gradients(usual, seeds, self.tol, progress=self.verbose > 0)
+
+    def _read(self, X: Any, *, reset: bool) -> Any:
+        """Rows as a frame or an array: scikit-learn checks arrays, without their values, and tables check frames."""
+        by_name = is_frame(X) and (reset or self.table_.library != "numpy")
+        if not by_name:
+            if isinstance(X, np.ma.MaskedArray) and X.dtype.kind == "f":
+                X = X.filled(np.nan)  # scikit-learn ignores masks and reads the values under them
+            return validate_data(self, X, reset=reset, dtype=FLOATS, ensure_all_finite=False)  # type: ignore[arg-type]
+        return X
+
+    def _described(self, X: Any, table: Table | None, weights: Weights) -> tuple[Table, Tree]:
+        """The table of `X`, if there is none yet, and the tree."""
+        options = self._options
+        if table is None:
+            table = table_of(X, self.kinds, weights)
+            if self._is_plain(table):
+                table = as_they_are(table)
+            self.n_features_in_ = len(table.columns)
+            if is_frame(X):
+                self.feature_names_in_ = np.array(table.names, dtype=object)
+        return table, options.planted(self.likelihood or table.likelihood(), len(table.columns))
+
+    @property
+    def _options(self) -> Options:
+        return Options(**{name: getattr(self, name) for name in Options.__slots__})
+
+    def _check_goes_on(self, tree: Tree) -> None:
+        """Check that a warm start has the same model."""
+        given = {"tree": tree, "objective": self.objective}
+        others = [name for name, value in given.items() if value != getattr(self.model_, name)]
+        if others:
+            expected = "the tree and the objective of the last fit"
+            raise ArgumentError(mismatch("warm_start", expected, f"another {' and another '.join(others)}"))
+
+    def _is_plain(self, table: Table) -> bool:
+        """Whether numbers stay as they are, because leaves have a likelihood that is not that of the table."""
+        return bool(self._options.likelihoods - ({table.likelihood()} if self.tree is not None else set()))
+
+    def _model(self, tree: Tree, table: Table) -> HMoEVAE:
+        shape = (len(table.columns),) if self._is_plain(table) else table
+        return HMoEVAE(tree, shape, objective=self.objective, missing=table.missing)
+
+    def _outline(self, tree: Tree, table: Table) -> HMoEVAE:
+        """The model without weights: checking samples needs the tree only."""
+        with torch.device("meta"):
+            return self._model(tree, table)
+
+    def _tell(self, data: Checked, weights: Weights) -> None:
+        """Set what is said of the last fit, warn of what went wrong, put the leaves of a flat mixture in order."""
+        self.n_iter_ = len(self.history_)
+        if self.history_.interrupted:
+            warn("Training interrupted by the user.")
+        elif not self.converged_:
+            remedy = f"{self.max_iter} were not enough (raise max_iter or tol)"
+            warn(mismatch("max_iter", "iterations until the loss stops falling", remedy), ConvergenceWarning)
+        counts = self._count(data, weights)
+        if self.tree is None and len(counts) > 1:
+            order = by_size(counts, leaf_means(self.model_).double().cpu().numpy())
+            if (order != np.arange(len(order))).any():
+                reorder_leaves_(self.model_, self.history_, order)
+                counts = self._count(data, weights)
+        if self.history_.training is not None:  # EM has set the prior to the shares of the leaves' probabilities
+            self.model_.prior.set_shares_(torch.from_numpy(counts).to(self.model_.device, self.model_.dtype))
+        self.weights_ = self.model_.prior.leaf_log_prob().exp().detach().cpu().numpy()
+        if self.n_iter_:
+            warn_of_collapse(self.model_.plan, self.history_.rows[-1], counts.tolist())
+
+    def _count(self, data: Checked, weights: Weights) -> Float[np.ndarray, " leaf"]:
+        """Label the samples, and add up the weights of every leaf's."""
+        self.labels_ = self.model_.predict(data).numpy()
+        return np.bincount(self.labels_, weights, minlength=self.model_.plan.n_leaves).astype(float)
+
+    def _samples(self, X: Any, *, support: bool = False) -> tuple[Checked, torch.dtype]:
+        X = self._read(X, reset=False)
+        narrow = isinstance(X, np.ndarray) and X.dtype == np.float32
+        samples = self.table_.encode(X, name="X")
+        return self.model_.checked(samples, name="X", support=support), torch.float32 if narrow else torch.float64
+
+    # --- scikit-learn's conventions ---------------------------------------------------------------------------------
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        assert tags.transformer_tags is not None
+        tags.transformer_tags.preserves_dtype = [np.dtype(dtype).name for dtype in FLOATS]
+        tags.input_tags.allow_nan = True
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]  # object's may be None
+        if "model_" in state:  # machines without this accelerator have to be able to load the pickle
+            state["model_"] = copy.deepcopy(state["model_"]).cpu()
+        return state | {"_hmoevae_version": __version__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle, which may be from another version; parameters that it lacks take their defaults."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in state}
+        pickled = {name: value for name, value in state.items() if name != "_hmoevae_version"}
+        if "model_" in state and "table_" not in state:  # before estimators had tables, numbers stayed as they were
+            names = state.get("feature_names_in_", [f"x{i}" for i in range(state["n_features_in_"])])
+            library: Any = "pandas" if "feature_names_in_" in state else "numpy"
+            pickled["table_"] = Table(tuple(Number(name) for name in names), library)
+        super().__setstate__(pickled | defaults)
+        version = state.get("_hmoevae_version", "an unknown version")
+        if version != __version__:
+            added = f", with the defaults of {', '.join(defaults)}" if defaults else ""
+            expected = f"a pickle of hmoevae {__version__}"
+            remedy = "fit again, or save models with model_.save_pretrained, which all versions read"
+            got = f"one of {version}{added}; {remedy}"
+            warn(mismatch(type(self).__name__, expected, got), VersionWarning)
+
+
+def _weights(given: Any, n: int) -> Float[np.ndarray, " n_samples"]:
+    """Check the weights of `n` samples."""
+    array = np.asarray(given)
+    return SampleWeights.of(array, n).counts.numpy()

@@ -1,0 +1,158 @@
+"""What a fitted estimator says of rows: clusters, latents, densities, draws, values in gaps."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from hmoevae.checks import check_integer
+from hmoevae.door import Checked
+from hmoevae.estimator.leaves import leaf_means, n_parameters
+from hmoevae.estimator.rows import decoded
+from hmoevae.model import HMoEVAE
+from hmoevae.tables import Table
+
+
+def seed_of(random: np.random.RandomState) -> int:
+    """A seed drawn from a source of random numbers.
+
+    >>> seed_of(np.random.RandomState(0))
+    209652396
+    """
+    return int(random.randint(np.iinfo(np.int32).max))
+
+
+class Results(TransformerMixin, ClusterMixin, BaseEstimator):
+    """The methods of a fitted estimator; see `VAEMixture`."""
+
+    model_: HMoEVAE
+    table_: Table
+    weights_: np.ndarray
+    n_importance: int
+    random_state: int | np.random.RandomState | None
+
+    def _samples(self, X: Any, *, support: bool = False) -> tuple[Checked, torch.dtype]:
+        """Check rows for the fitted model, and say in which type results are."""
+        raise NotImplementedError
+
+    # --- clusters and latents ---------------------------------------------------------------------------------------
+
+    def predict(self, X: Any, level: int | None = None) -> Int[np.ndarray, " n_samples"]:
+        """The most probable leaf of every sample.
+
+        Args:
+            X: Samples, as in `fit`.
+            level: Depth of the nodes to choose from, as in `HMoEVAE.predict`; `None` means the leaves. The result then
+                is an index into `model_.plan.level(level)`.
+        """
+        check_is_fitted(self)
+        data, _ = self._samples(X)
+        return self.model_.predict(data, level=level).numpy()
+
+    def predict_proba(self, X: Any, level: int | None = None) -> Float[np.ndarray, "n_samples node"]:
+        """q(leaf | x), the product of the gates on the path to every leaf; rows sum to one.
+
+        Args:
+            X: Samples, as in `fit`.
+            level: Depth of the nodes, as in `predict`.
+        """
+        check_is_fitted(self)
+        data, dtype = self._samples(X)
+        return self.model_.predict_proba(data, level=level).to(dtype).numpy()
+
+    def transform(self, X: Any) -> Float[np.ndarray, "n_samples feature"]:
+        """What the model knows of every sample: the probability of every leaf, then the latents.
+
+        The latents are the mean of q(z|x) by the most probable leaf. Every leaf has its own latent space, so compare
+        them among samples with the same most probable leaf only. Leaves with a smaller `latent_dim` are padded with
+        zeros.
+        """
+        check_is_fitted(self)
+        data, dtype = self._samples(X)
+        parts = self.model_.predict_proba(data).to(dtype), self.model_.encode(data).to(dtype)
+        return torch.cat(parts, 1).numpy()
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:  # noqa: ARG002
+        """Names of the columns of `transform`, such as `vaemixture_leaf0` and `vaemixture_latent0`.
+
+        Args:
+            input_features: Not used.
+        """
+        check_is_fitted(self)
+        prefix, sizes = type(self).__name__.lower(), (self.model_.plan.n_leaves, self.model_.experts.latent_dim)
+        parts = zip(("leaf", "latent"), sizes, strict=True)
+        return np.array([f"{prefix}_{name}{i}" for name, size in parts for i in range(size)], dtype=object)
+
+    @property
+    def node_paths_(self) -> list[str]:
+        """The paths of the leaves, such as `"root/0"`, in the order of the labels."""
+        check_is_fitted(self)
+        return [leaf.path for leaf in self.model_.plan.leaves]
+
+    @property
+    def means_(self) -> Any:
+        """The mean sample of every leaf, in the units and the type of the `X` of `fit`: a row for each leaf.
+
+        A category is the most probable one. Of columns whose logarithm is modelled, it is the exponential of the mean.
+        """
+        check_is_fitted(self)
+        return decoded(self.table_, leaf_means(self.model_))
+
+    # --- density ----------------------------------------------------------------------------------------------------
+
+    def score_samples(self, X: Any) -> Float[np.ndarray, " n_samples"]:
+        """Log-density of every sample in nats, in the units of the columns of `X`; gaps are left out.
+
+        It is exact where every leaf is linear and every column Gaussian, else the importance-weighted lower bound of
+        `HMoEVAE.score_samples`. All samples share their draws of z and every call draws the same, so a sample's score
+        does not depend on the other samples.
+        """
+        check_is_fitted(self)
+        data, dtype = self._samples(X, support=True)
+        check_integer("n_importance", self.n_importance)
+        scores = self.model_.score_samples(data, n_importance=self.n_importance)
+        if self.model_.table is None:
+            scores = scores + self.table_.log_jacobian(data.x)
+        return scores.to(dtype).numpy()
+
+    def score(self, X: Any, y: object = None) -> float:  # noqa: ARG002
+        """Mean of `score_samples` over `X`, in nats; `y` is not used."""
+        return float(self.score_samples(X).mean())
+
+    def bic(self, X: Any) -> float:
+        """The Bayesian information criterion of `X`: -2 log p(X) + n_parameters log(n_samples); less is better.
+
+        See `hmoevae.estimator.leaves.n_parameters` for what counts as a parameter.
+        """
+        scores = self.score_samples(X)
+        return float(-2 * scores.sum() + n_parameters(self.model_) * math.log(len(scores)))
+
+    def aic(self, X: Any) -> float:
+        """The Akaike information criterion of `X`: -2 log p(X) + 2 n_parameters; less is better."""
+        return float(-2 * self.score_samples(X).sum() + 2 * n_parameters(self.model_))
+
+    # --- draws and gaps ---------------------------------------------------------------------------------------------
+
+    def sample(self, n_samples: int = 1) -> tuple[Any, Int[np.ndarray, " n_samples"]]:
+        """Draw rows from p(x), ordered by leaf; returns the rows, in the type of the `X` of `fit`, and their leaves.
+
+        With an integer `random_state` every call draws the same.
+        """
+        check_is_fitted(self)
+        check_integer("n_samples", n_samples)
+        random = check_random_state(self.random_state)
+        weights = self.weights_.astype(np.float64)
+        counts = random.multinomial(n_samples, weights / weights.sum())
+        generator = torch.Generator(self.model_.device).manual_seed(seed_of(random))
+        rows: list[Tensor] = [
+            self.model_.sample(int(n), node=leaf.path, observe=True, generator=generator)
+            for leaf, n in zip(self.model_.plan.leaves, counts, strict=True)
+            if n > 0
+        ]
+        return decoded(self.table_, torch.cat(rows)), np.repeat(np.arange(len(counts)), counts)

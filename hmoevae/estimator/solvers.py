@@ -1,0 +1,93 @@
+"""Solvers: how an estimator fits a model to samples."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from hmoevae import training
+from hmoevae.door import Checked
+from hmoevae.history import History
+from hmoevae.model import HMoEVAE
+from hmoevae.training.fitting import fit_quietly
+
+Weights = Float[np.ndarray, " n_samples"] | None
+HELD_OUT = 10
+"""One of this many samples is held out to end a training by gradients."""
+LEAST_HELD_OUT = 20
+"""Tables that would hold out fewer samples hold out none: the loss on all samples ends the training."""
+PATIENCE = 10
+"""Number of epochs without a new best one that ends a training by gradients."""
+
+
+class Fit(NamedTuple):
+    """A model that has been fitted.
+
+    Attributes:
+        model: The model.
+        history: The history of the run that was kept.
+        loss: Its loss on all samples, in nats per sample.
+        converged: Whether the loss had stopped falling.
+    """
+
+    model: HMoEVAE
+    history: History
+    loss: float
+    converged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """Stochastic gradient descent, which ends when the objective of held-out samples has stopped falling.
+
+    Attributes:
+        training: The options of a run.
+        seeds: A seed for each run; the one with the smallest loss on all samples is kept.
+        tol: By how much a new best epoch has to be better, in nats per sample.
+        progress: Whether to show a progress bar.
+    """
+
+    training: training.Training
+    seeds: Iterable[int]
+    tol: float
+    progress: bool
+
+    def fit(self, make: Callable[[int], HMoEVAE], data: Checked, weights: Weights) -> Fit:
+        """Fit a model for each seed and keep the best."""
+        stops = self.training.start_epochs < self.training.epochs
+        rule = training.EarlyStopping(patience=PATIENCE, min_delta=self.tol) if stops else None
+
+        def train(seed: int) -> tuple[HMoEVAE, History]:
+            model, options = make(seed), replace(self.training, seed=seed, early_stopping=rule)
+            fitted, held = _split(len(data), seed)
+            own = None if weights is None else weights[fitted]
+            history = fit_quietly(
+                model,
+                _some(data, fitted),
+                options,
+                sample_weight=own,
+                validation_data=_some(data, held) if stops else None,
+                progress=self.progress,
+            )
+            return model, history
+
+        best = training.best_of(train, data, seeds=self.seeds)
+        history = best.history
+        converged = stops and not history.interrupted and len(history) < self.training.epochs
+        return Fit(best.model, history, best.losses[best.seed], converged)
+
+
+def _split(n: int, seed: int) -> tuple[Int[np.ndarray, " fitted"], Int[np.ndarray, " held"]]:
+    """Indices of samples to fit to and of samples held out; all of them twice, where there are few."""
+    everything = np.arange(n)
+    if n < HELD_OUT * LEAST_HELD_OUT:
+        return everything, everything
+    held = np.sort(np.random.default_rng(seed).permutation(n)[: n // HELD_OUT])
+    return np.delete(everything, held), held
+
+
+def _some(data: Checked, index: Int[np.ndarray, " some"]) -> Checked:
+    return data if len(index) == len(data) else replace(data, x=data.x[torch.from_numpy(index)])
