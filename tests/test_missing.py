@@ -14,9 +14,12 @@ from test_contract import SORTS
 from torch import Tensor
 
 import hmoevae as hm
+from hmoevae import views
 from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, ShapeError
 from hmoevae.nn.experts import ExpertGroup
 from hmoevae.nn.posteriors import Draw
+
+LEAF = hm.VAE(2, hm.MLP((3,)), hm.MLP((3,)), hm.ContinuousBernoulli())
 
 # --- the contract of every model holds with gaps --------------------------------------------------------------------
 
@@ -163,9 +166,38 @@ def test_no_gap_reaches_a_weight(options: dict, recwarn: pytest.WarningsRecorder
     recwarn.clear()
 
 
-# --- the door -------------------------------------------------------------------------------------------------------
+def test_a_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    x = with_gaps(torch.rand(40, 4))
 
-LEAF = hm.VAE(2, hm.MLP((3,)), hm.MLP((3,)), hm.ContinuousBernoulli())
+    def run(epochs: int, folder: Path | None = None, *, missing: bool = True) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = hm.HMoEVAE(hm.Mixture.of(LEAF, 2), (4,), missing=missing)
+        fit(model, x if missing else x.nan_to_num(), epochs=epochs, batch_size=16, seed=0, checkpoint_dir=folder)
+        return model.state_dict()
+
+    whole = run(4)
+    run(2, tmp_path)
+    with pytest.raises(ArgumentError, match=r"missing: expected True, as in the checkpoint .*, got None"):
+        run(4, tmp_path, missing=False)
+    assert all(map(torch.equal, run(4, tmp_path).values(), whole.values()))
+
+
+def test_views_pass_gaps_on() -> None:
+    x = torch.rand(2, 1, 6, 6)
+    x[0, 0, 2, 2] = torch.nan
+    still = views.RandomAffine(degrees=0.0, translate=(0.0, 0.0), scale=(1.0, 1.0), shear=0.0)
+    seen = still(x)
+    assert seen[0, 0, 2, 2].isnan()
+    torch.testing.assert_close(seen[1], x[1])
+    near = views.Neighbour(k=1).prepare(x)(x, index=torch.arange(2))
+    torch.testing.assert_close(near, x.flip(0), equal_nan=True)
+    model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2), 2), (1, 6, 6), missing=True)
+    agreement = hm.Agreement(partner=views.Neighbour(k=1))
+    history = fit(model, x.repeat(8, 1, 1, 1), epochs=2, seed=0, view=views.RandomAffine(), agreement=agreement)
+    assert all(math.isfinite(value) for value in history["loss"])
+
+
+# --- the door -------------------------------------------------------------------------------------------------------
 
 
 def test_a_model_without_gaps_says_which_has() -> None:

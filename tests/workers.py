@@ -148,11 +148,23 @@ def weighted() -> dict[str, Any]:
     return principle("marginal", "variance", True, torch.float64, sample_weight=w, init="kmeans")
 
 
+def gaps() -> dict[str, Any]:
+    """Samples with gaps, one of which nothing is known."""
+    x = samples().double()
+    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.3] = torch.nan
+    x[5] = torch.nan
+    layer = hm.MLP((8,))
+    torch.manual_seed(0)
+    tree = hm.Mixture.of(hm.VAE(2, layer, layer, hm.Gaussian("learned")), 3, gate=hm.Conv((4,), 3, hidden=(4,)))
+    return trained(hm.HMoEVAE(tree, SHAPE, objective="marginal", missing=True).double(), x, init="kmeans")
+
+
 def together() -> dict[str, Any]:
     """What else processes have to agree on."""
     answers: dict[str, Any] = {}
     answers["kmeans"] = trained(new_model(), samples(), init="kmeans")
     answers["weighted"] = weighted()
+    answers["gaps"] = gaps()
     answers["other weights"] = refused(
         lambda: trained(new_model(), samples(), sample_weight=torch.full((N_SAMPLES,), 1.0 + RANK))
     )

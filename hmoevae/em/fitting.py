@@ -126,6 +126,6 @@ def features(step: MStep, x: Float[Tensor, "n feature"]) -> Float[Tensor, "n sho
     """
     first = step.groups[0]
     filled = x.clone()
-    filled[:, first.linear.features] = step.filled
+    filled[:, first.features] = step.filled
     present = None if step.present is None else ~filled.isnan().T
-    return first.experts.likelihood.shown(filled.T, present).T
+    return first.likelihood.shown(filled.T, present).T

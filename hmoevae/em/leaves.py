@@ -1,6 +1,7 @@
-"""The M-step: sets the decoders, noises and constant outputs of all leaves from weighted samples.
+"""The M-step: sets the decoders, noises and constant outcomes of all leaves from weighted samples.
 
-Axes: `n` counts samples, `leaf` all leaves, `feature` the entries of a sample, `linear` its Gaussian features.
+Axes: `n` counts samples, `leaf` all leaves or those of a group, `feature` the entries of a sample, `linear` its
+Gaussian features, `latent` the factors.
 """
 
 from collections.abc import Iterator
@@ -14,53 +15,77 @@ from hmoevae.em.covariances import first_factors, next_factors, pulled
 from hmoevae.em.moments import Factors, Moments, filled_in, moments
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.model import HMoEVAE
-from hmoevae.nn.experts import ExpertGroup
+from hmoevae.nn.grouped import GroupedLinear, GroupedMLP
+from hmoevae.nn.likelihoods import LikelihoodModule
 from hmoevae.nn.linear import LinearEncoder
-from hmoevae.nn.posteriors import LinearFeatures
+from hmoevae.nn.posteriors import Rows
 
 FILL_ROUNDS = 10
 """Number of EM iterations of the single factor analyser that fills gaps for the start."""
 
 
 class Group(NamedTuple):
-    """A group of leaves of the model, with the parts that the M-step sets.
+    """What the M-step sets in a group of equal leaves.
 
     Attributes:
-        experts: The module.
-        members: The leaves of its rows.
-        linear: Its Gaussian features.
+        decoder: The linear decoders.
+        likelihood: The likelihood, with its learned scales.
+        latent_dim: Number of factors.
+        members: The leaf of every row.
+        features: The Gaussian features.
+        raw: The decoders' outputs that are their means.
+        are_all: Whether there are no other features.
     """
 
-    experts: ExpertGroup
+    decoder: GroupedLinear
+    likelihood: LikelihoodModule
+    latent_dim: int
     members: tuple[int, ...]
-    linear: LinearFeatures
+    features: Rows
+    raw: Rows
+    are_all: bool
 
     @property
     def floor(self) -> Float[Tensor, "leaf linear"]:
-        """The least variance of the noise of every leaf and Gaussian feature."""
-        return self.experts.likelihood.linear_floor().square()
+        """The least variances of the noise."""
+        return self.likelihood.linear_floor().square()
+
+    @property
+    def noise(self) -> Float[Tensor, "leaf linear"]:
+        """The variances of the noise."""
+        linear = self.likelihood.linear_features()
+        assert linear is not None
+        assert isinstance(linear.scale, Tensor)  # it is learned
+        return linear.scale.squeeze(2).square()
+
+    def factors(self, row: int) -> Factors:
+        """The factor analyser of a row."""
+        mean, loadings = self.decoder.bias[row, self.raw], self.decoder.matrices[row, self.raw]
+        return Factors(mean, loadings, self.noise[row])
 
 
 def groups_of(model: HMoEVAE) -> list[Group]:
     """The groups of a model, all of whose leaves EM can fit.
 
     Raises:
-        SpecError: A leaf has no exact posterior, fixed noise, or another likelihood than the first leaf.
+        SpecError: A leaf has no exact posterior, or another likelihood than the first leaf.
+        ArgumentError: The noise of a leaf is fixed.
     """
     plan, found = model.plan, []
-    first = plan.leaves[0].spec
+    first = plan.expert_groups[0].spec
     for planned, experts in zip(plan.expert_groups, model.experts.groups, strict=True):
-        leaf = plan.leaves[planned.members[0]]
-        place = "root" if leaf.path == "" else leaf.path
-        if not isinstance(experts.encoder, LinearEncoder):
+        place = plan.leaves[planned.members[0]].path
+        linear = experts.likelihood.linear_features()
+        if not isinstance(experts.encoder, LinearEncoder) or linear is None:
             expected = "LinearPosterior(), for which EM has a closed form (hmoevae.fit trains every other model)"
             raise SpecError(mismatch(f"{place}.encoder", expected, str(planned.spec.encoder)))
         if planned.spec.likelihood != first.likelihood:
             expected = f"{first.likelihood}, as in the first leaf"
             raise SpecError(mismatch(f"{place}.likelihood", expected, planned.spec.likelihood))
-        linear = experts.likelihood.linear_features()
-        assert linear is not None  # the encoder needs them
-        found.append(Group(experts, planned.members, linear))
+        experts.likelihood.linear_floor()  # an error if the scales are not learned
+        assert isinstance(experts.decoder, GroupedMLP)  # the encoder has checked it
+        parts = experts.decoder.last, experts.likelihood, experts.latent_dim, planned.members
+        found.append(Group(*parts, linear.features, linear.raw, linear.are_all))
     return found
 
 
@@ -72,6 +97,10 @@ class MStep:
         x: All samples, in float64; gaps are NaN.
         weight: The weight of every sample.
         strength: The number of samples that the prior of a leaf's covariance is worth.
+
+    Attributes:
+        linear_x: The Gaussian features of the samples.
+        filled: The same, with gaps filled for the start.
     """
 
     def __init__(
@@ -79,23 +108,24 @@ class MStep:
     ) -> None:
         self.groups = groups_of(model)
         self.x, self.weight, self.strength = x, weight, strength
-        self.present = None if not x.isnan().any() else ~x.isnan()
-        self.linear_x = x[:, self.groups[0].linear.features]
+        self.present = ~x.isnan() if x.isnan().any() else None
+        self.linear_x = x[:, self.groups[0].features]
         self.has_gaps = bool(self.linear_x.isnan().any())
         self.filled = self._filled() if self.has_gaps else self.linear_x
         self.started = False
 
     @torch.no_grad()
     def run(self, responsibility: Float[Tensor, "leaf n"]) -> None:
-        """Set the weights of all leaves; responsibilities sum to the weight of each sample."""
+        """Set the weights of all leaves; the responsibilities of a sample sum to its weight."""
         found = {leaf: self._moments(group, row, responsibility[leaf]) for group, row, leaf in self._leaves()}
-        order = range(len(found))
-        weights = torch.stack([found[leaf].weight for leaf in order])
-        covariances = pulled(torch.stack([found[leaf].covariance for leaf in order]), weights, self.strength)
+        by_leaf = [found[leaf] for leaf in range(len(found))]
+        weights = torch.stack([each.weight for each in by_leaf])
+        covariances = pulled(torch.stack([each.covariance for each in by_leaf]), weights, self.strength)
+        means = torch.stack([each.mean for each in by_leaf])
         for group in self.groups:
             rows = list(group.members)
-            self._set(group, torch.stack([found[leaf].mean for leaf in rows]), weights[rows], covariances[rows])
-            if not group.linear.are_all:
+            self._set(group, means[rows], weights[rows], covariances[rows])
+            if not group.are_all:
                 self._set_others(group, responsibility[rows])
         self.started = True
 
@@ -104,23 +134,17 @@ class MStep:
             for row, leaf in enumerate(group.members):
                 yield group, row, leaf
 
-    def _factors(self, group: Group, row: int) -> Factors:
-        last, raw = group.experts.decoder.last, group.linear.raw
-        scale = group.experts.likelihood.linear_features().scale
-        return Factors(last.bias[row, raw], last.matrices[row, raw], scale[row].squeeze(1).square())
-
     def _moments(self, group: Group, row: int, weight: Float[Tensor, " n"]) -> Moments:
-        if not (self.has_gaps and self.started):
-            return moments(self.filled, weight)
-        return moments(self.linear_x, weight, self._factors(group, row))
+        if self.has_gaps and self.started:
+            return moments(self.linear_x, weight, group.factors(row))
+        return moments(self.filled, weight)
 
     def _filled(self) -> Float[Tensor, "n linear"]:
-        """The Gaussian features with their gaps filled by one factor analyser of all samples, for the start."""
+        """The Gaussian features with their gaps filled by one factor analyser of all samples."""
         group, x = self.groups[0], self.linear_x
         floor = group.floor[:1]
-        mean = x.nanmean(0)
-        found = moments(torch.where(x.isnan(), mean, x), self.weight)
-        loadings, noise = first_factors(found.covariance.unsqueeze(0), group.experts.latent_dim, floor)
+        found = moments(torch.where(x.isnan(), x.nanmean(0).nan_to_num(), x), self.weight)
+        loadings, noise = first_factors(found.covariance.unsqueeze(0), group.latent_dim, floor)
         for _ in range(FILL_ROUNDS):
             found = moments(x, self.weight, Factors(found.mean, loadings[0], noise[0]))
             loadings, noise = next_factors(found.covariance.unsqueeze(0), loadings, noise, floor)
@@ -134,23 +158,20 @@ class MStep:
         covariance: Float[Tensor, "leaf linear column"],
     ) -> None:
         """Set means, loadings and noise of a group. Leaves without samples keep their means."""
-        last, raw, floor = group.experts.decoder.last, group.linear.raw, group.floor
-        if self.started:
-            scale = group.experts.likelihood.linear_features().scale.squeeze(2)
-            factors = next_factors(covariance, last.matrices[:, raw], scale.square(), floor)
-        else:
-            factors = next_factors(covariance, *first_factors(covariance, group.experts.latent_dim, floor), floor)
-        loadings, noise = factors
-        last.matrices[:, raw] = loadings
-        last.bias[:, raw] = torch.where(weight.unsqueeze(1) > 0, mean, last.bias[:, raw])
-        group.experts.likelihood.set_linear_scale_(noise.sqrt())
+        decoder, raw, floor = group.decoder, group.raw, group.floor
+        before = decoder.matrices[:, raw], group.noise
+        if not self.started:
+            before = first_factors(covariance, group.latent_dim, floor)
+        loadings, noise = next_factors(covariance, *before, floor)
+        decoder.matrices[:, raw] = loadings
+        decoder.bias[:, raw] = torch.where(weight.unsqueeze(1) > 0, mean, decoder.bias[:, raw])
+        group.likelihood.set_linear_scale_(noise.sqrt())
 
     def _set_others(self, group: Group, responsibility: Float[Tensor, "leaf n"]) -> None:
         """Set the outputs of the other features, which do not depend on z."""
-        last, raw = group.experts.decoder.last, group.linear.raw
         present = None if self.present is None else self.present.T
-        constant = group.experts.likelihood.fit_constant_(self.x.T, responsibility, present)
-        is_other = torch.ones(last.bias.shape[1], dtype=torch.bool)
-        is_other[raw] = False
-        last.matrices[:, is_other] = 0.0
-        last.bias[:, is_other] = constant[:, is_other]
+        constant = group.likelihood.fit_constant_(self.x.T, responsibility, present)
+        is_other = torch.ones(constant.shape[1], dtype=torch.bool)
+        is_other[group.raw] = False
+        group.decoder.matrices[:, is_other] = 0.0
+        group.decoder.bias[:, is_other] = constant[:, is_other]

@@ -28,11 +28,10 @@ def warn_of_scales(plan: Plan, samples: Tensor) -> None:
     gaussians = [known for known in likelihoods if isinstance(known, Gaussian) and known.mean == "identity"]
     free = [float(known.scale) for known in gaussians if known.scale != "learned"]
     x = samples.detach().flatten(1).cpu().double()
-    gaps = x.isnan()
-    if not free or bool(((x >= 0) & (x <= 1) | gaps).all()):
+    if not free or not bool(((x < 0) | (x > 1)).any()):  # neither is true of a gap
         return
     mean, size = x.nanmean(0).nan_to_num(), x.square().nanmean(0).nan_to_num().sqrt()
-    deviation = (x - mean).square().nanmean(0).nan_to_num().sqrt() if gaps.any() else x.std(0, correction=0)
+    deviation = (x - mean).square().nanmean(0).nan_to_num().sqrt()
     expected = f"data of about the scale of Gaussian(scale={max(free):g}, mean='identity')"
     remedy = (
         "standardise them, as scikit-learn's StandardScaler does, or hm.datasets.Scaled(data, deviations, offset=means)"

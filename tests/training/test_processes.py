@@ -97,6 +97,10 @@ def test_two_processes_weigh_as_one_does(two):
     assert "sample_weight: expected the same in every process" in two[0]["other weights"]
 
 
+def test_two_processes_train_with_gaps_as_one_does(two):
+    assert_same(two[0]["gaps"], workers.gaps(), 1e-12)
+
+
 @pytest.mark.parametrize("name", workers.SOURCES)
 def test_every_source_is_divided(two, name, tmp_path):
     assert_same(two[0][name], workers.source(name, tmp_path), 2e-6)

@@ -165,6 +165,13 @@ class LikelihoodModule(nn.Module, ABC):
 
         Raises:
             ArgumentError: There is no closed form.
+
+        >>> from hmoevae.nn.likelihoods import likelihood_module
+        >>> from hmoevae.spec import Poisson
+        >>> eggs = likelihood_module(Poisson(), 1, n_features=1)
+        >>> raw = eggs.fit_constant_(torch.tensor([[1.0, 3.0, 2.0]]), torch.ones(1, 3))
+        >>> eggs.mean(raw.unsqueeze(2)).flatten()
+        tensor([2.])
         """
         raise _no_closed_form(self, "one with a closed form for fit_em (hmoevae.fit trains all)")
 
@@ -173,11 +180,18 @@ class LikelihoodModule(nn.Module, ABC):
 
         Raises:
             ArgumentError: Their scales are not learned.
+
+        >>> from hmoevae.nn.likelihoods import likelihood_module
+        >>> from hmoevae.spec import Gaussian
+        >>> module = likelihood_module(Gaussian("learned", "identity", floor=0.25), 1, n_features=1)
+        >>> module.set_linear_scale_(torch.tensor([[0.75]]))
+        >>> module.linear_floor(), module.scale
+        (tensor([[0.2500]]), tensor([[[0.7500]]], grad_fn=<UnsqueezeBackward0>))
         """
         raise _no_closed_form(self, "learned scales for fit_em")
 
     def set_linear_scale_(self, scale: Float[Tensor, "group linear"]) -> None:  # noqa: ARG002
-        """Set the learned scales of the linear features.
+        """Set the learned scales of the linear features; the doctest of `linear_floor` shows it.
 
         Raises:
             ArgumentError: They are not learned.

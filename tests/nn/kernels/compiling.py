@@ -39,6 +39,7 @@ CASES: dict[str, tuple[hm.Mixture, torch.dtype]] = {
     "counts": (tree(hm.ZeroInflated(hm.NegativeBinomial(total=9))), torch.float32),
     "conv": (tree(hm.Gaussian(0.3, mean="identity"), hm.Conv((2,), 3, 1, (5,))), torch.float32),
     "bf16": (tree(hm.Gaussian(0.5)), torch.bfloat16),
+    "gaps": (tree(hm.Gaussian("learned")), torch.float32),
 }
 
 
@@ -50,10 +51,12 @@ def distance(one: Tensor, two: Tensor) -> float:
 def compare(case: tuple[hm.Mixture, torch.dtype]) -> dict[str, float]:
     """How far a compiled pass is from a plain one."""
     torch.manual_seed(0)
-    plain = hm.HMoEVAE(case[0], (1, 4, 4), objective="elbo")
+    gaps = case is CASES["gaps"]
+    plain = hm.HMoEVAE(case[0], (1, 4, 4), objective="elbo", missing=gaps)
     model = copy.deepcopy(plain)
     compiled = CompiledPass(model)
     x = torch.rand(BATCH, 1, 4, 4).round()
+    x = x.masked_fill(torch.rand_like(x) < 0.3, torch.nan) if gaps else x
     weights = torch.arange(1.0, 1 + BATCH) if case is CASES["bernoulli"] else None
     outs = []
     for each in (compiled, plain):
