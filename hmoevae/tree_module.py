@@ -276,7 +276,7 @@ class TreeModule(Pretrained):
             expected = "a tree with a gate that learns, for agreement"
             raise ArgumentError(mismatch("other_view", expected, "one with PosteriorGate everywhere"))
         if last == depth:
-            answers = self.edge_log_prob(both, temperature)
+            answers = self._edge_log_prob(both, temperature)
         else:
             joints = self._log_joint(both), self._log_joint(own)
             answers = self.gates.split(self._shown(both), self._shown(own), last, temperature, joints)
@@ -372,7 +372,9 @@ class TreeModule(Pretrained):
     def _seen(self, x: Samples, *, name: str = "x") -> Tensor:
         return self.door.check(x, name) if self.gates.have_posteriors else self.door.seen(x, name)
 
-    def edge_log_prob(self, x: Float[Tensor, "feature batch"], temperature: float = 1.0) -> Float[Tensor, "edge batch"]:
+    def _edge_log_prob(
+        self, x: Float[Tensor, "feature batch"], temperature: float = 1.0
+    ) -> Float[Tensor, "edge batch"]:
         """Log g(child | x) on every edge, features first, in nats; posterior gates pass no gradient."""
         return self.gates(self._shown(x), temperature, self._log_joint(x))
 

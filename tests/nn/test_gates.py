@@ -79,7 +79,7 @@ def test_gates_of_both_kinds_see_the_view_that_their_level_sees() -> None:
     model, x, view, other = build(tree, SHAPE), samples(4), samples(4) + 1, samples(4) - 1
     settings = hm.StepSettings(agreement_levels=(1,))
     out = model(x, view=view, other_view=other, settings=settings)
-    seen, own = (model.edge_log_prob(each.t()).t() for each in (view, x))
+    seen, own = (model._edge_log_prob(each.t()).t() for each in (view, x))
     torch.testing.assert_close(out.edge_log_prob, torch.cat([seen[:, :2], own[:, 2:]], 1))
 
 
