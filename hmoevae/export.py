@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hmoevae.checks import is_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 from hmoevae.model import HMoEVAE
+from hmoevae.nn.experts import Experts
 from hmoevae.nn.gaps import shown
 from hmoevae.nn.linear import LinearEncoder
 from hmoevae.nn.rows import alone
@@ -117,6 +118,19 @@ def _without_weights(module: M) -> M:
     return module
 
 
+def _densities(model: HMoEVAE) -> Experts:
+    """The leaves whose density posterior gates read."""
+    experts = copy.deepcopy(model.experts)
+    for group in experts.groups:
+        if not isinstance(group.encoder, LinearEncoder):
+            for part in group.modules():
+                part._parameters.clear()
+                part._buffers.clear()
+        elif not model.missing:
+            group.encoder.fix_(group.decoder, group.likelihood)
+    return experts
+
+
 class RoutingModule(nn.Module):
     """The module that `routing` returns.
 
@@ -141,11 +155,18 @@ class RoutingModule(nn.Module):
         first = model.plan.leaves[0].place
         self.likelihood = _without_weights(alone(model.experts.first.likelihood, first.row))
         self.missing = model.missing
+        self.experts = _densities(model) if self.gates.have_posteriors else None
+        self.prior = copy.deepcopy(model.prior) if self.gates.have_posteriors else None
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch node"]:
         """Probabilities of samples `(batch, *input_shape)`; rows sum to one."""
-        seen = shown(self.likelihood, x.flatten(1).t(), missing=self.missing)
-        node_log_prob = self.paths.node_log_prob(self.gates(seen))
+        x = x.flatten(1).t()
+        log_joint = None
+        if self.experts is not None and self.prior is not None:
+            log_joint = self.experts.evidence(x) + self.prior.leaf_log_prob().unsqueeze(1)
+        node_log_prob = self.paths.node_log_prob(
+            self.gates(shown(self.likelihood, x, missing=self.missing), log_joint=log_joint)
+        )
         return node_log_prob.index_select(0, self.columns).exp().t()
 
 

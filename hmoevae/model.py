@@ -373,7 +373,7 @@ class HMoEVAE(TreeModule):
 
         def evaluate(chunk: Tensor) -> Tensor:
             flat = self._features_first(chunk)
-            leaf_log_prob = self.paths.leaf_log_prob(self.gates(self._shown(flat)))
+            leaf_log_prob = self.paths.leaf_log_prob(self._edge_log_prob(flat))
             draws = self.experts.draw(flat, self.experts.noise(flat, generator, share))
             elbo = self.experts.by_leaf([draw.elbo() for draw in draws])
             log_weight = self.experts.by_leaf([draw.log_weight() for draw in draws])
@@ -443,12 +443,12 @@ class HMoEVAE(TreeModule):
 
     def _route(self, x: Data, along_paths: Callable[[Tensor], Tensor], batch_size: int) -> Float[Tensor, "batch path"]:
         def route(chunk: Tensor) -> Tensor:
-            return along_paths(self.gates(self._shown(self._features_first(chunk)))).t()
+            return along_paths(self._edge_log_prob(self._features_first(chunk))).t()
 
         return self._in_batches(route, x, batch_size, check=self._seen)
 
     def _best_leaf(self, x: Tensor, node: PlannedNode) -> Int[Tensor, " batch"]:
-        edge_log_prob = self.gates(self._shown(self._features_first(x)))
+        edge_log_prob = self._edge_log_prob(self._features_first(x))
         edge_log_prob[list(node.edges)] = 0.0  # a large term of the path to `node` would round small differences off
         leaf_log_prob = self.paths.leaf_log_prob(edge_log_prob)
         return node.leaves.start + leaf_log_prob[node.leaves.start : node.leaves.stop].argmax(0)

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from hmoevae.checks import is_integer
 from hmoevae.errors import ArgumentError, mismatch
-from hmoevae.spec import VAE, Balance, Mixture, Tree
+from hmoevae.spec import VAE, Balance, Mixture, PosteriorGate, Tree
 
 S = TypeVar("S", VAE, Mixture)
 
@@ -94,7 +94,8 @@ class Plan:
         mixtures: The mixtures among `nodes`, in the order of every `mixture` axis.
         edge_mixture: The mixture at the upper end of each edge.
         edge_child: The node at the lower end of each edge, as an index into `nodes`.
-        balances: The balance of each mixture, its own or an inherited one.
+        balances: The balance of each mixture, its own or an inherited one; of weight zero where a `PosteriorGate`
+            cannot learn from it.
         expert_groups: Leaves with equal specs (names aside).
         gate_groups: Mixtures with equal gate networks and numbers of children.
 
@@ -263,10 +264,16 @@ def compile_tree(tree: Tree) -> Plan:
         mixtures=mixtures,
         edge_mixture=tuple(edge_mixture),
         edge_child=tuple(edge_child),
-        balances=tuple(balance[node.path] for node in mixtures),
+        balances=tuple(_own_balance(node.spec, balance[node.path]) for node in mixtures),
         expert_groups=expert_groups,
         gate_groups=gate_groups,
     )
+
+
+def _own_balance(mixture: Tree, balance: Balance) -> Balance:
+    """The balance that a mixture has; those below it inherit `balance`."""
+    computed = isinstance(mixture, Mixture) and isinstance(mixture.gate, PosteriorGate)
+    return replace(balance, weight=0.0) if computed else balance
 
 
 def _places(groups: Iterable[Group[S]]) -> list[Place]:

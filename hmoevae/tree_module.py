@@ -20,6 +20,7 @@ from hmoevae.nn.balance import Balances
 from hmoevae.nn.draws import Share
 from hmoevae.nn.experts import Experts, gate_shape
 from hmoevae.nn.gates import Gates, looks_channels_last
+from hmoevae.nn.kernels.precision import full_precision
 from hmoevae.nn.objectives import find_objective
 from hmoevae.nn.paths import Paths
 from hmoevae.nn.posteriors import Draw
@@ -271,8 +272,14 @@ class TreeModule(Pretrained):
         last = levels[-1] if levels else 0
         # One pass of the gates for both views, concatenated batch-first because that is their memory layout.
         both = seen if other is None else torch.cat([seen.t(), other.t()]).t()
-        both, own = self._shown(both), self._shown(own)
-        answers = self.gates(both, temperature) if last == depth else self.gates.split(both, own, last, temperature)
+        if other is not None and self.gates.have_posteriors and not self.gates.learn:
+            expected = "a tree with a gate that learns, for agreement"
+            raise ArgumentError(mismatch("other_view", expected, "one with PosteriorGate everywhere"))
+        if last == depth:
+            answers = self._edge_log_prob(both, temperature)
+        else:
+            joints = self._log_joint(both), self._log_joint(own)
+            answers = self.gates.split(self._shown(both), self._shown(own), last, temperature, joints)
         edges = [answers] if other is None else answers.chunk(2, dim=1)
         counts = None if weights is None else weights.counts
         importances = [self.paths.importance(edge_log_prob, counts) for edge_log_prob in edges]
@@ -293,8 +300,8 @@ class TreeModule(Pretrained):
         )
 
     def _view(self, view: Tensor, name: str, x: Tensor, *, validate: bool) -> Float[Tensor, "feature batch"]:
-        """Check a view and return it features-first; its values may lie outside a likelihood's support."""
-        view = self.check_input(view, name=name, values=validate, support=False)
+        """Check a view and return it features-first; its values may lie outside a support that no gate reads."""
+        view = self.check_input(view, name=name, values=validate, support=self.gates.have_posteriors)
         if len(view) != len(x):
             raise ShapeError(mismatch(name, f"one per sample, {tuple(x.shape)}", tuple(view.shape)))
         return self._features_first(view)
@@ -363,7 +370,21 @@ class TreeModule(Pretrained):
         return Door(self.input_shape, self.dtype, records, likelihoods, self.missing, self.table)
 
     def _seen(self, x: Samples, *, name: str = "x") -> Tensor:
-        return self.door.seen(x, name)
+        return self.door.check(x, name) if self.gates.have_posteriors else self.door.seen(x, name)
+
+    def _edge_log_prob(
+        self, x: Float[Tensor, "feature batch"], temperature: float = 1.0
+    ) -> Float[Tensor, "edge batch"]:
+        """Log g(child | x) on every edge, features first, in nats; posterior gates pass no gradient."""
+        return self.gates(self._shown(x), temperature, self._log_joint(x))
+
+    @torch.no_grad()
+    def _log_joint(self, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "leaf batch"] | None:
+        """Log pi_l + log p_l(x) of every leaf, which posterior gates read."""
+        if not self.gates.have_posteriors:
+            return None
+        with full_precision(x):  # autocast would also keep these weights, without gradients, for the whole pass
+            return self.experts.evidence(x) + self.prior.leaf_log_prob().unsqueeze(1)
 
     def _shown(self, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "shown batch"]:
         """What the gates see of samples: what the first leaf's encoder does."""

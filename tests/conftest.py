@@ -92,7 +92,7 @@ def trees(
         leaf_root: Let the tree be a lone leaf.
     """
     # From small pools, so that equal nodes, hence groups of several, turn up in all places of a tree.
-    leaf_pool = draw(st.lists(leaves(), min_size=1, max_size=3))
+    leaf_pool = draw(st.lists(leaves(), min_size=1, max_size=3) | st.lists(exact_leaves(), min_size=1, max_size=2))
     gate_pool = draw(st.lists(mlps() | convs() if image else mlps(), min_size=1, max_size=2))
     n_leaves = 0
 
@@ -102,9 +102,12 @@ def trees(
             n_leaves += 1
             return draw(st.sampled_from(leaf_pool))
         children = tuple(node(height - 1, leaf_allowed=True) for _ in range(draw(st.integers(2, 4))))
+        below = (leaf for child in children for _, leaf in child.walk() if isinstance(leaf, hm.VAE))
+        has_density = all(isinstance(leaf.encoder, hm.LinearPosterior) for leaf in below)
+        computed = has_density and draw(st.booleans())
         return hm.Mixture(
             children=children,
-            gate=draw(st.sampled_from(gate_pool)),
+            gate=hm.PosteriorGate() if computed else draw(st.sampled_from(gate_pool)),
             balance=draw(balances()),
             prior=draw(st.sampled_from(("uniform", "leaves", "learned"))),
             name=draw(names()),

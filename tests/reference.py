@@ -105,12 +105,27 @@ class Reference:
 
     def gate(self, path: str, x: Tensor) -> Tensor:
         """log g(child | x) of one mixture, (batch, child)."""
-        mixture, group, row = self.model.tree.at(path), self.group(path), self.place(path).row
+        mixture = self.model.tree.at(path)
+        if isinstance(mixture.gate, hm.PosteriorGate):
+            joint = [self.log_density(f"{path}/{i}", x) for i in range(len(mixture.children))]
+            return (torch.stack(joint, 1) + self.log_prior(path)).detach().log_softmax(1)
+        group, row = self.group(path), self.place(path).row
         x = seen(self.leaves[0][1].likelihood, x)
         logits = run_network(mixture.gate, group.network, row, x, (len(mixture.children),))
         if group.head is not None:
             logits = F.linear(logits, group.head.weight[row], group.head.bias[row])
         return logits.log_softmax(1)
+
+    def log_density(self, path: str, x: Tensor) -> Tensor:
+        """log p(x) of one node above factor analysers, (batch,)."""
+        node = self.model.tree.at(path)
+        if isinstance(node, hm.Mixture):
+            children = [self.log_density(f"{path}/{i}", x) for i in range(len(node.children))]
+            return (torch.stack(children, 1) + self.log_prior(path)).logsumexp(1)
+        weight, bias = self.decoder_weights(path)
+        scale = self.observation(path, x.new_zeros(1, node.latent_dim)).stddev.expand(1, len(bias))
+        covariance = weight @ weight.T + torch.diag(scale[0] ** 2)
+        return distributions.MultivariateNormal(bias, covariance).log_prob(x.flatten(1))
 
     def log_prior(self, path: str) -> Tensor:
         """log pi of one mixture's children."""
@@ -138,7 +153,7 @@ class Reference:
         """p(z|x) of one leaf with a linear decoder, from the joint covariance of (z, x), by conditioning."""
         leaf = self.model.tree.at(path)
         weight, bias = self.decoder_weights(path)
-        scale = torch.as_tensor(self.observation(path, x.new_zeros(1, leaf.latent_dim)).stddev).expand(1, len(bias))
+        scale = self.observation(path, x.new_zeros(1, leaf.latent_dim)).stddev.expand(1, len(bias))
         covariance = weight @ weight.T + torch.diag(scale[0] ** 2)
         gain = torch.linalg.solve(covariance, weight).T
         mean = (x.flatten(1) - bias) @ gain.T
@@ -230,7 +245,8 @@ class Reference:
             importance = [
                 sum((arrived[b] + log_gate[b, c]).exp() for b in range(len(x))) for c in range(len(own_prior))
             ]
-            balance_terms.append(balance.weight * naive_balance(balance.kind, importance, own_prior.detach().tolist()))
+            taught = 0.0 if isinstance(node.gate, hm.PosteriorGate) else balance.weight
+            balance_terms.append(taught * naive_balance(balance.kind, importance, own_prior.detach().tolist()))
             for c, child in enumerate(node.children):
                 edges[self.first_edge[path] + c] = log_gate[:, c]
                 visit(child, f"{path}/{c}", reach + log_gate[:, c], log_prior + own_prior[c], balance)

@@ -21,6 +21,7 @@ def leaf(latent_dim: int = 2, likelihood: object = None, net: hm.MLP = NET) -> h
     return hm.VAE(latent_dim, net, net, likelihood or hm.Gaussian())
 
 
+EXACT = hm.VAE(2, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian(0.5, "identity"))
 NUMBER = hm.Gaussian("learned", "identity")
 COLUMNS = hm.Columns.of(NUMBER, hm.Ordinal(3), hm.LogNormal(), NUMBER, hm.Poisson())
 SORTS: dict[str, tuple[Tree, tuple[int, ...], str]] = {
@@ -85,6 +86,28 @@ SORTS: dict[str, tuple[Tree, tuple[int, ...], str]] = {
     "columns": (hm.Mixture.of(hm.Mixture.of(leaf(2, COLUMNS), 2, gate=GATE), 2, gate=GATE), (5,), "elbo"),
     "exact posteriors": (
         hm.Mixture.of(hm.VAE(2, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian("learned", "identity")), 3, gate=GATE),
+        (4,),
+        "elbo",
+    ),
+    "posterior gates": (
+        hm.Mixture.of(
+            hm.VAE(2, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian("learned", "identity")),
+            3,
+            gate=hm.PosteriorGate(),
+            prior="learned",
+        ),
+        (4,),
+        "marginal",
+    ),
+    "posterior gates below and above others": (
+        hm.Mixture(
+            (
+                hm.Mixture.of(EXACT, 2, gate=hm.PosteriorGate()),
+                hm.Mixture((hm.Mixture.of(EXACT, 2, gate=GATE), EXACT), gate=hm.PosteriorGate()),
+                leaf(),
+            ),
+            gate=GATE,
+        ),
         (4,),
         "elbo",
     ),

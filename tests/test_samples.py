@@ -128,7 +128,7 @@ def test_every_source_gives_what_its_tensor_gives(model, x, tmp_path, call, sour
 def test_no_more_than_a_batch_is_evaluated_at_a_time(model, x, monkeypatch):
     seen = []
     gates = model.gates.forward
-    monkeypatch.setattr(model.gates, "forward", lambda flat: (seen.append(flat.shape[1]), gates(flat))[1])
+    monkeypatch.setattr(model.gates, "forward", lambda flat, *told: (seen.append(flat.shape[1]), gates(flat, *told))[1])
     model.predict(DataLoader(Items(x), batch_size=16), batch_size=10)
     assert seen == [10, 6, 4]
 

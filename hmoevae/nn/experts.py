@@ -223,6 +223,7 @@ class Experts(nn.Module):
         self.latent_dim = max(group.spec.latent_dim for group in plan.expert_groups)
         places = [leaf.place for leaf in plan.leaves]
         self._first = places[0].group
+        self._sizes = [len(group.members) for group in plan.expert_groups]
         self.register_buffer("group_of_leaf", torch.tensor([place.group for place in places]), persistent=False)
         self.register_buffer("row_of_leaf", torch.tensor([place.row for place in places]), persistent=False)
         order = [leaf for group in plan.expert_groups for leaf in group.members]
@@ -287,6 +288,14 @@ class Experts(nn.Module):
             found.append(unpack(of(group.draw(own, group.posterior(own), drawn)), packed))
             order.append(pairs)
         return torch.cat(found).index_select(0, torch.cat(order).argsort()).unflatten(0, (n_slots, batch))
+
+    def evidence(self, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "leaf batch"]:
+        """Log p_l(x) of every leaf with a `LinearPosterior`, as in `ExpertGroup.evidence`; zero of the others."""
+        by_group = [
+            group.evidence(x) if isinstance(group.encoder, LinearEncoder) else x.new_zeros(size, x.shape[1])
+            for group, size in zip(self.groups, self._sizes, strict=True)
+        ]
+        return self.by_leaf(by_group)
 
     def log_marginal(
         self,

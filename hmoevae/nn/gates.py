@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.grouped import AffineEnded, GroupedLinear
 from hmoevae.nn.kernels.precision import sum_dtype
 from hmoevae.nn.networks import grouped_network
 from hmoevae.nn.paths import joined, permutation
 from hmoevae.plan import Plan
-from hmoevae.spec import Network
+from hmoevae.spec import VAE, LinearPosterior, Network, PosteriorGate
 
 
 class GateGroup(nn.Module):
@@ -76,6 +77,56 @@ class GateGroup(nn.Module):
         return F.log_softmax(logits if temperature == 1 else logits / temperature, dim=1)
 
 
+class PosteriorGroup(nn.Module):
+    """Gates with equal numbers of children that are the posteriors of their children, side by side; no parameters.
+
+    Args:
+        plan: The compiled tree.
+        members: Indices of the mixtures.
+
+    Raises:
+        SpecError: A leaf below a mixture has no `LinearPosterior`.
+
+    >>> from hmoevae.plan import compile_tree
+    >>> from hmoevae.spec import MLP, VAE, Gaussian, LinearPosterior, Mixture, PosteriorGate
+    >>> leaf = VAE(2, LinearPosterior(), MLP(()), Gaussian(0.5, "identity"))
+    >>> tree = Mixture((leaf, Mixture.of(leaf, 2)), gate=PosteriorGate())
+    >>> log_joint = torch.tensor([[0.2], [0.4], [0.4]]).log()
+    >>> PosteriorGroup(compile_tree(tree), [0])(log_joint).exp().flatten()
+    tensor([0.2000, 0.8000])
+    """
+
+    below: Int[Tensor, "group child width"]
+    last = None
+    """These gates have no layer whose rows are the children."""
+
+    def __init__(self, plan: Plan, members: Sequence[int]) -> None:
+        super().__init__()
+        mixtures = [plan.mixtures[i] for i in members]
+        for leaf in (plan.leaves[i] for mixture in mixtures for i in mixture.leaves):
+            if isinstance(leaf.spec, VAE) and not isinstance(leaf.spec.encoder, LinearPosterior):
+                expected = "LinearPosterior(), as PosteriorGate needs the density of the leaves below it"
+                raise SpecError(mismatch(f"{leaf.path}.encoder", expected, leaf.spec.encoder))
+        children = [[plan.nodes[plan.edge_child[edge]].leaves for edge in mixture.child_edges] for mixture in mixtures]
+        width = max(len(leaves) for own in children for leaves in own)
+        rows = [[[*leaves, *[plan.n_leaves] * (width - len(leaves))] for leaves in own] for own in children]
+        self.register_buffer("below", torch.tensor(rows), persistent=False)  # n_leaves stands for no leaf
+
+    def forward(
+        self, log_joint: Float[Tensor, "leaf batch"], temperature: float = 1.0
+    ) -> Float[Tensor, "group child batch"]:
+        """Log g(child | x) of every gate, in nats.
+
+        Args:
+            log_joint: Log pi_l + log p_l(x) of every leaf; of leaves that are not below these gates, any number.
+            temperature: The divisor of the logarithms.
+        """
+        with_none = F.pad(log_joint, (0, 0, 0, 1), value=-torch.inf)
+        by_leaf = with_none.index_select(0, self.below.flatten()).unflatten(0, self.below.shape)
+        logits = by_leaf.squeeze(2) if by_leaf.shape[2] == 1 else by_leaf.logsumexp(2)
+        return F.log_softmax(logits if temperature == 1 else logits / temperature, dim=1)
+
+
 class Gates(nn.Module):
     """All gates of a plan.
 
@@ -84,7 +135,8 @@ class Gates(nn.Module):
         input_shape: Shape of one sample; convolutional gates ask for (channels, height, width).
 
     Raises:
-        SpecError: A gate does not fit the samples: a convolutional gate needs images.
+        SpecError: A gate does not fit the samples: a convolutional gate needs images. Or a leaf below a posterior gate
+            has no density in closed form.
 
     >>> from hmoevae.plan import compile_tree
     >>> from hmoevae.spec import VAE, Mixture
@@ -93,13 +145,15 @@ class Gates(nn.Module):
     torch.Size([4, 5])
     """
 
-    groups: Sequence[GateGroup]
+    groups: Sequence[GateGroup | PosteriorGroup]
     edge_order: Int[Tensor, " edge"] | None
 
     def __init__(self, plan: Plan, input_shape: tuple[int, ...]) -> None:
         super().__init__()
         groups = nn.ModuleList(
-            GateGroup(
+            PosteriorGroup(plan, group.members)
+            if isinstance(group.spec.gate, PosteriorGate)
+            else GateGroup(
                 group.spec.gate,
                 len(group.members),
                 len(group.spec.children),
@@ -114,16 +168,32 @@ class Gates(nn.Module):
         self.register_buffer("edge_order", permutation(order), persistent=False)
         self.depths = [[plan.mixtures[i].depth for i in group.members] for group in plan.gate_groups]
 
-    def forward(self, x: Float[Tensor, "feature batch"], temperature: float = 1.0) -> Float[Tensor, "edge batch"]:
+    @property
+    def have_posteriors(self) -> bool:
+        """Whether a gate is the posterior of its children."""
+        return any(isinstance(group, PosteriorGroup) for group in self.groups)
+
+    @property
+    def learn(self) -> bool:
+        """Whether a gate has parameters."""
+        return any(isinstance(group, GateGroup) for group in self.groups)
+
+    def forward(
+        self,
+        x: Float[Tensor, "feature batch"],
+        temperature: float = 1.0,
+        log_joint: Float[Tensor, "leaf batch"] | None = None,
+    ) -> Float[Tensor, "edge batch"]:
         """Log g(child | x) on every edge, in nats, for every sample, however improbable its mixture is.
 
         Args:
             x: Samples.
             temperature: The divisor of the logits.
+            log_joint: As in `PosteriorGroup.forward`, for trees with such gates.
         """
         if not self.groups:  # a lone leaf has no gate
             return x.new_zeros(0, x.shape[1], dtype=sum_dtype(x))
-        rows = [group(x, temperature).flatten(0, 1) for group in self.groups]
+        rows = [_answer(group, x, temperature, log_joint).flatten(0, 1) for group in self.groups]
         return joined(rows, self.edge_order)
 
     def split(
@@ -132,6 +202,7 @@ class Gates(nn.Module):
         lower: Float[Tensor, "feature few"],
         depth: int,
         temperature: float = 1.0,
+        log_joints: tuple[Float[Tensor, "leaf batch"] | None, Float[Tensor, "leaf few"] | None] = (None, None),
     ) -> Float[Tensor, "edge batch"]:
         """Like `forward`, with two inputs: gates above `depth` see `upper`, the others see `lower`.
 
@@ -141,14 +212,27 @@ class Gates(nn.Module):
         rows = []
         for group, depths in zip(self.groups, self.depths, strict=True):
             if max(depths) < depth:
-                rows.append(group(upper, temperature))
+                rows.append(_answer(group, upper, temperature, log_joints[0]))
                 continue
-            row = group(lower, temperature).repeat(1, 1, times)
+            row = _answer(group, lower, temperature, log_joints[1]).repeat(1, 1, times)
             if min(depths) < depth:  # a group with gates on both sides of `depth` runs twice
                 is_upper = torch.tensor([d < depth for d in depths], device=row.device).reshape(-1, 1, 1)
-                row = torch.where(is_upper, group(upper, temperature), row)
+                row = torch.where(is_upper, _answer(group, upper, temperature, log_joints[0]), row)
             rows.append(row)
         return joined([row.flatten(0, 1) for row in rows], self.edge_order)
+
+
+def _answer(
+    group: GateGroup | PosteriorGroup,
+    x: Float[Tensor, "feature batch"],
+    temperature: float,
+    log_joint: Float[Tensor, "leaf batch"] | None,
+) -> Float[Tensor, "group child batch"]:
+    """Log g(child | x) of every gate of a group."""
+    if isinstance(group, GateGroup):
+        return group(x, temperature)
+    assert log_joint is not None
+    return group(log_joint, temperature)
 
 
 def looks_channels_last(input_shape: tuple[int, ...]) -> bool:

@@ -9,7 +9,7 @@ from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.conv import GroupedConv, GroupedConvTranspose
 from hmoevae.nn.grouped import GroupedMLP, GroupedNetwork
 from hmoevae.nn.stacked import Stacked
-from hmoevae.spec import MLP, Conv, ConvTranspose, LinearPosterior, Network
+from hmoevae.spec import MLP, Conv, ConvTranspose, LinearPosterior, Network, PosteriorGate
 
 
 def grouped_network(
@@ -72,6 +72,11 @@ def _own(record: Network, asked: _Asked) -> GroupedNetwork:
 @_own.register(LinearPosterior)
 def _linear_posterior(record: LinearPosterior, asked: _Asked) -> GroupedNetwork:
     raise SpecError(mismatch(asked.place, "a network (LinearPosterior is for the encoder of a VAE)", record))
+
+
+@_own.register(PosteriorGate)
+def _posterior_gate(record: PosteriorGate, asked: _Asked) -> GroupedNetwork:
+    raise SpecError(mismatch(asked.place, "a network (PosteriorGate is for the gate of a Mixture)", record))
 
 
 @_own.register(MLP)

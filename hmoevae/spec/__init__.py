@@ -19,7 +19,7 @@ from hmoevae.spec.likelihoods import (
     Poisson,
     ZeroInflated,
 )
-from hmoevae.spec.networks import MLP, Activation, Conv, ConvTranspose, LinearPosterior, Network
+from hmoevae.spec.networks import MLP, Activation, Conv, ConvTranspose, LinearPosterior, Network, PosteriorGate
 from hmoevae.spec.nodes import MAX_DEPTH, VAE, Mixture, Node, Tree, tree_from_json
 from hmoevae.spec.record import record
 
@@ -45,6 +45,7 @@ __all__ = [
     "Node",
     "Ordinal",
     "Poisson",
+    "PosteriorGate",
     "Tree",
     "ZeroInflated",
     "record",

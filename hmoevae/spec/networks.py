@@ -76,27 +76,6 @@ class MLP(Network):
         return f"MLP({'-'.join(map(str, self.hidden)) or 'linear'})"
 
 
-@record(kind="linear_posterior")
-class LinearPosterior(Network):
-    """The exact posterior q(z|x) of a linear decoder, in place of an encoder: it is computed, and has no parameters.
-
-    Where the decoder is x = b + W z and the features are Gaussian with variances Psi, the leaf is a factor analyser
-    and p(z|x) = N(M^-1 W' Psi^-1 (x - b), M^-1) with M = I + W' Psi^-1 W, a full covariance (Ghahramani & Hinton 1996;
-    Tipping & Bishop 1999). Every ELBO then equals log p(x), and scores need one draw of z.
-
-    It is for `VAE.encoder` only. The leaf needs the decoder `MLP(())` and a likelihood with features of
-    `Gaussian(..., "identity")`. Where other features stand beside them, these play no part in the posterior, so that
-    the ELBO is a lower bound, as with any encoder.
-
-    >>> from hmoevae.spec import VAE, Gaussian
-    >>> VAE(2, LinearPosterior(), MLP(()), Gaussian("learned", "identity")).label
-    'VAE: latent 2, encoder LinearPosterior, decoder MLP(linear), Gaussian(learned, identity)'
-    """
-
-    def __str__(self) -> str:
-        return "LinearPosterior"
-
-
 @record(kind="conv")
 class Conv(Network):
     """A small strided convolutional network with a dense head, for gates and encoders of images.
@@ -159,3 +138,46 @@ class ConvTranspose(Network):
     def __str__(self) -> str:
         dense = "-".join(map(str, self.hidden)) or "linear"
         return f"ConvTranspose(MLP {dense}, {'-'.join(map(str, self.channels))})"
+
+
+@record(kind="linear_posterior")
+class LinearPosterior(Network):
+    """The exact posterior q(z|x) of a linear decoder, in place of an encoder: it is computed, and has no parameters.
+
+    Where the decoder is x = b + W z and the features are Gaussian with variances Psi, the leaf is a factor analyser
+    and p(z|x) = N(M^-1 W' Psi^-1 (x - b), M^-1) with M = I + W' Psi^-1 W, a full covariance (Ghahramani & Hinton 1996;
+    Tipping & Bishop 1999). Every ELBO then equals log p(x), and scores need one draw of z.
+
+    It is for `VAE.encoder` only. The leaf needs the decoder `MLP(())` and a likelihood with features of
+    `Gaussian(..., "identity")`. Where other features stand beside them, these play no part in the posterior, so that
+    the ELBO is a lower bound, as with any encoder.
+
+    >>> from hmoevae.spec import VAE, Gaussian
+    >>> VAE(2, LinearPosterior(), MLP(()), Gaussian("learned", "identity")).label
+    'VAE: latent 2, encoder LinearPosterior, decoder MLP(linear), Gaussian(learned, identity)'
+    """
+
+    def __str__(self) -> str:
+        return "LinearPosterior"
+
+
+@record(kind="posterior_gate")
+class PosteriorGate(Network):
+    """The posterior of a mixture's children, in place of a gate network: it is computed, and has no parameters.
+
+    g(c|x) = pi_c p_c(x) / sum_k pi_k p_k(x), where p_c(x) is the density of child c: the sum over the leaves below it,
+    each weighted by its prior below c. It passes no gradient, as the E-step of EM: the experts learn from the samples
+    that it gives them.
+
+    It is for `Mixture.gate` only. All leaves below the mixture need `LinearPosterior`. Where a leaf's features are all
+    Gaussian, its density is exact; else p(x, z) / q(z|x) at the mean of q(z|x) stands for it, which is a Laplace
+    approximation. Balance and agreement cannot teach such a gate.
+
+    >>> from hmoevae.spec import VAE, Gaussian, Mixture
+    >>> leaf = VAE(2, LinearPosterior(), MLP(()), Gaussian("learned", "identity"))
+    >>> Mixture.of(leaf, 3, gate=PosteriorGate(), prior="learned").label
+    'Mixture of 3: gate PosteriorGate, learned prior'
+    """
+
+    def __str__(self) -> str:
+        return "PosteriorGate"

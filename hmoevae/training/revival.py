@@ -64,11 +64,12 @@ def _split_samples(
 ) -> None:
     """Make the gate send half of the donor's samples to the child; both are (edge, index among the children)."""
     layer = model.gates.groups[gate.group].last
-    n_children = layer.bias.shape[1]
-    source, target = gate.row * n_children + donor[1], gate.row * n_children + child[1]
-    layer.bias[gate.row, donor[1]] -= math.log(2)
-    copies.row(layer.bias, source, target, layer.bias.numel(), noise=0.0)  # noise would make the halves unequal
-    copies.row(layer.weight, source, target, layer.bias.numel())
+    if layer is not None:  # a posterior gate follows the prior and the leaves
+        n_children = layer.bias.shape[1]
+        source, target = gate.row * n_children + donor[1], gate.row * n_children + child[1]
+        layer.bias[gate.row, donor[1]] -= math.log(2)
+        copies.row(layer.bias, source, target, layer.bias.numel(), noise=0.0)  # noise would make the halves unequal
+        copies.row(layer.weight, source, target, layer.bias.numel())
     prior = model.prior.logits
     if prior is not None:
         prior[donor[0]] -= math.log(2)
