@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 import hmoevae as hm
-from hmoevae.errors import ConstantGateWarning, DeadLeafWarning, HMoEVAEError
+from hmoevae.errors import ConstantGateWarning, ConvergenceWarning, DeadLeafWarning, HMoEVAEError
 
 SHAPE = (1, 4, 4)
 N_SAMPLES, GLOBAL_BATCH = 37, 12  # three batches of twelve and one sample, too few for every process
@@ -241,7 +241,7 @@ def failure(_: Path, failing: int = 1) -> None:
 if __name__ == "__main__":
     job, folder = globals()[sys.argv[1]], Path(sys.argv[2])
     torch.set_num_threads(1)
-    for harmless in (DeadLeafWarning, ConstantGateWarning):  # after two epochs
+    for harmless in (DeadLeafWarning, ConstantGateWarning, ConvergenceWarning):  # after two epochs
         warnings.filterwarnings("ignore", category=harmless)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
     try:

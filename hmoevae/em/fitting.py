@@ -92,8 +92,13 @@ def _run(model: HMoEVAE, x: Float[Tensor, "n feature"], weight: Float[Tensor, " 
     started = time.perf_counter()
     plan, history = model.plan, History(training=None, converged=False)
     step = MStep(model, x, weight, em.strength)
-    leaf = first_leaves(plan, features(step, x), em.init, em.seed, weight)
-    responsibility = torch.nn.functional.one_hot(leaf, plan.n_leaves).T * weight
+    if em.init == "model":
+        step.started = True
+        joint = torch.cat([_joint(model, chunk) for chunk in x.split(BATCH_SIZE)], 1)
+        responsibility = joint.softmax(0) * weight
+    else:
+        leaf = first_leaves(plan, features(step, x), em.init, em.seed, weight)
+        responsibility = torch.nn.functional.one_hot(leaf, plan.n_leaves).T * weight
     before = math.inf
     for iteration in range(1, em.max_iter + 1):
         step.run(responsibility)
@@ -116,7 +121,7 @@ def _run(model: HMoEVAE, x: Float[Tensor, "n feature"], weight: Float[Tensor, " 
 
 def _joint(model: HMoEVAE, x: Float[Tensor, "n feature"]) -> Float[Tensor, "leaf n"]:
     """Log p(x, leaf) of every leaf."""
-    return model.experts.log_marginal(x.T, 1) + model.prior.leaf_log_prob().unsqueeze(1)
+    return model.experts.evidence(x.T) + model.prior.leaf_log_prob().unsqueeze(1)
 
 
 def features(step: MStep, x: Float[Tensor, "n feature"]) -> Float[Tensor, "n shown"]:

@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -12,13 +12,14 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import validate_data
 
 from hmoevae import training
-from hmoevae.checks import check_integer
+from hmoevae.checks import check_choice, check_integer
 from hmoevae.door import Checked
+from hmoevae.em import EM
 from hmoevae.errors import ArgumentError, ConvergenceWarning, DataError, VersionWarning, mismatch, warn
 from hmoevae.estimator.leaves import by_size, leaf_means, reorder_leaves_
 from hmoevae.estimator.results import Results, seed_of
-from hmoevae.estimator.rows import as_they_are, is_frame, n_rows, table_of
-from hmoevae.estimator.solvers import Gradients, Weights
+from hmoevae.estimator.rows import as_they_are, is_frame, n_rows, table_of, with_gaps
+from hmoevae.estimator.solvers import ClosedForm, Gradients, Solver, SolverName, Weights, has_closed_form
 from hmoevae.estimator.trees import Options
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
@@ -46,7 +47,8 @@ class VAEMixture(Results):
         tree: A tree of any shape instead of the flat mixture; `latent_dim`, `hidden`, `likelihood` and `balance` are
             then not used.
         latent_dim: Size of every expert's latent; `None` means one less than the number of columns, at most 8.
-        hidden: Widths of the hidden layers of every encoder, decoder and gate.
+        hidden: Widths of the hidden layers of every encoder, decoder and gate. Without hidden layers, decoders are
+            linear, encoders and gates are the exact posteriors, and all of it is fitted in closed form.
         likelihood: The observation model p(x|z); `None` means one for each column that suits its kind, with learned
             noise. Where it is given, numbers are modelled as they are, and not standardised; so they are in a `tree`
             whose leaves do not have the likelihood of the table of `X`.
@@ -56,9 +58,13 @@ class VAEMixture(Results):
         objective: The objective that training minimises: `"expected"`, `"elbo"` or `"marginal"` (see
             `hmoevae.nn.objectives`). With the last two, the flat mixture learns its weights; with `"expected"` they are
             uniform.
-        max_iter: Largest number of epochs.
-        tol: Training ends, and the best weights are kept, when no epoch of ten has lowered the objective of held-out
-            samples by as much, in nats per sample. One sample in ten is held out; none, of fewer than 200.
+        solver: `"em"`: expectation maximisation, `hmoevae.fit_em`, for models with linear leaves, `LinearPosterior()`
+            and `PosteriorGate()`. `"sgd"`: gradients, `hmoevae.fit`, which ends when the objective of held-out samples
+            (one in ten; all samples, of fewer than 200) has not fallen for ten epochs, and keeps the best weights.
+            `"auto"`: the first where it can be, else the second.
+        max_iter: Largest number of iterations or epochs.
+        tol: By how much an iteration, or one of the last ten epochs, has to lower the loss for the fit to go on, in
+            nats per sample.
         batch_size: Samples per step of gradients.
         lr: Learning rate of gradients, by Adam.
         init: The start: the clusters of `"kmeans"`, level by level down a tree, as in `GaussianMixture`, or of `"umap"`
@@ -67,7 +73,8 @@ class VAEMixture(Results):
         n_importance: Number of draws of z from every leaf for each value of `score_samples`, where it is not exact.
         warm_start: Let `fit` continue from the weights and with the table of the last fit; `n_init` is not used.
         random_state: Seed of weights, order of the data and draws, as everywhere in scikit-learn.
-        device: The device to train and predict on; `"auto"` takes an accelerator if there is one. On the CPU, arrays of
+        device: The device to train and predict on; `"auto"` takes an accelerator if there is one. EM runs on the CPU
+            in float64, and the model is then moved. On the CPU, arrays of
             float32 are computed in float32 and all others in float64. A pickle holds the weights on the CPU.
         verbose: Above 0, training shows a progress bar.
 
@@ -78,7 +85,8 @@ class VAEMixture(Results):
             the leaf with most of these samples is 0, and so on; equal ones are in the order of their mean samples,
             compared column by column. So labels do not depend on the seed where the clusters do not. In a `tree` the
             leaves keep their order.
-        weights_: The prior of every leaf, `(n_leaves,)`: where it is learned, the shares of `labels_`.
+        weights_: The prior of every leaf, `(n_leaves,)`: where it is learned, the mean probability of the leaf (`"em"`)
+            or the shares of `labels_` (`"sgd"`).
         loss_: The objective on the samples of the last fit, as `table_` encodes them, without balance, in nats per
             sample.
         history_: The `History` of the fit that was kept.
@@ -90,7 +98,7 @@ class VAEMixture(Results):
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> X = np.concatenate([rng.normal(-1, 0.1, (50, 2)), rng.normal(1, 0.1, (50, 2))])
-    >>> mixture = VAEMixture(2, tol=1.0, lr=1e-2, random_state=0, device="cpu").fit(X)
+    >>> mixture = VAEMixture(2, random_state=0, device="cpu").fit(X)
     >>> mixture.transform(X).shape, mixture.predict_proba(X).shape, mixture.sample(3)[0].shape
     ((100, 3), (100, 2), (3, 2))
     >>> mixture.means_.round(), mixture.node_paths_
@@ -106,11 +114,12 @@ class VAEMixture(Results):
         *,
         tree: Tree | None = None,
         latent_dim: int | None = None,
-        hidden: tuple[int, ...] = (32,),
+        hidden: tuple[int, ...] = (),
         likelihood: Likelihood | None = None,
         kinds: Mapping[str, str | Column] | None = None,
         balance: Balance | None = None,
         objective: str = "marginal",
+        solver: SolverName = "auto",
         max_iter: int = 100,
         tol: float = 1e-3,
         batch_size: int = 64,
@@ -131,6 +140,7 @@ class VAEMixture(Results):
         self.kinds = kinds
         self.balance = balance
         self.objective: str = objective
+        self.solver: SolverName = solver
         self.max_iter = max_iter
         self.tol = tol
         self.batch_size = batch_size
@@ -167,11 +177,15 @@ class VAEMixture(Results):
         """
         for name in ("max_iter", "n_init"):
             check_integer(name, getattr(self, name))
+        check_choice("solver", self.solver, get_args(SolverName))
         goes_on = self.warm_start and hasattr(self, "model_")
         X = self._read(X, reset=not goes_on)
         weights = None if sample_weight is None else _weights(sample_weight, n_rows(X))
         table, tree = self._described(X, self.table_ if goes_on else None, weights)
         outline = self.model_ if goes_on else self._outline(tree, table)
+        if has_closed_form(outline) and not goes_on:
+            table = with_gaps(table)  # exact with gaps too, whether or not there are some now
+            outline = self._outline(tree, table)
         samples = table.encode(X, name="X")
         if len(samples) < tree.n_leaves:
             expected = f"n_samples >= {tree.n_leaves}, the number of leaves"
@@ -196,9 +210,14 @@ class VAEMixture(Results):
         self._tell(data, weights)
         return self
 
-    def _solver(self, outline: HMoEVAE, where: torch.device, *, goes_on: bool) -> Gradients:
-        """What fits the model."""
+    def _solver(self, outline: HMoEVAE, where: torch.device, *, goes_on: bool) -> Solver:
+        """What fits the model: EM where all of it has a closed form, or gradients."""
         random = check_random_state(self.random_state)
+        if self.solver == "em" or (self.solver == "auto" and has_closed_form(outline)):
+            init: Any = "model" if goes_on else self.init
+            return ClosedForm(
+                EM(self.max_iter, self.tol, 1 if goes_on else self.n_init, init=init, seed=seed_of(random))
+            )
         usual = training.Training(
             epochs=self.max_iter,
             batch_size=self.batch_size,
