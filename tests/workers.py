@@ -159,12 +159,24 @@ def gaps() -> dict[str, Any]:
     return trained(hm.HMoEVAE(tree, SHAPE, objective="marginal", missing=True).double(), x, init="kmeans")
 
 
+def posteriors(*, missing: bool) -> dict[str, Any]:
+    """Leaves and gates whose posteriors are computed, with and without gaps."""
+    x = samples().double()
+    if missing:
+        x[torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.3] = torch.nan
+    torch.manual_seed(0)
+    leaf = hm.VAE(2, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian("learned", "identity"))
+    tree = hm.Mixture.of(hm.Mixture.of(leaf, 2, gate=hm.PosteriorGate(), prior="learned"), 2, gate=hm.MLP((8,)))
+    return trained(hm.HMoEVAE(tree, SHAPE, objective="marginal", missing=missing).double(), x, init="kmeans")
+
+
 def together() -> dict[str, Any]:
     """What else processes have to agree on."""
     answers: dict[str, Any] = {}
     answers["kmeans"] = trained(new_model(), samples(), init="kmeans")
     answers["weighted"] = weighted()
     answers["gaps"] = gaps()
+    answers |= {f"posteriors {missing}": posteriors(missing=missing) for missing in (False, True)}
     answers["other weights"] = refused(
         lambda: trained(new_model(), samples(), sample_weight=torch.full((N_SAMPLES,), 1.0 + RANK))
     )
