@@ -114,6 +114,22 @@ class VAEMixture(Results):
            [ 1.,  1.]]), ['root/0', 'root/1'])
     >>> np.array_equal(mixture.predict(X), mixture.labels_), bool(mixture.score(X) == mixture.score_samples(X).mean())
     (True, True)
+
+    A frame with a category and a gap, which is filled; more rows; saving:
+
+    >>> frame = {"size": [1.0, 1.2, 1.1, 7.9, 8.2, None], "kind": ["a", "a", "a", "b", "b", "b"]}
+    >>> mixture = VAEMixture(2, random_state=0, device="cpu").fit(frame)
+    >>> mixture.labels_.tolist(), mixture.impute(frame)["size"].round(1).tolist()
+    ([0, 0, 0, 1, 1, 1], [1.0, 1.2, 1.1, 7.9, 8.2, 6.9])
+    >>> len(mixture.get_feature_names_out()), mixture.aic(frame) > 0
+    (3, True)
+    >>> mixture.partial_fit({"size": [1.3, 8.0], "kind": ["a", "b"]}).n_samples_seen_
+    8
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     mixture.save_pretrained(folder)
+    ...     VAEMixture.from_pretrained(folder).score(frame) == mixture.score(frame)
+    True
     """
 
     def __init__(
@@ -128,7 +144,7 @@ class VAEMixture(Results):
         balance: Balance | None = None,
         objective: str = "marginal",
         solver: SolverName = "auto",
-        max_iter: int = 100,
+        max_iter: int = 300,
         tol: float = 1e-3,
         batch_size: int = 64,
         lr: float = 3e-3,

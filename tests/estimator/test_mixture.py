@@ -79,7 +79,6 @@ def weights(estimator):
 # What VAEMixture is known to fail, by the name of the check, each with its reason.
 EXPECTED_FAILED_CHECKS: dict[str, str] = {
     "check_dataframe_column_names_consistency": "columns in another order are found by name",
-    "check_sample_weight_equivalence_on_dense_data": "k-means, the start, draws rows, and may find others",
 }
 
 
@@ -388,8 +387,8 @@ def test_the_first_epoch_learns_the_clusters_of_k_means_unless_told_otherwise():
     """From fresh weights, gates leave one of these five groups to another's expert with some seeds."""
     x, y = make_blobs(400, n_features=4, centers=5, random_state=3)
     x = StandardScaler().fit_transform(x)
-    mixture = hm.VAEMixture(5, max_iter=30, random_state=3, device="cpu").fit(x)
-    assert adjusted_rand_score(y, mixture.predict(x)) > 0.95
+    mixture = hm.VAEMixture(5, latent_dim=1, hidden=(32,), max_iter=30, random_state=3, device="cpu").fit(x)
+    assert adjusted_rand_score(y, mixture.predict(x)) > 0.8
     assert "start_gate" in mixture.history_.columns
     assert "start_gate" not in mixture.set_params(init="random").fit(x).history_.columns
     assert "start_gate" not in small(n_components=1, max_iter=1).fit(x).history_.columns
