@@ -148,7 +148,7 @@ class LinearEncoder(nn.Module):
             raise SpecError(mismatch(f"{place}.decoder", expected, spec.decoder))
         linear = likelihood.linear_features()
         if linear is None:
-            expected = f"Gaussian(..., 'identity'), of which {spec.encoder} is the posterior"
+            expected = f"Gaussian(..., 'identity'), of which {spec.encoder} is the posterior, or outcomes without z"
             raise SpecError(mismatch(f"{place}.likelihood", expected, spec.likelihood))
         self.is_exact = linear.are_all
         self.n_features = n_features
