@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 import hmoevae as hm
-from hmoevae.errors import ConstantGateWarning, DeadLeafWarning, HMoEVAEError
+from hmoevae.errors import ConstantGateWarning, ConvergenceWarning, DeadLeafWarning, HMoEVAEError
 
 SHAPE = (1, 4, 4)
 N_SAMPLES, GLOBAL_BATCH = 37, 12  # three batches of twelve and one sample, too few for every process
@@ -159,12 +159,24 @@ def gaps() -> dict[str, Any]:
     return trained(hm.HMoEVAE(tree, SHAPE, objective="marginal", missing=True).double(), x, init="kmeans")
 
 
+def posteriors(*, missing: bool) -> dict[str, Any]:
+    """Leaves and gates whose posteriors are computed, with and without gaps."""
+    x = samples().double()
+    if missing:
+        x[torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.3] = torch.nan
+    torch.manual_seed(0)
+    leaf = hm.VAE(2, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian("learned", "identity"))
+    tree = hm.Mixture.of(hm.Mixture.of(leaf, 2, gate=hm.PosteriorGate(), prior="learned"), 2, gate=hm.MLP((8,)))
+    return trained(hm.HMoEVAE(tree, SHAPE, objective="marginal", missing=missing).double(), x, init="kmeans")
+
+
 def together() -> dict[str, Any]:
     """What else processes have to agree on."""
     answers: dict[str, Any] = {}
     answers["kmeans"] = trained(new_model(), samples(), init="kmeans")
     answers["weighted"] = weighted()
     answers["gaps"] = gaps()
+    answers |= {f"posteriors {missing}": posteriors(missing=missing) for missing in (False, True)}
     answers["other weights"] = refused(
         lambda: trained(new_model(), samples(), sample_weight=torch.full((N_SAMPLES,), 1.0 + RANK))
     )
@@ -229,7 +241,7 @@ def failure(_: Path, failing: int = 1) -> None:
 if __name__ == "__main__":
     job, folder = globals()[sys.argv[1]], Path(sys.argv[2])
     torch.set_num_threads(1)
-    for harmless in (DeadLeafWarning, ConstantGateWarning):  # after two epochs
+    for harmless in (DeadLeafWarning, ConstantGateWarning, ConvergenceWarning):  # after two epochs
         warnings.filterwarnings("ignore", category=harmless)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
     try:

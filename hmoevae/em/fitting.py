@@ -6,6 +6,7 @@ Axes: `n` counts samples, `leaf` all leaves.
 import copy
 import math
 import time
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -74,13 +75,11 @@ def fit_em(model: HMoEVAE, data: Data, em: EM = USUAL, *, sample_weight: ArrayLi
     best: tuple[float, dict[str, Tensor], History] | None = None
     twin = copy.deepcopy(model).to("cpu", torch.float64)
     step = MStep(twin, x, weight, em.strength)
-    for run in range(em.n_init):
-        for features in features_of(step):
-            leaf = first_leaves(model.plan, features, em.init, (em.seed + run) % (1 << 64), weight)
-            history = _run(twin, step, one_hot(leaf, n_leaves).T * weight, em)
-            loss = history["loss"][-1]
-            if best is None or loss < best[0]:
-                best = loss, {name: part.clone() for name, part in twin.state_dict().items()}, history
+    for responsibility in _starts(twin, step, em):
+        history = _run(twin, step, responsibility, em)
+        loss = history["loss"][-1]
+        if best is None or loss < best[0]:
+            best = loss, {name: part.clone() for name, part in twin.state_dict().items()}, history
     assert best is not None
     model.load_state_dict(best[1])
     return best[2]
@@ -99,17 +98,29 @@ def check_gates(model: HMoEVAE) -> None:
             raise SpecError(mismatch(f"{mixture.path}.gate", expected, str(mixture.spec.gate)))
 
 
+def _starts(model: HMoEVAE, step: MStep, em: EM) -> Iterator[Float[Tensor, "leaf n"]]:
+    """The responsibilities with which runs begin."""
+    if em.init == "model":
+        with torch.no_grad():
+            yield _joint(model, step.x).softmax(0) * step.weight
+        return
+    for run in range(em.n_init):
+        for features in features_of(step):
+            leaf = first_leaves(model.plan, features, em.init, (em.seed + run) % (1 << 64), step.weight)
+            yield one_hot(leaf, model.plan.n_leaves).T * step.weight
+
+
 @torch.no_grad()
 def _run(model: HMoEVAE, step: MStep, responsibility: Float[Tensor, "leaf n"], em: EM) -> History:
     """Run EM from one start."""
     started = time.perf_counter()
     plan, history = model.plan, History(training=None, converged=False)
     x, weight, before = step.x, step.weight, math.inf
-    step.started = False
+    step.started = em.init == "model"
     for iteration in range(1, em.max_iter + 1):
         step.run(responsibility)
         model.prior.set_shares_(responsibility.sum(1))
-        joint = torch.cat([_joint(model, chunk) for chunk in x.split(BATCH_SIZE)], 1)
+        joint = _joint(model, x)
         log_px = joint.logsumexp(0)
         responsibility = (joint - log_px).exp() * weight
         loss = -float(weight @ log_px / weight.sum())
@@ -127,7 +138,8 @@ def _run(model: HMoEVAE, step: MStep, responsibility: Float[Tensor, "leaf n"], e
 
 def _joint(model: HMoEVAE, x: Float[Tensor, "n feature"]) -> Float[Tensor, "leaf n"]:
     """Log p(x, leaf) of every leaf."""
-    return model.experts.log_marginal(x.T, 1) + model.prior.leaf_log_prob().unsqueeze(1)
+    evidence = torch.cat([model.experts.evidence(chunk.T) for chunk in x.split(BATCH_SIZE)], 1)
+    return evidence + model.prior.leaf_log_prob().unsqueeze(1)
 
 
 def features_of(step: MStep) -> list[Float[Tensor, "n shown"]]:

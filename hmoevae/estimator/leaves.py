@@ -55,10 +55,8 @@ def reorder_leaves_(model: HMoEVAE, history: History, order: Int[np.ndarray, " l
     """Renumber the leaves of a flat mixture of equal leaves, in weights and history: leaf i becomes leaf order[i]."""
     index = torch.from_numpy(order).to(model.device)
     reorder_(model.experts.groups[0], index)
-    for layer in (
-        gate.last for gate in model.gates.groups if gate.last is not None
-    ):  # posterior gates follow the leaves
-        for parameter in (layer.weight, layer.bias):
+    for gate in model.gates.groups:
+        for parameter in () if gate.last is None else (gate.last.weight, gate.last.bias):  # posterior gates have none
             parameter.copy_(parameter[:, index])
     if model.prior.logits is not None:
         model.prior.logits.copy_(model.prior.logits[index])

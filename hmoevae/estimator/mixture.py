@@ -2,23 +2,27 @@
 
 import copy
 import inspect
+import os
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from sklearn.utils import Tags, check_random_state
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from hmoevae import training
-from hmoevae.checks import check_integer
+from hmoevae.checks import check_choice, check_integer
 from hmoevae.door import Checked
+from hmoevae.em import EM, Step, step_em
 from hmoevae.errors import ArgumentError, ConvergenceWarning, DataError, VersionWarning, mismatch, warn
+from hmoevae.estimator.folder import load, save
 from hmoevae.estimator.leaves import by_size, leaf_means, reorder_leaves_
 from hmoevae.estimator.results import Results, seed_of
-from hmoevae.estimator.rows import as_they_are, is_frame, n_rows, table_of
-from hmoevae.estimator.solvers import Gradients, Weights
+from hmoevae.estimator.rows import as_they_are, is_frame, n_rows, table_of, with_gaps
+from hmoevae.estimator.solvers import ClosedForm, Gradients, Solver, SolverName, Weights, has_closed_form
 from hmoevae.estimator.trees import Options
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
@@ -26,11 +30,14 @@ from hmoevae.nn.sample_weights import SampleWeights
 from hmoevae.spec import Balance, Likelihood, Tree
 from hmoevae.starts import StartName
 from hmoevae.tables import Column, Number, Table
+from hmoevae.training.fitting import fit_quietly
 from hmoevae.training.usage import warn_of_collapse
 from hmoevae.version import __version__
 
 FLOATS = (np.float64, np.float32)
 """The types in which arrays are read; others are converted to the first."""
+STEP_POWER = 0.7
+"""The steps of `partial_fit` become smaller with this power of their number, between 0.5 and 1 as convergence asks."""
 
 
 class VAEMixture(Results):
@@ -46,7 +53,8 @@ class VAEMixture(Results):
         tree: A tree of any shape instead of the flat mixture; `latent_dim`, `hidden`, `likelihood` and `balance` are
             then not used.
         latent_dim: Size of every expert's latent; `None` means one less than the number of columns, at most 8.
-        hidden: Widths of the hidden layers of every encoder, decoder and gate.
+        hidden: Widths of the hidden layers of every encoder, decoder and gate. Without hidden layers, decoders are
+            linear, encoders and gates are the exact posteriors, and all of it is fitted in closed form.
         likelihood: The observation model p(x|z); `None` means one for each column that suits its kind, with learned
             noise. Where it is given, numbers are modelled as they are, and not standardised; so they are in a `tree`
             whose leaves do not have the likelihood of the table of `X`.
@@ -56,9 +64,13 @@ class VAEMixture(Results):
         objective: The objective that training minimises: `"expected"`, `"elbo"` or `"marginal"` (see
             `hmoevae.nn.objectives`). With the last two, the flat mixture learns its weights; with `"expected"` they are
             uniform.
-        max_iter: Largest number of epochs.
-        tol: Training ends, and the best weights are kept, when no epoch of ten has lowered the objective of held-out
-            samples by as much, in nats per sample. One sample in ten is held out; none, of fewer than 200.
+        solver: `"em"`: expectation maximisation, `hmoevae.fit_em`, for models with linear leaves, `LinearPosterior()`
+            and `PosteriorGate()`. `"sgd"`: gradients, `hmoevae.fit`, which ends when the objective of held-out samples
+            (one in ten; all samples, of fewer than 200) has not fallen for ten epochs, and keeps the best weights.
+            `"auto"`: the first where it can be, else the second.
+        max_iter: Largest number of iterations or epochs.
+        tol: By how much an iteration, or one of the last ten epochs, has to lower the loss for the fit to go on, in
+            nats per sample.
         batch_size: Samples per step of gradients.
         lr: Learning rate of gradients, by Adam.
         init: The start: the clusters of `"kmeans"`, level by level down a tree, as in `GaussianMixture`, or of `"umap"`
@@ -67,7 +79,8 @@ class VAEMixture(Results):
         n_importance: Number of draws of z from every leaf for each value of `score_samples`, where it is not exact.
         warm_start: Let `fit` continue from the weights and with the table of the last fit; `n_init` is not used.
         random_state: Seed of weights, order of the data and draws, as everywhere in scikit-learn.
-        device: The device to train and predict on; `"auto"` takes an accelerator if there is one. On the CPU, arrays of
+        device: The device to train and predict on; `"auto"` takes an accelerator if there is one. EM runs on the CPU
+            in float64, and the model is then moved. On the CPU, arrays of
             float32 are computed in float32 and all others in float64. A pickle holds the weights on the CPU.
         verbose: Above 0, training shows a progress bar.
 
@@ -78,19 +91,22 @@ class VAEMixture(Results):
             the leaf with most of these samples is 0, and so on; equal ones are in the order of their mean samples,
             compared column by column. So labels do not depend on the seed where the clusters do not. In a `tree` the
             leaves keep their order.
-        weights_: The prior of every leaf, `(n_leaves,)`: where it is learned, the shares of `labels_`.
+        weights_: The prior of every leaf, `(n_leaves,)`: where it is learned, the mean probability of the leaf (`"em"`)
+            or the shares of `labels_` (`"sgd"`).
         loss_: The objective on the samples of the last fit, as `table_` encodes them, without balance, in nats per
             sample.
         history_: The `History` of the fit that was kept.
         n_iter_: Its number of iterations or epochs.
         converged_: Whether it ended by `tol`.
+        n_samples_seen_: Number of samples of `fit` and all calls of `partial_fit` after it, or the sum of weights.
+        n_steps_: Number of calls of `partial_fit` after the first fit.
         n_features_in_: Number of columns of `X`.
         feature_names_in_: Names of the columns, if `X` was a frame.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> X = np.concatenate([rng.normal(-1, 0.1, (50, 2)), rng.normal(1, 0.1, (50, 2))])
-    >>> mixture = VAEMixture(2, tol=1.0, lr=1e-2, random_state=0, device="cpu").fit(X)
+    >>> mixture = VAEMixture(2, random_state=0, device="cpu").fit(X)
     >>> mixture.transform(X).shape, mixture.predict_proba(X).shape, mixture.sample(3)[0].shape
     ((100, 3), (100, 2), (3, 2))
     >>> mixture.means_.round(), mixture.node_paths_
@@ -106,11 +122,12 @@ class VAEMixture(Results):
         *,
         tree: Tree | None = None,
         latent_dim: int | None = None,
-        hidden: tuple[int, ...] = (32,),
+        hidden: tuple[int, ...] = (),
         likelihood: Likelihood | None = None,
         kinds: Mapping[str, str | Column] | None = None,
         balance: Balance | None = None,
         objective: str = "marginal",
+        solver: SolverName = "auto",
         max_iter: int = 100,
         tol: float = 1e-3,
         batch_size: int = 64,
@@ -131,6 +148,7 @@ class VAEMixture(Results):
         self.kinds = kinds
         self.balance = balance
         self.objective: str = objective
+        self.solver: SolverName = solver
         self.max_iter = max_iter
         self.tol = tol
         self.batch_size = batch_size
@@ -167,11 +185,15 @@ class VAEMixture(Results):
         """
         for name in ("max_iter", "n_init"):
             check_integer(name, getattr(self, name))
+        check_choice("solver", self.solver, get_args(SolverName))
         goes_on = self.warm_start and hasattr(self, "model_")
         X = self._read(X, reset=not goes_on)
         weights = None if sample_weight is None else _weights(sample_weight, n_rows(X))
         table, tree = self._described(X, self.table_ if goes_on else None, weights)
         outline = self.model_ if goes_on else self._outline(tree, table)
+        if has_closed_form(outline) and not goes_on:
+            table = with_gaps(table)  # exact with gaps too, whether or not there are some now
+            outline = self._outline(tree, table)
         samples = table.encode(X, name="X")
         if len(samples) < tree.n_leaves:
             expected = f"n_samples >= {tree.n_leaves}, the number of leaves"
@@ -193,12 +215,53 @@ class VAEMixture(Results):
         fitted = solver.fit(make, data, weights)
         self.table_, self.model_ = table, fitted.model.to(where)
         self.history_, self.loss_, self.converged_ = fitted.history, fitted.loss, fitted.converged
+        self.n_steps_, self.n_samples_seen_ = 0, len(data) if weights is None else float(weights.sum())
         self._tell(data, weights)
         return self
 
-    def _solver(self, outline: HMoEVAE, where: torch.device, *, goes_on: bool) -> Gradients:
-        """What fits the model."""
+    def partial_fit(self, X: Any, y: object = None, sample_weight: Any = None) -> "VAEMixture":  # noqa: ARG002
+        """Go on with more samples, which may come batch by batch. The first call, without a fit before it, is `fit`.
+
+        The table, the tree and the order of the labels stay those of the first samples, whose columns, categories and
+        standard deviations later ones should share. EM takes one step, of size (t + 2)^-0.7 in the t-th call
+        (`hmoevae.em.step_em`); gradients take one epoch.
+
+        Args:
+            X: Samples, as in `fit`.
+            y: Not used.
+            sample_weight: As in `fit`.
+
+        Raises:
+            ArgumentError: As `fit`.
+        """
+        if not hasattr(self, "model_"):
+            return self.fit(X, sample_weight=sample_weight)
+        X = self._read(X, reset=False)
+        weights = None if sample_weight is None else _weights(sample_weight, n_rows(X))
+        data = self.model_.checked(self.table_.encode(X, name="X"), name="X")
+        self.n_steps_ += 1
+        self.n_samples_seen_ += len(data) if weights is None else float(weights.sum())
+        if self.solver != "sgd" and has_closed_form(self.model_):
+            step = Step((self.n_steps_ + 2) ** -STEP_POWER, self.n_samples_seen_)
+            self.loss_ = step_em(self.model_, data, step, sample_weight=weights)
+        else:
+            seed = seed_of(check_random_state(self.random_state))
+            where = training.resolve_device(self.device)
+            one = training.Training(epochs=1, batch_size=self.batch_size, lr=self.lr, seed=seed, device=where)
+            history = fit_quietly(self.model_, data, one, sample_weight=weights, progress=self.verbose > 0)
+            self.loss_ = history["loss"][-1]
+        self._count(data, weights)
+        self.weights_ = self.model_.prior.leaf_log_prob().exp().detach().cpu().numpy()
+        return self
+
+    def _solver(self, outline: HMoEVAE, where: torch.device, *, goes_on: bool) -> Solver:
+        """What fits the model: EM where all of it has a closed form, or gradients."""
         random = check_random_state(self.random_state)
+        if self.solver == "em" or (self.solver == "auto" and has_closed_form(outline)):
+            init: Any = "model" if goes_on else self.init
+            return ClosedForm(
+                EM(self.max_iter, self.tol, 1 if goes_on else self.n_init, init=init, seed=seed_of(random))
+            )
         usual = training.Training(
             epochs=self.max_iter,
             batch_size=self.batch_size,
@@ -286,6 +349,35 @@ class VAEMixture(Results):
         narrow = isinstance(X, np.ndarray) and X.dtype == np.float32
         samples = self.table_.encode(X, name="X")
         return self.model_.checked(samples, name="X", support=support), torch.float32 if narrow else torch.float64
+
+    # --- saving -----------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write the estimator to a folder, without a pickle: parameters, table, model, and attributes of the last fit.
+
+        The model's own files are among them, so that `HMoEVAE.from_pretrained` reads it too.
+
+        Args:
+            save_directory: The folder. It is created if missing; other files in it are not touched.
+
+        Raises:
+            ArgumentError: A parameter cannot be written, such as a `random_state` that is no integer, or the folder
+                cannot.
+        """
+        check_is_fitted(self)
+        save(self, Path(save_directory))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> "VAEMixture":
+        """Read an estimator that `save_pretrained` wrote; it predicts the same, to the last bit.
+
+        Args:
+            folder: The folder.
+
+        Raises:
+            CheckpointError: A file is missing, damaged, or of a newer version, or the files do not belong together.
+        """
+        return load(cls, Path(folder))
 
     # --- scikit-learn's conventions ---------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from hmoevae.checks import check_integer
 from hmoevae.door import Checked
 from hmoevae.estimator.leaves import leaf_means, n_parameters
-from hmoevae.estimator.rows import decoded
+from hmoevae.estimator.rows import decoded, filled
 from hmoevae.model import HMoEVAE
 from hmoevae.tables import Table
 
@@ -156,3 +156,20 @@ class Results(TransformerMixin, ClusterMixin, BaseEstimator):
             if n > 0
         ]
         return decoded(self.table_, torch.cat(rows)), np.repeat(np.arange(len(counts)), counts)
+
+    def impute(self, X: Any) -> Any:
+        """The rows of `X` with their gaps filled by what the model expects of them given the other cells.
+
+        That is the mean, or the most probable category. Other cells stay as they are; columns that the table does not
+        have are left out.
+
+        Args:
+            X: Samples, as in `fit`.
+
+        Returns:
+            Rows in the type of the `X` of `fit`.
+        """
+        check_is_fitted(self)
+        data, _ = self._samples(X, support=True)
+        check_integer("n_importance", self.n_importance)
+        return filled(self.table_, X, self.model_.impute(data, n_importance=self.n_importance))

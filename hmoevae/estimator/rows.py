@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hmoevae.tables import Column, Number, Table, frames
+from hmoevae.tables.sparse import is_sparse
 
 ATTRIBUTES = ("columns", "column_names", "__dataframe__", "__arrow_c_stream__")
 """What the class of a frame has at least one of."""
@@ -23,7 +24,8 @@ def is_frame(X: object) -> bool:
     """
     if isinstance(X, np.ndarray):
         return X.dtype.names is not None
-    return isinstance(X, Mapping) or any(hasattr(type(X), name) for name in ATTRIBUTES)
+    named = isinstance(X, Mapping) or any(hasattr(type(X), name) for name in ATTRIBUTES)
+    return named and not is_sparse(X)  # some sparse matrices are mappings
 
 
 def table_of(
@@ -62,6 +64,15 @@ def n_rows(X: Any) -> int:
     (2, 2)
     """
     return len(X) if isinstance(X, np.ndarray) else len(next(iter(frames.read(X, "X")[0].values())).values)
+
+
+def with_gaps(table: Table) -> Table:
+    """The table whose cells may all be missing, for models that are exact with gaps.
+
+    >>> with_gaps(Table((Number("mass"),))).missing
+    True
+    """
+    return Table(tuple(replace(column, missing=True) for column in table.columns), table.library)  # type: ignore[type-var]
 
 
 def decoded(table: Table, x: Float[Tensor, "n column"], like: Any = None) -> Any:

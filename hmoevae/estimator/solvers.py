@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -10,10 +10,15 @@ from jaxtyping import Float, Int
 
 from hmoevae import training
 from hmoevae.door import Checked
+from hmoevae.em import EM, fit_em
+from hmoevae.em.leaves import groups_of
+from hmoevae.errors import ArgumentError, SpecError
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
+from hmoevae.spec import Mixture, PosteriorGate
 from hmoevae.training.fitting import fit_quietly
 
+SolverName = Literal["auto", "em", "sgd"]
 Weights = Float[np.ndarray, " n_samples"] | None
 HELD_OUT = 10
 """One of this many samples is held out to end a training by gradients."""
@@ -37,6 +42,40 @@ class Fit(NamedTuple):
     history: History
     loss: float
     converged: bool
+
+
+def has_closed_form(model: HMoEVAE) -> bool:
+    """Whether `fit_em` can fit a model.
+
+    >>> from hmoevae.spec import MLP, VAE, Gaussian, LinearPosterior
+    >>> noise = Gaussian("learned", "identity")
+    >>> models = [HMoEVAE(VAE(2, encoder, MLP(()), noise), (4,)) for encoder in (LinearPosterior(), MLP(()))]
+    >>> [has_closed_form(model) for model in models]
+    [True, False]
+    """
+    try:
+        groups_of(model)
+    except (SpecError, ArgumentError):
+        return False
+    gates = [mixture.spec.gate for mixture in model.plan.mixtures if isinstance(mixture.spec, Mixture)]
+    return all(isinstance(gate, PosteriorGate) for gate in gates)
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedForm:
+    """Expectation maximisation, for models that have a closed form.
+
+    Attributes:
+        em: Its options.
+    """
+
+    em: EM
+
+    def fit(self, make: Callable[[int], HMoEVAE], data: Checked, weights: Weights) -> Fit:
+        """Fit a model."""
+        model = make(self.em.seed)
+        history = fit_em(model, data, self.em, sample_weight=weights)
+        return Fit(model, history, history["loss"][-1], bool(history.converged))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +117,9 @@ class Gradients:
         history = best.history
         converged = stops and not history.interrupted and len(history) < self.training.epochs
         return Fit(best.model, history, best.losses[best.seed], converged)
+
+
+Solver = ClosedForm | Gradients
 
 
 def _split(n: int, seed: int) -> tuple[Int[np.ndarray, " fitted"], Int[np.ndarray, " held"]]:

@@ -8,13 +8,25 @@ from hmoevae.spec import (
     MLP,
     VAE,
     Balance,
+    Bernoulli,
+    Categorical,
+    Columns,
+    Gaussian,
     Likelihood,
+    LinearPosterior,
+    LogNormal,
     Mixture,
+    NegativeBinomial,
+    Ordinal,
+    Poisson,
+    PosteriorGate,
     Tree,
 )
 
 MOST_LATENTS = 8
 """Largest default `latent_dim`."""
+CONSTANT = (Bernoulli, Categorical, LogNormal, NegativeBinomial, Ordinal, Poisson)
+"""Likelihoods of columns that `fit_em` fits by outputs that do not depend on z."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +40,7 @@ class Options:
     likelihood: Likelihood | None
     balance: Balance | None
     objective: str
+    solver: str
 
     @property
     def likelihoods(self) -> set[Likelihood]:
@@ -49,10 +62,30 @@ class Options:
             return self.tree
         check_integer("n_components", self.n_components)
         latent_dim = max(1, min(MOST_LATENTS, n_columns - 1)) if self.latent_dim is None else self.latent_dim
-        network = MLP(self.hidden)
-        expert = VAE(latent_dim, network, network, likelihood)
+        network, exact = MLP(self.hidden), self._is_exact(likelihood)
+        expert = VAE(latent_dim, LinearPosterior() if exact else network, network, likelihood)
         if self.n_components == 1:
             return expert
-        balance = Balance("kl", 1.0) if self.balance is None else self.balance
+        balance = None if exact else Balance("kl", 1.0) if self.balance is None else self.balance
         prior = "uniform" if self.objective == "expected" else "learned"
-        return Mixture.of(expert, self.n_components, gate=network, balance=balance, prior=prior)
+        gate = PosteriorGate() if exact else network
+        return Mixture.of(expert, self.n_components, gate=gate, balance=balance, prior=prior)
+
+    def _is_exact(self, likelihood: Likelihood) -> bool:
+        """Whether leaves and gates are those that have a closed form."""
+        if self.solver == "sgd" or self.objective != "marginal" or self.balance is not None or self.hidden:
+            return False
+        return has_constant_form(likelihood)
+
+
+def has_constant_form(likelihood: Likelihood) -> bool:
+    """Whether `hmoevae.fit_em` can fit a linear decoder with a likelihood: Gaussian columns, and some others.
+
+    >>> has_constant_form(Gaussian("learned", "identity")), has_constant_form(NegativeBinomial())
+    (True, False)
+    """
+    parts = likelihood.parts if isinstance(likelihood, Columns) else (likelihood,)
+    linear = [isinstance(part, Gaussian) and (part.scale, part.mean) == ("learned", "identity") for part in parts]
+    return any(linear) and all(
+        is_linear or isinstance(part, CONSTANT) for part, is_linear in zip(parts, linear, strict=True)
+    )

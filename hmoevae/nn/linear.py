@@ -168,7 +168,7 @@ class LinearEncoder(nn.Module):
         """
         with full_precision(x):
             x = x.to(sum_dtype(x))
-            if present is not None:
+            if present is not None and not _known_whole(present):
                 return with_gaps(*_parts(decoder, likelihood), x, present)
             if self.to_mean is not None and self.offset is not None and self.root is not None:
                 found = Coefficients(self.to_mean, self.offset, self.root)
@@ -190,3 +190,9 @@ def _parts(
     assert isinstance(decoder, GroupedMLP)
     assert linear is not None
     return decoder.last.matrices, decoder.last.bias, linear
+
+
+def _known_whole(present: Present) -> bool:
+    """Whether it takes little to see that nothing is missing: one posterior for all samples is then enough."""
+    may_look = present.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    return may_look and bool(present.all())

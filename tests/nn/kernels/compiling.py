@@ -32,6 +32,12 @@ def tree(likelihood: hm.spec.Likelihood, gate: hm.MLP | hm.Conv = SMALL) -> hm.M
     return hm.Mixture((more, inner), gate, hm.Balance("variance", 0.5))
 
 
+def analysers() -> hm.Mixture:
+    """Two levels of leaves with exact posteriors, and a gate that is one below a gate that is learned."""
+    few, more = (hm.VAE(n, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian("learned", "identity")) for n in (2, 3))
+    return hm.Mixture((more, hm.Mixture((few, more, few), hm.PosteriorGate())), SMALL, hm.Balance("variance", 0.5))
+
+
 CASES: dict[str, tuple[hm.Mixture, torch.dtype]] = {
     "gaussian": (tree(hm.Gaussian(0.5)), torch.float32),
     "bernoulli": (tree(hm.Bernoulli()), torch.float32),
@@ -40,6 +46,8 @@ CASES: dict[str, tuple[hm.Mixture, torch.dtype]] = {
     "conv": (tree(hm.Gaussian(0.3, mean="identity"), hm.Conv((2,), 3, 1, (5,))), torch.float32),
     "bf16": (tree(hm.Gaussian(0.5)), torch.bfloat16),
     "gaps": (tree(hm.Gaussian("learned")), torch.float32),
+    "posteriors": (analysers(), torch.float32),
+    "posteriors with gaps": (analysers(), torch.float32),
 }
 
 
@@ -51,7 +59,7 @@ def distance(one: Tensor, two: Tensor) -> float:
 def compare(case: tuple[hm.Mixture, torch.dtype]) -> dict[str, float]:
     """How far a compiled pass is from a plain one."""
     torch.manual_seed(0)
-    gaps = case is CASES["gaps"]
+    gaps = case is CASES["gaps"] or case is CASES["posteriors with gaps"]
     plain = hm.HMoEVAE(case[0], (1, 4, 4), objective="elbo", missing=gaps)
     model = copy.deepcopy(plain)
     compiled = CompiledPass(model)

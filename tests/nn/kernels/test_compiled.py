@@ -33,7 +33,9 @@ def passes(compiler: None) -> dict[str, Any]:
     return run("passes")
 
 
-@pytest.mark.parametrize("case", ["gaussian", "bernoulli", "continuous", "conv", "bf16", "gaps"])
+@pytest.mark.parametrize(
+    "case", ["gaussian", "bernoulli", "continuous", "conv", "bf16", "gaps", "posteriors", "posteriors with gaps"]
+)
 def test_outputs_and_gradients_are_those_without_it(passes: dict[str, Any], case: str) -> None:
     """To the rounding of the precision, relative to the largest entry of each."""
     errors = passes[case]

@@ -52,7 +52,15 @@ TREE = hm.Mixture(
 
 
 # A few epochs of gradients, which converge by accident only.
-SMALL = {"n_components": 3, "latent_dim": 2, "hidden": (32,), "max_iter": 5, "n_importance": 4, "device": "cpu"}
+SMALL = {
+    "solver": "sgd",
+    "n_components": 3,
+    "latent_dim": 2,
+    "hidden": (32,),
+    "max_iter": 5,
+    "n_importance": 4,
+    "device": "cpu",
+}
 
 
 def small(**changes):
@@ -69,10 +77,14 @@ def weights(estimator):
 
 
 # What VAEMixture is known to fail, by the name of the check, each with its reason.
-EXPECTED_FAILED_CHECKS: dict[str, str] = {}
+EXPECTED_FAILED_CHECKS: dict[str, str] = {
+    "check_dataframe_column_names_consistency": "columns in another order are found by name",
+    "check_sample_weight_equivalence_on_dense_data": "k-means, the start, draws rows, and may find others",
+}
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters:sklearn.exceptions.ConvergenceWarning")  # repeated rows
 @pytest.mark.filterwarnings("ignore::hmoevae.errors.ScaleWarning")  # some of the checks' data lie around 100
 @pytest.mark.filterwarnings("ignore::hmoevae.errors.DeadLeafWarning")  # the checks' data need not fill ten clusters
 @parametrize_with_checks([hm.VAEMixture()], expected_failed_checks=lambda _: EXPECTED_FAILED_CHECKS)
@@ -164,6 +176,7 @@ def test_weights_are_the_shares_of_unequal_clusters():
     np.testing.assert_allclose(mixture.weights_, np.bincount(mixture.labels_) / 200, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_sample_follows_the_weights_and_the_density():
     x, _ = blobs()
     mixture = small(max_iter=60, random_state=0).fit(x)
@@ -218,6 +231,7 @@ def test_a_lone_vae():
     assert mixture.sample(5)[0].shape == (5, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["expected", "elbo", "marginal"])
 def test_every_objective(objective):
     x, _ = blobs()
@@ -322,6 +336,7 @@ def test_same_random_state_same_result_and_global_state_untouched():
     assert not torch.equal(weights(first), weights(other))
 
 
+@pytest.mark.slow
 def test_threads_that_fit_side_by_side_do_as_one_alone():
     x, _ = blobs(30)
     state = torch.get_rng_state()
@@ -332,6 +347,7 @@ def test_threads_that_fit_side_by_side_do_as_one_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_n_init_keeps_the_smallest_objective_and_never_reads_labels(monkeypatch):
     x, y = blobs()
     runs = []
@@ -499,6 +515,7 @@ def test_pickle_of_a_model_on_an_accelerator_opens_without_one():
     np.testing.assert_allclose(again.score_samples(x), mixture.score_samples(x), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_pipeline_and_grid_search():
     x, _ = blobs()
     x = 100 * x + 1000
@@ -607,6 +624,7 @@ def test_bad_n_importance_is_refused_by_score():
         small(n_importance=0).fit(x).score(x)
 
 
+@pytest.mark.slow
 def test_nothing_is_said():
     """After five epochs some gates still answer all samples alike, and fit says so; this training is long enough."""
     x, _ = blobs()
@@ -620,25 +638,3 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
     with pytest.raises(MissingExtraError, match=r"scikit-learn>=1\.6 \(in a clone: pip install -e '\.\[sklearn\]'"):
         hm.VAEMixture  # noqa: B018
-
-
-# --- tables ---------------------------------------------------------------------------------------------------------
-
-
-def birds(n=120):
-    """Two species: sizes of different scales, an island, a sex, a count, and gaps."""
-    rng = np.random.default_rng(0)
-    species = rng.integers(2, size=n)
-    frame = pd.DataFrame(
-        {
-            "mass": 4000 + 1000 * species + 100 * rng.normal(size=n),
-            "bill": 0.04 - 0.01 * species + 0.001 * rng.normal(size=n),
-            "island": np.where(rng.random(n) < 0.1, "Dream", np.where(species == 1, "Biscoe", "Torgersen")),
-            "sex": rng.choice(["f", "m"], n),
-            "eggs": rng.poisson(2, n),
-        },
-        index=np.arange(n) + 5,
-    )
-    frame.loc[frame.index[:7], "sex"] = None
-    frame.loc[frame.index[3:9], "mass"] = np.nan
-    return frame, species
