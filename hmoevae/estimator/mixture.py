@@ -2,20 +2,23 @@
 
 import copy
 import inspect
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from sklearn.utils import Tags, check_random_state
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from hmoevae import training
 from hmoevae.checks import check_choice, check_integer
 from hmoevae.door import Checked
-from hmoevae.em import EM
+from hmoevae.em import EM, Step, step_em
 from hmoevae.errors import ArgumentError, ConvergenceWarning, DataError, VersionWarning, mismatch, warn
+from hmoevae.estimator.folder import load, save
 from hmoevae.estimator.leaves import by_size, leaf_means, reorder_leaves_
 from hmoevae.estimator.results import Results, seed_of
 from hmoevae.estimator.rows import as_they_are, is_frame, n_rows, table_of, with_gaps
@@ -27,11 +30,14 @@ from hmoevae.nn.sample_weights import SampleWeights
 from hmoevae.spec import Balance, Likelihood, Tree
 from hmoevae.starts import StartName
 from hmoevae.tables import Column, Number, Table
+from hmoevae.training.fitting import fit_quietly
 from hmoevae.training.usage import warn_of_collapse
 from hmoevae.version import __version__
 
 FLOATS = (np.float64, np.float32)
 """The types in which arrays are read; others are converted to the first."""
+STEP_POWER = 0.7
+"""The steps of `partial_fit` become smaller with this power of their number, between 0.5 and 1 as convergence asks."""
 
 
 class VAEMixture(Results):
@@ -92,6 +98,8 @@ class VAEMixture(Results):
         history_: The `History` of the fit that was kept.
         n_iter_: Its number of iterations or epochs.
         converged_: Whether it ended by `tol`.
+        n_samples_seen_: Number of samples of `fit` and all calls of `partial_fit` after it, or the sum of weights.
+        n_steps_: Number of calls of `partial_fit` after the first fit.
         n_features_in_: Number of columns of `X`.
         feature_names_in_: Names of the columns, if `X` was a frame.
 
@@ -207,7 +215,43 @@ class VAEMixture(Results):
         fitted = solver.fit(make, data, weights)
         self.table_, self.model_ = table, fitted.model.to(where)
         self.history_, self.loss_, self.converged_ = fitted.history, fitted.loss, fitted.converged
+        self.n_steps_, self.n_samples_seen_ = 0, len(data) if weights is None else float(weights.sum())
         self._tell(data, weights)
+        return self
+
+    def partial_fit(self, X: Any, y: object = None, sample_weight: Any = None) -> "VAEMixture":  # noqa: ARG002
+        """Go on with more samples, which may come batch by batch. The first call, without a fit before it, is `fit`.
+
+        The table, the tree and the order of the labels stay those of the first samples, whose columns, categories and
+        standard deviations later ones should share. EM takes one step, of size (t + 2)^-0.7 in the t-th call
+        (`hmoevae.em.step_em`); gradients take one epoch.
+
+        Args:
+            X: Samples, as in `fit`.
+            y: Not used.
+            sample_weight: As in `fit`.
+
+        Raises:
+            ArgumentError: As `fit`.
+        """
+        if not hasattr(self, "model_"):
+            return self.fit(X, sample_weight=sample_weight)
+        X = self._read(X, reset=False)
+        weights = None if sample_weight is None else _weights(sample_weight, n_rows(X))
+        data = self.model_.checked(self.table_.encode(X, name="X"), name="X")
+        self.n_steps_ += 1
+        self.n_samples_seen_ += len(data) if weights is None else float(weights.sum())
+        if self.solver != "sgd" and has_closed_form(self.model_):
+            step = Step((self.n_steps_ + 2) ** -STEP_POWER, self.n_samples_seen_)
+            self.loss_ = step_em(self.model_, data, step, sample_weight=weights)
+        else:
+            seed = seed_of(check_random_state(self.random_state))
+            where = training.resolve_device(self.device)
+            one = training.Training(epochs=1, batch_size=self.batch_size, lr=self.lr, seed=seed, device=where)
+            history = fit_quietly(self.model_, data, one, sample_weight=weights, progress=self.verbose > 0)
+            self.loss_ = history["loss"][-1]
+        self._count(data, weights)
+        self.weights_ = self.model_.prior.leaf_log_prob().exp().detach().cpu().numpy()
         return self
 
     def _solver(self, outline: HMoEVAE, where: torch.device, *, goes_on: bool) -> Solver:
@@ -305,6 +349,35 @@ class VAEMixture(Results):
         narrow = isinstance(X, np.ndarray) and X.dtype == np.float32
         samples = self.table_.encode(X, name="X")
         return self.model_.checked(samples, name="X", support=support), torch.float32 if narrow else torch.float64
+
+    # --- saving -----------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write the estimator to a folder, without a pickle: parameters, table, model, and attributes of the last fit.
+
+        The model's own files are among them, so that `HMoEVAE.from_pretrained` reads it too.
+
+        Args:
+            save_directory: The folder. It is created if missing; other files in it are not touched.
+
+        Raises:
+            ArgumentError: A parameter cannot be written, such as a `random_state` that is no integer, or the folder
+                cannot.
+        """
+        check_is_fitted(self)
+        save(self, Path(save_directory))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> "VAEMixture":
+        """Read an estimator that `save_pretrained` wrote; it predicts the same, to the last bit.
+
+        Args:
+            folder: The folder.
+
+        Raises:
+            CheckpointError: A file is missing, damaged, or of a newer version, or the files do not belong together.
+        """
+        return load(cls, Path(folder))
 
     # --- scikit-learn's conventions ---------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from hmoevae import training
 from hmoevae.door import Checked
 from hmoevae.em import EM, fit_em
 from hmoevae.em.leaves import groups_of
-from hmoevae.errors import SpecError
+from hmoevae.errors import ArgumentError, SpecError
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.spec import Mixture, PosteriorGate
@@ -55,7 +55,7 @@ def has_closed_form(model: HMoEVAE) -> bool:
     """
     try:
         groups_of(model)
-    except SpecError:
+    except (SpecError, ArgumentError):
         return False
     gates = [mixture.spec.gate for mixture in model.plan.mixtures if isinstance(mixture.spec, Mixture)]
     return all(isinstance(gate, PosteriorGate) for gate in gates)
