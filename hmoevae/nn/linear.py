@@ -194,5 +194,5 @@ def _parts(
 
 def _known_whole(present: Present) -> bool:
     """Whether it takes little to see that nothing is missing: one posterior for all samples is then enough."""
-    may_look = present.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    may_look = present.device.type == "cpu" and not torch.compiler.is_compiling()
     return may_look and bool(present.all())
