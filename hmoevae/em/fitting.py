@@ -6,19 +6,21 @@ Axes: `n` counts samples, `leaf` all leaves.
 import copy
 import math
 import time
-from dataclasses import replace
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from hmoevae.em.leaves import MStep, groups_of
 from hmoevae.em.record import EM
-from hmoevae.errors import DataError, NonFiniteError, mismatch
+from hmoevae.errors import DataError, NonFiniteError, SpecError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.sample_weights import SampleWeights
 from hmoevae.samples import BATCH_SIZE, ArrayLike, Data, in_order
+from hmoevae.spec import Mixture, PosteriorGate
 from hmoevae.starts import first_leaves
 from hmoevae.training.words import options_in
 
@@ -54,56 +56,71 @@ def fit_em(model: HMoEVAE, data: Data, em: EM = USUAL, *, sample_weight: ArrayLi
 
     >>> import hmoevae as hm
     >>> leaf = hm.VAE(2, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian("learned", "identity"))
-    >>> tree = hm.Mixture.of(leaf, 2, balance=None, prior="learned")
+    >>> tree = hm.Mixture.of(leaf, 2, gate=hm.PosteriorGate(), balance=None, prior="learned")
     >>> model = hm.HMoEVAE(tree, input_shape=(3,), objective="marginal")
     >>> x = torch.cat([torch.randn(90, 3) - 4, torch.randn(30, 3) + 4])
     >>> history = fit_em(model, x)
-    >>> history.converged, sorted(round(history[f"usage/root/{i}"][-1], 2) for i in range(2))
-    (True, [0.25, 0.75])
+    >>> history.converged, sorted(model.predict(x).bincount().tolist())
+    (True, [30, 90])
     """
-    x = torch.cat(
-        [
-            piece.flatten(1)
-            for piece in in_order(model.door.encoded(data, "data"), "data", model.check_input, BATCH_SIZE)
-        ]
-    )
-    x = x.to("cpu", torch.float64)
+    pieces = in_order(model.door.encoded(data, "data"), "data", model.check_input, BATCH_SIZE)
+    x = torch.cat([piece.flatten(1) for piece in pieces]).to("cpu", torch.float64)
     n_leaves = model.plan.n_leaves
     if len(x) < n_leaves:
         raise DataError(mismatch("data", f"{n_leaves} samples or more, the number of leaves", len(x)))
     weights = SampleWeights.of(sample_weight, len(x)) if sample_weight is not None else None
     weight = torch.ones(len(x), dtype=torch.float64) if weights is None else weights.counts.double().cpu()
     groups_of(model)
-    best: tuple[float, HMoEVAE, History] | None = None
-    for run in range(em.n_init):
-        twin = copy.deepcopy(model).to("cpu", torch.float64)
-        history = _run(twin, x, weight, replace(em, seed=(em.seed + run) % (1 << 64)))
+    check_gates(model)
+    best: tuple[float, dict[str, Tensor], History] | None = None
+    twin = copy.deepcopy(model).to("cpu", torch.float64)
+    step = MStep(twin, x, weight, em.strength)
+    for responsibility in _starts(twin, step, em):
+        history = _run(twin, step, responsibility, em)
         loss = history["loss"][-1]
         if best is None or loss < best[0]:
-            best = loss, twin, history
+            best = loss, {name: part.clone() for name, part in twin.state_dict().items()}, history
     assert best is not None
-    model.load_state_dict(best[1].state_dict())
+    model.load_state_dict(best[1])
     return best[2]
 
 
+def check_gates(model: HMoEVAE) -> None:
+    """Check that every gate is the posterior of its children.
+
+    Raises:
+        SpecError: A gate is a network, which only gradients can teach.
+    """
+    for mixture in model.plan.mixtures:
+        assert isinstance(mixture.spec, Mixture)
+        if not isinstance(mixture.spec.gate, PosteriorGate):
+            expected = "PosteriorGate(), for which EM has a closed form (hmoevae.fit trains every other model)"
+            raise SpecError(mismatch(f"{mixture.path}.gate", expected, str(mixture.spec.gate)))
+
+
+def _starts(model: HMoEVAE, step: MStep, em: EM) -> Iterator[Float[Tensor, "leaf n"]]:
+    """The responsibilities with which runs begin."""
+    if em.init == "model":
+        with torch.no_grad():
+            yield _joint(model, step.x).softmax(0) * step.weight
+        return
+    for run in range(em.n_init):
+        for features in features_of(step):
+            leaf = first_leaves(model.plan, features, em.init, (em.seed + run) % (1 << 64), step.weight)
+            yield one_hot(leaf, model.plan.n_leaves).T * step.weight
+
+
 @torch.no_grad()
-def _run(model: HMoEVAE, x: Float[Tensor, "n feature"], weight: Float[Tensor, " n"], em: EM) -> History:
+def _run(model: HMoEVAE, step: MStep, responsibility: Float[Tensor, "leaf n"], em: EM) -> History:
     """Run EM from one start."""
     started = time.perf_counter()
     plan, history = model.plan, History(training=None, converged=False)
-    step = MStep(model, x, weight, em.strength)
-    if em.init == "model":
-        step.started = True
-        joint = torch.cat([_joint(model, chunk) for chunk in x.split(BATCH_SIZE)], 1)
-        responsibility = joint.softmax(0) * weight
-    else:
-        leaf = first_leaves(plan, features(step, x), em.init, em.seed, weight)
-        responsibility = torch.nn.functional.one_hot(leaf, plan.n_leaves).T * weight
-    before = math.inf
+    x, weight, before = step.x, step.weight, math.inf
+    step.started = em.init == "model"
     for iteration in range(1, em.max_iter + 1):
         step.run(responsibility)
         model.prior.set_shares_(responsibility.sum(1))
-        joint = torch.cat([_joint(model, chunk) for chunk in x.split(BATCH_SIZE)], 1)
+        joint = _joint(model, x)
         log_px = joint.logsumexp(0)
         responsibility = (joint - log_px).exp() * weight
         loss = -float(weight @ log_px / weight.sum())
@@ -121,16 +138,21 @@ def _run(model: HMoEVAE, x: Float[Tensor, "n feature"], weight: Float[Tensor, " 
 
 def _joint(model: HMoEVAE, x: Float[Tensor, "n feature"]) -> Float[Tensor, "leaf n"]:
     """Log p(x, leaf) of every leaf."""
-    return model.experts.evidence(x.T) + model.prior.leaf_log_prob().unsqueeze(1)
+    evidence = torch.cat([model.experts.evidence(chunk.T) for chunk in x.split(BATCH_SIZE)], 1)
+    return evidence + model.prior.leaf_log_prob().unsqueeze(1)
 
 
-def features(step: MStep, x: Float[Tensor, "n feature"]) -> Float[Tensor, "n shown"]:
-    """What the start clusters: samples as networks see them, with gaps in Gaussian features filled.
+def features_of(step: MStep) -> list[Float[Tensor, "n shown"]]:
+    """What starts cluster: samples as networks see them, with gaps in Gaussian features filled.
 
-    Gaps in other features are zeros, as networks see them.
+    Gaps in other features are zeros, as networks see them. Where there are other features, such as counts or
+    categories, no single scale is right for all tables, so there is a second start from standardised features.
     """
-    first = step.groups[0]
-    filled = x.clone()
+    first, filled = step.groups[0], step.x.clone()
     filled[:, first.features] = step.filled
     present = None if step.present is None else ~filled.isnan().T
-    return first.likelihood.shown(filled.T, present).T
+    shown = first.likelihood.shown(filled.T, present).T
+    if first.are_all:
+        return [shown]
+    spread = shown.std(0, correction=0)
+    return [shown, (shown - shown.mean(0)) / torch.where(spread > 0, spread, 1.0)]

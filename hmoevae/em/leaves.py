@@ -18,7 +18,7 @@ from hmoevae.model import HMoEVAE
 from hmoevae.nn.grouped import GroupedLinear, GroupedMLP
 from hmoevae.nn.likelihoods import LikelihoodModule
 from hmoevae.nn.linear import LinearEncoder
-from hmoevae.nn.posteriors import Rows
+from hmoevae.nn.posteriors import Rows, takes_part
 
 FILL_ROUNDS = 10
 """Number of EM iterations of the single factor analyser that fills gaps for the start."""
@@ -82,7 +82,8 @@ def groups_of(model: HMoEVAE) -> list[Group]:
         if planned.spec.likelihood != first.likelihood:
             expected = f"{first.likelihood}, as in the first leaf"
             raise SpecError(mismatch(f"{place}.likelihood", expected, planned.spec.likelihood))
-        experts.likelihood.linear_floor()  # an error if the scales are not learned
+        if takes_part(linear):
+            experts.likelihood.linear_floor()  # an error if the scales are not learned
         assert isinstance(experts.decoder, GroupedMLP)  # the encoder has checked it
         parts = experts.decoder.last, experts.likelihood, experts.latent_dim, planned.members
         found.append(Group(*parts, linear.features, linear.raw, linear.are_all))
@@ -117,6 +118,15 @@ class MStep:
     @torch.no_grad()
     def run(self, responsibility: Float[Tensor, "leaf n"]) -> None:
         """Set the weights of all leaves; the responsibilities of a sample sum to its weight."""
+        if self.linear_x.shape[1]:
+            self._set_linear(responsibility)
+        for group in self.groups:
+            if not group.are_all:
+                self._set_others(group, responsibility[list(group.members)])
+        self.started = True
+
+    def _set_linear(self, responsibility: Float[Tensor, "leaf n"]) -> None:
+        """Set means, loadings and noise of the Gaussian features of all leaves."""
         found = {leaf: self._moments(group, row, responsibility[leaf]) for group, row, leaf in self._leaves()}
         by_leaf = [found[leaf] for leaf in range(len(found))]
         weights = torch.stack([each.weight for each in by_leaf])
@@ -125,9 +135,6 @@ class MStep:
         for group in self.groups:
             rows = list(group.members)
             self._set(group, means[rows], weights[rows], covariances[rows])
-            if not group.are_all:
-                self._set_others(group, responsibility[rows])
-        self.started = True
 
     def _leaves(self) -> Iterator[tuple[Group, int, int]]:
         for group in self.groups:

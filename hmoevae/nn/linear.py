@@ -148,7 +148,7 @@ class LinearEncoder(nn.Module):
             raise SpecError(mismatch(f"{place}.decoder", expected, spec.decoder))
         linear = likelihood.linear_features()
         if linear is None:
-            expected = f"Gaussian(..., 'identity'), of which {spec.encoder} is the posterior"
+            expected = f"Gaussian(..., 'identity'), of which {spec.encoder} is the posterior, or outcomes without z"
             raise SpecError(mismatch(f"{place}.likelihood", expected, spec.likelihood))
         self.is_exact = linear.are_all
         self.n_features = n_features
@@ -194,5 +194,5 @@ def _parts(
 
 def _known_whole(present: Present) -> bool:
     """Whether it takes little to see that nothing is missing: one posterior for all samples is then enough."""
-    may_look = present.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
+    may_look = present.device.type == "cpu" and not torch.compiler.is_compiling()
     return may_look and bool(present.all())

@@ -70,6 +70,19 @@ class LinearFeatures(NamedTuple):
     are_all: bool = True
 
 
+NONE = LinearFeatures(1.0, [], [], are_all=False)
+"""No feature is linear, and the outcome of each can be fitted without z: q(z|x) is the prior."""
+
+
+def takes_part(linear: LinearFeatures | None) -> bool:
+    """Whether there are linear features.
+
+    >>> takes_part(LinearFeatures(1.0)), takes_part(NONE), takes_part(None)
+    (True, False, False)
+    """
+    return linear is not None and linear.features != []
+
+
 def positions(rows: Rows, n: int) -> list[int]:
     """The indices of some of `n` rows.
 

@@ -96,7 +96,8 @@ def test_outcomes_that_are_no_numbers_get_their_shares() -> None:
     found = model.predict(x)
     first = int(found[0])
     assert found.eq(first).eq(leaf == 0).all()
-    expected = model.experts.groups[0].likelihood.statistics(model.experts.groups[0].decoder.last.bias.unsqueeze(2))
+    group = model.experts.groups[0]
+    expected = group.likelihood.statistics(group.decoder.last.bias.detach().unsqueeze(2))
     at = {"colour": 2, "coin": 5, "eggs": 6}
     share = float((colour[leaf == 0] == 0).double().mean())
     overall = float((colour == 0).double().mean())

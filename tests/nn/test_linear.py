@@ -206,7 +206,7 @@ def test_the_elbo_with_another_weight_of_the_kl_has_its_closed_form() -> None:
             r"root/0\.likelihood: expected Gaussian\(.*, 'identity'\), .* got Gaussian\(0\.5\)",
         ),
         (LINEAR, hm.Gaussian("learned"), r"root/0\.likelihood: expected .* got Gaussian\(learned\)"),
-        (LINEAR, hm.Bernoulli(), r"root/0\.likelihood: expected .* got Bernoulli"),
+        (LINEAR, hm.ContinuousBernoulli(), r"root/0\.likelihood: expected .* got ContinuousBernoulli"),
     ],
 )
 def test_leaves_without_a_closed_form_are_refused(decoder: Network, likelihood: Likelihood, message: str) -> None:

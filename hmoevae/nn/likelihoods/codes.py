@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hmoevae.nn.kernels.precision import sum_dtype
 from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample, weighted_means
+from hmoevae.nn.posteriors import NONE, LinearFeatures
 
 ByCode = Float[Tensor, "group code feature batch"]
 LEAST_SHARE = 1e-6
@@ -44,6 +45,9 @@ class CodesModule(LikelihoodModule):
 
     def nearest(self, x: Tensor) -> Tensor:
         return x.round().clamp(0, self.n - 1)
+
+    def linear_features(self) -> LinearFeatures | None:
+        return NONE
 
     def log_density(self, raw: Raw, x: Sample) -> Features:
         by_code = self.log_probabilities(raw)

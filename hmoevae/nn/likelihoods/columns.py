@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample
-from hmoevae.nn.posteriors import LinearFeatures, joined_features, positions
+from hmoevae.nn.posteriors import LinearFeatures, joined_features, positions, takes_part
 
 
 class ColumnsModule(LikelihoodModule):
@@ -126,7 +126,8 @@ class ColumnsModule(LikelihoodModule):
                 raw = [first + i for i in positions(linear.raw, size)]
                 features = [columns[i] for i in positions(linear.features, len(columns))]
                 found.append(LinearFeatures(linear.scale, raw, features, are_all=False))
-        return joined_features(found, sum(self.raw_sizes), self.n_columns) if found else None
+        partly = [linear for linear in found if takes_part(linear)]
+        return joined_features(partly, sum(self.raw_sizes), self.n_columns) if partly else next(iter(found), None)
 
     def fit_constant_(
         self,
@@ -135,11 +136,12 @@ class ColumnsModule(LikelihoodModule):
         present: Bool[Tensor, "feature batch"] | None = None,
     ) -> Float[Tensor, "group raw"]:
         each = zip(self.parts, self.raw_sizes, self._for_each(x, present), strict=True)
-        raw = [
-            # Linear features depend on z; a fit without z would undo their scales.
-            x.new_zeros(len(weight), size) if part.linear_features() else part.fit_constant_(own, weight, seen)
-            for part, size, (own, seen) in each
-        ]
+        raw = []
+        for part, size, (own, seen) in each:
+            if takes_part(part.linear_features()):  # they depend on z; a fit without z would undo their scales
+                raw.append(x.new_zeros(len(weight), size))
+            else:
+                raw.append(part.fit_constant_(own, weight, seen))
         return torch.cat(raw, 1)
 
     def linear_floor(self) -> Float[Tensor, "group linear"]:
@@ -152,7 +154,7 @@ class ColumnsModule(LikelihoodModule):
             part.set_linear_scale_(own)
 
     def _linear_parts(self) -> list[LikelihoodModule]:
-        return [part for part in self.parts if part.linear_features()]
+        return [part for part in self.parts if takes_part(part.linear_features())]
 
     def mean(self, raw: Raw) -> Features:
         each = zip(self.parts, raw.split(self.raw_sizes, 1), strict=True)

@@ -14,7 +14,7 @@ from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.kernels.precision import sum_dtype
 from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample, weighted_means
 from hmoevae.nn.likelihoods.unit import in_unit_interval
-from hmoevae.nn.posteriors import LinearFeatures
+from hmoevae.nn.posteriors import NONE, LinearFeatures
 
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 FIRST_SCALE = 0.5
@@ -183,6 +183,9 @@ class LogNormalModule(LikelihoodModule):
 
     def shown(self, x: Sample, present: Present | None = None) -> Tensor:
         return super().shown(x.clamp_min(torch.finfo(x.dtype).tiny).log(), present)
+
+    def linear_features(self) -> LinearFeatures | None:
+        return NONE
 
     def fit_constant_(
         self,

@@ -7,6 +7,7 @@ that the features have in it.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hmoevae.nn.kernels.precision import sum_dtype
-from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample, weighted_means
+from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample
+from hmoevae.nn.posteriors import NONE, LinearFeatures
 
 LARGE_LOG_RATE = 10.0
 """A rate grows exponentially up to exp of this, and from there on linearly: float32 would overflow."""
@@ -23,7 +25,11 @@ FIRST_DISPERSION = 1.0
 LARGEST_LOG_DISPERSION = 15.0
 """Bound of the size of a dispersion's logarithm; smaller dispersions cannot be told from a Poisson's, which is zero."""
 LEAST_RATE = 1e-6
-"""The least rate or share that `fit_constant_` sets, for features without any count."""
+"""The least rate that `fit_constant_` sets, for features without any count."""
+LEAST_DISPERSION = 1e-2
+"""The least dispersion that `fit_constant_` sets: counts of a real process vary by 10 % beside Poisson's noise."""
+DISPERSION_STRENGTH = 10.0
+"""Number of samples of size 1 that the pull of dispersions to the one that experts share is worth."""
 NO_SHARE = -1e30
 """A logit whose share is zero, with finite gradients."""
 
@@ -53,21 +59,33 @@ class CountModule(LikelihoodModule):
             counts = counts * (self.total / _total(counts)).to(counts.dtype)
         return counts.log1p()
 
+    def linear_features(self) -> LinearFeatures | None:
+        return NONE
+
     def fit_constant_(
         self,
         x: Float[Tensor, "feature batch"],
         weight: Float[Tensor, "group batch"],
         present: Bool[Tensor, "feature batch"] | None = None,
     ) -> Float[Tensor, "group raw"]:
-        if self.total is None:
-            rate = weighted_means(x, weight, present, extra=1.0).clamp_min(LEAST_RATE)
-            small = rate.clamp_max(math.exp(LARGE_LOG_RATE))
-            return small.log() + rate / small - 1  # the inverse of `log_rate`
-        known = x if present is None else torch.where(present, x, 0.0)
-        counts = weight @ known.T
-        overall = counts.sum(0) / counts.sum().clamp_min(1)
-        shares = (counts + self.total * overall) / (counts.sum(1, keepdim=True) + self.total)
-        return shares.clamp_min(LEAST_RATE).log()
+        rate = self._sums(x, weight, present).rate
+        if self.total is not None:
+            return rate.log()
+        small = rate.clamp_max(math.exp(LARGE_LOG_RATE))
+        return small.log() + rate / small - 1  # the inverse of `log_rate`
+
+    def _sums(
+        self,
+        x: Float[Tensor, "feature batch"],
+        weight: Float[Tensor, "group batch"],
+        present: Bool[Tensor, "feature batch"] | None,
+    ) -> "_Sums":
+        """The sums over samples that closed forms need; a sample's size is its total in units of a typical one."""
+        seen = torch.ones_like(x) if present is None else present.to(x.dtype)
+        counts = x if present is None else torch.where(present, x, 0.0)
+        sizes = seen if self.total is None else seen * (_total(counts) / self.total).to(x.dtype)
+        parts = (counts, sizes, counts * sizes, counts.square(), sizes.square())
+        return _Sums(*(weight @ part.T for part in parts))
 
     def log_prob(self, raw: Raw, x: Sample, present: Present | None = None) -> Float[Tensor, "group batch"]:
         return super().log_prob(self.observed(raw, present), x, present)
@@ -88,6 +106,22 @@ class CountModule(LikelihoodModule):
 
     def mean(self, raw: Raw) -> Features:
         return self.log_rate(raw).exp()
+
+
+class _Sums(NamedTuple):
+    """Weighted sums over samples, of counts x and sizes s."""
+
+    x: Float[Tensor, "group feature"]
+    s: Float[Tensor, "group feature"]
+    xs: Float[Tensor, "group feature"]
+    xx: Float[Tensor, "group feature"]
+    ss: Float[Tensor, "group feature"]
+
+    @property
+    def rate(self) -> Float[Tensor, "group feature"]:
+        """The mean count of a sample of size 1, with one sample of the overall mean added."""
+        overall = self.x.sum(0) / self.s.sum(0).clamp_min(LEAST_RATE)
+        return ((self.x + overall) / (self.s + 1)).clamp_min(LEAST_RATE)
 
 
 def _total(x: Sample) -> Tensor:
@@ -146,15 +180,17 @@ class NegativeBinomialModule(CountModule):
         weight: Float[Tensor, "group batch"],
         present: Bool[Tensor, "feature batch"] | None = None,
     ) -> Float[Tensor, "group raw"]:
-        """The mean and, by the method of moments, the dispersion; only for rates that are no shares of a total."""
-        raw = super().fit_constant_(x, weight, present)
-        if self.total is not None:
-            return LikelihoodModule.fit_constant_(self, x, weight, present)
-        mean = weighted_means(x, weight, present, extra=1.0).clamp_min(LEAST_RATE)
-        variance = weighted_means(x.square(), weight, present, extra=1.0) - mean.square()
-        dispersion = (variance - mean) / mean.square()
-        self.log_dispersion.copy_(dispersion.clamp_min(LEAST_RATE).log())
-        return raw
+        """The means and, by the method of moments, the dispersions, which are pulled to what the experts share."""
+        sums = self._sums(x, weight, present)
+        rate = sums.rate
+        # The variance of a count is s rate + dispersion (s rate)^2.
+        excess = sums.xx - 2 * rate * sums.xs + rate.square() * sums.ss - rate * sums.s
+        whole = rate.square() * sums.ss
+        pooled = excess.sum(0) / whole.sum(0).clamp_min(LEAST_RATE)
+        extra = DISPERSION_STRENGTH * rate.square()
+        dispersion = (excess + extra * pooled) / (whole + extra)
+        self.log_dispersion.copy_(dispersion.clamp_min(LEAST_DISPERSION).log())
+        return super().fit_constant_(x, weight, present)
 
     def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
         rate = self.mean(raw)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hmoevae.nn.kernels.precision import sum_dtype
 from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Raw, Sample, weighted_means
+from hmoevae.nn.posteriors import NONE, LinearFeatures
 
 LEAST = 1e-6
 """The least distance from 0 and 1 of a probability that `fit_constant_` sets."""
@@ -34,6 +35,9 @@ class BernoulliModule(LikelihoodModule):
 
     def mean(self, raw: Raw) -> Features:
         return torch.sigmoid(raw)
+
+    def linear_features(self) -> LinearFeatures | None:
+        return NONE
 
     def fit_constant_(
         self,
