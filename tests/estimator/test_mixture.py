@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import sparse
 from sklearn.base import clone, is_clusterer
 from sklearn.datasets import load_breast_cancer, make_blobs
 from sklearn.exceptions import NotFittedError
@@ -559,14 +558,6 @@ def test_pandas_in_and_out():
     assert isinstance(means, pd.DataFrame)
     assert (list(means.columns), len(means)) == (list(frame.columns), 3)
     assert isinstance(mixture.sample(2)[0], pd.DataFrame)
-
-
-def test_sparse_is_refused_as_scikit_learn_refuses_it():
-    x, _ = blobs()
-    mixture = small().fit(x)
-    for method in (mixture.fit, mixture.predict, mixture.transform, mixture.score_samples):
-        with pytest.raises(TypeError, match="Sparse data was passed"):
-            method(sparse.csr_matrix(x))
 
 
 def test_not_fitted():
