@@ -81,9 +81,10 @@ def step_em(model: HMoEVAE, data: Data, step: Step, *, sample_weight: ArrayLike 
     moved = step.rate * of_batch / shares.clamp_min(torch.finfo(shares.dtype).tiny)
     for group in m_step.groups:
         rows = list(group.members)
-        found = [m_step._moments(group, row, responsibility[leaf]) for row, leaf in enumerate(rows)]
-        mean, covariance = _averages(group, found, moved[rows])
-        m_step._set(group, mean, shares[rows], pulled(covariance, shares[rows] * step.n_seen, USUAL.strength))
+        if m_step.linear_x.shape[1]:
+            found = [m_step._moments(group, row, responsibility[leaf]) for row, leaf in enumerate(rows)]
+            mean, covariance = _averages(group, found, moved[rows])
+            m_step._set(group, mean, shares[rows], pulled(covariance, shares[rows] * step.n_seen, USUAL.strength))
         if not group.are_all:
             _move_others_(m_step, group, responsibility[rows], moved[rows])
     twin.prior.set_shares_(shares)

@@ -79,13 +79,15 @@ class Options:
 
 
 def has_constant_form(likelihood: Likelihood) -> bool:
-    """Whether `hmoevae.fit_em` can fit a linear decoder with a likelihood: Gaussian columns, and some others.
+    """Whether leaves are fitted in closed form: all columns can be, and it is a table's likelihood or Gaussian.
+
+    Columns that are not Gaussian then do not depend on the latents, so one likelihood that was asked for, such as that
+    of counts, is left to gradients.
 
     >>> has_constant_form(Gaussian("learned", "identity")), has_constant_form(NegativeBinomial())
     (True, False)
     """
     parts = likelihood.parts if isinstance(likelihood, Columns) else (likelihood,)
     linear = [isinstance(part, Gaussian) and (part.scale, part.mean) == ("learned", "identity") for part in parts]
-    return any(linear) and all(
-        is_linear or isinstance(part, CONSTANT) for part, is_linear in zip(parts, linear, strict=True)
-    )
+    known = [is_linear or isinstance(part, CONSTANT) for part, is_linear in zip(parts, linear, strict=True)]
+    return all(known) and (any(linear) or isinstance(likelihood, Columns))

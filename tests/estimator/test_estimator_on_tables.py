@@ -174,6 +174,21 @@ def test_em_goes_on_from_the_weights_of_the_last_fit():
     np.testing.assert_allclose(mixture.loss_, whole.loss_, rtol=1e-9)
 
 
+def test_a_table_of_categories_alone_is_a_mixture_of_latent_classes():
+    rng = np.random.default_rng(0)
+    kind = rng.integers(2, size=200)
+    flips = rng.random((200, 6)) < 0.1
+    frame = pd.DataFrame(np.where(flips ^ kind[:, None].astype(bool), "yes", "no"), columns=list("abcdef"))
+    frame.loc[:20, "c"] = None
+    mixture = hm.VAEMixture(2, random_state=0, device="cpu").fit(frame)
+    assert mixture.history_.training is None
+    assert adjusted_rand_score(kind, mixture.labels_) > 0.9
+    assert np.exp(mixture.score_samples(frame.dropna())).max() < 1
+    assert set(mixture.impute(frame)["c"]) == {"yes", "no"}
+    before = mixture.score(frame)
+    assert mixture.partial_fit(frame).score(frame) == pytest.approx(before, abs=0.02)
+
+
 def test_max_iter_that_is_too_small_is_said():
     x = blobs()
     with pytest.warns(ConvergenceWarning, match="max_iter: expected iterations until the loss stops falling, got 1"):
