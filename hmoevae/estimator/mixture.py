@@ -4,6 +4,7 @@ import copy
 import inspect
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +20,7 @@ from hmoevae.door import Checked
 from hmoevae.em import EM, Step, step_em
 from hmoevae.errors import ArgumentError, ConvergenceWarning, DataError, VersionWarning, mismatch, warn
 from hmoevae.estimator.folder import load, save
+from hmoevae.estimator.latents import chosen_latents
 from hmoevae.estimator.leaves import by_size, leaf_means, reorder_leaves_
 from hmoevae.estimator.results import Results, seed_of
 from hmoevae.estimator.rows import as_they_are, is_frame, n_rows, table_of, with_gaps
@@ -52,7 +54,9 @@ class VAEMixture(Results):
         n_components: Number of experts of a flat mixture; 1 means a single VAE. Not used if `tree` is given.
         tree: A tree of any shape instead of the flat mixture; `latent_dim`, `hidden`, `likelihood` and `balance` are
             then not used.
-        latent_dim: Size of every expert's latent; `None` means one less than the number of columns, at most 8.
+        latent_dim: Size of every expert's latent; `None` means one less than the number of columns, at most 8. The
+            solver `"em"` then doubles it as long as that raises the density of held-out samples (one in four, of at
+            most 2,000) by 0.02 nats a cell.
         hidden: Widths of the hidden layers of every encoder, decoder and gate. Without hidden layers, decoders are
             linear, encoders and gates are the exact posteriors, and all of it is fitted in closed form.
         likelihood: The observation model p(x|z); `None` means one for each column that suits its kind, with learned
@@ -228,6 +232,15 @@ class VAEMixture(Results):
 
         solver = self._solver(outline, where, goes_on=goes_on)
         data = outline.to(dtype).checked(samples, name="X")
+        if isinstance(solver, ClosedForm) and not goes_on and self.tree is None and self.latent_dim is None:
+            likelihood, n = outline.plan.leaves[0].spec.likelihood, len(table.columns)
+
+            def of_size(latent_dim: int) -> HMoEVAE:
+                options = replace(self._options, latent_dim=latent_dim)
+                return self._model(options.planted(likelihood, n), table).to(dtype)
+
+            latent_dim = chosen_latents(of_size, data, weights, solver.em, n)
+            tree = of_size(latent_dim).tree
         fitted = solver.fit(make, data, weights)
         self.table_, self.model_ = table, fitted.model.to(where)
         self.history_, self.loss_, self.converged_ = fitted.history, fitted.loss, fitted.converged
