@@ -53,7 +53,9 @@ def table_of(
 
 def as_they_are(table: Table) -> Table:
     """The table whose numbers are not standardised."""
-    columns = (replace(c, mean=0.0, std=1.0, ties=0.0) if isinstance(c, Number) else c for c in table.columns)
+    columns = (
+        replace(c, mean=0.0, std=1.0, log=False, ties=0.0) if isinstance(c, Number) else c for c in table.columns
+    )
     return Table(tuple(columns), table.library)  # type: ignore[type-var]
 
 
