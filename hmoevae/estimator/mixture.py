@@ -25,7 +25,7 @@ from hmoevae.estimator.leaves import by_size, leaf_means, reorder_leaves_
 from hmoevae.estimator.results import Results, seed_of
 from hmoevae.estimator.rows import as_they_are, is_frame, n_rows, table_of, with_gaps
 from hmoevae.estimator.solvers import ClosedForm, Gradients, Solver, SolverName, Weights, has_closed_form
-from hmoevae.estimator.trees import Options, counts_like
+from hmoevae.estimator.trees import Options, has_numbers, counts_like
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.sample_weights import SampleWeights
@@ -235,7 +235,8 @@ class VAEMixture(Results):
 
         solver = self._solver(outline, where, goes_on=goes_on)
         data = outline.to(dtype).checked(samples, name="X")
-        if isinstance(solver, ClosedForm) and not goes_on and self.tree is None and self.latent_dim is None:
+        is_free = self.tree is None and self.latent_dim is None and not goes_on
+        if is_free and isinstance(solver, ClosedForm) and has_numbers(outline.plan.expert_groups[0].spec.likelihood):
             likelihood, n = outline.plan.expert_groups[0].spec.likelihood, len(table.columns)
 
             def of_size(latent_dim: int) -> HMoEVAE:
