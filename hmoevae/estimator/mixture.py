@@ -5,7 +5,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from hmoevae.estimator.leaves import by_size, leaf_means, reorder_leaves_
 from hmoevae.estimator.results import Results, seed_of
 from hmoevae.estimator.rows import as_they_are, is_frame, n_rows, table_of, with_gaps
 from hmoevae.estimator.solvers import ClosedForm, Gradients, Solver, SolverName, Weights, has_closed_form
-from hmoevae.estimator.trees import Options
+from hmoevae.estimator.trees import Options, counts_like
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.sample_weights import SampleWeights
@@ -52,12 +52,16 @@ class VAEMixture(Results):
         n_components: Number of experts of a flat mixture; 1 means a single VAE. Not used if `tree` is given.
         tree: A tree of any shape instead of the flat mixture; `latent_dim`, `hidden`, `likelihood` and `balance` are
             then not used.
-        latent_dim: Size of every expert's latent; `None` means one less than the number of columns, at most 8.
+        latent_dim: Size of every expert's latent; `None` means one less than the number of columns, at most 8. In
+            closed form, only columns of numbers depend on the latents: without any, `None` means 1, which is not used,
+            and a number asks for gradients.
         hidden: Widths of the hidden layers of every encoder, decoder and gate. Without hidden layers, decoders are
             linear, encoders and gates are the exact posteriors, and all of it is fitted in closed form.
         likelihood: The observation model p(x|z); `None` means one for each column that suits its kind, with learned
-            noise. Where it is given, numbers are modelled as they are, and not standardised; so they are in a `tree`
-            whose leaves do not have the likelihood of the table of `X`.
+            noise; `"counts"`, for counts of genes or words given the total of their row, means
+            `NegativeBinomial(total=T)`, where T is the median of these totals. Where it is given, numbers are modelled
+            as they are, and not standardised; so they are in a `tree` whose leaves do not have the likelihood of the
+            table of `X`.
         kinds: What columns are where that is not what is inferred, such as `{"visits": "count"}`, as in `Table.of`. The
             columns of an array are called x0, x1, ... and are numbers unless this says otherwise.
         balance: The term that keeps the gate from sending all samples to one expert; `None` means `Balance("kl", 1.0)`.
@@ -139,7 +143,7 @@ class VAEMixture(Results):
         tree: Tree | None = None,
         latent_dim: int | None = None,
         hidden: tuple[int, ...] = (),
-        likelihood: Likelihood | None = None,
+        likelihood: Likelihood | Literal["counts"] | None = None,
         kinds: Mapping[str, str | Column] | None = None,
         balance: Balance | None = None,
         objective: str = "marginal",
@@ -160,7 +164,7 @@ class VAEMixture(Results):
         self.tree = tree
         self.latent_dim = latent_dim
         self.hidden = hidden
-        self.likelihood = likelihood
+        self.likelihood: Likelihood | Literal["counts"] | None = likelihood
         self.kinds = kinds
         self.balance = balance
         self.objective: str = objective
@@ -308,7 +312,16 @@ class VAEMixture(Results):
             self.n_features_in_ = len(table.columns)
             if is_frame(X):
                 self.feature_names_in_ = np.array(table.names, dtype=object)
-        return table, options.planted(self.likelihood or table.likelihood(), len(table.columns))
+        likelihood = self.likelihood or table.likelihood()
+        if isinstance(likelihood, str):
+            likelihood = self._counts(X, table, weights)
+        return table, options.planted(likelihood, len(table.columns))
+
+    def _counts(self, X: Any, table: Table, weights: Weights) -> Likelihood:
+        """The likelihood of counts: that of the model that goes on, or a new one for `X`."""
+        if self.warm_start and hasattr(self, "model_"):
+            return self.model_.plan.expert_groups[0].spec.likelihood
+        return counts_like(table.encode(X, name="X").nansum(1).numpy(), weights)
 
     @property
     def _options(self) -> Options:

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-from hmoevae.checks import check_integer
+import numpy as np
+from jaxtyping import Float
+
+from hmoevae.checks import check_choice, check_integer
 from hmoevae.errors import ArgumentTypeError, mismatch
 from hmoevae.spec import (
     MLP,
@@ -27,6 +30,8 @@ MOST_LATENTS = 8
 """Largest default `latent_dim`."""
 CONSTANT = (Bernoulli, Categorical, LogNormal, NegativeBinomial, Ordinal, Poisson)
 """Likelihoods of columns that `fit_em` fits by outputs that do not depend on z."""
+COUNTS = "counts"
+"""What an estimator calls the negative binomial likelihood of counts given the total of their row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +42,16 @@ class Options:
     tree: Tree | None
     latent_dim: int | None
     hidden: tuple[int, ...]
-    likelihood: Likelihood | None
+    likelihood: Likelihood | str | None
     balance: Balance | None
     objective: str
     solver: str
 
     @property
-    def likelihoods(self) -> set[Likelihood]:
+    def likelihoods(self) -> set[Likelihood | str]:
         """The likelihoods that are given."""
+        if isinstance(self.likelihood, str):
+            check_choice("likelihood", self.likelihood, (COUNTS,))
         if self.tree is None:
             return set() if self.likelihood is None else {self.likelihood}
         if not isinstance(self.tree, VAE | Mixture):
@@ -61,8 +68,10 @@ class Options:
         if self.tree is not None:
             return self.tree
         check_integer("n_components", self.n_components)
-        latent_dim = max(1, min(MOST_LATENTS, n_columns - 1)) if self.latent_dim is None else self.latent_dim
         network, exact = MLP(self.hidden), self._is_exact(likelihood)
+        latent_dim = self.latent_dim
+        if latent_dim is None:
+            latent_dim = max(1, min(MOST_LATENTS, n_columns - 1)) if has_numbers(likelihood) or not exact else 1
         expert = VAE(latent_dim, LinearPosterior() if exact else network, network, likelihood)
         if self.n_components == 1:
             return expert
@@ -75,19 +84,47 @@ class Options:
         """Whether leaves and gates are those that have a closed form."""
         if self.solver == "sgd" or self.objective != "marginal" or self.balance is not None or self.hidden:
             return False
-        return has_constant_form(likelihood)
+        wants_latents = self.latent_dim is not None and self.solver == "auto"
+        return has_constant_form(likelihood) and (has_numbers(likelihood) or not wants_latents)
 
 
 def has_constant_form(likelihood: Likelihood) -> bool:
-    """Whether leaves are fitted in closed form: all columns can be, and it is a table's likelihood or Gaussian.
+    """Whether `fit_em` can fit leaves of every column: a Gaussian of learned noise, or one that needs no latents.
 
-    Columns that are not Gaussian then do not depend on the latents, so one likelihood that was asked for, such as that
-    of counts, is left to gradients.
+    >>> [has_constant_form(each) for each in (Gaussian("learned", "identity"), Gaussian(0.5), Poisson())]
+    [True, False, True]
+    """
+    return all(_is_number(part) or isinstance(part, CONSTANT) for part in _parts(likelihood))
 
-    >>> has_constant_form(Gaussian("learned", "identity")), has_constant_form(NegativeBinomial())
+
+def has_numbers(likelihood: Likelihood) -> bool:
+    """Whether there are columns whose latents `fit_em` fits. Others do not depend on the latents then.
+
+    >>> numbers = Gaussian("learned", "identity")
+    >>> has_numbers(Columns.of(numbers, Poisson())), has_numbers(Poisson())
     (True, False)
     """
-    parts = likelihood.parts if isinstance(likelihood, Columns) else (likelihood,)
-    linear = [isinstance(part, Gaussian) and (part.scale, part.mean) == ("learned", "identity") for part in parts]
-    known = [is_linear or isinstance(part, CONSTANT) for part, is_linear in zip(parts, linear, strict=True)]
-    return all(known) and (any(linear) or isinstance(likelihood, Columns))
+    return any(map(_is_number, _parts(likelihood)))
+
+
+def counts_like(totals: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"] | None = None) -> NegativeBinomial:
+    """The likelihood of counts given the total of their row, whose typical total is the median.
+
+    Args:
+        totals: The total of every row.
+        weight: How many rows each row counts for.
+
+    >>> print(counts_like(np.array([5.0, 1.0, 9.0])), counts_like(np.array([5.0, 1.0, 9.0]), np.array([1.0, 1.0, 3.0])))
+    NegativeBinomial(total=5) NegativeBinomial(total=9)
+    """
+    order = totals.argsort()
+    below = np.cumsum(np.ones(len(totals)) if weight is None else weight[order])
+    return NegativeBinomial(total=max(1.0, float(totals[order][np.searchsorted(below, below[-1] / 2)])))
+
+
+def _parts(likelihood: Likelihood) -> tuple[Likelihood, ...]:
+    return likelihood.parts if isinstance(likelihood, Columns) else (likelihood,)
+
+
+def _is_number(part: Likelihood) -> bool:
+    return isinstance(part, Gaussian) and (part.scale, part.mean) == ("learned", "identity")
