@@ -140,7 +140,7 @@ class Column:
         raise NotImplementedError
 
     def log_jacobian(self, codes: Any) -> Any:  # noqa: ARG002
-        """Log |d code / d cell|, which turns the log-density of a code into that of the cell.
+        """Log of the slope of codes over cells, which turns the log-density of a code into that of the cell.
 
         Args:
             codes: The codes, an array or a tensor.
