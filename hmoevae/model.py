@@ -298,6 +298,13 @@ class HMoEVAE(TreeModule):
 
         Returns:
             `(batch, *input_shape)`, where observed cells are those of `x`.
+
+        >>> from hmoevae.spec import VAE
+        >>> model = HMoEVAE(VAE(latent_dim=2), input_shape=(2,), missing=True)
+        >>> x = torch.tensor([[0.5, torch.nan]])
+        >>> full = model.impute(x)
+        >>> full[0, 0].item(), bool(full.isnan().any())
+        (0.5, False)
         """
         check_integer("n_importance", n_importance)
         check_integer("batch_size", batch_size)

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from hmoevae import training
 from hmoevae.checks import check_choice, check_integer
+from hmoevae.door import Checked
 from hmoevae.em import EM, Step, step_em
 from hmoevae.errors import (
     ArgumentError,
@@ -25,6 +26,7 @@ from hmoevae.errors import (
     warn,
 )
 from hmoevae.estimator.folder import load, save
+from hmoevae.estimator.latents import chosen_latents
 from hmoevae.estimator.leaves import by_size, leaf_means, reorder_leaves_
 from hmoevae.estimator.results import Results, seed_of
 from hmoevae.estimator.rows import (
@@ -48,7 +50,7 @@ from hmoevae.estimator.solvers import (
     check_fits_in_memory,
     has_closed_form,
 )
-from hmoevae.estimator.trees import Options, counts_like
+from hmoevae.estimator.trees import Options, counts_like, has_numbers
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.sample_weights import SampleWeights
@@ -76,9 +78,10 @@ class VAEMixture(Results):
         n_components: Number of experts of a flat mixture; 1 means a single VAE. Not used if `tree` is given.
         tree: A tree of any shape instead of the flat mixture; `latent_dim`, `hidden`, `likelihood` and `balance` are
             then not used.
-        latent_dim: Size of every expert's latent; `None` means one less than the number of columns, at most 8. In
-            closed form, only columns of numbers depend on the latents: without any, `None` means 1, which is not used,
-            and a number asks for gradients.
+        latent_dim: Size of every expert's latent; `None` means one less than the number of columns, at most 8. The
+            solver `"em"` then doubles it as long as that raises the density of held-out samples (one in four, of at
+            most 2,000) by 0.02 nats a cell. In closed form, only columns of numbers depend on the latents: without any,
+            `None` means 1, which is not used, and a number asks for gradients.
         hidden: Widths of the hidden layers of every encoder, decoder and gate. Without hidden layers, decoders are
             linear, encoders and gates are the exact posteriors, and all of it is fitted in closed form.
         likelihood: The observation model p(x|z); `None` means one for each column that suits its kind, with learned
@@ -261,6 +264,9 @@ class VAEMixture(Results):
                 return self._model(tree, table).to(dtype)
 
         data = samples if isinstance(samples, SparseRows) else outline.to(dtype).checked(samples, name="X")
+        is_free = self.tree is None and self.latent_dim is None and not goes_on
+        if is_free and isinstance(solver, ClosedForm) and isinstance(data, Checked):
+            tree = self._with_latents(outline, table, data, weights, solver.em)
         fitted = solver.fit(make, data, weights)
         self.table_, self.model_ = table, fitted.model.to(where)
         self.history_, self.loss_, self.converged_ = fitted.history, fitted.loss, fitted.converged
@@ -303,6 +309,17 @@ class VAEMixture(Results):
         self.weights_ = self.model_.prior.leaf_log_prob().exp().detach().cpu().numpy()
         return self
 
+    def _with_latents(self, outline: HMoEVAE, table: Table, data: Checked, weights: Weights, em: EM) -> Tree:
+        """The tree with the number of latents that held-out samples choose, if latents take part."""
+        likelihood, n = outline.plan.expert_groups[0].spec.likelihood, len(table.columns)
+        if not has_numbers(likelihood):
+            return outline.tree
+
+        def of_size(latent_dim: int) -> HMoEVAE:
+            return self._model(self._options.planted(likelihood, n, latent_dim), table).to(outline.dtype)
+
+        return of_size(chosen_latents(of_size, data, weights, em, n)).tree
+
     def _solver(self, outline: HMoEVAE, where: torch.device, *, goes_on: bool) -> Solver:
         """What fits the model: EM where all of it has a closed form, or gradients."""
         random = check_random_state(self.random_state)
@@ -332,10 +349,12 @@ class VAEMixture(Results):
             self.n_features_in_ = len(table.columns)
             if is_frame(X):
                 self.feature_names_in_ = np.array(table.names, dtype=object)
-        likelihood = self.likelihood or table.likelihood()
+        likelihood, chosen = self.likelihood or table.likelihood(), None
+        if self.warm_start and hasattr(self, "model_"):
+            chosen = self.model_.experts.latent_dim
         if isinstance(likelihood, str):
             likelihood = self._counts(X, table, weights)
-        return table, options.planted(likelihood, len(table.columns))
+        return table, options.planted(likelihood, len(table.columns), chosen)
 
     def _counts(self, X: Any, table: Table, weights: Weights) -> Likelihood:
         """The likelihood of counts: that of the model that goes on, or a new one for `X`."""

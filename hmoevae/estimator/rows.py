@@ -87,7 +87,8 @@ def _table_of_sparse(X: Any, kinds: dict[str, str | Column], weight: Float[np.nd
 
 def as_they_are(table: Table) -> Table:
     """The table whose numbers are not standardised."""
-    columns = (replace(c, mean=0.0, std=1.0, ties=0.0) if isinstance(c, Number) else c for c in table.columns)
+    plain = {"mean": 0.0, "std": 1.0, "log": False, "ties": 0.0}
+    columns = (replace(c, **plain) if isinstance(c, Number) else c for c in table.columns)
     return Table(tuple(columns), table.library)  # type: ignore[type-var]
 
 

@@ -560,6 +560,16 @@ def test_pandas_in_and_out():
     assert isinstance(mixture.sample(2)[0], pd.DataFrame)
 
 
+def test_a_warm_start_keeps_the_latents_that_were_chosen():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 12)) @ rng.normal(size=(12, 30)) + 0.1 * rng.normal(size=(300, 30))
+    mixture = hm.VAEMixture(2, random_state=0, device="cpu", warm_start=True).fit(x)
+    tree, loss = mixture.model_.tree, mixture.loss_
+    assert mixture.model_.experts.latent_dim > 8
+    assert mixture.fit(x).model_.tree == tree
+    assert mixture.loss_ <= loss + 1e-3
+
+
 def test_not_fitted():
     x, _ = blobs()
     for method in ("predict", "predict_proba", "transform", "score_samples", "score"):

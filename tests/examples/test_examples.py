@@ -148,8 +148,8 @@ def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
     [
         (
             "own_table.py",
-            {"model", "history.csv", "clustered.csv", "leaves.png", "wine.csv"},
-            "rows of every label by leaf",
+            {"model", "clustered.csv", "leaves.png", "wine.csv"},
+            "rows of every label by cluster",
         ),
         ("choose_tree.py", {"model", "scores.png"}, "chosen: "),
         (
@@ -207,40 +207,50 @@ def test_a_hub_that_cannot_be_reached_ends_in_one_line(tmp_path, offline):
 
 
 def test_a_table_of_ones_own(tmp_path):
-    """Columns that are no numbers and rows with gaps are not modelled, but come out again, to the letter and in order.
+    """Categories and gaps are modelled, and come out again to the letter and in order.
 
     A label that is no column ends with one line.
     """
-    gaps = {3: "", 5: "inf", 8: "NA"}
-    rows = [f"{i % 7}.50,{(i * i) % 5},00{i},{gaps.get(i, i % 3)},{'ab'[i % 2]}" for i in range(40)]
+    gaps = {3: "", 8: "NA"}
+    rows = [f"{i % 7}.50,{(i * i) % 5},00{i},{gaps.get(i, 'uv'[i % 2])},{'ab'[i % 2]}" for i in range(40)]
     (tmp_path / "mine.csv").write_text("\n".join(["x,y,number,z,kind", *rows]), encoding="utf-8")
     arguments = ["--smoke", "--csv", tmp_path / "mine.csv", "--out", tmp_path / "out"]
-    done = run("own_table.py", *arguments, "--label", "kind", "--index", "number")
+    done = run("own_table.py", *arguments, "--label", "kind", "--index", "number", "--kinds", "y=category")
     assert done.returncode == 0, done.stderr
-    assert "37 of 40 rows without gaps, 3 numeric columns" in done.stdout
-    assert "rows of every label by leaf" in done.stdout
+    assert "40 rows, 3 columns, 2 gaps" in done.stdout
+    assert "rows of every label by cluster" in done.stdout
     header, *clustered = (tmp_path / "out" / "clustered.csv").read_text().splitlines()
-    assert header == "x,y,number,z,kind,leaf"
+    assert header == "x,y,number,z,kind,cluster"
     assert [line.rsplit(",", 1)[0] for line in clustered] == rows
-    leaves = [line.rsplit(",", 1)[1] for line in clustered]
-    assert [i for i, leaf in enumerate(leaves) if leaf == ""] == list(gaps)
-    paths = {node.path for node in hm.HMoEVAE.from_pretrained(tmp_path / "out" / "model").plan.leaves}
-    assert set(leaves) - {""} <= paths
+    mixture = hm.VAEMixture.from_pretrained(tmp_path / "out" / "model")
+    assert [line.rsplit(",", 1)[1] for line in clustered] == [str(label) for label in mixture.labels_]
+    assert [column.kind for column in mixture.table_.columns] == ["number", "category", "category"]
     done = run("own_table.py", *arguments, "--label", "colour")
     assert done.returncode == 1
     assert "--label: expected one of x, y, number, z, kind, got colour" in done.stderr
 
 
-def test_a_table_that_pandas_wrote_keeps_its_index_and_its_leaf(tmp_path):
-    rows = [f"{100 - i % 9},{i % 7},{(i * i) % 5},mine" for i in range(40)]  # rows of one name, too
-    (tmp_path / "mine.csv").write_text("\n".join([",x,y,leaf", *rows]), encoding="utf-8")
+def test_of_several_numbers_of_clusters_the_one_with_the_smallest_criterion_is_taken(tmp_path):
+    rows = [f"{10 * (i % 2) + i % 7 / 9},{i % 5}" for i in range(60)]
+    (tmp_path / "mine.csv").write_text("\n".join(["x,y", *rows]), encoding="utf-8")
+    done = run("own_table.py", "--clusters", 1, 2, "--csv", tmp_path / "mine.csv", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    criteria = [float(line.rpartition(": ")[2]) for line in done.stdout.splitlines() if "criterion" in line]
+    assert len(criteria) == 2
+    mixture = hm.VAEMixture.from_pretrained(tmp_path / "out" / "model")
+    assert mixture.n_components == 1 + criteria.index(min(criteria))
+
+
+def test_a_table_that_pandas_wrote_keeps_its_index_and_its_cluster(tmp_path):
+    rows = [f"{100 - i % 9},{i % 7},{(i * i) % 5},{'mn'[i % 2]}" for i in range(40)]  # rows of one name, too
+    (tmp_path / "mine.csv").write_text("\n".join([",x,y,cluster", *rows]), encoding="utf-8")
     done = run("own_table.py", "--smoke", "--csv", tmp_path / "mine.csv", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "2 numeric columns" in done.stdout
+    assert "40 rows, 3 columns, 0 gaps" in done.stdout
     header, *clustered = (tmp_path / "out" / "clustered.csv").read_text().splitlines()
-    assert header == ",x,y,leaf,leaf_"
+    assert header == ",x,y,cluster,cluster_"
     assert [line.rsplit(",", 1)[0] for line in clustered] == rows
-    assert all(line.rsplit(",", 1)[1].startswith("root/") for line in clustered)
+    assert {line.rsplit(",", 1)[1] for line in clustered} <= {"0", "1"}
 
 
 @pytest.mark.parametrize(
@@ -248,13 +258,10 @@ def test_a_table_that_pandas_wrote_keeps_its_index_and_its_leaf(tmp_path):
     [
         (None, "No such file or directory"),
         ("", "No columns to parse from file"),
-        (
-            "a;b\n1;2\n3;4\n",
-            "--csv: expected rows without gaps in columns of numbers, separated by commas, got none in ",
-        ),
-        ("a,b\n1,2\n3,4\n5,\n", "--csv: expected at least 3 rows without gaps, got 2 in "),
+        ("a,b\n1,2\n", "X: expected n_samples >= 2, the number of leaves, got n_samples = 1"),
+        ("a,b\n1,inf\n3,4\n5,1\n", "X['b']: expected"),
     ],
-    ids=["missing", "empty", "semicolons", "short"],
+    ids=["missing", "empty", "short", "infinite"],
 )
 def test_a_table_that_cannot_be_read_ends_in_one_line(text, says, tmp_path):
     if text is not None:

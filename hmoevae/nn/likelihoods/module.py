@@ -183,18 +183,26 @@ class LikelihoodModule(nn.Module, ABC):
 
         >>> from hmoevae.nn.likelihoods import likelihood_module
         >>> from hmoevae.spec import Gaussian
-        >>> module = likelihood_module(Gaussian("learned", "identity", floor=0.25), 1, n_features=1)
-        >>> module.set_linear_scale_(torch.tensor([[0.75]]))
-        >>> module.linear_floor(), module.scale
-        (tensor([[0.2500]]), tensor([[[0.7500]]], grad_fn=<UnsqueezeBackward0>))
+        >>> likelihood_module(Gaussian("learned", "identity", floor=0.25), 1, n_features=1).linear_floor()
+        tensor([[0.2500]])
         """
         raise _no_closed_form(self, "learned scales for fit_em")
 
     def set_linear_scale_(self, scale: Float[Tensor, "group linear"]) -> None:  # noqa: ARG002
-        """Set the learned scales of the linear features; the doctest of `linear_floor` shows it.
+        """Set the learned scales of the linear features; those below the floor end just above it.
+
+        Args:
+            scale: Standard deviations, as `linear_floor` has them.
 
         Raises:
             ArgumentError: They are not learned.
+
+        >>> from hmoevae.nn.likelihoods import likelihood_module
+        >>> from hmoevae.spec import Gaussian
+        >>> module = likelihood_module(Gaussian("learned", "identity", floor=0.25), 1, n_features=2)
+        >>> module.set_linear_scale_(torch.tensor([[0.75, 0.0]]))
+        >>> [round(scale, 2) for scale in module.scale.flatten().tolist()]
+        [0.75, 0.25]
         """
         raise _no_closed_form(self, "learned scales for fit_em")
 
