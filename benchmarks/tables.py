@@ -116,6 +116,7 @@ SORTS = (
     ("level", "what", "runs"),
     ("table", "form", "method", "runs"),
     ("cells", "method", "runs"),
+    ("table", "missing", "method", "runs"),
 )
 """The fields by which the reports that have a table of their own are told."""
 
@@ -473,6 +474,26 @@ def counts() -> str:
     return "\n\n".join(parts)
 
 
+def imputation() -> str:
+    """Cells taken out and filled again, beside scikit-learn's imputers."""
+    head = ("table", "missing", "method", "error", "numbers, RMSE", "categories, error rate", "CPU seconds")
+    scores = (("numbers", 3), ("categories", 3), ("cpu_seconds", 2))
+    parts = []
+    for name, report in reports("table", "missing", "method", "runs").items():
+        rows = [
+            (
+                row["table"],
+                f"{row['missing']} %",
+                row["method"],
+                spread([run["error"] for run in row["runs"]], 3),
+                *(mean_of(row, field, digits) for field, digits in scores),
+            )
+            for row in report["rows"]
+        ]
+        parts.append(f"`{name}`: {len(report['rows'][0]['runs'])} seeds, {where(report)}\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
 def mean_of(row: Row, field: str, digits: int) -> str:
     """The mean that a row tells, or nothing."""
     return "" if row["mean"][field] is None else f"{row['mean'][field]:.{digits}f}"
@@ -558,6 +579,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "shapes": shapes,
     "against-sklearn": against_sklearn,
     "counts": counts,
+    "imputation": imputation,
     "others": others,
     "files": files,
 }
