@@ -53,7 +53,8 @@ Imputer = Callable[[Frame, int], Frame]
 
 def mixture(frame: Frame, seed: int) -> Frame:
     """The package's own."""
-    return hm.VAEMixture(random_state=seed).fit(frame).impute(frame)
+    kinds = {name: "category" for name, column in columns(frame).items() if not is_number(column)}
+    return hm.VAEMixture(random_state=seed, kinds=kinds).fit(frame).impute(frame)
 
 
 def most_common(frame: Frame, seed: int) -> Frame:  # noqa: ARG001
