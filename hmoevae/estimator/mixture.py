@@ -25,7 +25,7 @@ from hmoevae.estimator.leaves import by_size, leaf_means, reorder_leaves_
 from hmoevae.estimator.results import Results, seed_of
 from hmoevae.estimator.rows import as_they_are, is_frame, n_rows, table_of, with_gaps
 from hmoevae.estimator.solvers import ClosedForm, Gradients, Solver, SolverName, Weights, has_closed_form
-from hmoevae.estimator.trees import Options, has_numbers, counts_like
+from hmoevae.estimator.trees import Options, counts_like, has_numbers, n_numbers
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.sample_weights import SampleWeights
@@ -54,7 +54,8 @@ class VAEMixture(Results):
         n_components: Number of experts of a flat mixture; 1 means a single VAE. Not used if `tree` is given.
         tree: A tree of any shape instead of the flat mixture; `latent_dim`, `hidden`, `likelihood` and `balance` are
             then not used.
-        latent_dim: Size of every expert's latent; `None` means one less than the number of columns, at most 8. The
+        latent_dim: Size of every expert's latent; `None` means one less than the number of columns (of
+            numbers, in closed form), at most 8. The
             solver `"em"` then doubles it as long as that raises the density of held-out samples (one in four, of at
             most 2,000) by 0.02 nats a cell. In closed form, only columns of numbers depend on the latents: without any,
             `None` means 1, which is not used, and a number asks for gradients.
@@ -243,7 +244,7 @@ class VAEMixture(Results):
                 options = replace(self._options, latent_dim=latent_dim)
                 return self._model(options.planted(likelihood, n), table).to(dtype)
 
-            latent_dim = chosen_latents(of_size, data, weights, solver.em, n)
+            latent_dim = chosen_latents(of_size, data, weights, solver.em, n_numbers(likelihood, n))
             tree = of_size(latent_dim).tree
         fitted = solver.fit(make, data, weights)
         self.table_, self.model_ = table, fitted.model.to(where)
