@@ -44,7 +44,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
 import hmoevae as hm
@@ -80,7 +80,7 @@ def filled(estimator: object) -> Pipeline:
         (categories, make_column_selector(dtype_exclude="number")),
         sparse_threshold=0,
     )
-    return make_pipeline(columns, estimator)
+    return make_pipeline(FunctionTransformer(pd.DataFrame), columns, estimator)
 
 
 # --- forms of a table -----------------------------------------------------------------------------------------------

@@ -11,12 +11,12 @@ from hmoevae.tables.sparse import is_sparse
 
 
 def annotate(
-    adata: Any, model: HMoEVAE, *, layer: str | None = None, key: str = "hmoevae", batch_size: int = BATCH_SIZE
+    adata: Any, model: Any, *, layer: str | None = None, key: str = "hmoevae", batch_size: int = BATCH_SIZE
 ) -> None:
     """Write clusters, their probabilities and latents of every observation into an `anndata.AnnData`.
 
-    `hmoevae.fit` takes the matrix itself: `hm.fit(model, adata.layers["counts"])`. A sparse one is made dense batch by
-    batch, in training and here.
+    `hmoevae.fit` and `VAEMixture.fit` take the matrix itself, such as `adata.layers["counts"]`. A sparse one is made
+    dense batch by batch here and in training by gradients.
 
     Written are, beside what is there:
 
@@ -28,13 +28,13 @@ def annotate(
 
     Args:
         adata: The object, in memory; its variables are the columns that the model was trained on, in the same order.
-        model: The model.
+        model: An `HMoEVAE` or a fitted `VAEMixture`.
         layer: The layer with the samples, such as `"counts"`; `adata.X` if `None`.
         key: What the new names begin with.
         batch_size: Observations evaluated at a time.
 
     Raises:
-        ArgumentTypeError: `adata` is no AnnData object, or `model` no `HMoEVAE`.
+        ArgumentTypeError: `adata` is no AnnData object, or `model` neither of the two.
         ArgumentError: There is no such layer, or the matrix is in a file.
         ShapeError: The matrix does not have the model's number of columns.
 
@@ -50,8 +50,9 @@ def annotate(
     >>> list(adata.obs["hmoevae"].cat.categories)
     ['root/0', 'root/1', 'root/2']
     """
+    model = getattr(model, "model_", model)  # an estimator's
     if not isinstance(model, HMoEVAE):
-        raise ArgumentTypeError(mismatch("model", "an HMoEVAE, such as an estimator's model_", type(model).__name__))
+        raise ArgumentTypeError(mismatch("model", "an HMoEVAE or a fitted VAEMixture", type(model).__name__))
     x = _samples(adata, layer)
     import pandas as pd  # anndata brings it
 

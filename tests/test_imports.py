@@ -143,6 +143,7 @@ ROOMS: dict[str, float] = {
     "hmoevae.estimator.solvers": 6,
     "hmoevae.estimator.folder": 6,
     "hmoevae.estimator.trees": 6,
+    "hmoevae.estimator.latents": 6.1,
     "hmoevae.estimator.results": 6.1,
     "hmoevae.estimator.mixture": 6.2,
     "hmoevae.estimator": 6.3,

@@ -8,15 +8,18 @@ import torch
 from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from hmoevae.checks import check_integer
 from hmoevae.door import Checked
+from hmoevae.errors import ArgumentTypeError, mismatch
 from hmoevae.estimator.leaves import leaf_means, n_parameters
-from hmoevae.estimator.rows import decoded, filled
+from hmoevae.estimator.rows import FLOATS, Samples, decoded, filled, is_frame, is_narrow, samples_of
+from hmoevae.hints import what_came
 from hmoevae.model import HMoEVAE
 from hmoevae.tables import Table
+from hmoevae.tables.sparse import SparseRows
 
 
 def seed_of(random: np.random.RandomState) -> int:
@@ -37,9 +40,31 @@ class Results(TransformerMixin, ClusterMixin, BaseEstimator):
     n_importance: int
     random_state: int | np.random.RandomState | None
 
-    def _samples(self, X: Any, *, support: bool = False) -> tuple[Checked, torch.dtype]:
+    # --- rows -------------------------------------------------------------------------------------------------------
+
+    def _read(self, X: Any, *, reset: bool) -> Any:
+        """Rows as a frame or an array: scikit-learn checks arrays, without their values, and tables check frames."""
+        if is_frame(X) and (reset or self.table_.library != "numpy"):
+            return X
+        if isinstance(X, np.ma.MaskedArray) and X.dtype.kind == "f":
+            X = X.filled(np.nan)  # scikit-learn ignores masks and reads the values under them
+        if hasattr(X, "obs") and hasattr(X, "layers"):
+            raise ArgumentTypeError(mismatch("X", "an array, a sparse matrix or a frame", what_came(X)))
+        options: Any = {"dtype": FLOATS, "ensure_all_finite": False, "accept_sparse": "csr"}
+        return validate_data(self, X, reset=reset, **options)  # type: ignore[arg-type]  # X is not always a string
+
+    def _checked(self, X: Any, *, support: bool = True) -> Samples:
+        """Check rows that have been read for the fitted model; sparse ones are checked when they become dense."""
+        samples = samples_of(self.table_, X, coded=self.model_.table is not None)
+        if isinstance(samples, SparseRows):
+            return samples
+        return self.model_.checked(samples, name="X", support=support)
+
+    def _samples(self, X: Any, *, support: bool = False) -> tuple[Samples, torch.dtype]:
         """Check rows for the fitted model, and say in which type results are."""
-        raise NotImplementedError
+        check_is_fitted(self)
+        X = self._read(X, reset=False)
+        return self._checked(X, support=support), torch.float32 if is_narrow(X) else torch.float64
 
     # --- clusters and latents ---------------------------------------------------------------------------------------
 
@@ -51,7 +76,6 @@ class Results(TransformerMixin, ClusterMixin, BaseEstimator):
             level: Depth of the nodes to choose from, as in `HMoEVAE.predict`; `None` means the leaves. The result then
                 is an index into `model_.plan.level(level)`.
         """
-        check_is_fitted(self)
         data, _ = self._samples(X)
         return self.model_.predict(data, level=level).numpy()
 
@@ -62,7 +86,6 @@ class Results(TransformerMixin, ClusterMixin, BaseEstimator):
             X: Samples, as in `fit`.
             level: Depth of the nodes, as in `predict`.
         """
-        check_is_fitted(self)
         data, dtype = self._samples(X)
         return self.model_.predict_proba(data, level=level).to(dtype).numpy()
 
@@ -73,7 +96,6 @@ class Results(TransformerMixin, ClusterMixin, BaseEstimator):
         them among samples with the same most probable leaf only. Leaves with a smaller `latent_dim` are padded with
         zeros.
         """
-        check_is_fitted(self)
         data, dtype = self._samples(X)
         parts = self.model_.predict_proba(data).to(dtype), self.model_.encode(data).to(dtype)
         return torch.cat(parts, 1).numpy()
@@ -113,11 +135,10 @@ class Results(TransformerMixin, ClusterMixin, BaseEstimator):
         `HMoEVAE.score_samples`. All samples share their draws of z and every call draws the same, so a sample's score
         does not depend on the other samples.
         """
-        check_is_fitted(self)
         data, dtype = self._samples(X, support=True)
         check_integer("n_importance", self.n_importance)
         scores = self.model_.score_samples(data, n_importance=self.n_importance)
-        if self.model_.table is None:
+        if self.model_.table is None and isinstance(data, Checked):  # cells of sparse rows are their codes
             scores = scores + self.table_.log_jacobian(data.x)
         return scores.to(dtype).numpy()
 
@@ -167,9 +188,8 @@ class Results(TransformerMixin, ClusterMixin, BaseEstimator):
             X: Samples, as in `fit`.
 
         Returns:
-            Rows in the type of the `X` of `fit`.
+            Rows in the type of the `X` of `fit`; those of a sparse matrix are an array.
         """
-        check_is_fitted(self)
         data, _ = self._samples(X, support=True)
         check_integer("n_importance", self.n_importance)
         return filled(self.table_, X, self.model_.impute(data, n_importance=self.n_importance))

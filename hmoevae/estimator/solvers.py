@@ -1,5 +1,7 @@
 """Solvers: how an estimator fits a model to samples."""
 
+import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -9,17 +11,20 @@ import torch
 from jaxtyping import Float, Int
 
 from hmoevae import training
-from hmoevae.door import Checked
 from hmoevae.em import EM, fit_em
 from hmoevae.em.leaves import groups_of
-from hmoevae.errors import ArgumentError, SpecError
+from hmoevae.errors import ArgumentError, DataError, SpecError, mismatch
+from hmoevae.estimator.rows import Samples
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.spec import Mixture, PosteriorGate
+from hmoevae.tables.sparse import SparseRows
 from hmoevae.training.fitting import fit_quietly
 
 SolverName = Literal["auto", "em", "sgd"]
 Weights = Float[np.ndarray, " n_samples"] | None
+DENSE_COPIES = 10
+"""How many times EM and starts hold the samples in float64, at most."""
 HELD_OUT = 10
 """One of this many samples is held out to end a training by gradients."""
 LEAST_HELD_OUT = 20
@@ -61,6 +66,27 @@ def has_closed_form(model: HMoEVAE) -> bool:
     return all(isinstance(gate, PosteriorGate) for gate in gates)
 
 
+def check_fits_in_memory(shape: tuple[int, ...]) -> None:
+    """Check that a fit can hold a matrix dense, as EM and starts do.
+
+    Raises:
+        DataError: It would take more than the memory of this machine, where that is known.
+
+    >>> check_fits_in_memory((1000, 100))
+    >>> check_fits_in_memory((10**9, 10**6))
+    Traceback (most recent call last):
+    ...
+    hmoevae.errors.DataError: X: expected a matrix that can be held dense, got (1000000000, 1000000), which takes ...
+    """
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    needed, there = math.prod(shape) * 8 * DENSE_COPIES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        remedy = "choose fewer columns, or solver='sgd' and init='random', which need batches only"
+        got = f"{shape}, which takes {needed / 2**30:,.0f} GiB of {there / 2**30:,.0f} GiB ({remedy})"
+        raise DataError(mismatch("X", "a matrix that can be held dense", got))
+
+
 @dataclass(frozen=True, slots=True)
 class ClosedForm:
     """Expectation maximisation, for models that have a closed form.
@@ -71,7 +97,7 @@ class ClosedForm:
 
     em: EM
 
-    def fit(self, make: Callable[[int], HMoEVAE], data: Checked, weights: Weights) -> Fit:
+    def fit(self, make: Callable[[int], HMoEVAE], data: Samples, weights: Weights) -> Fit:
         """Fit a model."""
         model = make(self.em.seed)
         history = fit_em(model, data, self.em, sample_weight=weights)
@@ -94,7 +120,7 @@ class Gradients:
     tol: float
     progress: bool
 
-    def fit(self, make: Callable[[int], HMoEVAE], data: Checked, weights: Weights) -> Fit:
+    def fit(self, make: Callable[[int], HMoEVAE], data: Samples, weights: Weights) -> Fit:
         """Fit a model for each seed and keep the best."""
         stops = self.training.start_epochs < self.training.epochs
         rule = training.EarlyStopping(patience=PATIENCE, min_delta=self.tol) if stops else None
@@ -131,5 +157,7 @@ def _split(n: int, seed: int) -> tuple[Int[np.ndarray, " fitted"], Int[np.ndarra
     return np.delete(everything, held), held
 
 
-def _some(data: Checked, index: Int[np.ndarray, " some"]) -> Checked:
+def _some(data: Samples, index: Int[np.ndarray, " some"]) -> Samples:
+    if isinstance(data, SparseRows):
+        return SparseRows(data.matrix[index])
     return data if len(index) == len(data) else replace(data, x=data.x[torch.from_numpy(index)])

@@ -58,18 +58,19 @@ class Options:
             raise ArgumentTypeError(mismatch("tree", "a VAE or a Mixture", type(self.tree).__name__))
         return {node.likelihood for _, node in self.tree.walk() if isinstance(node, VAE)}
 
-    def planted(self, likelihood: Likelihood, n_columns: int) -> Tree:
+    def planted(self, likelihood: Likelihood, n_columns: int, chosen: int | None = None) -> Tree:
         """The tree.
 
         Args:
             likelihood: The likelihood of the leaves, where no tree is given.
             n_columns: Number of columns of the table.
+            chosen: Number of latents where none is given; `None` means the default for so many columns.
         """
         if self.tree is not None:
             return self.tree
         check_integer("n_components", self.n_components)
         network, exact = MLP(self.hidden), self._is_exact(likelihood)
-        latent_dim = self.latent_dim
+        latent_dim = chosen if self.latent_dim is None else self.latent_dim
         if latent_dim is None:
             latent_dim = max(1, min(MOST_LATENTS, n_columns - 1)) if has_numbers(likelihood) or not exact else 1
         expert = VAE(latent_dim, LinearPosterior() if exact else network, network, likelihood)

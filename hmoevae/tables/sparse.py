@@ -24,6 +24,10 @@ class Sparse(Protocol):
         """The matrix with compressed rows."""
         ...
 
+    def toarray(self) -> np.ndarray:
+        """The dense array."""
+        ...
+
 
 def is_sparse(data: object) -> TypeGuard[Sparse]:
     """Whether data are a sparse matrix or array of scipy.

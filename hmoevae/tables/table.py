@@ -23,6 +23,7 @@ from hmoevae.tables.frames import Cells, Library
 
 KINDS: Mapping[str, Callable[..., Any]] = {
     "number": Number.of,
+    "linear": functools.partial(Number.of, log=False),
     "log": functools.partial(Number.of, log=True),
     "category": Category.of,
     "binary": Binary.of,
@@ -98,9 +99,9 @@ class Table:
             frame: A frame of pandas, polars, pyarrow or another library that narwhals knows, or that exchanges its
                 columns by Arrow's or the data frame protocol; a dict of columns; or an array `(rows, columns)`. None,
                 NaN and masked cells are gaps.
-            kinds: What columns are where that is not what is inferred: by name, `"number"`, `"log"` (a number whose
-                logarithm is taken), `"category"`, `"binary"`, `"count"`, or a column such as
-                `hmoevae.tables.Category("size", ("S", "M", "L"))`.
+            kinds: What columns are where that is not what is inferred: by name, `"number"`, `"category"`, `"binary"`,
+                `"count"`, or a column such as `hmoevae.tables.Category("size", ("S", "M", "L"))`. The logarithm of a
+                number is taken where a log-normal density fits better; for `"log"` it always is, for `"linear"` never.
             missing: Whether cells of later frames may be missing; `None` lets them be in the columns that have gaps
                 here.
             weight: How many rows each row counts for, in means and standard deviations; `None` means one.

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import sparse
 from sklearn.base import clone, is_clusterer
 from sklearn.datasets import load_breast_cancer, make_blobs
 from sklearn.exceptions import NotFittedError
@@ -561,12 +560,14 @@ def test_pandas_in_and_out():
     assert isinstance(mixture.sample(2)[0], pd.DataFrame)
 
 
-def test_sparse_is_refused_as_scikit_learn_refuses_it():
-    x, _ = blobs()
-    mixture = small().fit(x)
-    for method in (mixture.fit, mixture.predict, mixture.transform, mixture.score_samples):
-        with pytest.raises(TypeError, match="Sparse data was passed"):
-            method(sparse.csr_matrix(x))
+def test_a_warm_start_keeps_the_latents_that_were_chosen():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 12)) @ rng.normal(size=(12, 30)) + 0.1 * rng.normal(size=(300, 30))
+    mixture = hm.VAEMixture(2, random_state=0, device="cpu", warm_start=True).fit(x)
+    tree, loss = mixture.model_.tree, mixture.loss_
+    assert mixture.model_.experts.latent_dim > 8
+    assert mixture.fit(x).model_.tree == tree
+    assert mixture.loss_ <= loss + 1e-3
 
 
 def test_not_fitted():

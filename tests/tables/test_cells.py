@@ -66,7 +66,7 @@ def test_without_a_layer_it_is_x() -> None:
     ("call", "error", "message"),
     [
         (lambda: hm.annotate(COUNTS, make()), ArgumentTypeError, "adata: expected an anndata.AnnData, got ndarray"),
-        (lambda: hm.annotate(cells(), "model"), ArgumentTypeError, "model: expected an HMoEVAE, .*, got str"),
+        (lambda: hm.annotate(cells(), "model"), ArgumentTypeError, "model: expected an HMoEVAE or a .*, got str"),
         (
             lambda: hm.annotate(cells(), make(), layer="raw"),
             ArgumentError,

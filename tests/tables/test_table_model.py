@@ -189,7 +189,7 @@ def test_numbers_take_a_gaussian_of_ones_own() -> None:
 
 def test_em_takes_frames() -> None:
     leaf = hm.VAE(1, hm.LinearPosterior(), hm.MLP(()), table().likelihood())
-    tree, em = hm.Mixture.of(leaf, 2, balance=None, prior="learned"), hm.EM(max_iter=2, seed=0)
+    tree, em = hm.Mixture.of(leaf, 2, gate=hm.PosteriorGate(), balance=None, prior="learned"), hm.EM(max_iter=2, seed=0)
     models = [hm.HMoEVAE(tree, table(), objective="marginal") for _ in range(2)]
     losses = [
         hm.fit_em(model, x, em)["loss"] for model, x in zip(models, (frame(), table().encode(frame())), strict=True)
