@@ -87,9 +87,9 @@ def remedy(x: Tensor | np.ndarray, name: str) -> str:
     if kind == "uint8":
         return f" (for pixels: hm.datasets.Scaled({name}, 255); otherwise: {cast})"
     if is_integer:
-        log = "torch.log1p" if isinstance(x, Tensor) else "np.log1p"
+        counts = "for counts: the same, with a likelihood of counts"
         categories = "for categories: a column of 0 and 1 for each"
-        return f" (for quantities: {cast}; for counts: its {log}, standardised; {categories})"
+        return f" (for quantities: {cast}; {counts}; {categories})"
     if kind.startswith("complex"):
         return " (make columns of the real and the imaginary parts)"
     if isinstance(x, np.ndarray) and x.dtype.names:

@@ -276,7 +276,7 @@ WRONG = {
     "counts": (
         ROWS,
         ArgumentTypeError,
-        f"expected {VALUES}, got int64 from 0 to 23 (for quantities: DATA.astype(np.float32); for counts: its np.log1p",
+        f"expected {VALUES}, got int64 from 0 to 23 (for quantities: DATA.astype(np.float32); for counts: the same, ",
     ),
     "complex": (FLOATS + 0j, ArgumentTypeError, f"expected {VALUES}, got complex128 (make columns of the real and"),
     "text": (np.full((6, 4), "0.5"), ArgumentTypeError, f"expected {VALUES}, got <U3 (leave such columns out, or"),
