@@ -45,8 +45,8 @@ def first_factors(
     """
     n_features = covariances.shape[1]
     values, vectors = (part.flip(-1) for part in torch.linalg.eigh(covariances))
-    n_used = min(n_latents, n_features)
-    rest = values[:, n_used:].mean(1, keepdim=True) if n_used < n_features else values.new_zeros(len(values), 1)
+    n_used = min(n_latents, n_features - 1)  # one more would leave no noise, from which EM is slow
+    rest = values[:, n_used:].mean(1, keepdim=True)
     lengths = (values[:, :n_used] - rest).clamp_min(0).sqrt()
     loadings = covariances.new_zeros(len(covariances), n_features, n_latents)
     loadings[:, :, :n_used] = vectors[:, :, :n_used] * lengths.unsqueeze(1)

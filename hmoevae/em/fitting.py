@@ -7,6 +7,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -78,7 +79,7 @@ def fit_em(model: HMoEVAE, data: Data, em: EM = USUAL, *, sample_weight: ArrayLi
     for responsibility in _starts(twin, step, em):
         history = _run(twin, step, responsibility, em)
         loss = history["loss"][-1]
-        if best is None or loss < best[0]:
+        if best is None or loss < best[0] - em.tol:  # differences below `tol` are none: the first start is kept
             best = loss, {name: part.clone() for name, part in twin.state_dict().items()}, history
     assert best is not None
     model.load_state_dict(best[1])
@@ -105,9 +106,26 @@ def _starts(model: HMoEVAE, step: MStep, em: EM) -> Iterator[Float[Tensor, "leaf
             yield _joint(model, step.x).softmax(0) * step.weight
         return
     for run in range(em.n_init):
+        seed = (em.seed + run) % (1 << 64)
+        if model.missing and step.filled.shape[1] and not step.groups[0].are_all:
+            yield _of_numbers(model, step, replace(em, seed=seed))
         for features in features_of(step):
-            leaf = first_leaves(model.plan, features, em.init, (em.seed + run) % (1 << 64), step.weight)
+            leaf = first_leaves(model.plan, features, em.init, seed, step.weight)
             yield one_hot(leaf, model.plan.n_leaves).T * step.weight
+
+
+def _of_numbers(model: HMoEVAE, step: MStep, em: EM) -> Float[Tensor, "leaf n"]:
+    """The responsibilities of a fit to the Gaussian features alone, in which the others are gaps.
+
+    Categories may split a table in a way of their own, such as by sex, that hides the clusters of the numbers.
+    """
+    others = torch.ones(step.x.shape[1], dtype=torch.bool)
+    others[step.groups[0].features] = False
+    alone = MStep(model, step.x.masked_fill(others, torch.nan), step.weight, em.strength)
+    leaf = first_leaves(model.plan, alone.filled, em.init, em.seed, step.weight)
+    _run(model, alone, one_hot(leaf, model.plan.n_leaves).T * step.weight, em)
+    with torch.no_grad():
+        return _joint(model, alone.x).softmax(0) * step.weight
 
 
 @torch.no_grad()

@@ -22,7 +22,8 @@ class EM:
     Args:
         max_iter: Largest number of iterations of a run.
         tol: A run has converged when an iteration lowers the loss by less, in nats per sample.
-        n_init: Number of runs, with starts from different seeds; the one with the smallest loss is kept.
+        n_init: Number of runs, with starts from different seeds. The one with the smallest loss is kept; a later one
+            has to be better by `tol`.
         strength: The number of samples that the prior of every leaf's covariance is worth. Its centre is the mean
             covariance within the leaves, so that small leaves share what they cannot learn alone; 0 lets every leaf
             learn alone.

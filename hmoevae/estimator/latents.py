@@ -30,7 +30,7 @@ def chosen_latents(make: Callable[[int], HMoEVAE], data: Checked, weights: Weigh
         data: The samples.
         weights: Their weights.
         em: The options of the fit.
-        n_columns: Number of columns of the table.
+        n_columns: Number of columns that depend on the latents.
 
     >>> from hmoevae.spec import MLP, VAE, Gaussian, LinearPosterior
     >>> def make(latent_dim):
@@ -38,7 +38,7 @@ def chosen_latents(make: Callable[[int], HMoEVAE], data: Checked, weights: Weigh
     >>> chosen_latents(make, make(1).checked(torch.randn(200, 12)), None, EM(), n_columns=12)
     8
     """
-    order = np.random.default_rng(em.seed).permutation(len(data))[:MOST_ROWS]
+    order = np.random.default_rng(0).permutation(len(data))[:MOST_ROWS]
     held, fitted = np.split(order, [len(order) // HELD_OUT])
     best, most = min(MOST_LATENTS, n_columns - 1), n_columns - 1
     few = replace(em, max_iter=min(em.max_iter, MOST_ITERATIONS), n_init=1)

@@ -50,7 +50,7 @@ from hmoevae.estimator.solvers import (
     check_fits_in_memory,
     has_closed_form,
 )
-from hmoevae.estimator.trees import Options, counts_like, has_numbers
+from hmoevae.estimator.trees import Options, counts_like, has_numbers, n_numbers
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.sample_weights import SampleWeights
@@ -78,7 +78,8 @@ class VAEMixture(Results):
         n_components: Number of experts of a flat mixture; 1 means a single VAE. Not used if `tree` is given.
         tree: A tree of any shape instead of the flat mixture; `latent_dim`, `hidden`, `likelihood` and `balance` are
             then not used.
-        latent_dim: Size of every expert's latent; `None` means one less than the number of columns, at most 8. The
+        latent_dim: Size of every expert's latent; `None` means one less than the number of columns (of
+            numbers, in closed form), at most 8. The
             solver `"em"` then doubles it as long as that raises the density of held-out samples (one in four, of at
             most 2,000) by 0.02 nats a cell. In closed form, only columns of numbers depend on the latents: without any,
             `None` means 1, which is not used, and a number asks for gradients.
@@ -318,7 +319,7 @@ class VAEMixture(Results):
         def of_size(latent_dim: int) -> HMoEVAE:
             return self._model(self._options.planted(likelihood, n, latent_dim), table).to(outline.dtype)
 
-        return of_size(chosen_latents(of_size, data, weights, em, n)).tree
+        return of_size(chosen_latents(of_size, data, weights, em, n_numbers(likelihood, n))).tree
 
     def _solver(self, outline: HMoEVAE, where: torch.device, *, goes_on: bool) -> Solver:
         """What fits the model: EM where all of it has a closed form, or gradients."""

@@ -72,7 +72,8 @@ class Options:
         network, exact = MLP(self.hidden), self._is_exact(likelihood)
         latent_dim = chosen if self.latent_dim is None else self.latent_dim
         if latent_dim is None:
-            latent_dim = max(1, min(MOST_LATENTS, n_columns - 1)) if has_numbers(likelihood) or not exact else 1
+            n_varied = n_numbers(likelihood, n_columns) if exact else n_columns
+            latent_dim = max(1, min(MOST_LATENTS, n_varied - 1))
         expert = VAE(latent_dim, LinearPosterior() if exact else network, network, likelihood)
         if self.n_components == 1:
             return expert
@@ -106,6 +107,18 @@ def has_numbers(likelihood: Likelihood) -> bool:
     (True, False)
     """
     return any(map(_is_number, _parts(likelihood)))
+
+
+def n_numbers(likelihood: Likelihood, n_columns: int) -> int:
+    """How many of the columns are numbers whose latents `fit_em` fits.
+
+    >>> numbers = Gaussian("learned", "identity")
+    >>> n_numbers(Columns.of(numbers, Poisson()), 2), n_numbers(numbers, 5)
+    (1, 5)
+    """
+    parts = _parts(likelihood)
+    n = sum(map(_is_number, parts))
+    return n if isinstance(likelihood, Columns) else n * n_columns
 
 
 def counts_like(totals: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"] | None = None) -> NegativeBinomial:

@@ -127,7 +127,8 @@ def test_more_runs_keep_the_best() -> None:
     x = blobs(apart=1.0)
     losses = [hm.fit_em(model_of(mixture_of(linear()), 4), x, hm.EM(n_init=n))["loss"][-1] for n in (1, 5)]
     alone = [hm.fit_em(model_of(mixture_of(linear()), 4), x, hm.EM(seed=seed))["loss"][-1] for seed in range(5)]
-    assert losses[1] == min(alone) <= losses[0]
+    assert min(alone) <= losses[1] <= min(alone) + hm.EM().tol
+    assert losses[1] <= losses[0]
 
 
 def test_what_has_no_closed_form_is_refused_with_its_place() -> None:
