@@ -3,8 +3,10 @@
     python benchmarks/counts.py --quick                      counts drawn here, under a minute
     python benchmarks/counts.py --json counts.json           the cells in DATA_ROOT/cells, five seeds
 
-    mixture     leaves with a linear decoder and negative binomial counts given each cell's total, started from k-means;
-                of the `--starts` (log counts; scaled to equal variance) the fit with the smallest loss is kept.
+    VAEMixture  VAEMixture(k, likelihood="counts"): negative binomial counts given each cell's total, by EM. Of
+                `zeisel_subtypes` a tree of two levels, as many kinds as there are and as many parts of each.
+    gradients   leaves with a linear decoder and the same counts, started from k-means; of the `--starts` (log counts;
+                scaled to equal variance) the fit with the smallest loss is kept.
     pca-gmm     log(1 + counts scaled to the median total), so many principal components, a full Gaussian mixture.
     pca-kmeans  the same with k-means.
     ARI         adjusted Rand index of labels and clusters, percent, of all cells, which are those of the fit.
@@ -30,7 +32,7 @@ import pandas as pd
 import torch
 from against_sklearn import cost, spread
 from clustering import versions
-from scipy.sparse import load_npz
+from scipy.sparse import csr_array, load_npz
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
@@ -42,6 +44,7 @@ from hmoevae.errors import DataError, mismatch
 
 DATA_SETS = {
     "zeisel": ("zeisel/counts_3005x200.npz", "zeisel/annot_3005.csv", "level1class"),
+    "zeisel_subtypes": ("zeisel/counts_3005x200.npz", "zeisel/annot_3005.csv", "level2class"),
     "zeisel_3_kinds": ("zeisel/counts_1464x1000.npz", "zeisel/annot_1464.csv", "level1class"),
     "pbmc": ("pbmc68k_700/counts.npz", "pbmc68k_700/annot.csv", "bulk_label"),
 }
@@ -50,7 +53,11 @@ N_COMPONENTS = (10, 20)
 """Principal components of the baselines."""
 START_COMPONENTS = 15
 LATENTS, EPOCHS, BATCH, RATE = 4, 20, 128, 1e-2
-"""Chosen by the log-likelihood of held-out cells."""
+"""Of `gradients`, chosen by the log-likelihood of held-out cells."""
+SCORES = ("ari", "ari_upper", "cpu_seconds")
+UPPER = {"zeisel_subtypes": "level1class"}
+"""The column of the labels of the upper level, for data sets of two."""
+METHODS = ("VAEMixture", "gradients", *(f"pca-{how}, {n}" for n in N_COMPONENTS for how in ("gmm", "kmeans")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +68,13 @@ class Cells:
         name: As in `DATA_SETS`.
         counts: `(cells, genes)`.
         labels: `(cells,)`.
+        upper: Labels of the upper level, `(cells,)`, where there are two levels.
     """
 
     name: str
     counts: np.ndarray
     labels: np.ndarray
+    upper: np.ndarray | None = None
 
     @property
     def k(self) -> int:
@@ -86,8 +95,9 @@ class Cells:
 def read(name: str, root: Path) -> Cells:
     """The cells called `name`."""
     counts, labels, column = DATA_SETS[name]
-    kinds = pd.read_csv(root / "cells" / labels)[column].to_numpy(str)
-    return Cells(name, load_npz(root / "cells" / counts).toarray().astype(np.float64), kinds)
+    about = pd.read_csv(root / "cells" / labels)
+    kinds, upper = about[column].to_numpy(str), about[UPPER[name]].to_numpy(str) if name in UPPER else None
+    return Cells(name, load_npz(root / "cells" / counts).toarray().astype(np.float64), kinds, upper)
 
 
 def drawn() -> Cells:
@@ -102,8 +112,33 @@ def drawn() -> Cells:
 # --- what is compared -----------------------------------------------------------------------------------------------
 
 
-def mixture(cells: Cells, seed: int, starts: list[str], epochs: int, device: str) -> np.ndarray:
-    """The package's: clusters of the start whose fit is the likeliest."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Clusters of cells, `(cells,)`; `upper` are those of the upper level of a tree."""
+
+    clusters: np.ndarray
+    upper: np.ndarray | None = None
+
+
+def by_em(cells: Cells, seed: int, device: str) -> Found:
+    """The package's estimator."""
+    x = csr_array(cells.counts)
+    if cells.upper is None:
+        mixture = hm.VAEMixture(cells.k, likelihood="counts", random_state=seed, device=device)
+        return Found(mixture.fit(x).labels_)
+    n_kinds = len(np.unique(cells.upper))
+    leaf = hm.VAE(1, hm.LinearPosterior(), hm.MLP(()), hm.NegativeBinomial(total=cells.total))
+
+    def of(child: hm.VAE | hm.Mixture, n: int) -> hm.Mixture:
+        return hm.Mixture.of(child, n, gate=hm.PosteriorGate(), balance=None, prior="learned")
+
+    tree = of(of(leaf, round(cells.k / n_kinds)), n_kinds)
+    mixture = hm.VAEMixture(tree=tree, random_state=seed, device=device).fit(x)
+    return Found(mixture.labels_, mixture.predict(x, level=1))
+
+
+def by_gradients(cells: Cells, seed: int, starts: list[str], epochs: int, device: str) -> np.ndarray:
+    """The package's model: clusters of the start whose fit is the likeliest."""
     leaf = hm.VAE(LATENTS, hm.MLP((32,)), hm.MLP(()), hm.NegativeBinomial(total=cells.total))
     tree = hm.Mixture.of(leaf, cells.k, gate=hm.MLP((32,)), prior="learned", balance=hm.Balance("kl", 0.0))
     x = torch.tensor(cells.counts, dtype=torch.float32)
@@ -144,36 +179,38 @@ def components(cells: Cells, seed: int, n: int) -> np.ndarray:
     return PCA(n, random_state=seed).fit_transform(cells.log_counts())
 
 
-def methods(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[Cells, int], np.ndarray]]]:
+def methods(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[Cells, int], Found]]]:
     """Names, and from cells and a seed to clusters."""
-    yield "mixture", lambda cells, seed: mixture(cells, seed, args.starts, args.epochs, args.device)
+    yield "VAEMixture", lambda cells, seed: by_em(cells, seed, args.device)
+    yield "gradients", lambda cells, seed: Found(by_gradients(cells, seed, args.starts, args.epochs, args.device))
     for n in N_COMPONENTS:
-        yield f"pca-gmm, {n}", lambda cells, seed, n=n: pca_gmm(cells, seed, n)
-        yield f"pca-kmeans, {n}", lambda cells, seed, n=n: pca_kmeans(cells, seed, n)
+        yield f"pca-gmm, {n}", lambda cells, seed, n=n: Found(pca_gmm(cells, seed, n))
+        yield f"pca-kmeans, {n}", lambda cells, seed, n=n: Found(pca_kmeans(cells, seed, n))
 
 
-def measure(cells: Cells, name: str, method: Callable[[Cells, int], np.ndarray], n_seeds: int) -> dict[str, Any]:
+def measure(cells: Cells, name: str, method: Callable[[Cells, int], Found], n_seeds: int) -> dict[str, Any]:
     """One row: every seed's run and their means."""
-    runs = []
+    runs: list[dict[str, Any]] = []
     for seed in range(n_seeds):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            clusters, seconds, _ = cost(lambda seed=seed: method(cells, seed))
-        runs.append(
-            {
-                "seed": seed,
-                "ari": float(adjusted_rand_score(cells.labels, clusters)),
-                "cpu_seconds": seconds,
-                "warnings": sorted({warning.category.__name__ for warning in caught}),
-            }
-        )
+            found, seconds, _ = cost(lambda seed=seed: method(cells, seed))
+        run = {
+            "seed": seed,
+            "ari": float(adjusted_rand_score(cells.labels, found.clusters)),
+            "cpu_seconds": seconds,
+            "warnings": sorted({warning.category.__name__ for warning in caught}),
+        }
+        if cells.upper is not None and found.upper is not None:
+            run["ari_upper"] = float(adjusted_rand_score(cells.upper, found.upper))
+        runs.append(run)
     return {
         "cells": cells.name,
         "method": name,
         "rows": len(cells.counts),
         "genes": cells.counts.shape[1],
         "k": cells.k,
-        "mean": {score: statistics.fmean(run[score] for run in runs) for score in ("ari", "cpu_seconds")},
+        "mean": {score: statistics.fmean(run[score] for run in runs) for score in runs[0] if score in SCORES},
         "runs": runs,
     }
 
@@ -188,6 +225,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command.parser(__doc__, has_data_root=False)
     parser.add_argument("--data-root", help="folder with cells/ in it (default: HMOEVAE_DATA)")
     parser.add_argument("--cells", nargs="+", choices=list(DATA_SETS), default=list(DATA_SETS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--starts", nargs="+", choices=("log", "scaled"), default=["log", "scaled"])
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--seeds", type=int, default=5, help="runs of every row")
@@ -234,6 +272,8 @@ def run(args: argparse.Namespace) -> None:
     print(LINE.format("cells", "method", "ARI", "CPU s"))
     for cells in every(args):
         for name, method in methods(args):
+            if name not in args.methods:
+                continue
             row = measure(cells, name, method, args.seeds)
             aris = [run["ari"] for run in row["runs"]]
             print(LINE.format(cells.name, name, spread(aris), f"{row['mean']['cpu_seconds']:.2f}"), flush=True)

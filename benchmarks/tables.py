@@ -116,6 +116,7 @@ SORTS = (
     ("level", "what", "runs"),
     ("table", "form", "method", "runs"),
     ("cells", "method", "runs"),
+    ("table", "missing", "method", "runs"),
 )
 """The fields by which the reports that have a table of their own are told."""
 
@@ -456,7 +457,7 @@ def against_sklearn() -> str:
 
 def counts() -> str:
     """Kinds of cells, found by mixtures of counts and by what is usual."""
-    head = ("cells", "cells x genes", "method", "ARI, %", "CPU seconds")
+    head = ("cells", "cells x genes", "method", "ARI, %", "of the upper level", "CPU seconds")
     parts = []
     for name, report in reports("cells", "method", "runs").items():
         rows = [
@@ -465,7 +466,28 @@ def counts() -> str:
                 f"{row['rows']:,} x {row['genes']:,}, {row['k']} kinds",
                 row["method"],
                 percent([run["ari"] for run in row["runs"]]),
+                percent([run["ari_upper"] for run in row["runs"]]) if "ari_upper" in row["mean"] else "",
                 mean_of(row, "cpu_seconds", 2),
+            )
+            for row in report["rows"]
+        ]
+        parts.append(f"`{name}`: {len(report['rows'][0]['runs'])} seeds, {where(report)}\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def imputation() -> str:
+    """Cells taken out and filled again, beside scikit-learn's imputers."""
+    head = ("table", "missing", "method", "error", "numbers, RMSE", "categories, error rate", "CPU seconds")
+    scores = (("numbers", 3), ("categories", 3), ("cpu_seconds", 2))
+    parts = []
+    for name, report in reports("table", "missing", "method", "runs").items():
+        rows = [
+            (
+                row["table"],
+                f"{row['missing']} %",
+                row["method"],
+                spread([run["error"] for run in row["runs"]], 3),
+                *(mean_of(row, field, digits) for field, digits in scores),
             )
             for row in report["rows"]
         ]
@@ -558,6 +580,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "shapes": shapes,
     "against-sklearn": against_sklearn,
     "counts": counts,
+    "imputation": imputation,
     "others": others,
     "files": files,
 }

@@ -10,6 +10,7 @@ import pytest
 import tables
 from counts import Cells, drawn, main, read
 from scipy.sparse import csr_matrix, save_npz
+from sklearn.metrics import adjusted_rand_score
 
 
 def test_log_counts_do_not_depend_on_a_cells_total() -> None:
@@ -41,6 +42,16 @@ def test_cells_are_read_from_their_files(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 @pytest.mark.slow
+def test_two_levels_are_found() -> None:
+    cells = drawn()
+    halves = np.where(np.arange(300) % 2, cells.labels, np.char.add(cells.labels, "b"))
+    found = counts.by_em(Cells("two", cells.counts, halves, cells.labels), 0, "cpu")
+    assert found.upper is not None
+    assert (len(np.unique(found.clusters)), len(np.unique(found.upper))) == (6, 3)
+    assert adjusted_rand_score(cells.labels, found.upper) > 0.9
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_report_has_every_row_and_a_table(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -51,10 +62,10 @@ def test_a_report_has_every_row_and_a_table(
     report = json.loads(printed[-1])
     assert report == json.loads(file.read_text())
     found = {row["method"]: row["mean"]["ari"] for row in report["rows"]}
-    assert list(found) == ["mixture", *(f"pca-{how}, {n}" for n in counts.N_COMPONENTS for how in ("gmm", "kmeans"))]
+    assert tuple(found) == counts.METHODS
     assert min(found.values()) > 0.9, "kinds that far apart are found by all"
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    assert "| drawn | 300 x 40, 3 kinds | mixture | " in tables.counts()
+    assert "| drawn | 300 x 40, 3 kinds | VAEMixture | " in tables.counts()
 
 
 def test_a_missing_folder_is_told_in_a_line(

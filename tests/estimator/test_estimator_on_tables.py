@@ -84,6 +84,23 @@ def test_gaps_are_filled_and_other_cells_stay():
     assert np.array_equal(of_array[~np.isnan(array)], array[~np.isnan(array)])
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::hmoevae.errors.ConvergenceWarning")
+def test_gradients_learn_from_gaps_too():
+    x, kinds = make_blobs(n_samples=90, centers=2, n_features=4, cluster_std=0.3, random_state=0)
+    x[np.random.default_rng(0).random(x.shape) < 0.2] = np.nan
+    options = {"hidden": (8,), "latent_dim": 1, "max_iter": 30, "batch_size": 30, "lr": 1e-2}
+    mixture = hm.VAEMixture(2, random_state=0, device="cpu", **options).fit(x)
+    assert mixture.history_.training is not None  # not EM
+    assert adjusted_rand_score(kinds, mixture.labels_) > 0.85
+    assert np.isfinite(mixture.score_samples(x)).all()
+    filled = mixture.impute(x)
+    assert np.array_equal(filled[~np.isnan(x)], x[~np.isnan(x)])
+    centres = np.array([np.nanmean(x[kinds == kind], 0) for kind in range(2)])[kinds]
+    gaps = np.isnan(x)
+    assert np.median(np.abs(filled - centres)[gaps]) < 0.5
+
+
 def test_rows_with_gaps_are_scored_by_what_is_there_also_where_training_had_none():
     x = blobs()
     mixture = hm.VAEMixture(3, random_state=0, device="cpu").fit(x)
