@@ -63,8 +63,8 @@ def drawn_given(
     >>> import hmoevae as hm
     >>> model = hm.HMoEVAE(hm.VAE(latent_dim=2), input_shape=(2,), missing=True)
     >>> x = torch.tensor([[0.5, torch.nan]])
-    >>> drawn_given(model, x, 3, range(1), 8, observe=True, generator=None)[:, 0, 0]
-    tensor([0.5000, 0.5000, 0.5000])
+    >>> drawn_given(model, x, 3, range(1), 8, observe=True, generator=None)[:, 0, 0].tolist()
+    [0.5, 0.5, 0.5]
     """
     flat = _features_first(model, x)
     prior = model.prior.leaf_log_prob()

@@ -221,7 +221,8 @@ def naive_total(tree: Tree, plan: Plan, edges: Tensor, log_prior: list[float]) -
         n = len(node.children)
         rows = range(first[path], first[path] + n)
         importance = [(reach.detach() + edges[row]).exp().sum() for row in rows]
-        total = own.weight * reference.naive_balance(own.kind, importance, [log_prior[row] for row in rows])
+        weight = 0.0 if isinstance(node.gate, hm.PosteriorGate) else own.weight  # it has nothing to balance
+        total = weight * reference.naive_balance(own.kind, importance, [log_prior[row] for row in rows])
         for i, (row, child) in enumerate(zip(rows, node.children, strict=True)):
             total = total + visit(child, f"{path}/{i}", reach + edges[row], own)
         return total

@@ -620,8 +620,8 @@ def test_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
             "(import the module that registers another), got ['elbo']",
         ),
         (
-            lambda c: c["tree"]["children"][0]["likelihood"].update(kind="poisson"),
-            "expected a registered kind: import the module that registers 'poisson' first",
+            lambda c: c["tree"]["children"][0]["likelihood"].update(kind="gamma"),
+            "expected a registered kind: import the module that registers 'gamma' first",
         ),
         (lambda c: c.update(input_shape=[2**62]), "one that cannot be built ("),
         (lambda c: c.update(input_shape=[2**40, 2**40]), "one that cannot be built ("),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ FORMATS = [sp.csr_array, sp.csc_array, sp.coo_array, sp.csr_matrix, sp.lil_array
 def test_methods_read_rows_as_if_they_were_dense(form: Any, dtype: type) -> None:
     model, x = make(), form(COUNTS.astype(dtype))
     same = torch.from_numpy(COUNTS.astype(dtype).astype(np.float32))
-    for method in (model.predict_proba, model.score_samples, model.encode, model.reconstruct):
+    score = partial(model.score_samples, n_importance=4)
+    for method in (model.predict_proba, score, model.encode, model.reconstruct):
         assert torch.allclose(method(x, batch_size=7), method(same, batch_size=7))
     assert model.evaluate(x) == pytest.approx(model.evaluate(same), rel=1e-5)
 
