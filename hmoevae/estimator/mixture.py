@@ -78,11 +78,11 @@ class VAEMixture(Results):
         n_components: Number of experts of a flat mixture; 1 means a single VAE. Not used if `tree` is given.
         tree: A tree of any shape instead of the flat mixture; `latent_dim`, `hidden`, `likelihood` and `balance` are
             then not used.
-        latent_dim: Size of every expert's latent; `None` means one less than the number of columns (of
-            numbers, in closed form), at most 8. The
-            solver `"em"` then doubles it as long as that raises the density of held-out samples (one in four, of at
-            most 2,000) by 0.02 nats a cell. In closed form, only columns of numbers depend on the latents: without any,
-            `None` means 1, which is not used, and a number asks for gradients.
+        latent_dim: Size of every expert's latent; `None` means one less than the number of columns (of numbers, in
+            closed form), at most 8. The solver `"em"` then doubles it as long as that raises the density of held-out
+            samples (one in four, of at most 2,000) by 0.02 nats a cell, if there are no gaps. In closed form, only
+            columns of numbers depend on the latents: without any, `None` means 1, which is not used, and a number asks
+            for gradients.
         hidden: Widths of the hidden layers of every encoder, decoder and gate. Without hidden layers, decoders are
             linear, encoders and gates are the exact posteriors, and all of it is fitted in closed form.
         likelihood: The observation model p(x|z); `None` means one for each column that suits its kind, with learned
