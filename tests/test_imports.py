@@ -32,7 +32,7 @@ ROOMS: dict[str, float] = {
     "hmoevae.tables.frames": 1.5,
     "hmoevae.tables.sparse": 1.5,
     "hmoevae.tables.columns": 1.5,
-    "hmoevae.tables.inference": 1.55,
+    "hmoevae.tables.inference": 1.5,
     "hmoevae.tables.table": 1.5,
     "hmoevae.tables": 1.5,
     # Within nn/ too: kernels and tables, layers and likelihoods, networks, experts and gates.
