@@ -46,7 +46,7 @@ def compared(mixture: hm.VAEMixture, table: pd.DataFrame, labels: pd.Series) -> 
     n, codes = len(mixture.weights_), pd.factorize(labels)[0]
     found = {"hmoevae": mixture.labels_}
     if numbers.shape[1]:
-        scaled = ((numbers - numbers.mean()) / numbers.std().replace(0, 1)).fillna(0)
+        scaled = ((numbers - numbers.mean()) / numbers.std()).fillna(0)  # of gaps, and of constant columns
         found["k-means"] = KMeans(n, n_init=10, random_state=0).fit_predict(scaled)  # type: ignore[arg-type]
         found["Gaussian mixture"] = GaussianMixture(n, n_init=10, random_state=0).fit_predict(scaled)
     scores = {name: hm.metrics.clustering_scores(codes, clusters) for name, clusters in found.items()}
@@ -92,7 +92,7 @@ def main() -> None:
     try:
         whole, table = read(args.csv, [args.label, args.index])
         mixture = fitted(table, [2] if args.smoke else args.clusters, dict(kind.split("=", 1) for kind in args.kinds))
-        described(mixture, table, None if args.label is None else whole[args.label], args.out)
+        described(mixture, table, None if args.label is None else whole.loc[:, args.label], args.out)
         mixture.save_pretrained(args.out / "model")
         column = "cluster"
         while column in whole:  # lest one of the table's own be lost

@@ -18,8 +18,9 @@ from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, ShapeErr
 from hmoevae.spec import Columns
 from hmoevae.spec.record import expected, read_json, record, write
 from hmoevae.tables import frames
-from hmoevae.tables.columns import Binary, Category, Column, Count, Number, inferred
+from hmoevae.tables.columns import Binary, Category, Column, Count, Number
 from hmoevae.tables.frames import Cells, Library
+from hmoevae.tables.inference import inferred
 
 KINDS: Mapping[str, Callable[..., Any]] = {
     "number": Number.of,

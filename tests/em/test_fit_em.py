@@ -47,6 +47,7 @@ def test_with_enough_factors_it_reaches_the_likelihood_of_a_gaussian_mixture() -
     assert sorted(model.prior.leaf_log_prob().exp().tolist()) == pytest.approx(sorted(peer.weights_), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_integer_weights_equal_repeated_rows() -> None:
     x = blobs()
     weight = torch.arange(len(x)) % 3
@@ -123,6 +124,7 @@ def test_a_tree_of_two_levels_and_a_lone_leaf() -> None:
     assert hm.fit_em(lone, x).converged
 
 
+@pytest.mark.slow
 def test_more_runs_keep_the_best() -> None:
     x = blobs(apart=1.0)
     losses = [hm.fit_em(model_of(mixture_of(linear()), 4), x, hm.EM(n_init=n))["loss"][-1] for n in (1, 5)]

@@ -156,6 +156,7 @@ def test_columns_that_are_not_gaussian_take_no_part(missing: bool) -> None:
     torch.testing.assert_close(found.variance, expected.variance)
 
 
+@pytest.mark.slow
 def test_the_bound_of_mixed_columns_closes_in_on_the_density() -> None:
     """From below, as with any encoder; the first estimate is not exact."""
     model, x = mixed_table(), table_rows(4)

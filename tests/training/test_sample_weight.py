@@ -47,6 +47,7 @@ def repeated(x: Tensor, counts: Tensor) -> Tensor:
 # --- one pass -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(cases(max_leaves=4), st.booleans(), st.integers(0, 99))
 def test_integer_weights_are_repeated_samples(case: Case, agree: bool, seed: int) -> None:
     """The loss, every term and every gradient, balance and agreement among them."""
@@ -223,6 +224,7 @@ def test_samples_without_an_index_have_no_weights(source: Any) -> None:
         fit(build(TREE, (3,)), source, sample_weight=torch.ones(5), epochs=1)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_its_weights_only(tmp_path: Any) -> None:
     x, w = data_for(TREE, (3,), 20), torch.rand(20)
     whole = trained(x, w, batch_size=6)
