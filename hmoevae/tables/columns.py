@@ -49,7 +49,7 @@ def _is_log_normal(cells: Cells) -> bool:
     """Whether numbers are positive, and a log-normal density fits them better than a normal one."""
     x = numbers_of(cells)[~cells.gaps]
     x, counts = x[cells.counts > 0], cells.counts[cells.counts > 0]
-    if len(x) < LEAST_CELLS or x.min() <= 0 or x.min() == x.max():
+    if counts.sum() < LEAST_CELLS or x.min() <= 0 or x.min() == x.max():
         return False
     share, log_x = counts / counts.sum(), np.log(x)
     with np.errstate(over="ignore", invalid="ignore"):

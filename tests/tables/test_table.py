@@ -230,7 +230,7 @@ def test_cells_fit_the_kind_that_is_told(kind: str | Column, values: list[Any], 
 def test_kinds_name_columns_and_kinds_that_there_are() -> None:
     with pytest.raises(ArgumentError, match=r"kinds: expected names of columns \(is it 'eggs'\?\), got 'egg'"):
         Table.of(COLUMNS, kinds={"egg": "count"})
-    with pytest.raises(ArgumentError, match=r"kinds\['eggs'\]: expected one of 'number', 'log', .*, got 'counts'"):
+    with pytest.raises(ArgumentError, match=r"kinds\['eggs'\]: expected one of 'number', 'linear', 'log', .*, got 'counts'"):
         Table.of(COLUMNS, kinds={"eggs": "counts"})
     with pytest.raises(ArgumentError, match=r"kinds\['eggs'\]: expected a column of that name, got 'size'"):
         Table.of(COLUMNS, kinds={"eggs": Count("size")})
@@ -452,3 +452,11 @@ def test_a_table_is_data() -> None:
 def test_a_table_that_is_not_valid_is_refused(make: Any, message: str) -> None:
     with pytest.raises(SpecError, match=f"^{message}"):
         make()
+
+
+def test_weights_decide_on_a_logarithm_as_repeated_rows_do() -> None:
+    x, weight = np.exp(np.random.default_rng(0).normal(size=15)), np.full(15, 2.0)
+    weighted, repeated = Table.of({"x": x}, weight=weight), Table.of({"x": np.repeat(x, 2)})
+    assert weighted.columns[0].log, "thirty cells are enough"
+    assert repeated.columns[0].log
+    assert not Table.of({"x": x}).columns[0].log
