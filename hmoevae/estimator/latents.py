@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from hmoevae.door import Checked
 from hmoevae.em import EM, fit_em
@@ -40,23 +42,20 @@ def chosen_latents(make: Callable[[int], HMoEVAE], data: Checked, weights: Weigh
     >>> chosen_latents(make, make(1).checked(torch.randn(200, 12)), None, EM(), n_columns=12)
     8
     """
-    order = np.random.default_rng(0).permutation(len(data))[:MOST_ROWS]
+    best, most = max(1, min(MOST_LATENTS, n_columns - 1)), n_columns - 1
+    if best >= most or data.x.isnan().any():  # with gaps each row has a matrix of its own: many latents are slow
+        return best
+    x, counts = _distinct(data.x, weights)
+    order = np.random.default_rng(0).permutation(len(x))[:MOST_ROWS]
     held, fitted = np.split(order, [len(order) // HELD_OUT])
-    best, most = min(MOST_LATENTS, n_columns - 1), n_columns - 1
+    if len(fitted) < make(best).plan.n_leaves or not len(held):
+        return best
     few = replace(em, max_iter=min(em.max_iter, MOST_ITERATIONS), n_init=1)
-    if (
-        data.x.isnan().any()
-    ):  # every row has a matrix of its own then: many latents are slow, and gaps hide what they show
-        return max(best, 1)
-    if best == most or len(fitted) < make(best).plan.n_leaves or not len(held):
-        return max(best, 1)
 
     def density(latent_dim: int) -> float:
         model = make(latent_dim)
-        own = None if weights is None else weights[fitted]
-        fit_em(model, replace(data, x=data.x[torch.from_numpy(fitted)]), few, sample_weight=own)
-        scores = model.score_samples(replace(data, x=data.x[torch.from_numpy(held)])).cpu().numpy()
-        return float(np.average(scores, weights=None if weights is None else weights[held]))
+        fit_em(model, replace(data, x=x[fitted]), few, sample_weight=counts[fitted])
+        return float(np.average(model.score_samples(replace(data, x=x[held])).cpu().numpy(), weights=counts[held]))
 
     reached = density(best)
     while best < most:
@@ -66,3 +65,12 @@ def chosen_latents(make: Callable[[int], HMoEVAE], data: Checked, weights: Weigh
             break
         best, reached = more, found
     return best
+
+
+def _distinct(
+    x: Float[Tensor, "n column"], weights: Weights
+) -> tuple[Float[Tensor, "row column"], Float[np.ndarray, " row"]]:
+    """The different samples and how often each occurs, so that a weight is worth the same as equal rows."""
+    rows, of_sample = torch.unique(x, dim=0, return_inverse=True)
+    counts = np.bincount(of_sample.numpy(), weights, minlength=len(rows))
+    return rows[counts > 0], counts[counts > 0]

@@ -54,7 +54,7 @@ from hmoevae.estimator.trees import Options, counts_like, has_numbers, n_numbers
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.sample_weights import SampleWeights
-from hmoevae.spec import Balance, Likelihood, Tree
+from hmoevae.spec import Balance, Likelihood, Tree, tree_from_json
 from hmoevae.starts import StartName
 from hmoevae.tables import Column, Number, Table
 from hmoevae.tables.sparse import SparseRows, is_sparse
@@ -467,14 +467,24 @@ class VAEMixture(Results):
             names = state.get("feature_names_in_", [f"x{i}" for i in range(state["n_features_in_"])])
             library: Any = "pandas" if "feature_names_in_" in state else "numpy"
             pickled["table_"] = Table(tuple(Number(name) for name in names), library)
+            pickled["model_"] = _rebuilt(state["model_"])
         super().__setstate__(pickled | defaults)
         version = state.get("_hmoevae_version", "an unknown version")
-        if version != __version__:
+        if version != __version__ or defaults:
             added = f", with the defaults of {', '.join(defaults)}" if defaults else ""
             expected = f"a pickle of hmoevae {__version__}"
+            made_by = version if version != __version__ else f"an earlier {version}"
             remedy = "fit again, or save models with model_.save_pretrained, which all versions read"
-            got = f"one of {version}{added}; {remedy}"
+            got = f"one of {made_by}{added}; {remedy}"
             warn(mismatch(type(self).__name__, expected, got), VersionWarning)
+
+
+def _rebuilt(model: HMoEVAE) -> HMoEVAE:
+    """The model of an older pickle, whose modules lack attributes of today: made anew, with its weights."""
+    tree = tree_from_json(model.tree.to_json())
+    fresh = HMoEVAE(tree, model.input_shape, objective=model.objective).to(model.dtype)
+    fresh.load_state_dict(model.state_dict())
+    return fresh
 
 
 def _weights(given: Any, n: int) -> Float[np.ndarray, " n_samples"]:

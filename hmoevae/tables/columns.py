@@ -4,6 +4,7 @@ Axes: `n` counts rows. A cell's number is its *code*; NaN is the code of a gap.
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -80,7 +81,7 @@ Categories = Annotated[tuple[Any, ...], BeforeValidator(_categories)]
 TwoCategories = Annotated[tuple[Any, ...], BeforeValidator(lambda value: _categories(value, n=2))]
 
 
-class Column:
+class Column(ABC):
     """Base class of the records of columns: `Number`, `Category`, `Binary`, `Count`.
 
     >>> issubclass(Number, Column)
@@ -118,10 +119,11 @@ class Column:
             self._fill(codes, cells)
         return codes
 
+    @abstractmethod
     def _fill(self, codes: Codes, cells: Cells) -> None:
         """Write the codes of the cells that are not missing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, codes: Codes, path: str) -> np.ndarray:
         """The cells of codes, `(n,)`; gaps are NaN in a column of numbers, and None among other cells.
 
@@ -135,7 +137,6 @@ class Column:
         >>> Count("eggs").decode(np.array([2.0, 0.0]), "x")
         array([2, 0])
         """
-        raise NotImplementedError
 
     def log_jacobian(self, codes: Any) -> Any:  # noqa: ARG002
         """Log of the slope of codes over cells, which turns the log-density of a code into that of the cell.
@@ -148,13 +149,13 @@ class Column:
         """
         return 0.0
 
+    @abstractmethod
     def likelihood(self) -> Likelihood:
         """The likelihood of the codes.
 
         >>> Number("mass").likelihood(), Category("island", ("Biscoe", "Dream", "Torgersen")).likelihood()
         (Gaussian(scale='learned', mean='identity', floor=0.01), Categorical(n=3))
         """
-        raise NotImplementedError
 
     def describe(self) -> str:
         """What the cells are, in a few words.

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import multivariate_normal
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
@@ -14,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 import hmoevae as hm
 from hmoevae.errors import ConvergenceWarning, DataError
-from hmoevae.estimator import leaves
+from hmoevae.estimator import latents, leaves
 
 pytestmark = pytest.mark.usefixtures("as_users_call")
 
@@ -180,6 +181,32 @@ def test_integer_weights_equal_repeated_rows():
         np.testing.assert_allclose(
             [one.mean, one.std, one.ties], [other.mean, other.std, other.ties], rtol=1e-9, atol=1e-12
         )
+
+
+def test_latents_are_chosen_by_weights_as_by_repeated_rows():
+    """Twelve factors explain these columns, so more than the eight to start from pay."""
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(*shape, generator=generator) for shape in ((300, 12), (12, 24), (300, 24))]
+    x = draws[0] @ draws[1] + 0.1 * draws[2]
+    weight = np.random.default_rng(0).integers(0, 4, len(x))
+
+    def chosen(rows, weights=None):
+        seen = []
+
+        def make(latent_dim):
+            expert = hm.VAE(latent_dim, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian("learned", mean="identity"))
+            model = hm.HMoEVAE(hm.Mixture.of(expert, 2, gate=hm.PosteriorGate()), (24,))
+            seen.append(model)
+            return model
+
+        best = latents.chosen_latents(make, make(1).checked(rows), weights, hm.EM(), n_columns=24)
+        return best, [
+            model.score_samples(x).mean().item() for model in seen[2:]
+        ]  # the first two are asked for their sizes
+
+    weighted, repeated = chosen(x, weight.astype(float)), chosen(x.repeat_interleave(torch.from_numpy(weight), 0))
+    assert weighted[0] == repeated[0] == 16
+    assert weighted[1] == pytest.approx(repeated[1], abs=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore::hmoevae.errors.ConvergenceWarning")

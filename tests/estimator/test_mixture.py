@@ -487,6 +487,23 @@ def test_a_pickle_of_another_version_is_named_and_works_with_defaults(version):
     pickle.loads(pickle.dumps(again))  # of this version now, so nothing is said
 
 
+def test_a_pickle_from_before_tables_answers_as_its_model_did():
+    """Its estimator has no `table_`, and its modules lack what models have since."""
+    x, _ = blobs()
+    mixture = small(random_state=0).fit(x)
+    mixture.model_ = model = hm.HMoEVAE(mixture.model_.tree, (4,), objective="elbo").double()
+    probabilities = model.predict_proba(torch.from_numpy(x)).numpy()
+    del model.table, model.missing
+    pickled = older(mixture, "table_", "solver", version=hm.__version__)
+    with pytest.warns(
+        VersionWarning, match=rf"one of an earlier {re.escape(hm.__version__)}, with the defaults of solver;"
+    ):
+        again = pickle.loads(pickled)
+    np.testing.assert_allclose(again.predict_proba(x), probabilities, atol=1e-12)
+    assert np.isfinite(again.score(x))
+    assert again.means_.shape == (3, 4)
+
+
 def test_a_pickle_of_this_version_says_nothing():
     for mixture in (small(), clone(small())):
         assert mixture.__getstate__()["_hmoevae_version"] == hm.__version__

@@ -9,11 +9,22 @@ from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from hmoevae.nn.kernels.precision import sum_dtype
-from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample, weighted_means
+from hmoevae.nn.likelihoods.module import (
+    Constant,
+    Features,
+    LikelihoodModule,
+    OfSample,
+    Present,
+    Raw,
+    Sample,
+    Shared,
+    SharedPresent,
+    weighted_means,
+)
 from hmoevae.nn.posteriors import NONE, LinearFeatures
 
 ByCode = Float[Tensor, "group code feature batch"]
@@ -90,12 +101,7 @@ class CategoricalModule(CodesModule):
     def log_probabilities(self, raw: Raw) -> ByCode:
         return raw.to(sum_dtype(raw)).unflatten(1, (self.n, -1)).log_softmax(1)
 
-    def fit_constant_(
-        self,
-        x: Float[Tensor, "feature batch"],
-        weight: Float[Tensor, "group batch"],
-        present: Bool[Tensor, "feature batch"] | None = None,
-    ) -> Float[Tensor, "group raw"]:
+    def fit_constant_(self, x: Shared, weight: OfSample, present: SharedPresent = None) -> Constant:
         repeated = None if present is None else present.repeat(self.n, 1)
         shares = weighted_means(self.shown(x, present), weight, repeated, extra=1.0)
         return shares.clamp_min(LEAST_SHARE).log()
@@ -130,12 +136,7 @@ class OrdinalModule(CodesModule):
         return super().shown(2 / (self.n - 1) * x - 1, present)
 
     @torch.no_grad()
-    def fit_constant_(
-        self,
-        x: Float[Tensor, "feature batch"],
-        weight: Float[Tensor, "group batch"],
-        present: Bool[Tensor, "feature batch"] | None = None,
-    ) -> Float[Tensor, "group raw"]:
+    def fit_constant_(self, x: Shared, weight: OfSample, present: SharedPresent = None) -> Constant:
         codes = torch.arange(self.n, device=x.device).view(-1, 1, 1)
         seen = torch.ones_like(x, dtype=torch.bool) if present is None else present
         hot = ((x == codes) & seen).to(x.dtype).flatten(0, 1)

@@ -8,11 +8,21 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from hmoevae.errors import SpecError, mismatch
-from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample
+from hmoevae.nn.likelihoods.module import (
+    Constant,
+    Features,
+    LikelihoodModule,
+    OfSample,
+    Present,
+    Raw,
+    Sample,
+    Shared,
+    SharedPresent,
+)
 from hmoevae.nn.posteriors import LinearFeatures, joined_features, positions, takes_part
 
 
@@ -129,12 +139,7 @@ class ColumnsModule(LikelihoodModule):
         partly = [linear for linear in found if takes_part(linear)]
         return joined_features(partly, sum(self.raw_sizes), self.n_columns) if partly else next(iter(found), None)
 
-    def fit_constant_(
-        self,
-        x: Float[Tensor, "feature batch"],
-        weight: Float[Tensor, "group batch"],
-        present: Bool[Tensor, "feature batch"] | None = None,
-    ) -> Float[Tensor, "group raw"]:
+    def fit_constant_(self, x: Shared, weight: OfSample, present: SharedPresent = None) -> Constant:
         each = zip(self.parts, self.raw_sizes, self._for_each(x, present), strict=True)
         raw = []
         for part, size, (own, seen) in each:

@@ -7,12 +7,23 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from hmoevae.errors import SpecError, mismatch
 from hmoevae.nn.kernels.precision import sum_dtype
-from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample, weighted_means
+from hmoevae.nn.likelihoods.module import (
+    Constant,
+    Features,
+    LikelihoodModule,
+    OfSample,
+    Present,
+    Raw,
+    Sample,
+    Shared,
+    SharedPresent,
+    weighted_means,
+)
 from hmoevae.nn.likelihoods.unit import in_unit_interval
 from hmoevae.nn.posteriors import NONE, LinearFeatures
 
@@ -129,12 +140,7 @@ class LearnedGaussianModule(LikelihoodModule):
             super().set_linear_scale_(scale)
         self.set_scale_(scale)
 
-    def fit_constant_(
-        self,
-        x: Float[Tensor, "feature batch"],
-        weight: Float[Tensor, "group batch"],
-        present: Bool[Tensor, "feature batch"] | None = None,
-    ) -> Float[Tensor, "group raw"]:
+    def fit_constant_(self, x: Shared, weight: OfSample, present: SharedPresent = None) -> Constant:
         if self.fixed.sigmoid:
             return super().fit_constant_(x, weight, present)
         mean = weighted_means(x, weight, present)
@@ -187,12 +193,7 @@ class LogNormalModule(LikelihoodModule):
     def linear_features(self) -> LinearFeatures | None:
         return NONE
 
-    def fit_constant_(
-        self,
-        x: Float[Tensor, "feature batch"],
-        weight: Float[Tensor, "group batch"],
-        present: Bool[Tensor, "feature batch"] | None = None,
-    ) -> Float[Tensor, "group raw"]:
+    def fit_constant_(self, x: Shared, weight: OfSample, present: SharedPresent = None) -> Constant:
         return self.of_log.fit_constant_(x.log(), weight, present)
 
     def log_density(self, raw: Raw, x: Sample) -> Features:

@@ -11,11 +11,21 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from hmoevae.nn.kernels.precision import sum_dtype
-from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Present, Raw, Sample
+from hmoevae.nn.likelihoods.module import (
+    Constant,
+    Features,
+    LikelihoodModule,
+    OfSample,
+    Present,
+    Raw,
+    Sample,
+    Shared,
+    SharedPresent,
+)
 from hmoevae.nn.posteriors import NONE, LinearFeatures
 
 LARGE_LOG_RATE = 10.0
@@ -62,24 +72,14 @@ class CountModule(LikelihoodModule):
     def linear_features(self) -> LinearFeatures | None:
         return NONE
 
-    def fit_constant_(
-        self,
-        x: Float[Tensor, "feature batch"],
-        weight: Float[Tensor, "group batch"],
-        present: Bool[Tensor, "feature batch"] | None = None,
-    ) -> Float[Tensor, "group raw"]:
+    def fit_constant_(self, x: Shared, weight: OfSample, present: SharedPresent = None) -> Constant:
         rate = self._sums(x, weight, present).rate
         if self.total is not None:
             return rate.log()
         small = rate.clamp_max(math.exp(LARGE_LOG_RATE))
         return small.log() + rate / small - 1  # the inverse of `log_rate`
 
-    def _sums(
-        self,
-        x: Float[Tensor, "feature batch"],
-        weight: Float[Tensor, "group batch"],
-        present: Bool[Tensor, "feature batch"] | None,
-    ) -> "_Sums":
+    def _sums(self, x: Shared, weight: OfSample, present: SharedPresent) -> "_Sums":
         """The sums over samples that closed forms need; a sample's size is its total in units of a typical one."""
         seen = torch.ones_like(x) if present is None else present.to(x.dtype)
         counts = x if present is None else torch.where(present, x, 0.0)
@@ -174,12 +174,7 @@ class NegativeBinomialModule(CountModule):
         return ways + x * F.logsigmoid(logit) - log_size.exp() * F.softplus(logit)
 
     @torch.no_grad()
-    def fit_constant_(
-        self,
-        x: Float[Tensor, "feature batch"],
-        weight: Float[Tensor, "group batch"],
-        present: Bool[Tensor, "feature batch"] | None = None,
-    ) -> Float[Tensor, "group raw"]:
+    def fit_constant_(self, x: Shared, weight: OfSample, present: SharedPresent = None) -> Constant:
         """The means and, by the method of moments, the dispersions, which are pulled to what the experts share."""
         sums = self._sums(x, weight, present)
         rate = sums.rate

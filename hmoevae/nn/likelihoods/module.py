@@ -20,6 +20,11 @@ Raw = Float[Tensor, "group raw batch"]
 Features = Float[Tensor, "group feature batch"]
 Sample = Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]
 Present = Bool[Tensor, "feature batch"] | Bool[Tensor, "group feature batch"]
+Shared = Float[Tensor, "feature batch"]
+"""Samples that all groups share, and which of their features were observed."""
+SharedPresent = Bool[Tensor, "feature batch"] | None
+OfSample = Float[Tensor, "group batch"]
+Constant = Float[Tensor, "group raw"]
 
 
 class LikelihoodModule(nn.Module, ABC):
@@ -147,12 +152,7 @@ class LikelihoodModule(nn.Module, ABC):
         torch.div(slope, self.score_unit, out=score)
         return result
 
-    def fit_constant_(
-        self,
-        x: Float[Tensor, "feature batch"],  # noqa: ARG002
-        weight: Float[Tensor, "group batch"],  # noqa: ARG002
-        present: Bool[Tensor, "feature batch"] | None = None,  # noqa: ARG002
-    ) -> Float[Tensor, "group raw"]:
+    def fit_constant_(self, x: Shared, weight: OfSample, present: SharedPresent = None) -> Constant:  # noqa: ARG002
         """Fit outcomes that do not depend on z, in closed form, as `hmoevae.fit_em` does for all but linear features.
 
         Args:

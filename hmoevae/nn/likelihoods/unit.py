@@ -5,11 +5,21 @@ Axes: as in `module.py`.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from hmoevae.nn.kernels.precision import sum_dtype
-from hmoevae.nn.likelihoods.module import Features, LikelihoodModule, Raw, Sample, weighted_means
+from hmoevae.nn.likelihoods.module import (
+    Constant,
+    Features,
+    LikelihoodModule,
+    OfSample,
+    Raw,
+    Sample,
+    Shared,
+    SharedPresent,
+    weighted_means,
+)
 from hmoevae.nn.posteriors import NONE, LinearFeatures
 
 LEAST = 1e-6
@@ -39,12 +49,7 @@ class BernoulliModule(LikelihoodModule):
     def linear_features(self) -> LinearFeatures | None:
         return NONE
 
-    def fit_constant_(
-        self,
-        x: Float[Tensor, "feature batch"],
-        weight: Float[Tensor, "group batch"],
-        present: Bool[Tensor, "feature batch"] | None = None,
-    ) -> Float[Tensor, "group raw"]:
+    def fit_constant_(self, x: Shared, weight: OfSample, present: SharedPresent = None) -> Constant:
         return weighted_means(x, weight, present, extra=1.0).clamp(LEAST, 1 - LEAST).logit()
 
     def log_density(self, raw: Raw, x: Sample) -> Features:
