@@ -28,7 +28,7 @@ from hmoevae.nn.networks import grouped_network
 from hmoevae.nn.paths import joined, permutation
 from hmoevae.nn.posteriors import AnyPosterior, Draw, posterior_of
 from hmoevae.nn.routes import Packing, pack, packing, unpack
-from hmoevae.nn.rows import rows_of
+from hmoevae.nn.rows import Chosen, rows_of
 from hmoevae.plan import Plan
 from hmoevae.spec import VAE, LinearPosterior
 
@@ -79,8 +79,8 @@ class ExpertGroup(nn.Module):
         """Number of experts."""
         return len(next(self.parameters()))
 
-    def at(self, rows: Int[Tensor, " row"] | None) -> "ExpertGroup":
-        """The experts in `rows`, in that order, repeated where `rows` repeats them; all of them if `rows` is `None`."""
+    def at(self, rows: Chosen | None) -> "ExpertGroup":
+        """The chosen experts; all of them if `rows` is `None`."""
         return self if rows is None else rows_of(self, rows)
 
     def shown(self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]) -> Tensor:
@@ -133,7 +133,8 @@ class ExpertGroup(nn.Module):
         if not isinstance(self.decoder, AffineEnded):
             return self.likelihood.log_prob(self.decoder(z), x, present)
         last, hidden = self.decoder.last, self.decoder.hidden(z)
-        return readout(self.likelihood, last.weight, last.bias, hidden, x, present, input_major=last.input_major)
+        layout = {"input_major": last.input_major, "chosen": last.chosen}
+        return readout(self.likelihood, last.weight, last.bias, hidden, x, present, **layout)
 
 
 def _likelihood(spec: VAE, groups: int, sample_shape: tuple[int, ...], place: str) -> LikelihoodModule:

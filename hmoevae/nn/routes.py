@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hmoevae.checks import check_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
+from hmoevae.nn.rows import Chosen
 
 __all__ = [
     "ALL",
@@ -32,7 +33,7 @@ def __dir__() -> list[str]:
 
 
 LARGEST_PADDING = 4
-"""Largest ratio of packed cells to pairs. Where one row per expert would exceed it, busy experts get several rows."""
+"""Largest ratio of packed cells to pairs. Where one row per busy expert would exceed it, the busiest get several."""
 
 
 class Routes(ABC):
@@ -161,13 +162,13 @@ class Packing(NamedTuple):
     """The row and column of every pair of a group in a packed tensor.
 
     Attributes:
-        experts: The expert that runs each row, `(row,)`; `None` means that expert r runs row r.
+        experts: The experts that run the rows; `None` means that expert r runs row r, and no expert is idle.
         shape: Numbers of rows and columns.
         row: Row of every pair.
         column: Column of every pair.
     """
 
-    experts: Int[Tensor, " row"] | None
+    experts: Chosen | None
     shape: tuple[int, int]
     row: Int[Tensor, " pair"]
     column: Int[Tensor, " pair"]
@@ -181,20 +182,23 @@ def packing(expert: Int[Tensor, " pair"], n_experts: int) -> Packing:
         n_experts: Number of experts in the group.
 
     >>> packed = packing(torch.tensor([2, 0, 2]), 3)
-    >>> packed.shape, packed.row, packed.column, packed.experts is None
-    ((3, 2), tensor([2, 0, 2]), tensor([0, 0, 1]), True)
+    >>> packed.shape, packed.row, packed.column, packed.experts.rows
+    ((2, 2), tensor([1, 0, 1]), tensor([0, 0, 1]), tensor([0, 2]))
     """
     counts = expert.bincount(minlength=n_experts)
     order = expert.argsort(stable=True)
     column = torch.empty_like(expert)
     column[order] = torch.arange(len(expert), device=expert.device) - (counts.cumsum(0) - counts)[expert[order]]
-    width = int(counts.max())
-    if n_experts * width <= LARGEST_PADDING * len(expert):
-        return Packing(None, (n_experts, width), expert, column)
-    width = math.ceil(len(expert) / int((counts > 0).sum()))  # busy experts run in several rows, idle ones in none
+    width, busy = int(counts.max()), counts.nonzero().squeeze(1)  # idle experts run in no row
+    if len(busy) * width <= LARGEST_PADDING * len(expert):
+        if len(busy) == n_experts:
+            return Packing(None, (n_experts, width), expert, column)
+        row_of = torch.empty_like(counts).index_copy_(0, busy, torch.arange(len(busy), device=busy.device))
+        return Packing(Chosen.of(busy), (len(busy), width), row_of[expert], column)
+    width = math.ceil(len(expert) / len(busy))  # the busiest experts run in several rows
     pieces = torch.stack([expert, column // width])
     (experts, _), row = pieces.unique(dim=1, return_inverse=True)
-    return Packing(experts, (len(experts), width), row, column % width)
+    return Packing(Chosen.of(experts), (len(experts), width), row, column % width)
 
 
 def pack(values: Float[Tensor, "pair inp"], packed: Packing, *, fill: float = 0.0) -> Float[Tensor, "row inp column"]:

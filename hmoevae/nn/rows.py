@@ -1,23 +1,155 @@
-"""Rows: restrict a grouped module to some members of its group, or copy one member out of it."""
+"""Rows: restrict a grouped module to some members of its group, or copy one member out of it.
+
+Axes: `group` counts equal networks; `row` counts the chosen ones, in ascending order, where one that occurs several
+times lies side by side; `distinct` counts those that differ.
+
+The gradient of a weight of which some rows are chosen is a sparse tensor of PyTorch's (`torch.sparse_coo`) with one
+sparse axis, the group's: `hmoevae.RowAdam` reads it without a pass over the other rows.
+"""
 
 import copy
-from typing import TypeVar
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 M = TypeVar("M", bound=nn.Module)
 
+# --- chosen rows ----------------------------------------------------------------------------------------------------
 
-def rows_of(module: M, rows: Tensor | slice) -> M:
+
+class Run(NamedTuple):
+    """Chosen rows that follow one another in the group too, so that slices reach all their operands.
+
+    Attributes:
+        row: The first of them among the chosen rows.
+        group: The same one's row in the group.
+        distinct: The same one among the distinct rows.
+        length: Their number.
+        is_again: Whether this is one row, which equals the one before it, so that their gradients add up.
+    """
+
+    row: int
+    group: int
+    distinct: int
+    length: int
+    is_again: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """Some rows of a group.
+
+    Args:
+        rows: The rows, ascending.
+
+    >>> chosen = Chosen.of(torch.tensor([2, 3, 3, 7]))
+    >>> len(chosen), chosen.distinct
+    (4, tensor([2, 3, 7]))
+    >>> [(run.row, run.group, run.length, run.is_again) for run in chosen.runs]
+    [(0, 2, 2, False), (2, 3, 1, True), (3, 7, 1, False)]
+
+    Attributes:
+        distinct: The rows without repetition.
+        of_row: The position of each row in `distinct`.
+        runs: The rows in runs; a repeated row is a run of its own.
+    """
+
+    rows: Int[Tensor, " row"]
+    distinct: Int[Tensor, " distinct"]
+    of_row: Int[Tensor, " row"]
+    runs: tuple[Run, ...]
+
+    @classmethod
+    def of(cls, rows: Int[Tensor, " row"]) -> "Chosen":
+        """Find the runs, which on a GPU waits for the device.
+
+        Args:
+            rows: The rows, ascending.
+        """
+        distinct, of_row = rows.unique_consecutive(return_inverse=True)
+        runs: list[Run] = []
+        before = -2
+        for i, (row, position) in enumerate(zip(rows.tolist(), of_row.tolist(), strict=True)):
+            if row == before + 1 and not runs[-1].is_again:
+                runs[-1] = runs[-1]._replace(length=runs[-1].length + 1)
+            else:
+                runs.append(Run(i, row, position, 1, is_again=row == before))
+            before = row
+        return cls(rows, distinct, of_row, tuple(runs))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def within(self, start: int, stop: int) -> Iterator[Run]:
+        """The parts of runs among the chosen rows from `start` to before `stop`, with rows counted from `start`."""
+        for run in self.runs:
+            skipped = max(start - run.row, 0)
+            length = min(stop - run.row, run.length) - skipped
+            if length > 0:
+                first = run.row + skipped - start
+                yield Run(first, run.group + skipped, run.distinct + skipped, length, run.is_again)
+
+    def gradient(self, values: Tensor, like: Tensor) -> Tensor:
+        """The gradient of a weight whose distinct rows have the gradients `values`."""
+        how: dict[str, Any] = {"is_coalesced": True, "check_invariants": False}
+        return torch.sparse_coo_tensor(self.distinct.unsqueeze(0), values, like.shape, **how)
+
+
+def taken(values: Float[Tensor, "group *axes"], chosen: Chosen) -> Float[Tensor, "row *axes"]:
+    """Copy the chosen rows. The gradient of `values` is sparse.
+
+    >>> weight = torch.tensor([[1.0], [2.0], [3.0]], requires_grad=True)
+    >>> rows = taken(weight, Chosen.of(torch.tensor([0, 2, 2])))
+    >>> rows.sum().backward()
+    >>> rows.flatten().tolist(), weight.grad.to_dense().flatten().tolist()
+    ([1.0, 3.0, 3.0], [1.0, 0.0, 2.0])
+    """
+    return _Taken.apply(values, chosen)
+
+
+class _Taken(torch.autograd.Function):
+    """Rows by index, whose gradient is sparse."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, chosen: Chosen) -> Tensor:
+        ctx.chosen, ctx.like = chosen, values.detach()
+        return values.index_select(0, chosen.rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        chosen: Chosen = ctx.chosen
+        return chosen.gradient(summed(grad_outputs[0], chosen), ctx.like), None
+
+
+def summed(by_row: Tensor, chosen: Chosen) -> Tensor:
+    """The sums over equal rows."""
+    if len(chosen.distinct) == len(chosen):
+        return by_row.contiguous()
+    none = by_row.new_zeros(len(chosen.distinct), *by_row.shape[1:])
+    return none.index_add(0, chosen.of_row, by_row)
+
+
+# --- modules --------------------------------------------------------------------------------------------------------
+
+
+def rows_of(module: M, rows: Chosen | slice) -> M:
     """The same module restricted to some members of its group. Gradients flow back to the weights of `module`.
 
     Every parameter and buffer of a group has the group axis first (see `hmoevae.plan.Place`), so this works for every
-    network and every likelihood. A slice gives views of the weights, indices give copies.
+    network and every likelihood. A slice gives views of the weights. Chosen rows are copied, except by modules that
+    compute with chosen rows themselves: those have an attribute `chosen`.
 
     Args:
         module: A grouped module.
-        rows: The members: a slice, or indices in any order, which may repeat.
+        rows: The members.
 
     >>> from hmoevae.nn.grouped import GroupedLinear
     >>> layer = GroupedLinear(5, 2, 3)
@@ -26,8 +158,12 @@ def rows_of(module: M, rows: Tensor | slice) -> M:
     """
     some = type(module).__new__(type(module))  # `copy.copy` refuses torch's parametrized modules
     some.__dict__.update(module.__dict__)
-    some._parameters = {name: None if p is None else p[rows] for name, p in module._parameters.items()}  # type: ignore[assignment]
-    some._buffers = {name: None if b is None else b[rows] for name, b in module._buffers.items()}
+    if isinstance(rows, Chosen) and hasattr(module, "chosen"):
+        some.chosen = rows  # type: ignore[assignment]  # a plain attribute
+        return some
+    part = partial(taken, chosen=rows) if isinstance(rows, Chosen) else operator.itemgetter(rows)
+    some._parameters = {name: None if p is None else part(p) for name, p in module._parameters.items()}
+    some._buffers = {name: None if b is None else part(b) for name, b in module._buffers.items()}
     some._modules = {name: None if m is None else rows_of(m, rows) for name, m in module._modules.items()}
     return some
 

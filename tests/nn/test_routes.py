@@ -56,7 +56,7 @@ def test_packing_goes_round(load: tuple[list[int], int]) -> None:
     expert, n = torch.tensor(experts), len(experts)
     packed = packing(expert, n_experts)
     rows, columns = packed.shape
-    of_row = torch.arange(n_experts) if packed.experts is None else packed.experts
+    of_row = torch.arange(n_experts) if packed.experts is None else packed.experts.rows
     assert torch.equal(of_row[packed.row], expert)
     assert len(of_row) == rows
     assert len(set(zip(packed.row.tolist(), packed.column.tolist(), strict=True))) == n
@@ -72,11 +72,11 @@ def test_packing_goes_round(load: tuple[list[int], int]) -> None:
 
 def test_uneven_loads_split_the_rows() -> None:
     """One expert of fifty has nearly all: it runs in several rows, and those with nothing in none."""
-    expert = torch.tensor([7] * 30 + [3, 3, 41])
+    expert = torch.tensor([7] * 60 + [3, 3, 41, 42, 43, 44])
     packed = packing(expert, 50)
     assert packed.experts is not None
-    assert packed.experts.tolist() == [3, 7, 7, 7, 41]
-    assert packed.shape == (5, 11)
+    assert packed.experts.rows.tolist() == [3, *[7] * 6, 41, 42, 43, 44]
+    assert packed.shape == (11, 11)
     even = packing(torch.arange(50), 50)
     assert even.experts is None
     assert even.shape == (50, 1)

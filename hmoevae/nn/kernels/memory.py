@@ -76,11 +76,13 @@ class StepMemory:
         if name in self._taken or math.prod(shape) * dtype.itemsize < SMALL:
             return torch.empty(shape, dtype=dtype, device="cpu")
         self._taken.add(name)
+        n = math.prod(shape)
         block = self._blocks.get(name)
-        if block is None or block.shape != shape or block.dtype != dtype:
-            block = self._blocks[name] = torch.empty(shape, dtype=dtype, device="cpu")
+        if block is None or block.numel() < n or block.dtype != dtype:  # a smaller tensor takes the first part
+            block = self._blocks[name] = torch.empty(n, dtype=dtype, device="cpu")
         # A new tensor on the same memory: autograd copies gradients that have other references, and refuses views.
-        return block.new_empty(0).set_(block.untyped_storage(), 0, shape, block.stride())
+        strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+        return block.new_empty(0).set_(block.untyped_storage(), 0, shape, strides)
 
 
 _CURRENT: ContextVar[StepMemory | None] = ContextVar("step memory", default=None)
