@@ -180,9 +180,12 @@ class TreeModule(Pretrained):
         flat = self._features_first(x)
         seen = flat if view is None else self._view(view, "view", x, validate=validate)
         other = None if other_view is None else self._view(other_view, "other_view", x, validate=validate)
-        n_slots = settings.routes.n_slots(self.plan.n_leaves)
+        routes = settings.routes
+        n_leaves = self.plan.n_leaves
+        n_slots = routes.n_slots(n_leaves)
+        noise = self.experts.noise(flat, generator, share, n_slots=n_slots)
         weights = self._weights(sample_weight, x, validate=validate)
-        return Inputs(flat, seen, other, self.experts.noise(flat, generator, share, n_slots=n_slots), weights)
+        return Inputs(flat, seen, other, noise, weights, routes.draws(n_leaves, flat, generator, share))
 
     def compute(self, inputs: Inputs, settings: StepSettings = USUAL, share: Share | None = None) -> Output:
         """The second half of `forward`: arithmetic without side effects.
@@ -197,7 +200,7 @@ class TreeModule(Pretrained):
         >>> model.compute(model.prepare(x)).leaf_elbo.shape
         torch.Size([5, 3])
         """
-        flat, seen, other, noise, weights = inputs
+        flat, seen, other, noise, weights, draws = inputs
         routing = self._routing(seen, other, flat, settings, share, weights)
         objective = find_objective(self.objective)
         kl_weight = settings.kl_weight
@@ -207,7 +210,7 @@ class TreeModule(Pretrained):
 
         leaf_log_prob = routing.leaf_log_prob.t()
         log_prior = self.prior.leaf_log_prob()
-        leaf = settings.routes.leaves(leaf_log_prob)
+        leaf = settings.routes.leaves(leaf_log_prob, draws)
         elbo = self.experts.estimates(flat, noise, of=estimate, leaf=leaf)
         slot_log_prior = log_prior.unsqueeze(1) if leaf is None else log_prior[leaf]
         own = objective.terms(elbo, restricted(leaf_log_prob, leaf), slot_log_prior)

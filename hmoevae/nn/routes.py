@@ -8,15 +8,16 @@ one of its pairs or padding. `batch` is last.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hmoevae.checks import check_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
+from hmoevae.nn.draws import Share, for_batch
 from hmoevae.nn.rows import Chosen
+from hmoevae.spec.record import PositiveInt, Probability, record
 
 __all__ = [
     "ALL",
@@ -48,16 +49,36 @@ class Routes(ABC):
         """How many of `n_leaves` leaves are computed for each sample; `None` for all of them, in order."""
         return None
 
+    def draws(
+        self,
+        n_leaves: int,  # noqa: ARG002
+        x: Float[Tensor, "feature batch"],  # noqa: ARG002
+        generator: torch.Generator | None = None,  # noqa: ARG002
+        share: Share | None = None,  # noqa: ARG002
+    ) -> Tensor | None:
+        """Random numbers for `leaves`, with the samples last; `None` where it needs none.
+
+        Args:
+            n_leaves: Number of leaves of the tree.
+            x: Samples.
+            generator: Source of the numbers; torch's global one if `None`.
+            share: Which samples of a global batch these are.
+        """
+        return None
+
     @abstractmethod
-    def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> Int[Tensor, "slot batch"] | None:
+    def leaves(
+        self, leaf_log_prob: Float[Tensor, "leaf batch"], draws: Tensor | None = None
+    ) -> Int[Tensor, "slot batch"] | None:
         """The leaves of every sample, each leaf at most once a sample; `None` for all of them, in order.
 
         Args:
             leaf_log_prob: The gates' log q(leaf | x).
+            draws: The result of `draws`.
         """
 
 
-@dataclass(frozen=True, slots=True)
+@record(kind="all", error=ArgumentError)
 class All(Routes):
     """Every leaf for every sample.
 
@@ -65,39 +86,69 @@ class All(Routes):
     (True, None, None)
     """
 
-    def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> None:
+    def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"], draws: Tensor | None = None) -> None:
         """None: all, in order."""
 
 
 ALL = All()
 
 
-@dataclass(frozen=True, slots=True)
+@record(kind="top_k", error=ArgumentError)
 class TopK(Routes):
-    """The leaves to which the gates give the highest probability.
+    """The leaves to which the gates give the highest probability, and now and then another one.
+
+    In training, the other leaf is the way back for one that the gates have stopped choosing. The gates learn from the
+    objective how the leaves of a sample compare, so with `k=1` they learn from balance and agreement only.
 
     Args:
-        k: Number of leaves a sample; a tree with fewer leaves computes all of them.
+        k: Number of leaves a sample; a tree with no more leaves than that computes all of them.
+        explore: The probability that the last of a sample's leaves is drawn evenly from all leaves instead. A draw
+            that is among the sample's leaves already changes nothing.
 
     Raises:
-        ArgumentError: `k` is no integer > 0.
+        ArgumentError: `k` is no integer > 0, or `explore` no number from 0 to 1.
 
     >>> TopK(2).leaves(torch.tensor([[0.1], [0.6], [0.3]]).log()).squeeze(1), TopK(9).n_slots(n_leaves=3)
-    (tensor([1, 2]), 3)
+    (tensor([1, 2]), None)
+    >>> draws = torch.tensor([[0.05, 0.5], [0.0, 0.0]])  # below `explore` or not; which leaf, from 0 to 1
+    >>> TopK(2, explore=0.1).leaves(torch.tensor([[0.1, 0.1], [0.6, 0.6], [0.3, 0.3]]).log(), draws)
+    tensor([[1, 1],
+            [0, 2]])
     """
 
-    k: int
+    k: PositiveInt
+    explore: Probability = 0.0
 
-    def __post_init__(self) -> None:
-        check_integer("TopK.k", self.k)
+    def n_slots(self, n_leaves: int) -> int | None:
+        """`k`; `None`, which means all, where there are no more than that."""
+        return self.k if self.k < n_leaves else None
 
-    def n_slots(self, n_leaves: int) -> int:
-        """`k`, or as many as there are."""
-        return min(int(self.k), n_leaves)
+    def draws(
+        self,
+        n_leaves: int,
+        x: Float[Tensor, "feature batch"],
+        generator: torch.Generator | None = None,
+        share: Share | None = None,
+    ) -> Float[Tensor, "2 batch"] | None:
+        """For each sample, a number that says whether it explores, and one that says which leaf."""
+        if self.explore == 0 or self.k >= n_leaves:
+            return None
+        how: dict[str, Any] = {} if generator is None else {"generator": generator}
+        return for_batch(lambda n: torch.rand(2, n, device=x.device, **how), x.shape[-1], share)
 
-    def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> Int[Tensor, "slot batch"]:
-        """The most probable leaves, best first."""
-        return leaf_log_prob.detach().topk(self.n_slots(len(leaf_log_prob)), dim=0).indices
+    def leaves(
+        self, leaf_log_prob: Float[Tensor, "leaf batch"], draws: Float[Tensor, "2 batch"] | None = None
+    ) -> Int[Tensor, "slot batch"] | None:
+        """The most probable leaves, best first, then those that are explored."""
+        n_leaves = len(leaf_log_prob)
+        if self.k >= n_leaves:
+            return None
+        best = leaf_log_prob.detach().topk(self.k, dim=0).indices
+        if draws is None:
+            return best
+        other = (draws[1] * n_leaves).long().clamp_max(n_leaves - 1)
+        explores = (draws[0] < self.explore) & (best != other).all(0)
+        return torch.cat([best[:-1], torch.where(explores, other, best[-1]).unsqueeze(0)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,7 +179,11 @@ class Given(Routes):
         """As many as are given."""
         return len(torch.atleast_2d(self.leaf))
 
-    def leaves(self, leaf_log_prob: Float[Tensor, "leaf batch"]) -> Int[Tensor, "slot batch"]:
+    def leaves(
+        self,
+        leaf_log_prob: Float[Tensor, "leaf batch"],
+        draws: Tensor | None = None,  # noqa: ARG002
+    ) -> Int[Tensor, "slot batch"]:
         """The given leaves. They are checked on a CPU only: on a GPU the check would wait for the device."""
         leaf = torch.atleast_2d(self.leaf)
         n_leaves, batch = leaf_log_prob.shape

@@ -34,6 +34,7 @@ from hmoevae.training.resume import (
     described_training,
     described_weights,
 )
+from hmoevae.training.row_adam import RowAdam
 from hmoevae.training.usage import warn_after_fit
 from hmoevae.training.words import options_in
 
@@ -337,7 +338,7 @@ class _Job:
 def _optimizer(model: HMoEVAE, training: Training) -> Optimizer:
     """Make the optimiser; a user's callable is checked."""
     if training.optimizer is None:
-        return torch.optim.Adam(model.parameters(), lr=training.lr, fused=True)
+        return RowAdam(model.parameters(), lr=training.lr)
     made = training.optimizer(model.parameters())
     if not isinstance(made, Optimizer):
         expected = "a callable that returns a torch Optimizer"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
@@ -16,7 +16,7 @@ from hmoevae.errors import DataError, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Share
 from hmoevae.nn.kernels.memory import StepMemory
-from hmoevae.nn.routes import Given
+from hmoevae.nn.routes import ALL, Given
 from hmoevae.nn.sample_weights import SampleWeights, weighted_mean
 from hmoevae.output import Output, Routing
 from hmoevae.training.batches import Batches
@@ -24,9 +24,11 @@ from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.course import Lesson
 from hmoevae.training.finite import FiniteGuard, steps_between_looks
 from hmoevae.training.gate_views import GateViews
+from hmoevae.training.gradients import clip_grad_norm_, make_dense_
 from hmoevae.training.processes import Processes
 from hmoevae.training.random_states import may_draw, seeded_random_states
 from hmoevae.training.revival import revive
+from hmoevae.training.row_adam import RowAdam
 from hmoevae.training.threads import Threads
 from hmoevae.training.usage import gate_sums, information
 
@@ -153,10 +155,13 @@ class Run:
         with self.memory.step(), nullcontext() if self.compiled is None else self.compiled.step():
             out = self._forward(x, index, share, lesson, weights)
             self.guard.see(self.steps, out, share)
-            learning = self.model.experts.parameters() if lesson.phase == "start" else ()
-            self.processes.backward(out.loss, self.model, share, learning)
+            routed = lesson.phase == "start" or lesson.settings.routes != ALL
+            by_row = self.model.experts.parameters() if routed else ()
+            self.processes.backward(out.loss, self.model, share, by_row)
+        if not isinstance(self.optimizer, RowAdam):
+            make_dense_(self.model.parameters())
         if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+            clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         self.optimizer.step()
         if self.schedule is not None and lesson.rate_falls:
             self.schedule.step()

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from hmoevae.errors import ArgumentError, ArgumentTypeError, ProcessError, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Share
+from hmoevae.training.gradients import no_rows, of_rows, with_rows
 
 T = TypeVar("T")
 Batch = tuple[Tensor, Tensor | None]
@@ -164,7 +165,7 @@ class Processes:
         return self.sum(value.detach() * share.weight).item()
 
     def backward(
-        self, loss: Float[Tensor, ""], model: HMoEVAE, share: Share, learning: Iterable[nn.Parameter] = ()
+        self, loss: Float[Tensor, ""], model: HMoEVAE, share: Share, by_row: Iterable[nn.Parameter] = ()
     ) -> None:
         """Compute the gradient of the global batch's loss in every parameter.
 
@@ -172,20 +173,29 @@ class Processes:
             loss: The loss of this process's samples.
             model: The model.
             share: Which samples of the global batch these are.
-            learning: Parameters that get a zero gradient if this process's samples do not use them.
+            by_row: Parameters of which this process's samples may use some rows only, or none.
         """
         (loss if self.count == 1 else loss * share.weight).backward()
-        for parameter in learning:
-            if parameter.grad is None and parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter)
+        some = [parameter for parameter in by_row if parameter.requires_grad]
+        for parameter in some:
+            if parameter.grad is None:
+                parameter.grad = no_rows(parameter)
         if self.count == 1:
             return
+        found = [with_rows(parameter) for parameter in some]
+        for parameter, (dense, _) in zip(some, found, strict=True):
+            parameter.grad = dense
         with self._talking():
             # In place, without bucketing: grouping equal nodes has already made few, large tensors.
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
             for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
                 assert work is not None
                 work.wait()
+        if not some:
+            return
+        held = self.sum(torch.cat([holds for _, holds in found]).int()).split([len(holds) for _, holds in found])
+        for parameter, (dense, _), n in zip(some, found, held, strict=True):
+            parameter.grad = of_rows(dense, n > 0)
 
     # --- reductions -------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from hmoevae.checks import check_integer, check_number, is_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
+from hmoevae.nn.routes import ALL, Given, Routes
 from hmoevae.starts import Start, check_start
 from hmoevae.training.agreement import Agreement
 from hmoevae.training.course import Course
@@ -54,6 +55,10 @@ class Training:
             and half of that sibling's samples. The column `revived` of the history counts revived children.
         kl_weight: A constant factor of KL(q(z|x) || p(z)), the beta of a beta-VAE (Higgins et al. 2017). It multiplies
             the weight of a warm-up. The loss is a bound at 1 only; validation data are measured at 1.
+        route: Which leaves each sample is computed with, where gates and experts learn together: `hm.ALL`, or
+            `hm.TopK(k)`, with which a step costs as much as the leaves that its samples meet. Only these leaves change
+            in the step, by `RowAdam`; an `optimizer` of one's own gets dense gradients, which costs as much as all
+            leaves.
         max_grad_norm: Clip the gradient to this Euclidean norm over all parameters (`torch.nn.utils.clip_grad_norm_`);
             `None` does not clip.
         early_stopping: End when the objective on the validation data has stopped falling, with the best weights.
@@ -99,6 +104,7 @@ class Training:
     warmup: Warmup | None = None
     revive: bool = False
     kl_weight: float = 1.0
+    route: Routes = ALL
     max_grad_norm: float | None = None
     early_stopping: EarlyStopping | None = None
     seed: int | None = 0
@@ -129,6 +135,10 @@ class Training:
         for name, record in records.items():
             if not isinstance(getattr(self, name), record | None):
                 self._refuse(name, f"None or {record.__name__}(...)", ArgumentTypeError)
+        if not isinstance(self.route, Routes) or isinstance(self.route, Given):
+            self._refuse("route", "hm.ALL or hm.TopK(...)", ArgumentTypeError)
+        if self.compile and self.route != ALL:
+            self._refuse("compile", f"False with the route {self.route}, whose shapes differ from step to step")
         if self.seed is not None:
             if not (is_integer(self.seed) and -(1 << 63) <= self.seed < 1 << 64):
                 self._refuse("seed", "None or an integer of at most 64 bits")
@@ -161,7 +171,7 @@ class Training:
     @property
     def course(self) -> Course:
         """The plan of each epoch."""
-        return Course(self.epochs, self.start_epochs, self.agreement, self.warmup, self.kl_weight)
+        return Course(self.epochs, self.start_epochs, self.agreement, self.warmup, self.kl_weight, self.route)
 
     def described(self) -> dict[str, str]:
         """Every option in words, which are the same in every process.

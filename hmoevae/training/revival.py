@@ -110,3 +110,5 @@ class _Copies:
             if isinstance(value, Tensor) and value.shape == parameter.shape:  # such as Adam's moments
                 moments = value.view(rows, -1)
                 moments[target] = moments[source]
+            elif isinstance(value, Tensor) and value.shape == (rows,):  # numbers of steps, as RowAdam counts them
+                value[target] = value[source]
