@@ -79,9 +79,9 @@ class ExpertGroup(nn.Module):
         """Number of experts."""
         return len(next(self.parameters()))
 
-    def at(self, rows: Chosen | None) -> "ExpertGroup":
-        """The chosen experts; all of them if `rows` is `None`."""
-        return self if rows is None else rows_of(self, rows)
+    def at(self, rows: Chosen) -> "ExpertGroup":
+        """The chosen experts."""
+        return rows_of(self, rows)
 
     def shown(self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]) -> Tensor:
         """What the encoders see of samples."""

@@ -5,7 +5,6 @@ sample) pairs, in any order. A packed tensor has `row` and `column`: each row be
 one of its pairs or padding. `batch` is last.
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -33,8 +32,8 @@ def __dir__() -> list[str]:
     return __all__
 
 
-LARGEST_PADDING = 4
-"""Largest ratio of packed cells to pairs. Where one row per busy expert would exceed it, the busiest get several."""
+ROW_COST = 5
+"""Number of columns of a packed row that cost as much as reading the weights of its expert; measured on a CPU."""
 
 
 class Routes(ABC):
@@ -217,13 +216,13 @@ class Packing(NamedTuple):
     """The row and column of every pair of a group in a packed tensor.
 
     Attributes:
-        experts: The experts that run the rows; `None` means that expert r runs row r, and no expert is idle.
+        experts: The experts that run the rows; idle ones run none.
         shape: Numbers of rows and columns.
         row: Row of every pair.
         column: Column of every pair.
     """
 
-    experts: Chosen | None
+    experts: Chosen
     shape: tuple[int, int]
     row: Int[Tensor, " pair"]
     column: Int[Tensor, " pair"]
@@ -242,18 +241,22 @@ def packing(expert: Int[Tensor, " pair"], n_experts: int) -> Packing:
     """
     counts = expert.bincount(minlength=n_experts)
     order = expert.argsort(stable=True)
-    column = torch.empty_like(expert)
-    column[order] = torch.arange(len(expert), device=expert.device) - (counts.cumsum(0) - counts)[expert[order]]
-    width, busy = int(counts.max()), counts.nonzero().squeeze(1)  # idle experts run in no row
-    if len(busy) * width <= LARGEST_PADDING * len(expert):
-        if len(busy) == n_experts:
-            return Packing(None, (n_experts, width), expert, column)
-        row_of = torch.empty_like(counts).index_copy_(0, busy, torch.arange(len(busy), device=busy.device))
-        return Packing(Chosen.of(busy), (len(busy), width), row_of[expert], column)
-    width = math.ceil(len(expert) / len(busy))  # the busiest experts run in several rows
-    pieces = torch.stack([expert, column // width])
-    (experts, _), row = pieces.unique(dim=1, return_inverse=True)
-    return Packing(Chosen.of(experts), (len(experts), width), row, column % width)
+    place = torch.empty_like(expert)  # of a pair among those of its expert
+    place[order] = torch.arange(len(expert), device=expert.device) - (counts.cumsum(0) - counts)[expert[order]]
+    width = _width(counts)
+    piece, column = place // width, place % width
+    # First one row for each expert that has pairs, in ascending order, then the further rows of the busiest.
+    pieces = torch.stack([piece.clamp_max(1), expert, piece])
+    (_, experts, _), row = pieces.unique(dim=1, return_inverse=True)
+    return Packing(Chosen.of(experts), (len(experts), width), row, column)
+
+
+def _width(counts: Int[Tensor, " expert"]) -> int:
+    """The number of columns with which the rows of all experts cost least."""
+    widths = counts.unique()
+    widths = widths[widths > 0]
+    n_rows = ((counts + widths.unsqueeze(1) - 1) // widths.unsqueeze(1)).sum(1)
+    return int(widths[(n_rows * (widths + ROW_COST)).argmin()])
 
 
 def pack(values: Float[Tensor, "pair inp"], packed: Packing, *, fill: float = 0.0) -> Float[Tensor, "row inp column"]:
@@ -270,9 +273,9 @@ def pack(values: Float[Tensor, "pair inp"], packed: Packing, *, fill: float = 0.
             [[1., 3.]]])
     """
     rows, columns = packed.shape
-    result = values.new_full((rows, values.shape[1], columns), fill)
-    result[packed.row, :, packed.column] = values
-    return result
+    result = values.new_full((rows, columns, values.shape[1]), fill)  # in memory as kernels.chosen computes
+    result[packed.row, packed.column] = values
+    return result.mT
 
 
 def unpack(
@@ -286,4 +289,4 @@ def unpack(
     """
     if values.ndim == 2:
         return values[packed.row, packed.column]
-    return values[packed.row, :, packed.column]
+    return values.mT[packed.row, packed.column]

@@ -1,7 +1,7 @@
 """Rows: restrict a grouped module to some members of its group, or copy one member out of it.
 
-Axes: `group` counts equal networks; `row` counts the chosen ones, in ascending order, where one that occurs several
-times lies side by side; `distinct` counts those that differ.
+Axes: `group` counts equal networks; `row` counts the chosen ones, of which some may be equal; `distinct` counts those
+that differ.
 
 The gradient of a weight of which some rows are chosen is a sparse tensor of PyTorch's (`torch.sparse_coo`) with one
 sparse axis, the group's: `hmoevae.RowAdam` reads it without a pass over the other rows.
@@ -32,7 +32,7 @@ class Run(NamedTuple):
         group: The same one's row in the group.
         distinct: The same one among the distinct rows.
         length: Their number.
-        is_again: Whether this is one row, which equals the one before it, so that their gradients add up.
+        is_again: Whether this is one row, which an earlier run has had, so that their gradients add up.
     """
 
     row: int
@@ -47,7 +47,7 @@ class Chosen:
     """Some rows of a group.
 
     Args:
-        rows: The rows, ascending.
+        rows: The rows, in any order; each may occur several times.
 
     >>> chosen = Chosen.of(torch.tensor([2, 3, 3, 7]))
     >>> len(chosen), chosen.distinct
@@ -56,9 +56,9 @@ class Chosen:
     [(0, 2, 2, False), (2, 3, 1, True), (3, 7, 1, False)]
 
     Attributes:
-        distinct: The rows without repetition.
+        distinct: The rows without repetition, ascending.
         of_row: The position of each row in `distinct`.
-        runs: The rows in runs; a repeated row is a run of its own.
+        runs: The rows in runs; a repetition is a run of its own.
     """
 
     rows: Int[Tensor, " row"]
@@ -71,17 +71,19 @@ class Chosen:
         """Find the runs, which on a GPU waits for the device.
 
         Args:
-            rows: The rows, ascending.
+            rows: The rows.
         """
-        distinct, of_row = rows.unique_consecutive(return_inverse=True)
+        distinct, of_row = rows.unique(return_inverse=True)
         runs: list[Run] = []
-        before = -2
+        seen: set[int] = set()
         for i, (row, position) in enumerate(zip(rows.tolist(), of_row.tolist(), strict=True)):
-            if row == before + 1 and not runs[-1].is_again:
-                runs[-1] = runs[-1]._replace(length=runs[-1].length + 1)
+            is_again = row in seen
+            last = runs[-1] if runs else None
+            if last is not None and not (is_again or last.is_again) and row == last.group + last.length:
+                runs[-1] = last._replace(length=last.length + 1)
             else:
-                runs.append(Run(i, row, position, 1, is_again=row == before))
-            before = row
+                runs.append(Run(i, row, position, 1, is_again))
+            seen.add(row)
         return cls(rows, distinct, of_row, tuple(runs))
 
     def __len__(self) -> int:
@@ -96,8 +98,14 @@ class Chosen:
                 first = run.row + skipped - start
                 yield Run(first, run.group + skipped, run.distinct + skipped, length, run.is_again)
 
+    def is_all(self, n: int) -> bool:
+        """Whether these are all rows of a group of `n`, once each."""
+        return len(self.rows) == len(self.distinct) == n
+
     def gradient(self, values: Tensor, like: Tensor) -> Tensor:
-        """The gradient of a weight whose distinct rows have the gradients `values`."""
+        """The gradient of a weight whose distinct rows have the gradients `values`; dense where these are all rows."""
+        if len(self.distinct) == len(like):
+            return values
         how: dict[str, Any] = {"is_coalesced": True, "check_invariants": False}
         return torch.sparse_coo_tensor(self.distinct.unsqueeze(0), values, like.shape, **how)
 
@@ -111,7 +119,7 @@ def taken(values: Float[Tensor, "group *axes"], chosen: Chosen) -> Float[Tensor,
     >>> rows.flatten().tolist(), weight.grad.to_dense().flatten().tolist()
     ([1.0, 3.0, 3.0], [1.0, 0.0, 2.0])
     """
-    return _Taken.apply(values, chosen)
+    return values if chosen.is_all(len(values)) else _Taken.apply(values, chosen)
 
 
 class _Taken(torch.autograd.Function):

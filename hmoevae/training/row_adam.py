@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.optim.adam import adam
+
+_STATE = "exp_avg", "exp_avg_sq", "step"
 
 
 class RowAdam(torch.optim.Adam):
@@ -50,7 +52,8 @@ class RowAdam(torch.optim.Adam):
                 for parameter, gradient in zip(by_row, grads, strict=True):
                     parameter.grad = gradient
         for group, by_row in zip(self.param_groups, groups, strict=True):
-            self._step_rows(group, by_row)
+            if by_row:
+                self._step_rows(group, by_row)
         return loss
 
     def _by_row(self, parameter: nn.Parameter) -> bool:
@@ -59,26 +62,35 @@ class RowAdam(torch.optim.Adam):
         return (parameter.grad is not None and parameter.grad.is_sparse) or (steps is not None and steps.ndim > 0)
 
     def _step_rows(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
-        lists: tuple[list[Tensor], ...] = ([], [], [], [], [])
+        gradients: list[Tensor] = []
+        lists: tuple[list[Tensor], ...] = ([], [], [], [])
         for parameter in parameters:
             state = self.state[parameter]
             steps = state.get("step", torch.zeros((), dtype=torch.float32, device=parameter.device))
             if steps.ndim == 0:
                 state["step"] = steps.expand(len(parameter)).clone()
             if "exp_avg" not in state:
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                state["exp_avg"], state["exp_avg_sq"] = _zeros_like(parameter), _zeros_like(parameter)
             assert parameter.grad is not None
             rows, values = rows_and_values(parameter.grad)
-            whole = parameter.detach(), state["exp_avg"], state["exp_avg_sq"], state["step"]
-            for views, tensor in zip(lists, (whole[0], values, *whole[1:]), strict=True):
-                parts = tensor.unbind(0)
-                views += parts if tensor is values else [parts[row] for row in rows.tolist()]
-        if not parameters:
-            return
-        weights, gradients, means, squares, steps = lists
+            state["step"][rows] += 1
+            which = rows.tolist()
+            for views, tensor in zip(lists, (parameter.detach(), *map(state.get, _STATE)), strict=True):
+                views += tensor.unbind(0) if len(which) == len(tensor) else [tensor[row] for row in which]
+            gradients += values.unbind(0)
+        weights, means, squares, steps = lists
         beta1, beta2 = group["betas"]
         how = {name: group[name] for name in ("amsgrad", "lr", "weight_decay", "eps", "maximize")}
-        adam(weights, gradients, means, squares, [], steps, beta1=beta1, beta2=beta2, fused=True, **how)
+        # Not `torch.optim.adam.adam`, which counts the steps up one tensor after the other.
+        torch._fused_adam_(weights, gradients, means, squares, [], steps, beta1=beta1, beta2=beta2, **how)
+
+
+def _zeros_like(parameter: nn.Parameter) -> Tensor:
+    """Zeros; on a CPU, rows that are never written take no memory, as the system hands out pages at the first write."""
+    if parameter.device.type != "cpu" or not parameter.is_contiguous():
+        return torch.zeros_like(parameter)
+    kind = torch.empty(0, dtype=parameter.dtype).numpy().dtype
+    return torch.from_numpy(np.zeros(tuple(parameter.shape), kind))
 
 
 def rows_and_values(gradient: Tensor) -> tuple[Int[Tensor, " row"], Float[Tensor, "row *axes"]]:

@@ -42,6 +42,7 @@ def affine(
     by_hand = _by_hand(x)
     if chosen is not None:
         if by_hand:
+            x = x.expand(len(chosen), -1, -1) if x.ndim == 2 else x
             return by_row.affine(weight, bias, x, chosen, input_major=input_major)
         weight, bias = taken(weight, chosen), taken(bias, chosen)
     kernels = cpu if by_hand else plain
