@@ -29,9 +29,9 @@ from hmoevae.nn.posteriors import NONE, LinearFeatures
 
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 FIRST_SCALE = 0.5
+"""The initial value of a learned scale: the default scale of `Gaussian`."""
 LEAST_ABOVE = 1e-3
 """Part of its floor by which a scale that is set exceeds the floor, because scales are stored as what exceeds it."""
-"""The initial value of a learned scale: the default scale of `Gaussian`."""
 LARGEST_LOG = 80.0
 """Bound of the size of a log-normal's logarithms, whose exponential is finite and not zero in float32."""
 
