@@ -257,6 +257,7 @@ class HMoEVAE(TreeModule):
             `(n, *input_shape)`, on the model's device; with `given` `(n, batch, *input_shape)`, as `given` is.
         """
         check_integer("n", n)
+        check_integer("batch_size", batch_size)
         check_generator(generator)
         if given is not None:
             check_integer("n_importance", n_importance)

@@ -116,7 +116,7 @@ class LearnedGaussianModule(LikelihoodModule):
         self.support = self.fixed.support
         if isinstance(floor, tuple) and len(floor) != n_features:
             expected = f"a number, or one for each of the {n_features} entries of a sample"
-            raise SpecError(mismatch("Gaussian.floor", expected, f"{len(floor)} numbers"))
+            raise SpecError(mismatch("likelihood.floor", expected, f"{len(floor)} numbers"))
         floors = torch.tensor(floor, dtype=torch.get_default_dtype()).expand(n_experts, n_features).clone()
         self.register_buffer("floor", floors, persistent=False)
         self.log_scale = nn.Parameter((torch.maximum(2 * floors, torch.tensor(FIRST_SCALE)) - floors).log())

@@ -539,6 +539,12 @@ def test_what_is_no_likelihood_is_refused_by_its_place(how: str, as_users_call: 
         hm.HMoEVAE(tree, (4,))
 
 
+def test_the_number_of_floors_is_that_of_the_features() -> None:
+    expected = r"likelihood.floor: expected a number, or one for each of the 3 entries of a sample, got 2 numbers"
+    with pytest.raises(SpecError, match=expected):
+        likelihood_module(hm.LogNormal(floor=(0.1, 0.2)), 1, n_features=3)
+
+
 CONSTANT = [
     hm.LogNormal(),
     hm.Bernoulli(),
