@@ -288,7 +288,8 @@ class HMoEVAE(TreeModule):
         """Fill missing cells with their conditional mean E[x_missing | x_observed], or the most probable category.
 
         The mean is over leaves and latents, weighted by self-normalised importance sampling (Mattei & Frellsen 2019,
-        MIWAE, section 3.2): a draw of z from leaf l has the weight pi_l p(x_observed|z) p(z) / q(z|x_observed).
+        MIWAE, section 3.2): a draw of z from leaf l has the weight pi_l p(x_observed|z) p(z) / q(z|x_observed). A leaf
+        whose posterior is exact needs no draws.
         Without a `generator`, all samples share their draws, so that a sample's result does not depend on the others.
 
         Args:
