@@ -67,10 +67,8 @@ def drawn_given(
     [0.5, 0.5, 0.5]
     """
     flat = _features_first(model, x)
-    prior = model.prior.leaf_log_prob()
-    log_prior = torch.full_like(prior, -torch.inf)
-    log_prior[leaves.start : leaves.stop] = prior[leaves.start : leaves.stop]
-    leaf, z = conditional_latents(model.experts, model.plan, flat, log_prior, n, n_importance, generator)
+    log_prior = model.prior.leaf_log_prob()
+    leaf, z = conditional_latents(model.experts, model.plan, flat, log_prior, leaves, n, n_importance, generator)
     pieces = zip(z.to(model.dtype).flatten(0, 1).split(BATCH_SIZE), leaf.flatten().split(BATCH_SIZE), strict=True)
     drawn = torch.cat([model.experts.decode(*piece, observe=observe, generator=generator) for piece in pieces])
     return _completed(x, drawn.unflatten(1, model.input_shape).unflatten(0, leaf.shape))

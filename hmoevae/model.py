@@ -5,7 +5,7 @@ the shape of a sample. All log-probabilities and losses are in nats.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, overload
 
 import torch
@@ -257,11 +257,12 @@ class HMoEVAE(TreeModule):
             `(n, *input_shape)`, on the model's device; with `given` `(n, batch, *input_shape)`, as `given` is.
         """
         check_integer("n", n)
+        check_integer("batch_size", batch_size)
         check_generator(generator)
         if given is not None:
             check_integer("n_importance", n_importance)
             leaves, how = self._node(node).leaves, {"observe": observe is not False, "generator": generator}
-            pieces = in_order(given, "given", self.check_input, OBSERVED_AT_A_TIME)
+            pieces = self._pieces(given, OBSERVED_AT_A_TIME, name="given")
             with torch.no_grad():
                 return torch.cat([drawn_given(self, piece, int(n), leaves, n_importance, **how) for piece in pieces], 1)
         observe = bool(observe)
@@ -287,7 +288,8 @@ class HMoEVAE(TreeModule):
         """Fill missing cells with their conditional mean E[x_missing | x_observed], or the most probable category.
 
         The mean is over leaves and latents, weighted by self-normalised importance sampling (Mattei & Frellsen 2019,
-        MIWAE, section 3.2): a draw of z from leaf l has the weight pi_l p(x_observed|z) p(z) / q(z|x_observed).
+        MIWAE, section 3.2): a draw of z from leaf l has the weight pi_l p(x_observed|z) p(z) / q(z|x_observed). A leaf
+        whose posterior is exact needs no draws.
         Without a `generator`, all samples share their draws, so that a sample's result does not depend on the others.
 
         Args:
@@ -307,7 +309,6 @@ class HMoEVAE(TreeModule):
         (0.5, False)
         """
         check_integer("n_importance", n_importance)
-        check_integer("batch_size", batch_size)
         check_generator(generator)
 
         def fill(piece: Tensor) -> Tensor:
@@ -315,7 +316,7 @@ class HMoEVAE(TreeModule):
             return filled(self, piece, n_importance, draws, shared_noise=generator is None)
 
         with torch.no_grad():
-            return torch.cat([fill(piece) for piece in in_order(x, "x", self.check_input, int(batch_size))])
+            return torch.cat([fill(piece) for piece in self._pieces(x, batch_size)])
 
     # --- scores -----------------------------------------------------------------------------------------------------
 
@@ -442,11 +443,23 @@ class HMoEVAE(TreeModule):
         one_answer_each: bool = True,
     ) -> Tensor:
         """Run `compute` on batches of `x` on the model's device, without gradients; results go to the device of `x`."""
-        check_integer("batch_size", batch_size)
-        x = self.door.encoded(x)
-        pieces = in_order(x, "x", check or self.check_input, int(batch_size), one_answer_each=one_answer_each)
+        pieces = self._pieces(x, batch_size, check=check, one_answer_each=one_answer_each)
         with torch.no_grad():
             return torch.cat([compute(piece.to(self.device, self.dtype)).to(piece.device) for piece in pieces])
+
+    def _pieces(
+        self,
+        x: Data,
+        batch_size: int,
+        *,
+        name: str = "x",
+        check: Callable[..., Tensor] | None = None,
+        one_answer_each: bool = True,
+    ) -> Iterator[Tensor]:
+        """Checked batches of samples or of the rows of a frame, in order."""
+        check_integer("batch_size", batch_size)
+        data = self.door.encoded(x, name)
+        return in_order(data, name, check or self.check_input, int(batch_size), one_answer_each=one_answer_each)
 
     def _route(self, x: Data, along_paths: Callable[[Tensor], Tensor], batch_size: int) -> Float[Tensor, "batch path"]:
         def route(chunk: Tensor) -> Tensor:

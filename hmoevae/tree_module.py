@@ -314,6 +314,8 @@ class TreeModule(Pretrained):
         if given is None:
             return None
         weights = given if isinstance(given, SampleWeights) else SampleWeights.of(given, len(x), values=validate)
+        if len(weights.counts) != len(x):
+            raise ShapeError(mismatch("sample_weight", f"one per sample, ({len(x)},)", tuple(weights.counts.shape)))
         return weights.like(self.prior.fixed_leaf)
 
     def check_can_learn(self) -> None:

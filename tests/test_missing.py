@@ -1,9 +1,11 @@
 """Cells that were not observed: the bound leaves them out, networks see a mask, and no NaN reaches a weight."""
 
+import dataclasses
 import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import test_contract
 import test_export
@@ -267,11 +269,14 @@ def test_bad_arguments(tmp_path: Path) -> None:
 # --- the missing given the observed ---------------------------------------------------------------------------------
 
 
-def linear_model(n_features: int = 4) -> hm.HMoEVAE:
-    """A mixture of two factor analysers, whose conditionals are known; posteriors start as the prior N(0, I)."""
-    affine = hm.MLP(())
-    leaf = hm.VAE(2, affine, affine, hm.Gaussian(0.5, "identity"))
-    model = build(hm.Mixture.of(leaf, 2, gate=affine, prior="learned"), (n_features,), missing=True)
+AFFINE = hm.MLP(())
+NORMAL = hm.Gaussian(0.5, "identity")
+
+
+def linear_model(n_features: int = 4, encoder: hm.Network = AFFINE) -> hm.HMoEVAE:
+    """A mixture of two factor analysers, whose conditionals are known; encoders start as the prior N(0, I)."""
+    leaf = hm.VAE(2, encoder, AFFINE, NORMAL)
+    model = build(hm.Mixture.of(leaf, 2, gate=AFFINE, prior="learned"), (n_features,), missing=True)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         (group,) = model.experts.groups
@@ -316,6 +321,44 @@ def test_imputed_cells_are_the_conditional_mean() -> None:
     for row, own in zip(ROWS, found, strict=True):
         weight, means, _ = conditional(model, row)
         torch.testing.assert_close(own[row.isnan()], weight @ means, rtol=0, atol=0.06)
+
+
+def test_imputed_cells_are_exact_where_posteriors_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = linear_model(encoder=hm.LinearPosterior())
+    found = model.impute(ROWS, n_importance=1)
+    for row, own in zip(ROWS, found, strict=True):
+        weight, means, _ = conditional(model, row)
+        torch.testing.assert_close(own[row.isnan()], weight @ means)
+    monkeypatch.setattr("hmoevae.nn.conditional.CELLS_AT_A_TIME", 1)  # one leaf at a time
+    torch.testing.assert_close(model.impute(ROWS, n_importance=1), found)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"encoder": AFFINE},  # with draws, where the first leaf needs none
+        {"likelihood": hm.Columns.of(hm.Gaussian(0.6, "identity"), NORMAL)},
+    ],
+)
+def test_leaves_of_two_sorts_are_averaged_by_their_priors(others: dict) -> None:
+    leaf = hm.VAE(2, hm.LinearPosterior(), AFFINE, hm.Columns.of(NORMAL, NORMAL))
+    model = build(hm.Mixture((leaf, dataclasses.replace(leaf, **others))), (2,), missing=True)
+    with torch.no_grad():
+        for group, bias in zip(model.experts.groups, (1.0, 3.0), strict=True):
+            for parameter in group.parameters():
+                parameter.zero_()
+            group.decoder.last.bias.fill_(bias)
+    found = model.impute(torch.full((1, 2), torch.nan, dtype=torch.float64))
+    torch.testing.assert_close(found, torch.full_like(found, 2.0), rtol=0, atol=1e-5)
+
+
+def test_rows_of_a_frame_are_filled() -> None:
+    frame = pd.DataFrame({"size": [1.0, None, 3.0, 4.0], "colour": ["red", "blue", None, "red"]})
+    table = hm.Table.of(frame)
+    model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(2, likelihood=table.likelihood()), 2), table)
+    samples = table.encode(frame)
+    assert torch.equal(model.impute(frame), model.impute(samples))
+    assert torch.equal(model.sample(3, given=frame, **seeded()), model.sample(3, given=samples, **seeded()))
 
 
 @pytest.mark.slow

@@ -985,6 +985,7 @@ BAD_ARGUMENTS += [
     for size in (0, -1, 2.5)
 ]
 BAD_ARGUMENTS += [
+    (lambda m: m.sample(3, observe=True, batch_size=0), ArgumentError, "batch_size: expected an integer > 0, got 0"),
     (lambda m: m.sample(3, batch_size=0), ArgumentError, "batch_size: expected an integer > 0, got 0"),
     (lambda m: m.decode(Z, LEAF, batch_size=0), ArgumentError, "batch_size: expected an integer > 0, got 0"),
 ]

@@ -4,6 +4,7 @@ Axes: as in `hmoevae.nn.experts`. A candidate is a leaf and a draw of z from its
 pi_l p(x_obs|z) p(z) / q(z|x_obs): normalised over all candidates, the weights are an estimate of p(l, z | x_obs).
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,51 +16,62 @@ from torch import Tensor
 from hmoevae.nn.experts import ExpertGroup, Experts
 from hmoevae.nn.gaps import observed
 from hmoevae.nn.likelihoods import LikelihoodModule
-from hmoevae.nn.posteriors import Draw
+from hmoevae.nn.likelihoods.columns import ColumnsModule
+from hmoevae.nn.posteriors import AnyPosterior
+from hmoevae.nn.rows import rows_of
 from hmoevae.plan import Plan
 
+CELLS_AT_A_TIME = 1 << 24
+"""Largest number of cells that are decoded at a time: those of a thousand experts do not fit in memory."""
 
-class Candidate(NamedTuple):
+
+class Candidates(NamedTuple):
     """One draw of z from every expert of a group.
 
     Attributes:
-        raw: The decoders' outputs.
-        z: The draw.
-        log_weight: The logarithm of the weight of each expert's draw, in nats.
+        z: The draws.
+        log_ratio: Log p(z) / q(z|x_obs) of each, in nats.
     """
 
-    raw: Float[Tensor, "group raw batch"]
     z: Float[Tensor, "group latent batch"]
-    log_weight: Float[Tensor, "group batch"]
+    log_ratio: Float[Tensor, "group batch"]
 
 
 def candidates(
     group: ExpertGroup,
     x: Float[Tensor, "feature batch"],
-    log_prior: Float[Tensor, " group"],
     n_importance: int,
     generator: torch.Generator | None,
     *,
     shared_noise: bool = False,
-) -> Iterator[Candidate]:
+) -> Iterator[Candidates]:
     """Draw z `n_importance` times from every expert of a group; one draw at a time, which bounds memory.
 
     Args:
         group: The experts.
         x: Samples, in which missing cells are NaN.
-        log_prior: log pi_l of the experts; minus infinity leaves an expert out.
         n_importance: Number of draws from every expert.
         generator: Source of the draws, on the device of `x`.
         shared_noise: Use the same noise for all samples, so that a sample's result does not depend on the others.
     """
     posterior = group.posterior(x)
-    present = observed(x)
     for _ in range(n_importance):
         noise = group.noise(x[:, :1] if shared_noise else x, generator).expand_as(posterior.mean)
-        z = posterior.sample(noise)
-        raw = group.decoder(z.to(x.dtype))
-        weight = Draw(posterior, noise, z, group.likelihood.log_prob(raw, x, present)).log_weight()
-        yield Candidate(raw, z, weight + log_prior.unsqueeze(1))
+        yield _candidates(posterior, noise)
+
+
+def central(group: ExpertGroup, x: Float[Tensor, "feature batch"]) -> Candidates:
+    """The means of the posteriors, as one draw.
+
+    Where posteriors are exact, all draws have the same weight, and E[x|z] is linear in z: no other draw is needed.
+    """
+    posterior = group.posterior(x)
+    return _candidates(posterior, torch.zeros_like(posterior.mean))
+
+
+def _candidates(posterior: AnyPosterior, noise: Float[Tensor, "group latent batch"]) -> Candidates:
+    z = posterior.sample(noise)
+    return Candidates(z, -posterior.kl_at(z, noise))
 
 
 class Average:
@@ -129,8 +141,11 @@ def conditional_mean(
     for group, planned in zip(experts.groups, plan.expert_groups, strict=True):
         _, average = averages.setdefault(planned.spec.likelihood, (group.likelihood, Average()))
         own = log_prior[list(planned.members)]
-        for drawn in candidates(group, x, own, n_importance, generator, shared_noise=shared_noise):
-            average.add(group.likelihood.statistics(drawn.raw), drawn.log_weight)
+        if group.is_exact:
+            _add(average, group, x, own, central(group, x))
+            continue
+        for drawn in candidates(group, x, n_importance, generator, shared_noise=shared_noise):
+            _add(average, group, x, own - math.log(n_importance), drawn)
     log_totals = torch.stack([average.log_total for _, average in averages.values()])
     answers = torch.stack(
         [module.from_statistics(average.mean.unsqueeze(0)).squeeze(0) for module, average in averages.values()]
@@ -140,8 +155,28 @@ def conditional_mean(
     return (answers * log_totals.softmax(0).unsqueeze(1)).sum(0)
 
 
+def _add(
+    average: Average,
+    group: ExpertGroup,
+    x: Float[Tensor, "feature batch"],
+    log_prior: Float[Tensor, " group"],
+    drawn: Candidates,
+) -> None:
+    """Add the statistics of a draw from every expert, decoded for some experts at a time."""
+    present, log_ratio = observed(x), drawn.log_ratio + log_prior.unsqueeze(1)
+    step = max(1, CELLS_AT_A_TIME // x.numel())
+    for start in range(0, group.n_experts, step):
+        rows = slice(start, start + step)
+        experts = rows_of(group, rows)
+        raw = experts.decoder(drawn.z[rows].to(x.dtype))
+        log_prob = experts.likelihood.log_prob(raw, x, present)
+        average.add(experts.likelihood.statistics(raw), log_prob + log_ratio[rows])
+
+
 def _has_codes(likelihood: LikelihoodModule) -> bool:
     """Whether a likelihood averages something else than means."""
+    if isinstance(likelihood, ColumnsModule):
+        return any(map(_has_codes, likelihood.parts))
     return type(likelihood).from_statistics is not LikelihoodModule.from_statistics
 
 
@@ -150,6 +185,7 @@ def conditional_latents(
     plan: Plan,
     x: Float[Tensor, "feature batch"],
     log_prior: Float[Tensor, " leaf"],
+    leaves: range,
     n: int,
     n_importance: int,
     generator: torch.Generator | None,
@@ -160,7 +196,8 @@ def conditional_latents(
         experts: The experts.
         plan: Their plan.
         x: Samples, in which missing cells are NaN.
-        log_prior: log pi_l; minus infinity leaves a leaf out.
+        log_prior: log pi_l.
+        leaves: The leaves to draw from.
         n: Number of draws for every sample.
         n_importance: Number of candidates from every leaf.
         generator: Source of the draws, on the device of `x`.
@@ -168,17 +205,22 @@ def conditional_latents(
     Returns:
         Leaves, and latents that are zero-padded to the largest latent size.
     """
-    leaves: list[int] = []
+    of_candidate: list[int] = []
     weights: list[Float[Tensor, "group batch"]] = []
     latents: list[Float[Tensor, "batch group latent"]] = []
     for group, planned in zip(experts.groups, plan.expert_groups, strict=True):
-        members = [*planned.members]
+        rows = [row for row, leaf in enumerate(planned.members) if leaf in leaves]
+        if not rows:
+            continue
+        some = group.at(None if len(rows) == group.n_experts else torch.tensor(rows, device=x.device))
+        members = [planned.members[row] for row in rows]
+        own = log_prior[members].unsqueeze(1)
         padding = (0, experts.latent_dim - group.latent_dim)
-        for drawn in candidates(group, x, log_prior[members], n_importance, generator):
-            leaves += members
-            weights.append(drawn.log_weight)
-            latents.append(F.pad(drawn.z.permute(2, 0, 1), padding))
+        for z, log_ratio in candidates(some, x, n_importance, generator):
+            of_candidate += members
+            weights.append(some.log_prob(z.to(x.dtype), x.to(z.dtype)) + log_ratio + own)
+            latents.append(F.pad(z.permute(2, 0, 1), padding))
     probability = torch.cat(weights).softmax(0)
     chosen = torch.multinomial(probability.t(), n, replacement=True, generator=generator)  # (batch, n)
     z = torch.cat(latents, 1).gather(1, chosen.unsqueeze(2).expand(-1, -1, experts.latent_dim))
-    return torch.tensor(leaves, device=x.device)[chosen].t(), z.transpose(0, 1)
+    return torch.tensor(of_candidate, device=x.device)[chosen].t(), z.transpose(0, 1)

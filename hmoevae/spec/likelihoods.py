@@ -271,9 +271,11 @@ class ZeroInflated(Likelihood):
         return f"ZeroInflated({self.count})"
 
 
-def _no_columns(value: Any) -> Any:
+def _of_one_column(value: Any) -> Any:
     if isinstance(value, Columns):
         raise expected("the likelihood of one column")
+    if isinstance(value, Gaussian | LogNormal) and isinstance(value.floor, tuple):
+        raise expected("a number as the floor of one column")
     return value
 
 
@@ -295,7 +297,7 @@ class Columns(Likelihood):
     True
     """
 
-    parts: Annotated[tuple[Annotated[Likelihood, Usable, AfterValidator(_no_columns)], ...], Field(min_length=1)]
+    parts: Annotated[tuple[Annotated[Likelihood, Usable, AfterValidator(_of_one_column)], ...], Field(min_length=1)]
 
     @classmethod
     def of(cls, *parts: Likelihood) -> "Columns":

@@ -51,6 +51,10 @@ WRONG: list[tuple[Callable[[], object], str]] = [
         lambda: hm.Columns.of(hm.Poisson(), hm.Columns.of(hm.Poisson())),
         "Columns.parts[1]: expected the likelihood of one column, got Columns(parts=(Poisson(),))",
     ),
+    (
+        lambda: hm.Columns.of(hm.LogNormal(floor=(0.1,))),
+        "Columns.parts[0]: expected a number as the floor of one column, got LogNormal(floor=(0.1,))",
+    ),
 ]
 
 

@@ -98,6 +98,13 @@ def test_batches_are_unbiased(n: int, batch_size: int, seed: int) -> None:
         torch.testing.assert_close(by_batch[name], gradient)
 
 
+def test_weights_of_other_samples_are_refused() -> None:
+    model, x = build(hm.Mixture.of(LEAF, 3), (3,)), data_for(LEAF, (3,), 5)
+    weights = SampleWeights.of(torch.ones(8), 8)
+    with pytest.raises(ShapeError, match=r"sample_weight: expected one per sample, \(5,\), got \(8,\)"):
+        model(x, sample_weight=weights)
+
+
 def test_equal_weights_are_none() -> None:
     """Of terms and gradients; twice the weight is twice the importance, in samples."""
     tree = hm.Mixture.of(LEAF, 3, balance=hm.Balance("variance", 1.0))

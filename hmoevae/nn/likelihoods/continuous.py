@@ -29,9 +29,9 @@ from hmoevae.nn.posteriors import NONE, LinearFeatures
 
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 FIRST_SCALE = 0.5
+"""The initial value of a learned scale: the default scale of `Gaussian`."""
 LEAST_ABOVE = 1e-3
 """Part of its floor by which a scale that is set exceeds the floor, because scales are stored as what exceeds it."""
-"""The initial value of a learned scale: the default scale of `Gaussian`."""
 LARGEST_LOG = 80.0
 """Bound of the size of a log-normal's logarithms, whose exponential is finite and not zero in float32."""
 
@@ -116,7 +116,7 @@ class LearnedGaussianModule(LikelihoodModule):
         self.support = self.fixed.support
         if isinstance(floor, tuple) and len(floor) != n_features:
             expected = f"a number, or one for each of the {n_features} entries of a sample"
-            raise SpecError(mismatch("Gaussian.floor", expected, f"{len(floor)} numbers"))
+            raise SpecError(mismatch("likelihood.floor", expected, f"{len(floor)} numbers"))
         floors = torch.tensor(floor, dtype=torch.get_default_dtype()).expand(n_experts, n_features).clone()
         self.register_buffer("floor", floors, persistent=False)
         self.log_scale = nn.Parameter((torch.maximum(2 * floors, torch.tensor(FIRST_SCALE)) - floors).log())

@@ -238,14 +238,14 @@ def weighted_means(
     *,
     extra: float = 0.0,
 ) -> Float[Tensor, "group value"]:
-    """The weighted mean of observed values for every expert.
+    """The weighted mean of observed values for every expert; of all samples, for an expert without a value.
 
     Args:
         values: Values of the samples.
         weight: The weight of every sample for every expert.
         present: Which values were observed.
-        extra: Weight of the mean of all samples, which is added, so that an expert without a value of some sort does
-            not find it impossible.
+        extra: Weight of the mean of all samples, which is added, so that an expert with values of one sort only does
+            not find others impossible.
 
     >>> weighted_means(torch.tensor([[0.0, 1.0]]), torch.eye(2), extra=1.0)
     tensor([[0.2500],
@@ -254,6 +254,7 @@ def weighted_means(
     seen = torch.ones_like(values) if present is None else present.to(values.dtype)
     known = values if present is None else torch.where(present, values, 0.0)
     tiny = torch.finfo(values.dtype).tiny
+    extra = max(extra, tiny**0.5)  # too little to be seen beside any weight
     sums, counts = weight @ known.T, weight @ seen.T
     overall = sums.sum(0) / counts.sum(0).clamp_min(tiny)
-    return (sums + extra * overall) / (counts + max(extra, tiny))
+    return (sums + extra * overall) / (counts + extra)

@@ -537,3 +537,35 @@ def test_what_is_no_likelihood_is_refused_by_its_place(how: str, as_users_call: 
     tree = hm.Mixture((hm.VAE(2, net, net), *[hm.VAE(3, net, net, Given(how))] * 2))
     with pytest.raises(SpecError, match=rf"^root/1\.likelihood{MADE[how][1]}"):
         hm.HMoEVAE(tree, (4,))
+
+
+def test_the_number_of_floors_is_that_of_the_features() -> None:
+    expected = r"likelihood.floor: expected a number, or one for each of the 3 entries of a sample, got 2 numbers"
+    with pytest.raises(SpecError, match=expected):
+        likelihood_module(hm.LogNormal(floor=(0.1, 0.2)), 1, n_features=3)
+
+
+CONSTANT = [
+    hm.LogNormal(),
+    hm.Bernoulli(),
+    hm.Categorical(3),
+    hm.Ordinal(3),
+    hm.Poisson(),
+    hm.NegativeBinomial(),
+    hm.Columns.of(hm.LogNormal(), hm.Bernoulli()),
+]
+
+
+@pytest.mark.parametrize("spec", CONSTANT, ids=str)
+def test_an_expert_without_a_value_is_fitted_to_those_of_all(spec: Likelihood) -> None:
+    """The first expert has all values, the second has the samples of which none was observed."""
+    module = likelihood_module(spec, 2, n_features=2).double()
+    x = torch.tensor([[1.0, 0.0, 1.0, torch.nan], [1.0, 1.0, 1.0, torch.nan]], dtype=torch.float64)
+    x = x + 1 if isinstance(spec, hm.LogNormal) else x
+    x[0] = x[0] + 1 if isinstance(spec, hm.Columns) else x[0]
+    present = x.isfinite()
+    weight = present[:1].double().repeat(2, 1)
+    weight[1] = 1 - weight[1]
+    raw = module.fit_constant_(x, weight, present).unsqueeze(2).expand(-1, -1, 4)
+    log_prob = module.log_prob(raw, x, present)
+    torch.testing.assert_close(log_prob[0], log_prob[1])
