@@ -16,12 +16,11 @@ from torch.nn.functional import one_hot
 
 from hmoevae.em.leaves import MStep
 from hmoevae.em.record import EM
-from hmoevae.errors import DataError, NonFiniteError, SpecError, mismatch
+from hmoevae.errors import DataError, NonFiniteError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.sample_weights import SampleWeights
 from hmoevae.samples import BATCH_SIZE, ArrayLike, Data, in_order
-from hmoevae.spec import Mixture, PosteriorGate
 from hmoevae.starts import first_leaves
 from hmoevae.training.words import options_in
 
@@ -68,7 +67,6 @@ def fit_em(model: HMoEVAE, data: Data, em: EM = USUAL, *, sample_weight: ArrayLi
     n_leaves = model.plan.n_leaves
     if len(x) < n_leaves:
         raise DataError(mismatch("data", f"{n_leaves} samples or more, the number of leaves", len(x)))
-    check_gates(model)
     best: tuple[float, dict[str, Tensor], History] | None = None
     twin = copy.deepcopy(model).to("cpu", torch.float64)
     step = MStep(twin, x, weight, em.strength)
@@ -91,19 +89,6 @@ def read(
     if sample_weight is None:
         return x, torch.ones(len(x), dtype=torch.float64, device="cpu")
     return x, SampleWeights.of(sample_weight, len(x)).counts.cpu().double()
-
-
-def check_gates(model: HMoEVAE) -> None:
-    """Check that every gate is the posterior of its children.
-
-    Raises:
-        SpecError: A gate is a network, which only gradients can teach.
-    """
-    for mixture in model.plan.mixtures:
-        assert isinstance(mixture.spec, Mixture)
-        if not isinstance(mixture.spec.gate, PosteriorGate):
-            expected = "PosteriorGate(), for which EM has a closed form (hmoevae.fit trains every other model)"
-            raise SpecError(mismatch(f"{mixture.path}.gate", expected, str(mixture.spec.gate)))
 
 
 def _starts(model: HMoEVAE, step: MStep, em: EM) -> Iterator[Float[Tensor, "leaf n"]]:

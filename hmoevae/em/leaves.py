@@ -20,6 +20,7 @@ from hmoevae.nn.likelihoods import LikelihoodModule
 from hmoevae.nn.likelihoods.module import weighted_means
 from hmoevae.nn.linear import LinearEncoder
 from hmoevae.nn.posteriors import Rows, takes_part
+from hmoevae.spec import Mixture, PosteriorGate
 
 FILL_ROUNDS = 10
 """Number of EM iterations of the single factor analyser that fills gaps for the start."""
@@ -66,10 +67,10 @@ class Group(NamedTuple):
 
 
 def groups_of(model: HMoEVAE) -> list[Group]:
-    """The groups of a model, all of whose leaves EM can fit.
+    """The groups of a model, all of whose leaves and gates EM can fit.
 
     Raises:
-        SpecError: A leaf has no exact posterior, or another likelihood than the first leaf.
+        SpecError: A leaf has no exact posterior, or another likelihood than the first leaf; a gate is a network.
         ArgumentError: The noise of a leaf is fixed.
     """
     plan, found = model.plan, []
@@ -88,6 +89,11 @@ def groups_of(model: HMoEVAE) -> list[Group]:
         assert isinstance(experts.decoder, GroupedMLP)  # the encoder has checked it
         parts = experts.decoder.last, experts.likelihood, experts.latent_dim, planned.members
         found.append(Group(*parts, linear.features, linear.raw, linear.are_all))
+    for mixture in plan.mixtures:
+        assert isinstance(mixture.spec, Mixture)
+        if not isinstance(mixture.spec.gate, PosteriorGate):
+            expected = "PosteriorGate(), for which EM has a closed form (hmoevae.fit trains every other model)"
+            raise SpecError(mismatch(f"{mixture.path}.gate", expected, str(mixture.spec.gate)))
     return found
 
 

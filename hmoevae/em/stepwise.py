@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hmoevae.em.fitting import USUAL, check_gates, joint, read
+from hmoevae.em.fitting import USUAL, joint, read
 from hmoevae.em.leaves import Group, MStep
 from hmoevae.em.moments import Factors, Moments
 from hmoevae.errors import ArgumentError, mismatch
@@ -66,7 +66,6 @@ def step_em(model: HMoEVAE, data: Data, step: Step, *, sample_weight: ArrayLike 
     if not (0 <= step.rate <= 1 and step.n_seen >= 0):
         raise ArgumentError(mismatch("step", "a rate from 0 to 1 and n_seen >= 0", step))
     x, weight = read(model, data, sample_weight)
-    check_gates(model)
     twin = copy.deepcopy(model).to("cpu", torch.float64)
     m_step = MStep(twin, x, weight, USUAL.strength)
     m_step.started = True

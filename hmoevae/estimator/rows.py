@@ -147,19 +147,15 @@ def with_gaps(table: Table) -> Table:
     return Table(tuple(replace(column, missing=True) for column in table.columns), table.library)  # type: ignore[type-var]
 
 
-def decoded(table: Table, x: Float[Tensor, "n column"], like: Any = None) -> Any:
-    """Samples as rows.
+def decoded(table: Table, x: Float[Tensor, "n column"]) -> Any:
+    """Samples as rows; those of a `"numpy"` table have the type of the samples.
 
-    Args:
-        table: The table.
-        x: Samples. Rows of a `"numpy"` table are of their type.
-        like: A frame of as many rows, whose index the rows of a pandas frame take.
+    >>> decoded(Table((Number("a", mean=1.0), Number("b")), "numpy"), torch.zeros(1, 2))
+    array([[1., 0.]], dtype=float32)
     """
     rows: Any = table.decode(x)
     if isinstance(rows, np.ndarray):
-        return rows.astype(torch.empty(0, dtype=x.dtype).numpy().dtype, copy=False)
-    if like is not None and table.library == "pandas":
-        rows.index = like.index
+        return rows.astype(torch.empty(0, dtype=x.dtype, device="cpu").numpy().dtype, copy=False)
     return rows
 
 

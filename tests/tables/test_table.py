@@ -460,3 +460,18 @@ def test_weights_decide_on_a_logarithm_as_repeated_rows_do() -> None:
     assert weighted.columns[0].log, "thirty cells are enough"
     assert repeated.columns[0].log
     assert not Table.of({"x": x}).columns[0].log
+
+
+def test_cells_of_any_type_may_be_refused_as_categories() -> None:
+    table = Table.of({"a": ["x", "y"] * 2})
+    with pytest.raises(DataError, match=r"^frame\['a'\]: expected one of the 2 categories 'x', 'y', got \{'y': 1\}"):
+        table.encode({"a": ["x", {"y": 1}]})
+
+
+def test_draws_of_a_lone_category_are_that_category() -> None:
+    table = Table.of({"a": ["x"] * 4})
+    assert table.decode(torch.tensor([[0.0], [1.0]]))["a"].tolist() == ["x", "x"]  # two codes, by its likelihood
+    model = hm.HMoEVAE(hm.VAE(2, likelihood=table.likelihood()), table)
+    assert set(table.decode(model.sample(50, observe=True))["a"]) == {"x"}
+    with pytest.raises(DataError, match="expected codes from 0 to 1, got codes from 2 to 2"):
+        table.decode(torch.tensor([[2.0]]))
