@@ -138,7 +138,7 @@ def _array(values: Any) -> np.ndarray:
 def _is_gap(value: Any) -> bool:
     return (
         value is None
-        or (isinstance(value, float | np.floating) and value != value)
+        or (isinstance(value, float | np.floating | decimal.Decimal) and value != value)
         or type(value).__name__ in ("NAType", "NaTType")
     )
 
