@@ -226,7 +226,8 @@ class VAEMixture(Results):
                 dense batch by batch.
             y: Not used.
             sample_weight: How many samples each sample counts for, `(n_samples,)`, >= 0 and not all zero. Integers
-                equal repeated samples.
+                equal repeated samples, but that gradients end, and `loss_` is, by samples of equal weights; those of
+                weight zero are left out.
 
         Raises:
             SpecError: The tree is not valid.

@@ -46,7 +46,7 @@ class Results(TransformerMixin, ClusterMixin, BaseEstimator):
         if is_frame(X) and (reset or self.table_.library != "numpy"):
             return X
         if isinstance(X, np.ma.MaskedArray) and X.dtype.kind in "biuf":  # scikit-learn would read what masks hide
-            X = X.astype(X.dtype if X.dtype.kind == "f" else np.float64).filled(np.nan)
+            X = np.ma.filled(X.astype(X.dtype if X.dtype.kind == "f" else np.float64), np.nan)
         if hasattr(X, "obs") and hasattr(X, "layers"):
             raise ArgumentTypeError(mismatch("X", "an array, a sparse matrix or a frame", what_came(X)))
         options: Any = {"dtype": FLOATS, "ensure_all_finite": False, "accept_sparse": "csr"}
