@@ -14,14 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from hmoevae.em.leaves import MStep, groups_of
+from hmoevae.em.leaves import MStep
 from hmoevae.em.record import EM
-from hmoevae.errors import DataError, NonFiniteError, SpecError, mismatch
+from hmoevae.errors import DataError, NonFiniteError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.sample_weights import SampleWeights
 from hmoevae.samples import BATCH_SIZE, ArrayLike, Data, in_order
-from hmoevae.spec import Mixture, PosteriorGate
 from hmoevae.starts import first_leaves
 from hmoevae.training.words import options_in
 
@@ -64,15 +63,10 @@ def fit_em(model: HMoEVAE, data: Data, em: EM = USUAL, *, sample_weight: ArrayLi
     >>> history.converged, sorted(model.predict(x).bincount().tolist())
     (True, [30, 90])
     """
-    pieces = in_order(model.door.encoded(data, "data"), "data", model.check_input, BATCH_SIZE)
-    x = torch.cat([piece.flatten(1) for piece in pieces]).to("cpu", torch.float64)
+    x, weight = read(model, data, sample_weight)
     n_leaves = model.plan.n_leaves
     if len(x) < n_leaves:
         raise DataError(mismatch("data", f"{n_leaves} samples or more, the number of leaves", len(x)))
-    weights = SampleWeights.of(sample_weight, len(x)) if sample_weight is not None else None
-    weight = torch.ones(len(x), dtype=torch.float64) if weights is None else weights.counts.double().cpu()
-    groups_of(model)
-    check_gates(model)
     best: tuple[float, dict[str, Tensor], History] | None = None
     twin = copy.deepcopy(model).to("cpu", torch.float64)
     step = MStep(twin, x, weight, em.strength)
@@ -86,24 +80,21 @@ def fit_em(model: HMoEVAE, data: Data, em: EM = USUAL, *, sample_weight: ArrayLi
     return best[2]
 
 
-def check_gates(model: HMoEVAE) -> None:
-    """Check that every gate is the posterior of its children.
-
-    Raises:
-        SpecError: A gate is a network, which only gradients can teach.
-    """
-    for mixture in model.plan.mixtures:
-        assert isinstance(mixture.spec, Mixture)
-        if not isinstance(mixture.spec.gate, PosteriorGate):
-            expected = "PosteriorGate(), for which EM has a closed form (hmoevae.fit trains every other model)"
-            raise SpecError(mismatch(f"{mixture.path}.gate", expected, str(mixture.spec.gate)))
+def read(
+    model: HMoEVAE, data: Data, sample_weight: ArrayLike | None
+) -> tuple[Float[Tensor, "n feature"], Float[Tensor, " n"]]:
+    """All samples and their weights, in float64 on the CPU."""
+    pieces = in_order(model.door.encoded(data, "data"), "data", model.check_input, BATCH_SIZE)
+    x = torch.cat([piece.flatten(1) for piece in pieces]).to("cpu", torch.float64)
+    if sample_weight is None:
+        return x, torch.ones(len(x), dtype=torch.float64, device="cpu")
+    return x, SampleWeights.of(sample_weight, len(x)).counts.cpu().double()
 
 
 def _starts(model: HMoEVAE, step: MStep, em: EM) -> Iterator[Float[Tensor, "leaf n"]]:
     """The responsibilities with which runs begin."""
     if em.init == "model":
-        with torch.no_grad():
-            yield _joint(model, step.x).softmax(0) * step.weight
+        yield joint(model, step.x).softmax(0) * step.weight
         return
     for run in range(em.n_init):
         seed = (em.seed + run) % (1 << 64)
@@ -119,13 +110,12 @@ def _of_numbers(model: HMoEVAE, step: MStep, em: EM) -> Float[Tensor, "leaf n"]:
 
     Categories may split a table in a way of their own, such as by sex, that hides the clusters of the numbers.
     """
-    others = torch.ones(step.x.shape[1], dtype=torch.bool)
+    others = torch.ones(step.x.shape[1], dtype=torch.bool, device="cpu")
     others[step.groups[0].features] = False
     alone = MStep(model, step.x.masked_fill(others, torch.nan), step.weight, em.strength)
     leaf = first_leaves(model.plan, alone.filled, em.init, em.seed, step.weight)
     _run(model, alone, one_hot(leaf, model.plan.n_leaves).T * step.weight, em)
-    with torch.no_grad():
-        return _joint(model, alone.x).softmax(0) * step.weight
+    return joint(model, alone.x).softmax(0) * step.weight
 
 
 @torch.no_grad()
@@ -138,9 +128,9 @@ def _run(model: HMoEVAE, step: MStep, responsibility: Float[Tensor, "leaf n"], e
     for iteration in range(1, em.max_iter + 1):
         step.run(responsibility)
         model.prior.set_shares_(responsibility.sum(1))
-        joint = _joint(model, x)
-        log_px = joint.logsumexp(0)
-        responsibility = (joint - log_px).exp() * weight
+        log_joint = joint(model, x)
+        log_px = log_joint.logsumexp(0)
+        responsibility = (log_joint - log_px).exp() * weight
         loss = -float(weight @ log_px / weight.sum())
         if not math.isfinite(loss):
             raise NonFiniteError(mismatch("loss", f"a finite loss in iteration {iteration}", loss))
@@ -154,7 +144,8 @@ def _run(model: HMoEVAE, step: MStep, responsibility: Float[Tensor, "leaf n"], e
     return history
 
 
-def _joint(model: HMoEVAE, x: Float[Tensor, "n feature"]) -> Float[Tensor, "leaf n"]:
+@torch.no_grad()
+def joint(model: HMoEVAE, x: Float[Tensor, "n feature"]) -> Float[Tensor, "leaf n"]:
     """Log p(x, leaf) of every leaf."""
     evidence = torch.cat([model.experts.evidence(chunk.T) for chunk in x.split(BATCH_SIZE)], 1)
     return evidence + model.prior.leaf_log_prob().unsqueeze(1)
@@ -172,5 +163,7 @@ def features_of(step: MStep) -> list[Float[Tensor, "n shown"]]:
     shown = first.likelihood.shown(filled.T, present).T
     if first.are_all:
         return [shown]
-    spread = shown.std(0, correction=0)
-    return [shown, (shown - shown.mean(0)) / torch.where(spread > 0, spread, 1.0)]
+    share = step.weight / step.weight.sum()
+    apart = shown - share @ shown
+    spread = (share @ apart.square()).sqrt()
+    return [shown, apart / torch.where(spread > 0, spread, 1.0)]

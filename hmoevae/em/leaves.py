@@ -4,7 +4,7 @@ Axes: `n` counts samples, `leaf` all leaves or those of a group, `feature` the e
 Gaussian features, `latent` the factors.
 """
 
-from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -17,8 +17,10 @@ from hmoevae.errors import SpecError, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.grouped import GroupedLinear, GroupedMLP
 from hmoevae.nn.likelihoods import LikelihoodModule
+from hmoevae.nn.likelihoods.module import weighted_means
 from hmoevae.nn.linear import LinearEncoder
 from hmoevae.nn.posteriors import Rows, takes_part
+from hmoevae.spec import Mixture, PosteriorGate
 
 FILL_ROUNDS = 10
 """Number of EM iterations of the single factor analyser that fills gaps for the start."""
@@ -65,10 +67,10 @@ class Group(NamedTuple):
 
 
 def groups_of(model: HMoEVAE) -> list[Group]:
-    """The groups of a model, all of whose leaves EM can fit.
+    """The groups of a model, all of whose leaves and gates EM can fit.
 
     Raises:
-        SpecError: A leaf has no exact posterior, or another likelihood than the first leaf.
+        SpecError: A leaf has no exact posterior, or another likelihood than the first leaf; a gate is a network.
         ArgumentError: The noise of a leaf is fixed.
     """
     plan, found = model.plan, []
@@ -87,6 +89,11 @@ def groups_of(model: HMoEVAE) -> list[Group]:
         assert isinstance(experts.decoder, GroupedMLP)  # the encoder has checked it
         parts = experts.decoder.last, experts.likelihood, experts.latent_dim, planned.members
         found.append(Group(*parts, linear.features, linear.raw, linear.are_all))
+    for mixture in plan.mixtures:
+        assert isinstance(mixture.spec, Mixture)
+        if not isinstance(mixture.spec.gate, PosteriorGate):
+            expected = "PosteriorGate(), for which EM has a closed form (hmoevae.fit trains every other model)"
+            raise SpecError(mismatch(f"{mixture.path}.gate", expected, str(mixture.spec.gate)))
     return found
 
 
@@ -101,7 +108,7 @@ class MStep:
 
     Attributes:
         linear_x: The Gaussian features of the samples.
-        filled: The same, with gaps filled for the start.
+        filled: The same, with gaps filled for the start by one factor analyser of all samples.
     """
 
     def __init__(
@@ -112,45 +119,47 @@ class MStep:
         self.present = ~x.isnan() if x.isnan().any() else None
         self.linear_x = x[:, self.groups[0].features]
         self.has_gaps = bool(self.linear_x.isnan().any())
-        self.filled = self._filled() if self.has_gaps else self.linear_x
         self.started = False
 
     @torch.no_grad()
     def run(self, responsibility: Float[Tensor, "leaf n"]) -> None:
         """Set the weights of all leaves; the responsibilities of a sample sum to its weight."""
         if self.linear_x.shape[1]:
-            self._set_linear(responsibility)
+            self.set_linear(self.leaf_moments(responsibility))
         for group in self.groups:
             if not group.are_all:
-                self._set_others(group, responsibility[list(group.members)])
+                self.set_others(group, responsibility[list(group.members)])
         self.started = True
 
-    def _set_linear(self, responsibility: Float[Tensor, "leaf n"]) -> None:
+    def leaf_factors(self) -> list[Factors]:
+        """The factor analyser of every leaf."""
+        found = {leaf: group.factors(row) for group in self.groups for row, leaf in enumerate(group.members)}
+        return [found[leaf] for leaf in range(len(found))]
+
+    def leaf_moments(self, responsibility: Float[Tensor, "leaf n"]) -> list[Moments]:
+        """The moments of the Gaussian features of every leaf."""
+        if self.has_gaps and self.started:
+            pairs = zip(responsibility, self.leaf_factors(), strict=True)
+            return [moments(self.linear_x, weight, before) for weight, before in pairs]
+        return [moments(self.filled, weight) for weight in responsibility]
+
+    def set_linear(self, found: list[Moments]) -> None:
         """Set means, loadings and noise of the Gaussian features of all leaves."""
-        found = {leaf: self._moments(group, row, responsibility[leaf]) for group, row, leaf in self._leaves()}
-        by_leaf = [found[leaf] for leaf in range(len(found))]
-        weights = torch.stack([each.weight for each in by_leaf])
-        covariances = pulled(torch.stack([each.covariance for each in by_leaf]), weights, self.strength)
-        means = torch.stack([each.mean for each in by_leaf])
+        weights, means, covariances = map(torch.stack, zip(*found, strict=True))
+        covariances = pulled(covariances, weights, self.strength)
         for group in self.groups:
             rows = list(group.members)
             self._set(group, means[rows], weights[rows], covariances[rows])
 
-    def _leaves(self) -> Iterator[tuple[Group, int, int]]:
-        for group in self.groups:
-            for row, leaf in enumerate(group.members):
-                yield group, row, leaf
-
-    def _moments(self, group: Group, row: int, weight: Float[Tensor, " n"]) -> Moments:
-        if self.has_gaps and self.started:
-            return moments(self.linear_x, weight, group.factors(row))
-        return moments(self.filled, weight)
-
-    def _filled(self) -> Float[Tensor, "n linear"]:
+    @cached_property
+    def filled(self) -> Float[Tensor, "n linear"]:
         """The Gaussian features with their gaps filled by one factor analyser of all samples."""
         group, x = self.groups[0], self.linear_x
-        floor = group.floor[:1]
-        found = moments(torch.where(x.isnan(), x.nanmean(0).nan_to_num(), x), self.weight)
+        if not self.has_gaps:
+            return x
+        floor, present = group.floor[:1], ~x.isnan()
+        means = weighted_means(x.T, self.weight.unsqueeze(0), present.T)
+        found = moments(torch.where(present, x, means), self.weight)
         loadings, noise = first_factors(found.covariance.unsqueeze(0), group.latent_dim, floor)
         for _ in range(FILL_ROUNDS):
             found = moments(x, self.weight, Factors(found.mean, loadings[0], noise[0]))
@@ -174,11 +183,11 @@ class MStep:
         decoder.bias[:, raw] = torch.where(weight.unsqueeze(1) > 0, mean, decoder.bias[:, raw])
         group.likelihood.set_linear_scale_(noise.sqrt())
 
-    def _set_others(self, group: Group, responsibility: Float[Tensor, "leaf n"]) -> None:
+    def set_others(self, group: Group, responsibility: Float[Tensor, "leaf n"]) -> None:
         """Set the outputs of the other features, which do not depend on z."""
         present = None if self.present is None else self.present.T
         constant = group.likelihood.fit_constant_(self.x.T, responsibility, present)
-        is_other = torch.ones(constant.shape[1], dtype=torch.bool)
+        is_other = torch.ones(constant.shape[1], dtype=torch.bool, device="cpu")
         is_other[group.raw] = False
         group.decoder.matrices[:, is_other] = 0.0
         group.decoder.bias[:, is_other] = constant[:, is_other]

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hmoevae.samples import BATCH_SIZE
+
 
 class Moments(NamedTuple):
     """The weight, the mean and the covariance of the samples of a leaf.
@@ -77,6 +79,15 @@ def filled_in(
     >>> filled, within.diagonal()  # the covariance is 1, the variance 2
     (tensor([[2., 1.]]), tensor([0.0000, 1.5000]))
     """
+    pairs = zip(x.split(BATCH_SIZE), weight.split(BATCH_SIZE), strict=True)
+    parts = [_part_filled_in(*pair, factors) for pair in pairs]
+    return torch.cat([filled for filled, _ in parts]), torch.stack([within for _, within in parts]).sum(0)
+
+
+def _part_filled_in(
+    x: Float[Tensor, "part feature"], weight: Float[Tensor, " part"], factors: Factors
+) -> tuple[Float[Tensor, "part feature"], Float[Tensor, "feature column"]]:
+    """`filled_in` of some samples, each of which takes `latent` times the memory of a sample."""
     mean, loadings, noise = factors
     present = ~x.isnan()
     scaled = loadings / noise.unsqueeze(1)

@@ -1,6 +1,6 @@
 """step_em: one step of EM on a batch, which goes a part of the way, so that batches may come one after another.
 
-Axes: `n` counts samples, `leaf` all leaves, `linear` and `column` the Gaussian features.
+Axes: `n` counts samples, `leaf` the leaves of a group.
 """
 
 import copy
@@ -10,15 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hmoevae.em.covariances import pulled
+from hmoevae.em.fitting import USUAL, joint, read
 from hmoevae.em.leaves import Group, MStep
-from hmoevae.em.moments import Moments
-from hmoevae.em.record import EM
+from hmoevae.em.moments import Factors, Moments
+from hmoevae.errors import ArgumentError, mismatch
 from hmoevae.model import HMoEVAE
-from hmoevae.nn.sample_weights import SampleWeights
-from hmoevae.samples import BATCH_SIZE, ArrayLike, Data, in_order
-
-USUAL = EM()
+from hmoevae.samples import ArrayLike, Data
 
 
 class Step(NamedTuple):
@@ -53,8 +50,9 @@ def step_em(model: HMoEVAE, data: Data, step: Step, *, sample_weight: ArrayLike 
         The mean of -log p(x) of the batch before the step, in nats.
 
     Raises:
-        SpecError: A node has no closed form.
+        SpecError: A node has no closed form, as for `fit_em`.
         DataError: The data do not fit the model.
+        ArgumentError: The rate is not from 0 to 1, or `n_seen` is negative.
 
     >>> import hmoevae as hm
     >>> leaf = hm.VAE(1, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian("learned", "identity"))
@@ -65,45 +63,34 @@ def step_em(model: HMoEVAE, data: Data, step: Step, *, sample_weight: ArrayLike 
     >>> model.score_samples(later).mean() > -before
     tensor(True)
     """
-    x = torch.cat([piece.flatten(1) for piece in in_order(data, "data", model.check_input, BATCH_SIZE)])
-    x = x.to("cpu", torch.float64)
-    weight = torch.ones(len(x), dtype=torch.float64)
-    if sample_weight is not None:
-        weight = SampleWeights.of(sample_weight, len(x)).counts.double().cpu()
+    if not (0 <= step.rate <= 1 and step.n_seen >= 0):
+        raise ArgumentError(mismatch("step", "a rate from 0 to 1 and n_seen >= 0", step))
+    x, weight = read(model, data, sample_weight)
     twin = copy.deepcopy(model).to("cpu", torch.float64)
     m_step = MStep(twin, x, weight, USUAL.strength)
     m_step.started = True
-    log_prior = twin.prior.leaf_log_prob().unsqueeze(1)
-    joint = torch.cat([twin.experts.evidence(chunk.T) for chunk in x.split(BATCH_SIZE)], 1) + log_prior
-    responsibility = joint.softmax(0) * weight
+    log_joint = joint(twin, x)
+    responsibility = log_joint.softmax(0) * weight
     of_batch = responsibility.sum(1) / weight.sum()
-    shares = torch.lerp(log_prior.squeeze(1).exp(), of_batch, step.rate)
+    shares = torch.lerp(twin.prior.leaf_log_prob().exp(), of_batch, step.rate)
     moved = step.rate * of_batch / shares.clamp_min(torch.finfo(shares.dtype).tiny)
+    if m_step.linear_x.shape[1]:
+        parts = m_step.leaf_factors(), m_step.leaf_moments(responsibility), moved, shares * step.n_seen
+        m_step.set_linear([_average(*of_leaf) for of_leaf in zip(*parts, strict=True)])
     for group in m_step.groups:
-        rows = list(group.members)
-        if m_step.linear_x.shape[1]:
-            found = [m_step._moments(group, row, responsibility[leaf]) for row, leaf in enumerate(rows)]
-            mean, covariance = _averages(group, found, moved[rows])
-            m_step._set(group, mean, shares[rows], pulled(covariance, shares[rows] * step.n_seen, USUAL.strength))
         if not group.are_all:
+            rows = list(group.members)
             _move_others_(m_step, group, responsibility[rows], moved[rows])
     twin.prior.set_shares_(shares)
     model.load_state_dict(twin.state_dict())
-    return -float(weight @ joint.logsumexp(0) / weight.sum())
+    return -float(weight @ log_joint.logsumexp(0) / weight.sum())
 
 
-def _averages(
-    group: Group, found: list[Moments], moved: Float[Tensor, " leaf"]
-) -> tuple[Float[Tensor, "leaf linear"], Float[Tensor, "leaf linear column"]]:
-    """Means and covariances of the samples so far and those of the batch together."""
-    before, rate = [group.factors(row) for row in range(len(found))], moved.view(-1, 1, 1)
-    own, new = torch.stack([each.mean for each in before]), torch.stack([each.mean for each in found])
-    apart = new - own
-    covariance = torch.lerp(
-        torch.stack([each.covariance for each in before]), torch.stack([each.covariance for each in found]), rate
-    )
-    between = rate * (1 - rate) * apart.unsqueeze(2) * apart.unsqueeze(1)
-    return own + moved.unsqueeze(1) * apart, covariance + between
+def _average(before: Factors, found: Moments, rate: Float[Tensor, ""], weight: Float[Tensor, ""]) -> Moments:
+    """The moments of a leaf's samples so far and of those of the batch together, with their `weight`."""
+    apart = found.mean - before.mean
+    covariance = torch.lerp(before.covariance, found.covariance, rate)
+    return Moments(weight, before.mean + rate * apart, covariance + rate * (1 - rate) * apart.outer(apart))
 
 
 def _move_others_(
@@ -112,6 +99,6 @@ def _move_others_(
     """Move the outputs and parameters of features that are not Gaussian."""
     tensors = [group.decoder.bias, *group.likelihood.parameters()]
     before = [tensor.clone() for tensor in tensors]
-    m_step._set_others(group, responsibility)
+    m_step.set_others(group, responsibility)
     for tensor, old in zip(tensors, before, strict=True):
         tensor.copy_(torch.lerp(old, tensor, moved.view(-1, *[1] * (tensor.ndim - 1))))

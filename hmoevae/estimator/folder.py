@@ -79,7 +79,7 @@ def load(cls: type, folder: Path) -> Any:
         digest = _digest(folder / files.WEIGHTS_NAME)
     except CheckpointError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, HMoEVAEError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, HMoEVAEError) as error:
         got = f"no {error}" if isinstance(error, KeyError) else error
         raise CheckpointError(mismatch(str(folder), "an estimator that save_pretrained wrote", got)) from None
     if not isinstance(table, Table) or digest != about["model"]:

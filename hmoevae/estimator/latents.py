@@ -72,5 +72,5 @@ def _distinct(
 ) -> tuple[Float[Tensor, "row column"], Float[np.ndarray, " row"]]:
     """The different samples and how often each occurs, so that a weight is worth the same as equal rows."""
     rows, of_sample = torch.unique(x, dim=0, return_inverse=True)
-    counts = np.bincount(of_sample.numpy(), weights, minlength=len(rows))
+    counts = np.bincount(of_sample.numpy(), weights, minlength=len(rows)).astype(float)
     return rows[counts > 0], counts[counts > 0]

@@ -34,7 +34,7 @@ def leaf_means(model: HMoEVAE) -> Float[Tensor, "leaf feature"]:
     for group in model.experts.groups:
         total: Tensor | float = 0.0
         for _ in range(ROUNDS):
-            z = torch.randn(1, group.latent_dim, PAIRS, generator=generator, dtype=model.dtype)
+            z = torch.randn(1, group.latent_dim, PAIRS, generator=generator, dtype=model.dtype, device="cpu")
             pairs = torch.cat([z, -z], 2).to(model.device).expand(group.n_experts, -1, -1)
             total = total + group.likelihood.statistics(group.decoder(pairs)).mean(2, keepdim=True)
         means.append(group.likelihood.from_statistics(total / ROUNDS).squeeze(2))  # type: ignore[arg-type]

@@ -226,7 +226,8 @@ class VAEMixture(Results):
                 dense batch by batch.
             y: Not used.
             sample_weight: How many samples each sample counts for, `(n_samples,)`, >= 0 and not all zero. Integers
-                equal repeated samples.
+                equal repeated samples, but that gradients end, and `loss_` is, by samples of equal weights; those of
+                weight zero are left out.
 
         Raises:
             SpecError: The tree is not valid.
@@ -295,10 +296,10 @@ class VAEMixture(Results):
         X = self._read(X, reset=False)
         weights = None if sample_weight is None else _weights(sample_weight, n_rows(X))
         data = self._checked(X)
-        self.n_steps_ += 1
-        self.n_samples_seen_ += len(data) if weights is None else float(weights.sum())
+        n_steps = self.n_steps_ + 1
+        n_seen = self.n_samples_seen_ + (len(data) if weights is None else float(weights.sum()))
         if self.solver != "sgd" and has_closed_form(self.model_):
-            step = Step((self.n_steps_ + 2) ** -STEP_POWER, self.n_samples_seen_)
+            step = Step((n_steps + 2) ** -STEP_POWER, n_seen)
             self.loss_ = step_em(self.model_, data, step, sample_weight=weights)
         else:
             seed = seed_of(check_random_state(self.random_state))
@@ -306,6 +307,7 @@ class VAEMixture(Results):
             one = training.Training(epochs=1, batch_size=self.batch_size, lr=self.lr, seed=seed, device=where)
             history = fit_quietly(self.model_, data, one, sample_weight=weights, progress=self.verbose > 0)
             self.loss_ = history["loss"][-1]
+        self.n_steps_, self.n_samples_seen_ = n_steps, n_seen
         self._count(data, weights)
         self.weights_ = self.model_.prior.leaf_log_prob().exp().detach().cpu().numpy()
         return self

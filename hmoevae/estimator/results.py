@@ -12,7 +12,6 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from hmoevae.checks import check_integer
-from hmoevae.door import Checked
 from hmoevae.errors import ArgumentTypeError, mismatch
 from hmoevae.estimator.leaves import leaf_means, n_parameters
 from hmoevae.estimator.rows import FLOATS, Samples, decoded, filled, is_frame, is_narrow, samples_of
@@ -46,8 +45,8 @@ class Results(TransformerMixin, ClusterMixin, BaseEstimator):
         """Rows as a frame or an array: scikit-learn checks arrays, without their values, and tables check frames."""
         if is_frame(X) and (reset or self.table_.library != "numpy"):
             return X
-        if isinstance(X, np.ma.MaskedArray) and X.dtype.kind == "f":
-            X = X.filled(np.nan)  # scikit-learn ignores masks and reads the values under them
+        if isinstance(X, np.ma.MaskedArray) and X.dtype.kind in "biuf":  # scikit-learn would read what masks hide
+            X = np.ma.filled(X.astype(X.dtype if X.dtype.kind == "f" else np.float64), np.nan)
         if hasattr(X, "obs") and hasattr(X, "layers"):
             raise ArgumentTypeError(mismatch("X", "an array, a sparse matrix or a frame", what_came(X)))
         options: Any = {"dtype": FLOATS, "ensure_all_finite": False, "accept_sparse": "csr"}
@@ -137,10 +136,7 @@ class Results(TransformerMixin, ClusterMixin, BaseEstimator):
         """
         data, dtype = self._samples(X, support=True)
         check_integer("n_importance", self.n_importance)
-        scores = self.model_.score_samples(data, n_importance=self.n_importance)
-        if self.model_.table is None and isinstance(data, Checked):  # cells of sparse rows are their codes
-            scores = scores + self.table_.log_jacobian(data.x)
-        return scores.to(dtype).numpy()
+        return self.model_.score_samples(data, n_importance=self.n_importance).to(dtype).numpy()
 
     def score(self, X: Any, y: object = None) -> float:  # noqa: ARG002
         """Mean of `score_samples` over `X`, in nats; `y` is not used."""
@@ -190,6 +186,7 @@ class Results(TransformerMixin, ClusterMixin, BaseEstimator):
         Returns:
             Rows in the type of the `X` of `fit`; those of a sparse matrix are an array.
         """
-        data, _ = self._samples(X, support=True)
+        check_is_fitted(self)
         check_integer("n_importance", self.n_importance)
-        return filled(self.table_, X, self.model_.impute(data, n_importance=self.n_importance))
+        X = self._read(X, reset=False)
+        return filled(self.table_, X, self.model_.impute(self._checked(X), n_importance=self.n_importance))

@@ -12,6 +12,7 @@ from torch import Tensor
 from hmoevae.door import Checked
 from hmoevae.tables import Column, Count, Number, Table, frames
 from hmoevae.tables.sparse import SparseRows, is_sparse
+from hmoevae.tables.table import checked_kinds
 
 ATTRIBUTES = ("columns", "column_names", "__dataframe__", "__arrow_c_stream__")
 """What the class of a frame has at least one of."""
@@ -63,14 +64,17 @@ def table_of(
     x0  number, 0 ± 1
     x1  number, 0 ± 1, may be missing
     """
+    kinds = checked_kinds(kinds)
     if is_sparse(X):
-        return _table_of_sparse(X, dict(kinds or {}), weight)
+        return _table_of_sparse(X, kinds, weight)
     if isinstance(X, np.ndarray) and X.dtype.names is None:
-        kinds = {f"x{i}": "number" for i in range(X.shape[1])} | dict(kinds or {})
-    return Table.of(X, kinds=kinds, weight=weight, name="X")
+        kinds = {f"x{i}": "number" for i in range(X.shape[1])} | dict(kinds)
+    return Table.of(X, kinds=kinds, sample_weight=weight, name="X")
 
 
-def _table_of_sparse(X: Any, kinds: dict[str, str | Column], weight: Float[np.ndarray, " n_samples"] | None) -> Table:
+def _table_of_sparse(
+    X: Any, kinds: Mapping[str, str | Column], weight: Float[np.ndarray, " n_samples"] | None
+) -> Table:
     """The table of a sparse matrix, of which some columns are dense at a time."""
     n, by_column = X.shape[1], X.tocsc()
     n_at_once = max(1, BLOCK_ENTRIES // X.shape[0])
@@ -81,7 +85,7 @@ def _table_of_sparse(X: Any, kinds: dict[str, str | Column], weight: Float[np.nd
         names = [f"x{start + i}" for i in range(block.shape[1])]
         known = {name: kinds.get(name, "number") for name in names} | {name: kinds[name] for name in named}
         cells = dict(zip(names, block.T, strict=True))
-        columns.extend(Table.of(cells, kinds=known, weight=weight, name="X").columns)
+        columns.extend(Table.of(cells, kinds=known, sample_weight=weight, name="X").columns)
     return Table(tuple(columns), "numpy")  # type: ignore[arg-type]
 
 
@@ -147,19 +151,15 @@ def with_gaps(table: Table) -> Table:
     return Table(tuple(replace(column, missing=True) for column in table.columns), table.library)  # type: ignore[type-var]
 
 
-def decoded(table: Table, x: Float[Tensor, "n column"], like: Any = None) -> Any:
-    """Samples as rows.
+def decoded(table: Table, x: Float[Tensor, "n column"]) -> Any:
+    """Samples as rows; those of a `"numpy"` table have the type of the samples.
 
-    Args:
-        table: The table.
-        x: Samples. Rows of a `"numpy"` table are of their type.
-        like: A frame of as many rows, whose index the rows of a pandas frame take.
+    >>> decoded(Table((Number("a", mean=1.0), Number("b")), "numpy"), torch.zeros(1, 2))
+    array([[1., 0.]], dtype=float32)
     """
     rows: Any = table.decode(x)
     if isinstance(rows, np.ndarray):
-        return rows.astype(torch.empty(0, dtype=x.dtype).numpy().dtype, copy=False)
-    if like is not None and table.library == "pandas":
-        rows.index = like.index
+        return rows.astype(torch.empty(0, dtype=x.dtype, device="cpu").numpy().dtype, copy=False)
     return rows
 
 

@@ -17,7 +17,6 @@ from hmoevae.errors import ArgumentError, DataError, SpecError, mismatch
 from hmoevae.estimator.rows import Samples
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
-from hmoevae.spec import Mixture, PosteriorGate
 from hmoevae.tables.sparse import SparseRows
 from hmoevae.training.fitting import fit_quietly
 
@@ -62,8 +61,7 @@ def has_closed_form(model: HMoEVAE) -> bool:
         groups_of(model)
     except (SpecError, ArgumentError):
         return False
-    gates = [mixture.spec.gate for mixture in model.plan.mixtures if isinstance(mixture.spec, Mixture)]
-    return all(isinstance(gate, PosteriorGate) for gate in gates)
+    return True
 
 
 def check_fits_in_memory(shape: tuple[int, ...]) -> None:
@@ -121,7 +119,12 @@ class Gradients:
     progress: bool
 
     def fit(self, make: Callable[[int], HMoEVAE], data: Samples, weights: Weights) -> Fit:
-        """Fit a model for each seed and keep the best."""
+        """Fit a model for each seed and keep the best.
+
+        Samples of weight zero are left out; other weights play no part in what ends a run and in its loss.
+        """
+        if weights is not None and not weights.all():
+            data, weights = _some(data, np.flatnonzero(weights)), weights[weights > 0]
         stops = self.training.start_epochs < self.training.epochs
         rule = training.EarlyStopping(patience=PATIENCE, min_delta=self.tol) if stops else None
 

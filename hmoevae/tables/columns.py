@@ -5,6 +5,7 @@ Axes: `n` counts rows. A cell's number is its *code*; NaN is the code of a gap.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -298,7 +299,7 @@ class _Coded(Column):
 
     def _fill(self, codes: Codes, cells: Cells) -> None:
         index = {category: i for i, category in enumerate(self.categories)}
-        known = np.array([index.get(value, -1) for value in cells.values.tolist()], dtype=float)
+        known = np.array([_code(value, index) for value in cells.values.tolist()], dtype=float)
         few = ", ".join(map(repr, self.categories[:10])) + (", ..." if len(self.categories) > 10 else "")
         unseen = (known < 0) & ~cells.gaps
         cells.refuse(unseen, f"one of the {len(self.categories)} categories {few}", marker_hint(cells, unseen))
@@ -307,10 +308,11 @@ class _Coded(Column):
     def decode(self, codes: Codes, path: str) -> np.ndarray:
         """The categories nearest to the codes."""
         nearest = np.round(codes)
-        last = len(self.categories) - 1
+        last = max(1, len(self.categories) - 1)  # the likelihood of a lone category has a second code too
         if ((nearest < 0) | (nearest > last)).any():
             got = f"codes from {np.nanmin(codes):g} to {np.nanmax(codes):g}"
             raise DataError(mismatch(path, f"codes from 0 to {last}", got))
+        nearest = np.minimum(nearest, len(self.categories) - 1)
         cells = [None if code != code else self.categories[int(code)] for code in nearest.tolist()]
         kinds = {type(cell) for cell in cells}
         return np.array(cells) if kinds in ({int}, {float}, {bool}) else _objects(cells)
@@ -401,6 +403,14 @@ class Count(Column):
     def likelihood(self) -> Likelihood:
         """A mean and a learned dispersion."""
         return NegativeBinomial()
+
+
+def _code(value: Any, index: Mapping[Any, int]) -> int:
+    """The index of a category; -1 if there is none."""
+    try:
+        return index.get(value, -1)
+    except TypeError:  # a list, say, has no hash
+        return -1
 
 
 def _objects(values: list[Any]) -> np.ndarray:

@@ -46,7 +46,6 @@ class Cells:
         gaps: Which cells are missing: None, NaN, the library's own null, or masked.
         sort: What the cells that are not missing are.
         categories: The categories that the column's type declares, in order.
-        ordered: Whether they have an order that means something.
         weight: How many cells each cell counts for; `None` means one.
 
     >>> cells = Cells("x", np.array([1.0, np.nan]), np.array([False, True]), "numbers")
@@ -59,7 +58,6 @@ class Cells:
     gaps: Bool[np.ndarray, " n"]
     sort: Sort
     categories: tuple[Any, ...] | None = None
-    ordered: bool = False
     weight: Float[np.ndarray, " n"] | None = None
 
     @property
@@ -117,7 +115,7 @@ def cells_of(path: str, values: Any, declares: object = None) -> Cells:
     dtype = getattr(values if declares is None else declares, "dtype", None)
     categories = getattr(dtype, "categories", None)
     declared = None if categories is None else tuple(categories)
-    return Cells(path, array, gaps, _sort(array, gaps), declared, bool(getattr(dtype, "ordered", False)))
+    return Cells(path, array, gaps, _sort(array, gaps), declared)
 
 
 def _array(values: Any) -> np.ndarray:
@@ -140,7 +138,7 @@ def _array(values: Any) -> np.ndarray:
 def _is_gap(value: Any) -> bool:
     return (
         value is None
-        or (isinstance(value, float | np.floating) and value != value)
+        or (isinstance(value, float | np.floating | decimal.Decimal) and value != value)
         or type(value).__name__ in ("NAType", "NaTType")
     )
 
@@ -208,8 +206,8 @@ def read(frame: object, name: str, names: Sequence[str] = ()) -> tuple[dict[str,
 
 
 def _refuse_twice(columns: Sequence[Any], name: str) -> None:
-    twice = next((column for column in columns if columns.count(column) > 1), None)
-    if twice is not None:
+    if len(set(columns)) < len(columns):
+        twice = next(column for column in columns if columns.count(column) > 1)
         raise DataError(mismatch(name, "column names that differ", f"{twice!r} {columns.count(twice)} times"))
 
 

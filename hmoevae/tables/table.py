@@ -87,7 +87,7 @@ class Table:
         *,
         kinds: Mapping[str, str | Column] | None = None,
         missing: bool | None = None,
-        weight: Float[np.ndarray, " n"] | None = None,
+        sample_weight: Float[np.ndarray, " n"] | None = None,
         name: str = "frame",
     ) -> "Table":
         """The table of a frame.
@@ -105,24 +105,25 @@ class Table:
                 number is taken where a log-normal density fits better; for `"log"` it always is, for `"linear"` never.
             missing: Whether cells of later frames may be missing; `None` lets them be in the columns that have gaps
                 here.
-            weight: How many rows each row counts for, in means and standard deviations; `None` means one.
+            sample_weight: How many rows each row counts for, in means and standard deviations; `None` means one.
             name: The name of `frame` in error messages.
 
         Raises:
             DataError: A column cannot be used: it has no cell that is not missing, infinite values, dates, mixed types,
                 nearly as many categories as rows, or cells that its kind cannot hold; or two have one name.
-            ArgumentError: `kinds` names a column or a kind that there is not.
-            ArgumentTypeError: `frame` is no frame.
+            ArgumentError: `kinds` names a column or a kind that there is not, or weights are not numbers >= 0.
+            ArgumentTypeError: `frame` is no frame, or `kinds` no mapping.
 
         >>> Table.of(np.array([[1.0, 0.0], [5.0, 1.0]])).columns
         (Number(name='x0', mean=3.0, std=2.0), Binary(name='x1', categories=(0.0, 1.0)))
         """
         cells, library = frames.read(frame, name)
-        kinds = {} if kinds is None else kinds
+        kinds = checked_kinds(kinds)
         for key in kinds:
             if key not in cells:
                 raise ArgumentError(mismatch("kinds", f"names of columns{_closest(key, cells)}", repr(key)))
-        if weight is not None:
+        if sample_weight is not None:
+            weight = _weights(sample_weight, len(next(iter(cells.values())).values))
             cells = {key: replace(part, weight=weight) for key, part in cells.items()}
         return cls(tuple(_column(key, part, kinds.get(key), missing) for key, part in cells.items()), library)
 
@@ -252,6 +253,27 @@ class Table:
         if x.ndim != 2 or x.shape[1] != len(self.columns):
             raise ShapeError(mismatch("x", f"(rows, {len(self.columns)})", tuple(x.shape)))
         return x
+
+
+def checked_kinds(kinds: object) -> Mapping[str, str | Column]:
+    """What `kinds` says of columns: nothing, where it is `None`.
+
+    Raises:
+        ArgumentTypeError: It is no mapping.
+
+    >>> checked_kinds(None)
+    {}
+    """
+    if kinds is not None and not isinstance(kinds, Mapping):
+        raise ArgumentTypeError(mismatch("kinds", "a mapping such as {'visits': 'count'}", f"{kinds!r:.80}"))
+    return {} if kinds is None else kinds
+
+
+def _weights(given: Any, n: int) -> Float[np.ndarray, " n"]:
+    is_array = isinstance(given, np.ndarray) and given.shape == (n,) and given.dtype.kind in "biuf"
+    if not is_array or not (np.isfinite(given) & (given >= 0)).all():
+        raise ArgumentError(mismatch("sample_weight", f"an array of {n} finite numbers >= 0", f"{given!r:.80}"))
+    return given.astype(float)
 
 
 def table_from_json(text: str | bytes) -> Table:

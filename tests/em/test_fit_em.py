@@ -6,6 +6,8 @@ import torch
 from sklearn.mixture import GaussianMixture
 
 import hmoevae as hm
+from hmoevae.em.fitting import features_of
+from hmoevae.em.leaves import MStep
 
 NUMBER = hm.Gaussian("learned", "identity")
 
@@ -57,6 +59,29 @@ def test_integer_weights_equal_repeated_rows() -> None:
     torch.testing.assert_close(found.score_samples(x), repeated.score_samples(x), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("column", [1, 4], ids=["gap of a number", "standardised count"])
+def test_starts_count_weights_as_repeated_rows(column: int) -> None:
+    x = torch.cat([blobs(), torch.arange(105.0, dtype=torch.float64).unsqueeze(1) % 7], 1)
+    x[::5, 1] = torch.nan
+    weight = torch.arange(len(x)) % 3
+    x[weight == 0, column] *= 100  # rows that count for nothing
+    model = model_of(linear(2, hm.Columns.of(*[NUMBER] * 4, hm.Poisson())), 5, missing=True).double()
+    steps = [
+        MStep(model, samples, counts.double(), 1.0)
+        for samples, counts in ((x, weight), (x.repeat_interleave(weight, 0), torch.ones(int(weight.sum()))))
+    ]
+    for weighted, repeated in zip(*map(features_of, steps), strict=True):
+        torch.testing.assert_close(weighted.repeat_interleave(weight, 0), repeated)
+
+
+def test_where_new_tensors_go_does_not_matter() -> None:
+    x = torch.cat([blobs(), (torch.arange(105).unsqueeze(1) % 7).double()], 1)
+    x[::5, 1] = torch.nan
+    model = model_of(linear(2, hm.Columns.of(*[NUMBER] * 4, hm.Poisson())), 5, missing=True)
+    with torch.device("meta"):  # whose tensors nothing can be read from
+        assert hm.fit_em(model, x).converged
+
+
 def test_a_model_that_allows_gaps_learns_the_same_where_there_are_none() -> None:
     x = blobs()
     one, other = model_of(mixture_of(linear()), 4), model_of(mixture_of(linear()), 4, missing=True)
@@ -78,7 +103,7 @@ def test_gaps_hardly_move_the_means_of_clusters() -> None:
 
 def test_a_row_and_a_column_without_any_cell_do_no_harm() -> None:
     x = blobs()
-    x[0] = torch.nan
+    x[0], x[:, 1] = torch.nan, torch.nan
     history = hm.fit_em(model_of(mixture_of(linear()), 4, missing=True), x)
     assert np.isfinite(history["loss"]).all()
 

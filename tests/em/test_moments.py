@@ -47,6 +47,13 @@ def test_gaps_are_filled_by_the_conditional_gaussian(seed: int) -> None:
     torch.testing.assert_close(within, expected)
 
 
+def test_more_samples_than_are_filled_at_a_time_are_filled_too() -> None:
+    x, weight, factors = a_problem(2)
+    many = moments(x.repeat(300, 1), weight.repeat(300), factors)
+    for found, expected in zip(many, moments(x, 300 * weight, factors), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_a_leaf_without_weight_has_finite_moments() -> None:
     x, weight, factors = a_problem(1)
     assert all(part.isfinite().all() for part in moments(x, 0 * weight, factors))

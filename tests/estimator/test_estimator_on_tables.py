@@ -85,6 +85,37 @@ def test_gaps_are_filled_and_other_cells_stay():
     assert np.array_equal(of_array[~np.isnan(array)], array[~np.isnan(array)])
 
 
+@pytest.mark.filterwarnings("ignore:X has feature names")
+def test_what_fit_reads_as_an_array_is_filled_as_an_array():
+    x = blobs()
+    mixture = hm.VAEMixture(3, random_state=0, device="cpu").fit(x)
+    x[3, 1] = np.nan
+    filled = mixture.impute(x)
+    assert np.array_equal(filled == x, ~np.isnan(x))
+    for same in (x.tolist(), torch.from_numpy(x), pd.DataFrame(x, columns=list("abcd"))):
+        assert np.array_equal(mixture.impute(same), filled)
+
+
+@pytest.mark.parametrize("dtype", [int, float, np.float32])
+def test_masked_cells_are_gaps(dtype):
+    x = np.random.default_rng(0).integers(0, 9, (60, 3)).astype(dtype)
+    x[::7, 1] = -99
+    masked = np.ma.masked_equal(x, -99)
+    mixture = hm.VAEMixture(1, device="cpu").fit(masked)
+    assert mixture.table_ == hm.VAEMixture(1, device="cpu").fit(np.where(x == -99, np.nan, x.astype(float))).table_
+    assert mixture.impute(masked)[::7, 1].min() > 0
+
+
+@pytest.mark.filterwarnings("ignore::hmoevae.errors.ConvergenceWarning")
+def test_gradients_leave_samples_of_weight_zero_out():
+    x, far = blobs(400), np.arange(400) % 2 == 1
+    without = hm.VAEMixture(2, hidden=(4,), max_iter=3, random_state=0, device="cpu").fit(x[~far])
+    x[far] += 50
+    weighted = copy.deepcopy(without).fit(x, sample_weight=~far)
+    assert weighted.loss_ == without.loss_
+    assert np.array_equal(weighted.labels_[~far], without.labels_)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::hmoevae.errors.ConvergenceWarning")
 def test_gradients_learn_from_gaps_too():

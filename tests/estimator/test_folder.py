@@ -114,6 +114,8 @@ def test_damage_is_named(tmp_path):
     refused("expected an estimator that save_pretrained wrote, got no parameter magic")
     write(parameters={name: value for name, value in about["parameters"].items() if name != "tol"})
     assert hm.VAEMixture.from_pretrained(tmp_path).tol == hm.VAEMixture().tol
+    write(parameters=[])
+    refused("expected an estimator that save_pretrained wrote")
     write()
     other = tmp_path / "other"
     fitted().fit(frame(60)).save_pretrained(other)

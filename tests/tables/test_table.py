@@ -2,6 +2,7 @@
 
 import datetime as dt
 import math
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -456,7 +457,42 @@ def test_a_table_that_is_not_valid_is_refused(make: Any, message: str) -> None:
 
 def test_weights_decide_on_a_logarithm_as_repeated_rows_do() -> None:
     x, weight = np.exp(np.random.default_rng(0).normal(size=15)), np.full(15, 2.0)
-    weighted, repeated = Table.of({"x": x}, weight=weight), Table.of({"x": np.repeat(x, 2)})
+    weighted, repeated = Table.of({"x": x}, sample_weight=weight), Table.of({"x": np.repeat(x, 2)})
     assert weighted.columns[0].log, "thirty cells are enough"
     assert repeated.columns[0].log
     assert not Table.of({"x": x}).columns[0].log
+
+
+def test_cells_of_any_type_may_be_refused_as_categories() -> None:
+    table = Table.of({"a": ["x", "y"] * 2})
+    with pytest.raises(DataError, match=r"^frame\['a'\]: expected one of the 2 categories 'x', 'y', got \{'y': 1\}"):
+        table.encode({"a": ["x", {"y": 1}]})
+
+
+def test_draws_of_a_lone_category_are_that_category() -> None:
+    table = Table.of({"a": ["x"] * 4})
+    assert table.decode(torch.tensor([[0.0], [1.0]]))["a"].tolist() == ["x", "x"]  # two codes, by its likelihood
+    model = hm.HMoEVAE(hm.VAE(2, likelihood=table.likelihood()), table)
+    assert set(table.decode(model.sample(50, observe=True))["a"]) == {"x"}
+    with pytest.raises(DataError, match="expected codes from 0 to 1, got codes from 2 to 2"):
+        table.decode(torch.tensor([[2.0]]))
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("weight", [[1.0, 1.0], np.ones(3), np.array([1.0, -1.0]), np.array([1.0, math.nan])], ids=str)
+def test_weights_that_cannot_be_are_named(weight: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"^sample_weight: expected an array of 2 finite numbers >= 0, got "):
+        Table.of({"x": [1.0, 2.0]}, sample_weight=weight)
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_kinds_are_a_mapping() -> None:
+    kinds: Any = ["x0"]
+    for make in (lambda x: Table.of(x, kinds=kinds), hm.VAEMixture(1, kinds=kinds).fit):
+        with pytest.raises(ArgumentTypeError, match=r"^kinds: expected a mapping such as .*got \['x0'\]"):
+            make(np.ones((3, 1)))
+
+
+def test_a_decimal_that_is_not_a_number_is_a_gap() -> None:
+    cells = [Decimal("1.5"), Decimal("NaN"), Decimal("2.5")]
+    assert Table.of({"x": cells}).encode({"x": cells})[:, 0].isnan().tolist() == [False, True, False]
