@@ -12,7 +12,8 @@ import conftest
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from sources import Items, Stream
+from torch.utils.data import DataLoader, TensorDataset
 
 import hmoevae as hm
 from hmoevae.errors import (
@@ -33,29 +34,6 @@ TREE = hm.Mixture(
     children=(hm.VAE(2, hm.MLP((8,)), hm.MLP((8,))), hm.Mixture.of(hm.VAE(3, hm.MLP((8,)), hm.MLP((8,))), 2)),
     gate=hm.MLP((8,)),
 )
-
-
-class Items(Dataset):
-    """A Dataset of (sample, label) pairs."""
-
-    def __init__(self, x):
-        self.x = x
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, i):
-        return self.x[i], 7
-
-
-class Stream(IterableDataset):
-    """An IterableDataset of bare samples, without a length."""
-
-    def __init__(self, x):
-        self.x = x
-
-    def __iter__(self):
-        return iter(self.x)
 
 
 @pytest.fixture
