@@ -290,9 +290,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the report to this file too, anew after every row")
     parser.add_argument("--quick", action="store_true", help="two small tables, two forms, one seed")
     args = parser.parse_args(argv)
-    for name, value in (QUICK if args.quick else DEFAULTS).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    command.fill_in(args, QUICK if args.quick else DEFAULTS)
     command.check(parser, args, "seeds")
     return args
 
@@ -304,27 +302,23 @@ def main(argv: list[str] | None = None) -> None:
         run(args)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure every row and report."""
+def begin(args: argparse.Namespace) -> tuple[dict[str, Any], list[RealTable]]:
+    """A report without rows, and those of the tables asked for that are here; the others are named."""
     tables, absent = available(tuple(args.tables))
     for name, reason in absent.items():
         print(f"{name} is left out: {reason}", file=sys.stderr)
+    about = machine.about(hm.training.resolve_device(args.device), args.threads)
+    return about | {"argv": command.given(args), "versions": versions(), "absent": absent, "rows": []}, tables
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure every row and report."""
+    report, tables = begin(args)
     made = methods(args.device)
-    report: dict[str, Any] = {
-        **machine.about(hm.training.resolve_device(args.device), args.threads),
-        "argv": command.given(args),
-        "versions": versions(),
-        "absent": absent,
-        "rows": [],
-    }
     warm_up(made)
     print(aligned(HEADS))
-    for job in jobs_of(args, tables):
-        row = measure(job, made[job.method], args.seeds)
-        print(line(row), flush=True)
-        report["rows"].append(row)
-        report["load_average_after"] = machine.load_average()
-        command.write(report, args.json)
+    measured = (measure(job, made[job.method], args.seeds) for job in jobs_of(args, tables))
+    command.collect(report, measured, line, args.json)
     print(json.dumps(report))
 
 

@@ -203,9 +203,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", type=Path, help="folder for the trained trees, each named by recipe, tree and seed")
     parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, 5 epochs, 2 seeds, no UMAP")
     args = parser.parse_args(argv)
-    for name, value in (DEFAULTS | (QUICK if args.quick else {})).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    command.fill_in(args, DEFAULTS | (QUICK if args.quick else {}))
     command.check(parser, args, "seeds", "epochs")
     return args
 
@@ -245,12 +243,8 @@ def run(args: argparse.Namespace) -> None:
     }
     print(f"{train.name}: {len(train):,} training and {len(test):,} test images, {args.seeds} seeds")
     print(aligned(HEADS))
-    for method in methods_of(args, train, test):
-        row = measure(method, args.seeds)
-        print(*table_lines(row), sep="\n", flush=True)
-        report["rows"].append(row)
-        report["load_average_after"] = machine.load_average()
-        command.write(report, args.json)
+    measured = (measure(method, args.seeds) for method in methods_of(args, train, test))
+    command.collect(report, measured, lambda row: "\n".join(table_lines(row)), args.json)
     if published:
         print("\npublished, each in its own protocol:", *published_lines(published), "", sep="\n")
     if args.plot:

@@ -3,33 +3,46 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import machine
 import torch
 
 from hmoevae import History
 from hmoevae.errors import HMoEVAEError
 
 
-def parser(doc: str | None, *, has_data_root: bool = True) -> argparse.ArgumentParser:
+def parser(
+    doc: str | None, *, has_data_root: bool = True, devices: Sequence[str] | None = None
+) -> argparse.ArgumentParser:
     """A parser that describes a benchmark by its docstring, with the options that say where it runs and on what.
 
     Args:
         doc: The docstring.
         has_data_root: Whether the benchmark reads MNIST.
+        devices: Those it can run on, the first one unless told; any where none are named.
     """
     assert doc is not None
     made = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    made.add_argument("--device", default="auto", help="cpu, cuda, mps; auto takes an accelerator if there is one")
+    usual = devices[0] if devices else "auto"
+    about = "cpu, cuda, mps; auto takes an accelerator if there is one"
+    made.add_argument("--device", default=usual, choices=devices, help=None if devices else about)
     made.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
     if has_data_root:
         made.add_argument("--data-root", help="folder with MNIST/raw/ in it (default: HMOEVAE_DATA, or a download)")
     return made
+
+
+def fill_in(args: argparse.Namespace, defaults: Mapping[str, Any]) -> None:
+    """Give options that were not given their default; they depend on others, such as `--quick`."""
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
@@ -53,6 +66,17 @@ def write(report: dict[str, Any], file: Path | None) -> None:
     """Write a report into `file`, where one is asked for."""
     if file is not None:
         file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def collect(
+    report: dict[str, Any], rows: Iterable[dict[str, Any]], shown: Callable[[dict[str, Any]], str], file: Path | None
+) -> None:
+    """Put each row into the report as soon as it is measured: print it as `shown` says, and write the report anew."""
+    for row in rows:
+        print(shown(row), flush=True)
+        report["rows"].append(row)
+        report["load_average_after"] = machine.load_average()
+        write(report, file)
 
 
 def check(made: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:

@@ -220,6 +220,12 @@ def measure(cells: Cells, name: str, method: Callable[[Cells, int], Found], n_se
 LINE = "{:<16} {:<16} {:>14} {:>9}"
 
 
+def line(row: dict[str, Any]) -> str:
+    """A row in words."""
+    aris = spread([run["ari"] for run in row["runs"]])
+    return LINE.format(row["cells"], row["method"], aris, f"{row['mean']['cpu_seconds']:.2f}")
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = command.parser(__doc__, has_data_root=False)
@@ -270,16 +276,9 @@ def run(args: argparse.Namespace) -> None:
         "rows": [],
     }
     print(LINE.format("cells", "method", "ARI", "CPU s"))
-    for cells in every(args):
-        for name, method in methods(args):
-            if name not in args.methods:
-                continue
-            row = measure(cells, name, method, args.seeds)
-            aris = [run["ari"] for run in row["runs"]]
-            print(LINE.format(cells.name, name, spread(aris), f"{row['mean']['cpu_seconds']:.2f}"), flush=True)
-            report["rows"].append(row)
-            report["load_average_after"] = machine.load_average()
-            command.write(report, args.json)
+    asked = [pair for pair in methods(args) if pair[0] in args.methods]
+    measured = (measure(cells, *pair, args.seeds) for cells in every(args) for pair in asked)
+    command.collect(report, measured, line, args.json)
     print(json.dumps(report))
 
 

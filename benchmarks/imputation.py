@@ -17,19 +17,16 @@ largest of a column is taken. The last line is the whole report as one JSON obje
 import argparse
 import json
 import statistics
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import command
-import machine
 import numpy as np
 import pandas as pd
-from against_sklearn import cost, shown, with_gaps
-from clustering import versions
-from real_tables import LOADERS, RealTable, available
+from against_sklearn import begin, cost, shown, with_gaps
+from real_tables import LOADERS, RealTable
 from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401  lets the next line import
 from sklearn.impute import IterativeImputer, KNNImputer
@@ -281,9 +278,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the report to this file too, anew after every row")
     parser.add_argument("--quick", action="store_true", help="one small table, 30 % missing, one seed")
     args = parser.parse_args(argv)
-    for name, value in (QUICK if args.quick else DEFAULTS).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    command.fill_in(args, QUICK if args.quick else DEFAULTS)
     command.check(parser, args, "seeds", "missing")
     if max(args.missing) > 90:
         parser.error(f"--missing: expected percentages up to 90, got {max(args.missing)}")
@@ -299,22 +294,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure every row and report."""
-    tables, absent = available(tuple(args.tables))
-    for name, reason in absent.items():
-        print(f"{name} is left out: {reason}", file=sys.stderr)
-    report: dict[str, Any] = {
-        **machine.about(hm.training.resolve_device(args.device), args.threads),
-        "argv": command.given(args),
-        "versions": versions(),
-        "absent": absent,
-        "rows": [],
-    }
+    report, tables = begin(args)
     print(LINE.format("table", "missing", "method", "error", "numbers", "categories", "CPU s", "MB"))
-    for row in rows_of(args, tables):
-        print(line(row), flush=True)
-        report["rows"].append(row)
-        report["load_average_after"] = machine.load_average()
-        command.write(report, args.json)
+    command.collect(report, rows_of(args, tables), line, args.json)
     print(json.dumps(report))
 
 

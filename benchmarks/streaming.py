@@ -81,16 +81,11 @@ def seconds_of(data: Callable[[], hm.training.Data], leaves: int, batch: int, de
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command.parser(__doc__, has_data_root=False, devices=("cpu", "cuda"))
     parser.add_argument("--samples", type=int, help="rows of the file")
     parser.add_argument("--leaves", type=int, default=10)
     parser.add_argument("--batch", type=int, default=128, help="samples a step")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every row")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
     parser.add_argument("--folder", type=Path, help="where the file lies meanwhile; default: where temporary files do")
     parser.add_argument("--json", type=Path, help="write the report to this file too")
     parser.add_argument("--quick", action="store_true", help="10,000 samples")

@@ -169,10 +169,39 @@ def where(report: Row) -> str:
     return f"{machine(made['hardware'])}, {made['date'][:10]}"
 
 
+def with_seeds(report: Row) -> str:
+    """How many seeds, and where."""
+    return f"{len(report['rows'][0]['runs'])} seeds, {where(report)}"
+
+
+def with_epochs(report: Row) -> str:
+    """How long was trained in place of the recipe's epochs, and where."""
+    return f"{report['epochs']} epochs in place of {report['recipe_epochs']}, {where(report)}"
+
+
 def machine(hardware: Row) -> str:
     """In words: many processors that differ in their instructions have one name."""
     cpu = f"{hardware['cpu']} ({hardware['cpu_capability']}), {hardware['threads']} of {hardware['cores']} cores"
     return hardware["gpu"] or cpu
+
+
+def each(
+    fields: Sequence[str],
+    head: Sequence[str],
+    cells: Callable[[Row], Sequence[str]],
+    *,
+    about: Callable[[Row], str] = where,
+    lines: Callable[[Row], list[Row]] = lambda report: report["rows"],
+) -> str:
+    """A table for every report whose rows have all of `fields`, under its name and what to say `about` it.
+
+    `cells` makes a line of each of a report's `lines`.
+    """
+    parts = []
+    for name, report in reports(*fields).items():
+        made = table(head, [cells(line) for line in lines(report)])
+        parts.append(f"`{name}`: {about(report)}\n\n{made}")
+    return "\n\n".join(parts)
 
 
 # --- clustering, likelihood, reliability ----------------------------------------------------------------------------
@@ -221,21 +250,17 @@ def levels() -> str:
 
 def ablation() -> str:
     """The best recipe without each of its ingredients."""
-    head = ("what", "seeds", "accuracy", "NMI", "ELBO, nats")
-    parts = []
-    for name, report in reports("what", "n_seeds", "runs").items():
-        rows = [
-            (
-                row["what"],
-                str(row["n_seeds"]),
-                *(percent([run[score] for run in row["runs"]]) for score in ("accuracy", "nmi")),
-                spread([run["elbo"] for run in row["runs"]], 1),
-            )
-            for row in report["rows"]
-        ]
-        about = f"{report['epochs']} epochs in place of {report['recipe_epochs']}, {where(report)}"
-        parts.append(f"`{name}`: {about}\n\n{table(head, rows)}")
-    return "\n\n".join(parts)
+    return each(
+        ("what", "n_seeds", "runs"),
+        ("what", "seeds", "accuracy", "NMI", "ELBO, nats"),
+        lambda row: (
+            row["what"],
+            str(row["n_seeds"]),
+            *(percent([run[score] for run in row["runs"]]) for score in ("accuracy", "nmi")),
+            spread([run["elbo"] for run in row["runs"]], 1),
+        ),
+        about=with_epochs,
+    )
 
 
 def barred() -> str:
@@ -248,13 +273,13 @@ def barred() -> str:
         "in the sevens' kind",
         "real sevens in that leaf",
     )
-    parts = []
-    for name, report in reports("kind", "found", "purity").items():
+
+    def cells(report: Row) -> Sequence[str]:
         rows = report["rows"]
         scores = (percent([row[score] for row in rows]) for score in ("found", "purity", "kind", "real"))
-        cells = (str(len(rows)), str(rows[0]["epochs"]), *scores)
-        parts.append(f"`{name}`: {where(report)}\n\n{table(head, [cells])}")
-    return "\n\n".join(parts)
+        return (str(len(rows)), str(rows[0]["epochs"]), *scores)
+
+    return each(("kind", "found", "purity"), head, cells, lines=lambda report: [report])
 
 
 def likelihood() -> str:
@@ -276,24 +301,23 @@ def likelihood() -> str:
 def binarised() -> str:
     """The log-likelihood of held-out binarised images."""
     head = ("leaves", "hidden units", "latents", "epochs", "seeds", "importance samples", "log p(x), at least", "ELBO")
-    parts = []
-    for name, report in reports("log_likelihood").items():
+
+    def cells(report: Row) -> Sequence[str]:
         argv, rows = report["argv"], report["rows"]
         tree = (str(argv["leaves"]), "-".join(map(str, argv["hidden"])), str(argv["latent_dim"]), str(argv["epochs"]))
         scores = [spread([row[score] for row in rows], 2) for score in ("log_likelihood", "elbo")]
-        cells = (*tree, str(len(rows)), str(argv["importance"]), *scores)
-        parts.append(f"`{name}`: {where(report)}\n\n{table(head, [cells])}")
-    return "\n\n".join(parts)
+        return (*tree, str(len(rows)), str(argv["importance"]), *scores)
+
+    return each(("log_likelihood",), head, cells, lines=lambda report: [report])
 
 
 def faults() -> str:
     """What was done to runs and models, and how many of them took it."""
-    head = ("fault", "tries", "survived", "what the user sees")
-    parts = []
-    for name, report in reports("fault", "survived").items():
-        rows = [(row["fault"], str(row["tries"]), str(row["survived"]), row["user_sees"]) for row in report["rows"]]
-        parts.append(f"`{name}`: {where(report)}\n\n{table(head, rows)}")
-    return "\n\n".join(parts)
+    return each(
+        ("fault", "survived"),
+        ("fault", "tries", "survived", "what the user sees"),
+        lambda row: (row["fault"], str(row["tries"]), str(row["survived"]), row["user_sees"]),
+    )
 
 
 def reliability() -> str:
@@ -362,49 +386,37 @@ def steps() -> str:
 
 def throughput() -> str:
     """Every report of `throughput.py`."""
-    head = ("operation", "leaves", "depth", "batch", "precision", "what", "ms", "GFLOP/s", "of the ceiling", "against")
-    parts = []
-    for name, report in reports("op", "speedup").items():
-        rows = [
-            (
-                row["op"],
-                *(str(row[field]) for field in ("leaves", "depth", "batch", "precision", "what")),
-                milliseconds(row["ms"]),
-                f"{row['gflop_per_s']:.0f}",
-                f"{row['ceiling_fraction']:.0%}",
-                "" if row["speedup"] is None else f"{row['speedup']:.2f} x {row['baseline']}",
-            )
-            for row in report["rows"]
-        ]
-        parts.append(f"`{name}`: {where(report)}\n\n{table(head, rows)}")
-    return "\n\n".join(parts)
+    return each(
+        ("op", "speedup"),
+        ("operation", "leaves", "depth", "batch", "precision", "what", "ms", "GFLOP/s", "of the ceiling", "against"),
+        lambda row: (
+            row["op"],
+            *(str(row[field]) for field in ("leaves", "depth", "batch", "precision", "what")),
+            milliseconds(row["ms"]),
+            f"{row['gflop_per_s']:.0f}",
+            f"{row['ceiling_fraction']:.0%}",
+            "" if row["speedup"] is None else f"{row['speedup']:.2f} x {row['baseline']}",
+        ),
+    )
 
 
 def precision() -> str:
     """Losses in both precisions."""
-    head = ("seed", "fp32, nats", "bf16, nats", "bf16 off by")
-    parts = []
-    for name, report in reports("bf16_off_percent").items():
-        rows = [
-            (str(row["seed"]), f"{row['fp32']:.2f}", f"{row['bf16']:.2f}", f"{row['bf16_off_percent']:+.4f} %")
-            for row in report["rows"]
-        ]
-        parts.append(f"`{name}`: {where(report)}\n\n{table(head, rows)}")
-    return "\n\n".join(parts)
+    return each(
+        ("bf16_off_percent",),
+        ("seed", "fp32, nats", "bf16, nats", "bf16 off by"),
+        lambda row: (str(row["seed"]), f"{row['fp32']:.2f}", f"{row['bf16']:.2f}", f"{row['bf16_off_percent']:+.4f} %"),
+    )
 
 
 def streaming() -> str:
     """Epochs from memory, from a file and from a stream; the row `cold` of older reports is left out, as it was not."""
-    head = ("data", "seconds an epoch, median", "CPU seconds against memory")
-    parts = []
-    for name, report in reports("data", "x_cpu").items():
-        rows = [
-            (row["data"], f"{statistics.median(row['seconds']):.2f}", f"{row['x_cpu']:.3f} x")
-            for row in report["rows"]
-            if row["data"] != "cold"
-        ]
-        parts.append(f"`{name}`: {where(report)}\n\n{table(head, rows)}")
-    return "\n\n".join(parts)
+    return each(
+        ("data", "x_cpu"),
+        ("data", "seconds an epoch, median", "CPU seconds against memory"),
+        lambda row: (row["data"], f"{statistics.median(row['seconds']):.2f}", f"{row['x_cpu']:.3f} x"),
+        lines=lambda report: [row for row in report["rows"] if row["data"] != "cold"],
+    )
 
 
 def _cell(row: Row) -> tuple[object, ...]:
@@ -417,19 +429,15 @@ def _cell(row: Row) -> tuple[object, ...]:
 
 def unequal() -> str:
     """What the balance does to kinds that are not equally common."""
-    head = ("how", "ARI", "accuracy", "largest leaf", "rarest kind found")
-    parts = []
-    for name, report in reports("how", "runs").items():
-        rows = [
-            (
-                row["how"],
-                *(percent([run[field] for run in row["runs"]]) for field in ("ari", "accuracy", "largest")),
-                f"{sum(run['rarest_found'] for run in row['runs'])} of {len(row['runs'])}",
-            )
-            for row in report["rows"]
-        ]
-        parts.append(f"`{name}`: {where(report)}\n\n{table(head, rows)}")
-    return "\n\n".join(parts)
+    return each(
+        ("how", "runs"),
+        ("how", "ARI", "accuracy", "largest leaf", "rarest kind found"),
+        lambda row: (
+            row["how"],
+            *(percent([run[field] for run in row["runs"]]) for field in ("ari", "accuracy", "largest")),
+            f"{sum(run['rarest_found'] for run in row['runs'])} of {len(row['runs'])}",
+        ),
+    )
 
 
 # --- tables of data -------------------------------------------------------------------------------------------------
@@ -437,62 +445,53 @@ def unequal() -> str:
 
 def against_sklearn() -> str:
     """Clusters and densities of real tables, beside scikit-learn's."""
-    head = ("table", "form", "method", "ARI, %", "held out, nats a row", "largest", "CPU seconds", "memory, MB")
-    parts = []
-    for name, report in reports("table", "form", "method", "runs").items():
-        rows = [
-            (
-                row["table"],
-                row["form"],
-                row["method"],
-                percent([run["ari"] for run in row["runs"] if run["ari"] is not None]),
-                *(mean_of(row, field, digits) for field, digits in (("held_out", 2), ("largest", 3))),
-                *(mean_of(row, field, digits) for field, digits in (("cpu_seconds", 3), ("peak_mb", 1))),
-            )
-            for row in report["rows"]
-        ]
-        parts.append(f"`{name}`: {len(report['rows'][0]['runs'])} seeds, {where(report)}\n\n{table(head, rows)}")
-    return "\n\n".join(parts)
+    return each(
+        ("table", "form", "method", "runs"),
+        ("table", "form", "method", "ARI, %", "held out, nats a row", "largest", "CPU seconds", "memory, MB"),
+        lambda row: (
+            row["table"],
+            row["form"],
+            row["method"],
+            percent([run["ari"] for run in row["runs"] if run["ari"] is not None]),
+            *(mean_of(row, field, digits) for field, digits in (("held_out", 2), ("largest", 3))),
+            *(mean_of(row, field, digits) for field, digits in (("cpu_seconds", 3), ("peak_mb", 1))),
+        ),
+        about=with_seeds,
+    )
 
 
 def counts() -> str:
     """Kinds of cells, found by mixtures of counts and by what is usual."""
-    head = ("cells", "cells x genes", "method", "ARI, %", "of the upper level", "CPU seconds")
-    parts = []
-    for name, report in reports("cells", "method", "runs").items():
-        rows = [
-            (
-                row["cells"],
-                f"{row['rows']:,} x {row['genes']:,}, {row['k']} kinds",
-                row["method"],
-                percent([run["ari"] for run in row["runs"]]),
-                percent([run["ari_upper"] for run in row["runs"]]) if "ari_upper" in row["mean"] else "",
-                mean_of(row, "cpu_seconds", 2),
-            )
-            for row in report["rows"]
-        ]
-        parts.append(f"`{name}`: {len(report['rows'][0]['runs'])} seeds, {where(report)}\n\n{table(head, rows)}")
-    return "\n\n".join(parts)
+    return each(
+        ("cells", "method", "runs"),
+        ("cells", "cells x genes", "method", "ARI, %", "of the upper level", "CPU seconds"),
+        lambda row: (
+            row["cells"],
+            f"{row['rows']:,} x {row['genes']:,}, {row['k']} kinds",
+            row["method"],
+            percent([run["ari"] for run in row["runs"]]),
+            percent([run["ari_upper"] for run in row["runs"]]) if "ari_upper" in row["mean"] else "",
+            mean_of(row, "cpu_seconds", 2),
+        ),
+        about=with_seeds,
+    )
 
 
 def imputation() -> str:
     """Cells taken out and filled again, beside scikit-learn's imputers."""
-    head = ("table", "missing", "method", "error", "numbers, RMSE", "categories, error rate", "CPU seconds")
     scores = (("numbers", 3), ("categories", 3), ("cpu_seconds", 2))
-    parts = []
-    for name, report in reports("table", "missing", "method", "runs").items():
-        rows = [
-            (
-                row["table"],
-                f"{row['missing']} %",
-                row["method"],
-                spread([run["error"] for run in row["runs"]], 3),
-                *(mean_of(row, field, digits) for field, digits in scores),
-            )
-            for row in report["rows"]
-        ]
-        parts.append(f"`{name}`: {len(report['rows'][0]['runs'])} seeds, {where(report)}\n\n{table(head, rows)}")
-    return "\n\n".join(parts)
+    return each(
+        ("table", "missing", "method", "runs"),
+        ("table", "missing", "method", "error", "numbers, RMSE", "categories, error rate", "CPU seconds"),
+        lambda row: (
+            row["table"],
+            f"{row['missing']} %",
+            row["method"],
+            spread([run["error"] for run in row["runs"]], 3),
+            *(mean_of(row, field, digits) for field, digits in scores),
+        ),
+        about=with_seeds,
+    )
 
 
 def mean_of(row: Row, field: str, digits: int) -> str:
@@ -505,20 +504,16 @@ def mean_of(row: Row, field: str, digits: int) -> str:
 
 def shapes() -> str:
     """Kinds and styles of drawn colour images, beside what a user would try first."""
-    head = ("level", "found by", "seeds", "accuracy", "NMI")
-    parts = []
-    for name, report in reports("level", "what", "runs").items():
-        rows = [
-            (
-                row["level"],
-                row["what"],
-                str(len(row["runs"])),
-                *(percent([run[field] for run in row["runs"]]) for field in ("accuracy", "nmi")),
-            )
-            for row in report["rows"]
-        ]
-        parts.append(f"`{name}`: {where(report)}\n\n{table(head, rows)}")
-    return "\n\n".join(parts)
+    return each(
+        ("level", "what", "runs"),
+        ("level", "found by", "seeds", "accuracy", "NMI"),
+        lambda row: (
+            row["level"],
+            row["what"],
+            str(len(row["runs"])),
+            *(percent([run[field] for run in row["runs"]]) for field in ("accuracy", "nmi")),
+        ),
+    )
 
 
 def others() -> str:

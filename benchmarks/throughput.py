@@ -426,10 +426,7 @@ def aligned(cells: tuple[str, ...]) -> str:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, defaults filled in."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command.parser(__doc__, has_data_root=False, devices=("auto", "cpu", "cuda"))
     parser.add_argument("--leaves", type=int, nargs="+", help="sizes of the tree; 1 is a lone VAE")
     parser.add_argument("--depth", type=int, nargs="+", help="levels of gates, ours only")
     parser.add_argument("--batch", type=int, nargs="+", help="samples a step")
@@ -437,8 +434,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--op", nargs="+", choices=get_args(gemms.Op))
     parser.add_argument("--against", nargs="*", choices=[*PEERS, "compile"])
     parser.add_argument("--peer-adam", choices=("plain", "fused"), default="plain", help="Adam of the peers")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
     parser.add_argument("--rounds", type=int, default=10, help="turns of every row")
     parser.add_argument("--seconds", type=float, default=0.1, help="least time of a turn")
     parser.add_argument("--cell-seconds", type=float, help="fewer rounds where a cell would take longer, 3 at least")
@@ -446,9 +441,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="draw it, in the format that the file's ending names")
     parser.add_argument("--quick", action="store_true", help="10 leaves, batch 100, fp32, against loop and einsum")
     args = parser.parse_args(argv)
-    for name, value in (DEFAULTS | (QUICK if args.quick else {})).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    command.fill_in(args, DEFAULTS | (QUICK if args.quick else {}))
     command.check(parser, args, "leaves", "depth", "batch")
     if args.rounds < 2:
         parser.error("--rounds: expected at least 2, for quartiles")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import checker  # noqa: F401 (before the package: by it the calls are checked)
 import hypothesis
 import jaxtyping
 import pytest

@@ -294,7 +294,7 @@ def test_double_precision(model: hm.HMoEVAE, x: Tensor) -> None:
 def test_training_lowers_the_loss(model: hm.HMoEVAE, x: Tensor) -> None:
     first = loss_of(model, x).item()
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(20):
+    for _ in range(8):
         optimiser.zero_grad()
         loss_of(model, x).backward()
         optimiser.step()

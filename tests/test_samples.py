@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sources import Items, Stream
 from torch.masked import masked_tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import hmoevae as hm
 from hmoevae.errors import (
@@ -53,30 +54,6 @@ fit = functools.partial(conftest.fit, epochs=1, batch_size=8)
 
 def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-class Items(Dataset):
-    """Samples of a tensor, or whatever `make` gives for one, paired with a label."""
-
-    def __init__(self, x, make=lambda sample: (sample, 7)):
-        self.x = x
-        self.make = make
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, i):
-        return self.make(self.x[i])
-
-
-class Stream(IterableDataset):
-    """The samples of a tensor, from end to end."""
-
-    def __init__(self, x):
-        self.x = x
-
-    def __iter__(self):
-        return iter(self.x)
 
 
 def mapped(folder, array):

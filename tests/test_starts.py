@@ -88,6 +88,7 @@ def test_without_scikit_learn_a_start_names_the_extra(model, blobs, monkeypatch)
         fit(model, x, init="kmeans")
 
 
+@pytest.mark.slow
 def test_gates_and_experts_learn_the_start(model, blobs):
     x, group = blobs
     history = fit(model, x, init=group)

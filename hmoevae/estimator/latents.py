@@ -18,8 +18,9 @@ MOST_ROWS = 2000
 """Number of samples that are enough for the choice."""
 MOST_ITERATIONS = 50
 """Number of iterations that are enough for it."""
-HELD_OUT = 4
-"""One of this many samples is held out."""
+QUARTERS = 4
+"""Held-out samples are a quarter of all; the quarters take turns until `ENOUGH` samples have been held out."""
+ENOUGH = 500
 LEAST_GAIN = 0.02
 """By how many nats per cell more latents have to raise the density of held-out samples."""
 
@@ -47,15 +48,20 @@ def chosen_latents(make: Callable[[int], HMoEVAE], data: Checked, weights: Weigh
         return best
     x, counts = _distinct(data.x, weights)
     order = np.random.default_rng(0).permutation(len(x))[:MOST_ROWS]
-    held, fitted = np.split(order, [len(order) // HELD_OUT])
-    if len(fitted) < make(best).plan.n_leaves or not len(held):
+    quarters = np.array_split(order, QUARTERS)
+    if len(order) - len(quarters[0]) < make(best).plan.n_leaves or not len(quarters[-1]):
         return best
+    n_held = 1 + np.searchsorted(np.cumsum([len(quarter) for quarter in quarters[:-1]]), ENOUGH)
     few = replace(em, max_iter=min(em.max_iter, MOST_ITERATIONS), n_init=1)
 
     def density(latent_dim: int) -> float:
-        model = make(latent_dim)
-        fit_em(model, replace(data, x=x[fitted]), few, sample_weight=counts[fitted])
-        return float(np.average(model.score_samples(replace(data, x=x[held])).cpu().numpy(), weights=counts[held]))
+        scores = []
+        for held in quarters[:n_held]:
+            fitted, model = np.setdiff1d(order, held), make(latent_dim)
+            fit_em(model, replace(data, x=x[fitted]), few, sample_weight=counts[fitted])
+            scores.append(model.score_samples(replace(data, x=x[held])).cpu().numpy())
+        weights = np.concatenate([counts[held] for held in quarters[:n_held]])
+        return float(np.average(np.concatenate(scores), weights=weights))
 
     reached = density(best)
     while best < most:

@@ -116,10 +116,13 @@ def test_commands_name_files_and_options_that_exist(page: Path, command: list[st
 # --- code -----------------------------------------------------------------------------------------------------------
 
 
+LONG = {"docs/missing.md", "docs/tutorials/own_table.md"}  # their sessions train for seconds
+
+
 def snippets(language: str) -> list[object]:
     """Every code block of every page by itself, README.md's among them."""
     return [
-        pytest.param(page, block, id=f"{name_of(page)}-{i}")
+        pytest.param(page, block, id=f"{name_of(page)}-{i}", marks=[pytest.mark.slow] if name_of(page) in LONG else [])
         for page in PAGES
         for i, block in enumerate(blocks(page, language))
     ]

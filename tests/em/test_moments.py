@@ -69,7 +69,9 @@ def test_the_first_factors_are_probabilistic_principal_components() -> None:
     torch.testing.assert_close((loadings[0] @ loadings[0].T + noise[0].diag()).diagonal(), covariance.diagonal())
 
 
-@pytest.mark.parametrize("n_latents", [1, 3, 6])
+@pytest.mark.parametrize(
+    "n_latents", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(6, marks=pytest.mark.slow)]
+)
 def test_factors_reach_the_likelihood_of_scikit_learns_factor_analysis(n_latents: int) -> None:
     from sklearn.decomposition import FactorAnalysis
 

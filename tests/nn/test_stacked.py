@@ -413,7 +413,7 @@ def test_what_is_drawn_is_no_look_at_the_others() -> None:
 
 
 @pytest.mark.parametrize("how", ["tied", "constants", "tied_buffers", "parametrized"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 def test_it_is_trained_saved_and_loaded(how: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Ties are tied again, and constants are not asked for numbers where loading has none yet."""
     tree = hm.Mixture.of(hm.VAE(2, NET, NET), 3, gate=Made(how))

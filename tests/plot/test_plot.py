@@ -93,8 +93,16 @@ def widths(figure: Figure) -> dict[str, float]:
 # --- every picture of every tree ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TREES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        pytest.param(
+            name, shape, marks=[pytest.mark.slow] if name in ("flat", "two levels") and shape in SHAPES[2:] else []
+        )
+        for name in TREES
+        for shape in SHAPES
+    ],
+)
 def test_everything_renders(name: str, shape: tuple[int, ...], rng_untouched: None) -> None:
     model = model_of(name, shape)
     source = torch.Generator().manual_seed(0)
@@ -275,7 +283,7 @@ def test_bars_stand_on_a_line_of_zero() -> None:
     assert (image(plot.sample_grid(torch.zeros(1, 1, 5), [1]))[..., 0] < 0.5).sum() == 0
 
 
-@pytest.mark.parametrize("shape", [(2, 50), (1, 4, 64), (3, 2, 500), (50, 2)])
+@pytest.mark.parametrize("shape", [(2, 50), (1, 4, 64), pytest.param((3, 2, 500), marks=pytest.mark.slow), (50, 2)])
 def test_labels_of_low_and_narrow_pictures_do_not_overlap(shape: tuple[int, ...]) -> None:
     model = model_of("flat", shape)
     x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
@@ -557,6 +565,7 @@ def test_what_is_of_another_type_is_refused(as_users_call: None, draw: Callable[
         draw()
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_a_model(as_users_call: None) -> None:
     assert column_labels(plot.samples(torch.compile(model_of("mixed")), 2))[0] == "0"
 

@@ -155,11 +155,11 @@ def test_any_tree_goes_on(tmp_path_factory, case: Case, data):
     "make",
     [
         lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
-        lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
+        pytest.param(lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True), marks=pytest.mark.slow),
         lambda p: torch.optim.Adam([{"params": list(p), "lr": torch.tensor(0.01)}], foreach=False),
-        lambda p: torch.optim.RMSprop(p, lr=0.01, centered=True),
-        lambda p: torch.optim.NAdam(p, lr=0.01),
-        lambda p: torch.optim.Adagrad(p, lr=0.01),
+        pytest.param(lambda p: torch.optim.RMSprop(p, lr=0.01, centered=True), marks=pytest.mark.slow),
+        pytest.param(lambda p: torch.optim.NAdam(p, lr=0.01), marks=pytest.mark.slow),
+        pytest.param(lambda p: torch.optim.Adagrad(p, lr=0.01), marks=pytest.mark.slow),
     ],
     ids=["SGD", "AdamW", "tensor rate", "RMSprop", "NAdam", "Adagrad"],
 )
@@ -172,13 +172,16 @@ def test_other_optimisers_go_on(tmp_path, make):
     "source",
     [
         lambda: X.numpy(),
-        lambda: TensorDataset(X),
-        lambda: DataLoader(TensorDataset(X), batch_size=8, shuffle=True),
+        pytest.param(lambda: TensorDataset(X), marks=pytest.mark.slow),
+        pytest.param(lambda: DataLoader(TensorDataset(X), batch_size=8, shuffle=True), marks=pytest.mark.slow),
         lambda: DataLoader(TensorDataset(X), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(3)),
-        lambda: DataLoader(
-            TensorDataset(X),
-            batch_size=8,
-            sampler=torch.utils.data.RandomSampler(X, generator=torch.Generator().manual_seed(3)),
+        pytest.param(
+            lambda: DataLoader(
+                TensorDataset(X),
+                batch_size=8,
+                sampler=torch.utils.data.RandomSampler(X, generator=torch.Generator().manual_seed(3)),
+            ),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["array", "dataset", "loader", "loader with a generator", "sampler with a generator"],
@@ -288,7 +291,14 @@ def test_a_callback_that_comes_later_starts_anew(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("every", "keep", "kept"), [(1, 3, (4, 5, 6)), (1, 1, (6,)), (2, 2, (4, 6)), (4, 3, (4, 6)), (9, 1, (6,))]
+    ("every", "keep", "kept"),
+    [
+        (1, 3, (4, 5, 6)),
+        pytest.param(1, 1, (6,), marks=pytest.mark.slow),
+        pytest.param(2, 2, (4, 6), marks=pytest.mark.slow),
+        (4, 3, (4, 6)),
+        pytest.param(9, 1, (6,), marks=pytest.mark.slow),
+    ],
 )
 def test_the_last_ones_are_kept(tmp_path, every, keep, kept):
     run(tmp_path, checkpoint_every=every, checkpoint_keep=keep)
@@ -300,7 +310,9 @@ def test_the_last_ones_are_kept(tmp_path, every, keep, kept):
         best_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("kill", [None, 3, 5])
+@pytest.mark.parametrize(
+    "kill", [pytest.param(None, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_the_best_one_is_kept(tmp_path, kill):
     losses = iter((5.0, 3.0, math.nan, 4.0, 3.5, 6.0))
 
@@ -680,7 +692,9 @@ def test_a_full_disk_stops_with_the_last_one_kept(tmp_path, call):
     assert run(tmp_path) == uninterrupted()
 
 
-@pytest.mark.parametrize("limit", [10, 3000, 6000])
+@pytest.mark.parametrize(
+    "limit", [pytest.param(10, marks=pytest.mark.slow), 3000, pytest.param(6000, marks=pytest.mark.slow)]
+)
 def test_a_really_full_disk(tmp_path, limit):
     """A limit on the size of files stands for the size of the disk."""
     run(tmp_path, kill_at(3))

@@ -164,8 +164,9 @@ def assert_same(ours: tuple[hm.HMoEVAE, list[Any]], theirs: tuple[hm.HMoEVAE, li
         assert row == pytest.approx(other, rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("start", [False, True])
-@pytest.mark.parametrize("kind", ["tensor", "integers", "float32", "truth"])
+@pytest.mark.parametrize(
+    ("start", "kind"), [(False, "tensor"), (True, "tensor"), (True, "integers"), (False, "float32"), (True, "truth")]
+)
 def test_training_with_integer_weights_is_that_on_repeated_samples(start: bool, kind: str) -> None:
     """Weights after several steps, and all that the history says: terms, usage and information."""
     x, counts = data_for(TREE, (3,), 20), random_counts(20, seed=1)

@@ -23,7 +23,9 @@ shared_or_own = pytest.mark.parametrize("shared", [True, False], ids=["shared", 
 either_layout = pytest.mark.parametrize("input_major", [True, False], ids=["input-major", "output-major"])
 
 
-@pytest.fixture(params=[1, 50, 1 << 20], ids=["one a chunk", "two a chunk", "one chunk"])
+@pytest.fixture(
+    params=[1, pytest.param(50, marks=pytest.mark.slow), 1 << 20], ids=["one a chunk", "two a chunk", "one chunk"]
+)
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "CHUNK", request.param)
 

@@ -1,6 +1,7 @@
 """Grouped layers against a plain loop over `torch.nn` layers: outputs and gradients."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -70,6 +71,18 @@ def test_how_weights_lie_changes_nothing_else(shared: bool) -> None:
     torch.testing.assert_close(*answers)
 
 
+def assert_same_results(grouped: nn.Module, plain: Sequence[nn.Module], x: Tensor) -> None:
+    """Outputs and the gradient of the input are those of a loop; all weights have gradients afterwards."""
+    y = x.detach().clone().requires_grad_()
+    expected = torch.stack([one(own_input(y, g)).t() for g, one in enumerate(plain)])
+    result = grouped(x)
+    torch.testing.assert_close(result, expected)
+    weights = torch.randn_like(result)
+    (result * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_grouped_linear_is_a_loop_over_linear(shared: bool) -> None:
     torch.manual_seed(0)
@@ -79,16 +92,7 @@ def test_grouped_linear_is_a_loop_over_linear(shared: bool) -> None:
         for place, one in enumerate(plain):
             one.weight.copy_(layer.weight[place])
             one.bias.copy_(layer.bias[place])
-    x = randn(4, BATCH) if shared else randn(GROUPS, 4, BATCH)
-    y = x.detach().clone().requires_grad_()
-    expected = torch.stack([one(own_input(y, g)).t() for g, one in enumerate(plain)])
-    result = layer(x)
-    torch.testing.assert_close(result, expected)
-
-    weights = torch.randn_like(result)
-    (result * weights).sum().backward()
-    (expected * weights).sum().backward()
-    torch.testing.assert_close(x.grad, y.grad)
+    assert_same_results(layer, plain, randn(4, BATCH) if shared else randn(GROUPS, 4, BATCH))
     torch.testing.assert_close(layer.weight.grad, torch.stack([one.weight.grad for one in plain]))
     torch.testing.assert_close(layer.bias.grad, torch.stack([one.bias.grad for one in plain]))
 
@@ -105,16 +109,7 @@ def test_grouped_mlp_is_a_loop_over_mlps(
     torch.manual_seed(1)
     network = GroupedMLP(GROUPS, 4, 3, hm.MLP(hidden, activation)).double()
     plain = [plain_mlp(network, place, activation) for place in range(GROUPS)]
-    x = randn(4, BATCH) if shared else randn(GROUPS, 4, BATCH)
-    y = x.detach().clone().requires_grad_()
-    expected = torch.stack([one(own_input(y, g)).t() for g, one in enumerate(plain)])
-    result = network(x)
-    torch.testing.assert_close(result, expected)
-
-    weights = torch.randn_like(result)
-    (result * weights).sum().backward()
-    (expected * weights).sum().backward()
-    torch.testing.assert_close(x.grad, y.grad)
+    assert_same_results(network, plain, randn(4, BATCH) if shared else randn(GROUPS, 4, BATCH))
     assert_same_gradients(network, plain)
 
 
@@ -219,16 +214,8 @@ def test_grouped_transposed_convolutions_are_a_loop(
                 layer.bias.copy_(grouped.bias[place])
             chain += [nn.Tanh(), layer]
         plain.append(nn.Sequential(*chain, nn.Flatten()))
-    x = randn(GROUPS, 3, BATCH) if own else randn(3, BATCH)
-    y = x.detach().clone().requires_grad_()
-    expected = torch.stack([one(own_input(y, g)).t() for g, one in enumerate(plain)])
-    result = network(x)
-    assert result.shape == (GROUPS, 2 * 7 * 6, BATCH)
-    torch.testing.assert_close(result, expected)
-    weights = torch.randn_like(result)
-    (result * weights).sum().backward()
-    (expected * weights).sum().backward()
-    torch.testing.assert_close(x.grad, y.grad)
+    assert plain[0](torch.zeros(1, 3, dtype=torch.float64)).shape == (1, 2 * 7 * 6)
+    assert_same_results(network, plain, randn(GROUPS, 3, BATCH) if own else randn(3, BATCH))
     for i, grouped in enumerate(network.convolutions):
         layers = [one[3 + 2 * i] for one in plain]
         torch.testing.assert_close(grouped.weight.grad, torch.stack([layer.weight.grad for layer in layers]))
