@@ -106,7 +106,7 @@ class Chosen:
     @property
     def is_ascending(self) -> bool:
         """Whether the rows are the distinct ones, in their order."""
-        return all(one.distinct < other.distinct for one, other in pairwise(self.runs))
+        return all(one.distinct + one.length <= other.distinct for one, other in pairwise(self.runs))
 
     def gradient(self, values: Tensor, weight: Tensor) -> Tensor:
         """The gradient of a weight whose distinct rows have the gradients `values`; dense where these are all rows.

@@ -23,6 +23,7 @@ ROWS = {
     "one row": [4],
     "all": [0, 1, 2, 3, 4, 5],
     "repeated": [1, 3, 1, 1, 3],
+    "a run whose last is repeated": [1, 2, 3, 3],
     "as packed": [0, 2, 3, 2, 2],
     "all, some of them twice": [0, 1, 2, 3, 4, 5, 5, 0],
     "backwards": [4, 2, 1],
