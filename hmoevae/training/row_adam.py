@@ -17,10 +17,9 @@ class RowAdam(torch.optim.Adam):
 
     Where a gradient is sparse along its first axis, only its rows are read and written: weights, both moments, and a
     number of steps for each row, by which the bias of the row's moments is corrected. A row that is not in a gradient
-    stays as it is, and its moments do not decay: it takes up where it left off. Dense gradients are those of all rows,
-    and step as in `torch.optim.Adam(fused=True)`; once rows have stepped apart, by the count of each.
-
-    A gradient is all that a row's step depends on: `weight_decay` too shrinks the rows in a gradient only.
+    stays as it is, also with `weight_decay`, and its moments do not decay: it takes up where it left off. Dense
+    gradients are those of all rows, and step as in `torch.optim.Adam(fused=True)`; once rows have stepped apart, by the
+    count of each.
 
     Args:
         params: The parameters; or groups of them, as in `torch.optim.Adam`, with its options `lr`, `betas`, `eps`,

@@ -264,10 +264,10 @@ def test_an_expert_that_is_not_finite_and_not_chosen_is_named_too() -> None:
 @pytest.mark.parametrize(
     ("route", "words"),
     [
-        (TopK, "hm.ALL or hm.TopK"),
-        (2, "hm.ALL or hm.TopK"),
-        (Given(torch.zeros(24, dtype=torch.long)), "hm.ALL or hm.TopK"),
-        (None, "hm.ALL or hm.TopK"),
+        (TopK, "hm.routes.ALL or hm.TopK"),
+        (2, "hm.routes.ALL or hm.TopK"),
+        (Given(torch.zeros(24, dtype=torch.long)), "hm.routes.ALL or hm.TopK"),
+        (None, "hm.routes.ALL or hm.TopK"),
     ],
 )
 def test_what_is_no_route_is_refused(route: object, words: str) -> None:
