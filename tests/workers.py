@@ -148,6 +148,15 @@ def weighted() -> dict[str, Any]:
     return principle("marginal", "variance", True, torch.float64, sample_weight=w, init="kmeans")
 
 
+ROUTED = [*itertools.product(("expected", "elbo", "marginal"), (1, 2), (0.0, 0.4)), ("elbo", 4, 0.4)]
+
+
+def routed(objective: str, k: int, explore: float) -> dict[str, Any]:
+    """Train over some of the leaves, of which a process may meet others than its neighbour, or none of a group."""
+    options = {"route": hm.TopK(k, explore=explore), "max_grad_norm": 1.0, "init": "kmeans", "epochs": 3}
+    return principle(objective, "kl", False, torch.float64, **options)
+
+
 def gaps() -> dict[str, Any]:
     """Samples with gaps, one of which nothing is known."""
     x = samples().double()
@@ -173,6 +182,7 @@ def posteriors(*, missing: bool) -> dict[str, Any]:
 def together() -> dict[str, Any]:
     """What else processes have to agree on."""
     answers: dict[str, Any] = {}
+    answers |= {f"routed {case}": routed(*case) for case in ROUTED}
     answers["kmeans"] = trained(new_model(), samples(), init="kmeans")
     answers["weighted"] = weighted()
     answers["gaps"] = gaps()

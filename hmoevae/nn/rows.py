@@ -12,6 +12,7 @@ import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -99,19 +100,29 @@ class Chosen:
                 yield Run(first, run.group + skipped, run.distinct + skipped, length, run.is_again)
 
     def is_all(self, n: int) -> bool:
-        """Whether these are all rows of a group of `n`, once each."""
-        return len(self.rows) == len(self.distinct) == n
+        """Whether these are all rows of a group of `n`, once each and in order."""
+        return len(self.rows) == n and len(self.runs) == 1
 
-    def gradient(self, values: Tensor, like: Tensor) -> Tensor:
-        """The gradient of a weight whose distinct rows have the gradients `values`; dense where these are all rows."""
-        if len(self.distinct) == len(like):
+    @property
+    def is_ascending(self) -> bool:
+        """Whether the rows are the distinct ones, in their order."""
+        return all(one.distinct + one.length <= other.distinct for one, other in pairwise(self.runs))
+
+    def gradient(self, values: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of a weight whose distinct rows have the gradients `values`; dense where these are all rows.
+
+        That of a computed weight is dense too, as what it is computed from takes no sparse one.
+        """
+        if len(self.distinct) == len(weight):
             return values
+        if not weight.is_leaf:
+            return weight.new_zeros(weight.shape).index_copy_(0, self.distinct, values)
         how: dict[str, Any] = {"is_coalesced": True, "check_invariants": False}
-        return torch.sparse_coo_tensor(self.distinct.unsqueeze(0), values, like.shape, **how)
+        return torch.sparse_coo_tensor(self.distinct.unsqueeze(0), values, weight.shape, **how)
 
 
 def taken(values: Float[Tensor, "group *axes"], chosen: Chosen) -> Float[Tensor, "row *axes"]:
-    """Copy the chosen rows. The gradient of `values` is sparse.
+    """Copy the chosen rows. The gradient of `values` is sparse if it is a parameter.
 
     >>> weight = torch.tensor([[1.0], [2.0], [3.0]], requires_grad=True)
     >>> rows = taken(weight, Chosen.of(torch.tensor([0, 2, 2])))
@@ -119,7 +130,11 @@ def taken(values: Float[Tensor, "group *axes"], chosen: Chosen) -> Float[Tensor,
     >>> rows.flatten().tolist(), weight.grad.to_dense().flatten().tolist()
     ([1.0, 3.0, 3.0], [1.0, 0.0, 2.0])
     """
-    return values if chosen.is_all(len(values)) else _Taken.apply(values, chosen)
+    if chosen.is_all(len(values)):
+        return values
+    if not values.is_leaf or torch._C._are_functorch_transforms_active():
+        return values.index_select(0, chosen.rows)
+    return _Taken.apply(values, chosen)
 
 
 class _Taken(torch.autograd.Function):
@@ -127,19 +142,20 @@ class _Taken(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, chosen: Chosen) -> Tensor:
-        ctx.chosen, ctx.like = chosen, values.detach()
+        ctx.chosen = chosen
+        ctx.save_for_backward(values)
         return values.index_select(0, chosen.rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         chosen: Chosen = ctx.chosen
-        return chosen.gradient(summed(grad_outputs[0], chosen), ctx.like), None
+        return chosen.gradient(summed(grad_outputs[0], chosen), *ctx.saved_tensors), None
 
 
 def summed(by_row: Tensor, chosen: Chosen) -> Tensor:
-    """The sums over equal rows."""
-    if len(chosen.distinct) == len(chosen):
+    """The sums over equal rows, in the order of the distinct ones."""
+    if chosen.is_ascending:
         return by_row.contiguous()
     none = by_row.new_zeros(len(chosen.distinct), *by_row.shape[1:])
     return none.index_add(0, chosen.of_row, by_row)

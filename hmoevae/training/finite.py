@@ -113,10 +113,21 @@ class FiniteGuard:
         finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()]).tolist()
         bad = [name for name, good in zip(weights, finite, strict=True) if not good]
         if bad:
-            self.model.load_state_dict(self.good)
             expected = f"finite weights after step {step}"
             kept = "the model has the weights of the last good epoch"
-            raise NonFiniteError(mismatch("weights", expected, f"NaN or infinity in {_first_of(bad)}; {kept}"))
+            where = _first_of(bad) + self._experts_of({name: weights[name] for name in bad})
+            self.model.load_state_dict(self.good)
+            raise NonFiniteError(mismatch("weights", expected, f"NaN or infinity in {where}; {kept}"))
+
+    def _experts_of(self, weights: dict[str, Tensor]) -> str:
+        """The experts with weights that are not finite, in words; nothing if there is none."""
+        leaves: set[int] = set()
+        for i, group in enumerate(self.model.plan.expert_groups):
+            for name, weight in weights.items():
+                if name.startswith(f"experts.groups.{i}."):
+                    bad = (~torch.isfinite(weight)).flatten(1).any(1).tolist()
+                    leaves |= {leaf for leaf, is_bad in zip(group.members, bad, strict=True) if is_bad}
+        return f" (the expert {_first_of([self.model.plan.leaves[i].path for i in sorted(leaves)])})" if leaves else ""
 
     def _error(self, seen: _Kept, *, knows: bool, is_last: bool) -> NonFiniteError:
         """Name the term and the node, and restore the last good weights if the present ones are not finite."""

@@ -97,6 +97,11 @@ def test_two_processes_weigh_as_one_does(two):
     assert "sample_weight: expected the same in every process" in two[0]["other weights"]
 
 
+@pytest.mark.parametrize("case", workers.ROUTED, ids=str)
+def test_two_processes_train_over_chosen_leaves_as_one_does(two, case):
+    assert_same(two[0][f"routed {case}"], workers.routed(*case), 1e-11)
+
+
 @pytest.mark.parametrize("missing", [False, True])
 def test_two_processes_train_exact_posteriors_as_one_does(two, missing):
     assert_same(two[0][f"posteriors {missing}"], workers.posteriors(missing=missing), 1e-11)

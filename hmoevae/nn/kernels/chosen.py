@@ -84,8 +84,7 @@ def _turned(y: Float[Tensor, "row batch out"]) -> Float[Tensor, "row out batch"]
 
 def _weight_gradient(left: Tensor, right: Tensor, weight: Tensor, chosen: Chosen, blocks: Blocks) -> Tensor:
     """The gradient whose row is the sum of left right over equal rows."""
-    shape = (len(chosen.distinct), *weight.shape[1:])
-    values = blocks.empty("weight gradient", shape, weight.dtype) if weight.grad is None else weight.new_empty(shape)
+    values = blocks.gradient_of(weight, len(chosen.distinct))
     products((left, "row"), (right, "row"), (values, "distinct"), chosen.runs, left.dtype)
     return chosen.gradient(values, weight)
 

@@ -107,14 +107,15 @@ class Blocks:
             return torch.empty(shape, dtype=dtype, device="cpu")
         return self.memory.empty((self.owner, role), shape, dtype)
 
-    def gradient_of(self, weight: Tensor) -> Tensor:
-        """An uninitialised tensor for the gradient of a weight."""
+    def gradient_of(self, weight: Tensor, n_rows: int | None = None) -> Tensor:
+        """An uninitialised tensor for the gradient of a weight, or of `n_rows` of its rows."""
+        shape = (len(weight) if n_rows is None else n_rows, *weight.shape[1:])
         # Where the weight holds a gradient of an earlier step in this block, writing to the block would overwrite the
         # gradient that this one is added to. A computed weight passes its gradient on to tensors that may hold one.
         leaf = weight if weight._base is None else weight._base
         if leaf.is_leaf and leaf.grad is None:
-            return self.empty("weight gradient", tuple(weight.shape), weight.dtype)
-        return torch.empty_like(weight, memory_format=torch.contiguous_format)
+            return self.empty("weight gradient", shape, weight.dtype)
+        return weight.new_empty(shape)
 
 
 def blocks_of(tensor: Tensor) -> Blocks:
