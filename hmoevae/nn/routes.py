@@ -246,8 +246,8 @@ def packing(expert: Int[Tensor, " pair"], n_experts: int) -> Packing:
     width = _width(counts)
     piece, column = place // width, place % width
     # First one row for each expert that has pairs, in ascending order, then the further rows of the busiest.
-    pieces = torch.stack([piece.clamp_max(1), expert, piece])
-    (_, experts, _), row = pieces.unique(dim=1, return_inverse=True)
+    rows, row = ((piece.clamp_max(1) * n_experts + expert) * len(expert) + piece).unique(return_inverse=True)
+    experts = rows // len(expert) % n_experts
     return Packing(Chosen.of(experts), (len(experts), width), row, column)
 
 
