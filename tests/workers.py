@@ -168,6 +168,15 @@ def gaps() -> dict[str, Any]:
     return trained(hm.HMoEVAE(tree, SHAPE, objective="marginal", missing=True).double(), x, init="kmeans")
 
 
+def down_the_tree() -> dict[str, Any]:
+    """Gates that only some samples reach, in one process and not in another, beside a group that hardly any reach."""
+    torch.manual_seed(0)
+    layer, leaf = hm.MLP((8,)), hm.VAE(2, hm.MLP((8,)), hm.MLP((8,)))
+    below = [hm.Mixture.of(leaf, 3, gate=gate) for gate in (layer, layer, layer, hm.MLP((4,)), hm.MLP((5,)))]
+    model = hm.HMoEVAE(hm.Mixture(tuple(below), gate=layer), SHAPE, objective="elbo").double()
+    return trained(model, samples().double(), route=hm.nn.routes.TopK(1, explore=0.2))
+
+
 def posteriors(*, missing: bool) -> dict[str, Any]:
     """Leaves and gates whose posteriors are computed, with and without gaps."""
     x = samples().double()
@@ -186,6 +195,7 @@ def together() -> dict[str, Any]:
     answers["kmeans"] = trained(new_model(), samples(), init="kmeans")
     answers["weighted"] = weighted()
     answers["gaps"] = gaps()
+    answers["down the tree"] = down_the_tree()
     answers |= {f"posteriors {missing}": posteriors(missing=missing) for missing in (False, True)}
     answers["other weights"] = refused(
         lambda: trained(new_model(), samples(), sample_weight=torch.full((N_SAMPLES,), 1.0 + RANK))

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hmoevae.checks import is_integer
-from hmoevae.errors import SpecError, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, ShapeError, SpecError, mismatch
 from hmoevae.nn.draws import Share, borrowed_random_state, for_batch
 from hmoevae.nn.gaps import observed, shown, shown_shape
 from hmoevae.nn.grouped import AffineEnded
@@ -356,6 +356,33 @@ class Experts(nn.Module):
             return group.likelihood.sample(group.decoder(own[:, : group.latent_dim]), generator)
 
         return self._given(draw if observe else run, z, leaf, self.n_features)
+
+    def check_latents(self, z: Tensor, leaf: Tensor) -> None:
+        """Check latents that a user gives, and the leaves that decode them.
+
+        Args:
+            z: One latent vector per row.
+            leaf: Index of the leaf that decodes each row.
+
+        Raises:
+            ArgumentTypeError: One of them is no tensor, or `leaf` does not hold integers.
+            ShapeError: `z` is not `(batch, latent)` with the largest `latent_dim` of the tree, or the lengths differ.
+            ArgumentError: `leaf` is not an index of a leaf.
+        """
+        for name, tensor in (("z", z), ("leaf", leaf)):
+            if not isinstance(tensor, Tensor):
+                raise ArgumentTypeError(mismatch(name, "a torch.Tensor", type(tensor).__name__))
+        if leaf.is_floating_point() or leaf.is_complex() or leaf.dtype == torch.bool:
+            raise ArgumentTypeError(mismatch("leaf", "integers", leaf.dtype))
+        if z.ndim != 2 or z.shape[1] != self.latent_dim:
+            raise ShapeError(mismatch("z", f"(batch, {self.latent_dim})", tuple(z.shape)))
+        if leaf.shape != z.shape[:1]:
+            raise ShapeError(mismatch("leaf", f"({len(z)},), one per row of z", tuple(leaf.shape)))
+        n_leaves = len(self.group_of_leaf)
+        if len(leaf):
+            low, high = (int(end) for end in leaf.aminmax())
+            if low < 0 or high >= n_leaves:
+                raise ArgumentError(mismatch("leaf", f"indices from 0 to {n_leaves - 1}", f"{low} to {high}"))
 
     def _given(
         self,

@@ -65,6 +65,23 @@ class Routes(ABC):
         """
         return None
 
+    def beam(self) -> int | None:
+        """How many gates of a level run for each sample, as in `hmoevae.nn.beam.Beam`; `None` for all."""
+        return None
+
+    def explored(
+        self,
+        n_leaves: int,  # noqa: ARG002
+        draws: Tensor | None,  # noqa: ARG002
+    ) -> Int[Tensor, " batch"] | None:
+        """The leaf of every sample whose gates run however improbable it is, -1 for none; `None` for none anywhere.
+
+        Args:
+            n_leaves: Number of leaves of the tree.
+            draws: The result of `draws`.
+        """
+        return None
+
     @abstractmethod
     def leaves(
         self, leaf_log_prob: Float[Tensor, "leaf batch"], draws: Tensor | None = None
@@ -72,7 +89,7 @@ class Routes(ABC):
         """The leaves of every sample, each leaf at most once a sample; `None` for all of them, in order.
 
         Args:
-            leaf_log_prob: The gates' log q(leaf | x).
+            leaf_log_prob: The gates' log q(leaf | x); minus infinity where gates on the path did not run.
             draws: The result of `draws`.
         """
 
@@ -96,13 +113,19 @@ ALL = All()
 class TopK(Routes):
     """The leaves to which the gates give the highest probability, and now and then another one.
 
+    Where a level of the tree has more than `k` mixtures, only the gates of the `k` most probable of them run for a
+    sample, among the children of those that ran on the level above; the leaves are chosen below these. Training takes
+    the probabilities below other mixtures as even, and their gates do not learn from that sample. In trees with a
+    `PosteriorGate` all gates run.
+
     In training, the other leaf is the way back for one that the gates have stopped choosing. The gates learn from the
     objective how the leaves of a sample compare, so with `k=1` they learn from balance and agreement only.
 
     Args:
         k: Number of leaves a sample; a tree with no more leaves than that computes all of them.
         explore: The probability that the last of a sample's leaves is drawn evenly from all leaves instead. A draw
-            that is among the sample's leaves already changes nothing.
+            that is among the sample's leaves already changes nothing. The gates on its path run in place of the last of
+            each level.
 
     Raises:
         ArgumentError: `k` is no integer > 0, or `explore` no number from 0 to 1.
@@ -135,6 +158,16 @@ class TopK(Routes):
         how: dict[str, Any] = {} if generator is None else {"generator": generator}
         return for_batch(lambda n: torch.rand(2, n, device=x.device, **how), x.shape[-1], share)
 
+    def beam(self) -> int:
+        """As many as leaves."""
+        return self.k
+
+    def explored(self, n_leaves: int, draws: Float[Tensor, "2 batch"] | None) -> Int[Tensor, " batch"] | None:
+        """The leaf that is drawn, for samples that explore."""
+        if draws is None:
+            return None
+        return torch.where(draws[0] < self.explore, (draws[1] * n_leaves).long().clamp_max(n_leaves - 1), -1)
+
     def leaves(
         self, leaf_log_prob: Float[Tensor, "leaf batch"], draws: Float[Tensor, "2 batch"] | None = None
     ) -> Int[Tensor, "slot batch"] | None:
@@ -143,11 +176,8 @@ class TopK(Routes):
         if self.k >= n_leaves:
             return None
         best = leaf_log_prob.detach().topk(self.k, dim=0).indices
-        if draws is None:
-            return best
-        other = (draws[1] * n_leaves).long().clamp_max(n_leaves - 1)
-        explores = (draws[0] < self.explore) & (best != other).all(0)
-        return torch.cat([best[:-1], torch.where(explores, other, best[-1]).unsqueeze(0)])
+        other = self.explored(n_leaves, draws)
+        return best if other is None else with_explored(best, other)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,6 +228,17 @@ class Given(Routes):
         return leaf
 
 
+def with_explored(best: Int[Tensor, "slot batch"], other: Int[Tensor, " batch"]) -> Int[Tensor, "slot batch"]:
+    """Let `other` take the last slot of a sample, unless it is -1 or has a slot already.
+
+    >>> with_explored(torch.tensor([[0, 0, 0], [1, 1, 1]]), torch.tensor([2, 0, -1]))
+    tensor([[0, 0, 0],
+            [2, 1, 1]])
+    """
+    is_new = (other >= 0) & (best != other).all(0)
+    return torch.cat([best[:-1], torch.where(is_new, other, best[-1]).unsqueeze(0)])
+
+
 def restricted(
     leaf_log_prob: Float[Tensor, "leaf batch"], leaf: Int[Tensor, "slot batch"] | None
 ) -> Float[Tensor, "slot batch"]:
@@ -227,6 +268,11 @@ class Packing(NamedTuple):
     row: Int[Tensor, " pair"]
     column: Int[Tensor, " pair"]
 
+    @property
+    def cell(self) -> Int[Tensor, " pair"]:
+        """Place of every pair among all cells: `index_select` is three times as fast as an index of two tensors."""
+        return self.row * self.shape[1] + self.column
+
 
 def packing(expert: Int[Tensor, " pair"], n_experts: int) -> Packing:
     """Assign every pair to a row of its expert, and to a column of its own in that row.
@@ -246,8 +292,8 @@ def packing(expert: Int[Tensor, " pair"], n_experts: int) -> Packing:
     width = _width(counts)
     piece, column = place // width, place % width
     # First one row for each expert that has pairs, in ascending order, then the further rows of the busiest.
-    pieces = torch.stack([piece.clamp_max(1), expert, piece])
-    (_, experts, _), row = pieces.unique(dim=1, return_inverse=True)
+    rows, row = ((piece.clamp_max(1) * n_experts + expert) * len(expert) + piece).unique(return_inverse=True)
+    experts = rows // len(expert) % n_experts
     return Packing(Chosen.of(experts), (len(experts), width), row, column)
 
 
@@ -273,9 +319,8 @@ def pack(values: Float[Tensor, "pair inp"], packed: Packing, *, fill: float = 0.
             [[1., 3.]]])
     """
     rows, columns = packed.shape
-    result = values.new_full((rows, columns, values.shape[1]), fill)  # in memory as kernels.chosen computes
-    result[packed.row, packed.column] = values
-    return result.mT
+    result = values.new_full((rows * columns, values.shape[1]), fill).index_copy(0, packed.cell, values)
+    return result.unflatten(0, packed.shape).mT  # in memory as kernels.chosen computes
 
 
 def unpack(
@@ -287,6 +332,5 @@ def unpack(
     >>> unpack(pack(torch.tensor([[1.0], [2.0], [3.0]]), packed), packed).squeeze(1)
     tensor([1., 2., 3.])
     """
-    if values.ndim == 2:
-        return values[packed.row, packed.column]
-    return values.mT[packed.row, packed.column]
+    by_cell = values.flatten() if values.ndim == 2 else values.mT.flatten(0, 1)
+    return by_cell.index_select(0, packed.cell)

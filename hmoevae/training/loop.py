@@ -156,7 +156,9 @@ class Run:
             out = self._forward(x, index, share, lesson, weights)
             self.guard.see(self.steps, out, share)
             routed = lesson.phase == "start" or lesson.settings.routes != ALL
-            by_row = self.model.experts.parameters() if routed else ()
+            by_row = list(self.model.experts.parameters()) if routed else []
+            if self.model.beam_of(lesson.settings.routes) is not None:
+                by_row += self.model.gates.parameters()
             self.processes.backward(out.loss, self.model, share, by_row)
         if not isinstance(self.optimizer, RowAdam):
             make_dense_(self.model.parameters())

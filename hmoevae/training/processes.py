@@ -178,7 +178,7 @@ class Processes:
         (loss if self.count == 1 else loss * share.weight).backward()
         some = [parameter for parameter in by_row if parameter.requires_grad]
         for parameter in some:
-            if parameter.grad is None or share.n == 0:  # a dummy sample's rows do not step
+            if parameter.grad is None or share.n == 0:  # rows that only a dummy sample uses do not step
                 parameter.grad = no_rows(parameter)
         if self.count == 1:
             return

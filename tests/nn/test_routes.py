@@ -156,10 +156,11 @@ def test_given_leaves_get_the_dense_values_and_gradients(name: str, uneven: bool
         torch.testing.assert_close(found, value)
 
 
-def test_a_busy_expert_among_many_is_split_in_a_model() -> None:
+@pytest.mark.parametrize("expert", [DENSE, hm.VAE(3, CONV, CONV.transpose())], ids=["dense", "convolutional"])
+def test_a_busy_expert_among_many_is_split_in_a_model(expert: hm.VAE) -> None:
     """Of fifty experts, one has nearly all of the samples."""
-    model = build(hm.Mixture.of(DENSE, 50, gate=NET), (4,))
-    x = data_for(model.tree, (4,), 66)
+    model = build(hm.Mixture.of(expert, 50, gate=NET), SHAPE)
+    x = data_for(model.tree, SHAPE, 66)
     leaf = torch.tensor([[7] * 60 + [3, 3, 41, 42, 43, 44]])
     chosen = packing(leaf[0], 50).experts
     assert len(chosen) > len(chosen.distinct)

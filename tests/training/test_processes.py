@@ -111,6 +111,10 @@ def test_two_processes_train_with_gaps_as_one_does(two):
     assert_same(two[0]["gaps"], workers.gaps(), 1e-12)
 
 
+def test_two_processes_train_down_the_tree_as_one_does(two):
+    assert_same(two[0]["down the tree"], workers.down_the_tree(), 1e-12)
+
+
 @pytest.mark.parametrize("name", workers.SOURCES)
 def test_every_source_is_divided(two, name, tmp_path):
     assert_same(two[0][name], workers.source(name, tmp_path), 2e-6)
