@@ -55,10 +55,9 @@ class Training:
             and half of that sibling's samples. The column `revived` of the history counts revived children.
         kl_weight: A constant factor of KL(q(z|x) || p(z)), the beta of a beta-VAE (Higgins et al. 2017). It multiplies
             the weight of a warm-up. The loss is a bound at 1 only; validation data are measured at 1.
-        route: Which leaves each sample is computed with, where gates and experts learn together: `hm.ALL`, or
-            `hm.TopK(k)`, with which a step costs as much as the leaves that its samples meet. Only these leaves change
-            in the step, by `RowAdam`; an `optimizer` of one's own gets dense gradients, which costs as much as all
-            leaves.
+        route: Which leaves each sample is computed with, where gates and experts learn together: `hm.routes.ALL`, or
+            `hm.TopK(k)`, with which a step costs as much as the leaves that its samples meet. `RowAdam` changes only
+            these leaves. An `optimizer` of one's own gets dense gradients, which cost as much as all leaves.
         max_grad_norm: Clip the gradient to this Euclidean norm over all parameters (`torch.nn.utils.clip_grad_norm_`);
             `None` does not clip.
         early_stopping: End when the objective on the validation data has stopped falling, with the best weights.
@@ -136,7 +135,7 @@ class Training:
             if not isinstance(getattr(self, name), record | None):
                 self._refuse(name, f"None or {record.__name__}(...)", ArgumentTypeError)
         if not isinstance(self.route, Routes) or isinstance(self.route, Given):
-            self._refuse("route", "hm.ALL or hm.TopK(...)", ArgumentTypeError)
+            self._refuse("route", "hm.routes.ALL or hm.TopK(...)", ArgumentTypeError)
         if self.compile and self.route != ALL:
             self._refuse("compile", f"False with the route {self.route}, whose shapes differ from step to step")
         if self.seed is not None:
