@@ -96,6 +96,11 @@ class RowAdam(torch.optim.Adam):
 
         Raises:
             ArgumentError: An option is none of this optimiser's.
+
+        >>> optimizer = RowAdam([nn.Parameter(torch.ones(3))], lr=0.5)
+        >>> optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "weight_decay": 0.1})
+        >>> [group["lr"] for group in optimizer.param_groups]
+        [0.5, 0.5]
         """
         _check_options(param_group)
         super().add_param_group(param_group)
