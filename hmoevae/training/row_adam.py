@@ -67,7 +67,8 @@ class RowAdam(torch.optim.Adam):
             for weights, gradients, means, squares, steps in alike.values():
                 if weights:  # not `torch.optim.adam.adam`, which counts the steps up one tensor after the other
                     lists = weights, gradients, means, squares, [], steps
-                    torch._fused_adam_(*lists, beta1=beta1, beta2=beta2, amsgrad=False, **how)
+                    step = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage]
+                    step(*lists, beta1=beta1, beta2=beta2, amsgrad=False, **how)
         return loss
 
     def _pieces(self, parameter: nn.Parameter, gradient: Tensor) -> "_Pieces":

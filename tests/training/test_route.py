@@ -190,7 +190,9 @@ def test_a_run_goes_on_to_the_bit(tmp_path: Any, options: dict[str, Any]) -> Non
 @pytest.mark.parametrize("route", [ALL, TopK(3), TopK(2, explore=0.2)], ids=str)
 def test_another_route_is_refused_on_resuming(tmp_path: Any, route: hm.routes.Routes) -> None:
     trained(checkpoint_dir=tmp_path, route=TopK(2))
-    words = rf"^Training.route: expected TopK\(k=2, explore=0.0\), as in the checkpoint .*, got {re.escape(str(route)[:8])}"
+    words = (
+        rf"^Training.route: expected TopK\(k=2, explore=0.0\), as in the checkpoint .*, got {re.escape(str(route)[:8])}"
+    )
     with pytest.raises(ArgumentError, match=words):
         trained(checkpoint_dir=tmp_path, route=route, epochs=3)
 
@@ -247,7 +249,9 @@ def test_an_expert_that_is_not_finite_is_named(part: str) -> None:
     model = new_model()
     always(model, 3)
     getattr(model.experts.groups[0], part).layers[0].bias.data[3] = math.nan
-    with pytest.raises(NonFiniteError, match=r"^loss: expected a finite loss at step 1, got .* from the expert root/3;"):
+    with pytest.raises(
+        NonFiniteError, match=r"^loss: expected a finite loss at step 1, got .* from the expert root/3;"
+    ):
         fit(model, samples(), epochs=1, route=TopK(2))
 
 
@@ -256,7 +260,9 @@ def test_an_expert_that_is_not_finite_and_not_chosen_is_named_too() -> None:
     model = new_model()
     always(model, 3)
     model.experts.groups[0].decoder.layers[0].bias.data[5] = math.nan
-    with pytest.raises(NonFiniteError, match=r"^weights: expected finite weights after step 3, .* \(the expert root/5\);"):
+    with pytest.raises(
+        NonFiniteError, match=r"^weights: expected finite weights after step 3, .* \(the expert root/5\);"
+    ):
         fit(model, samples(), epochs=1, batch_size=8, route=TopK(1))
 
 
@@ -288,7 +294,7 @@ def test_a_route_is_written_and_read(route: hm.routes.Routes) -> None:
     assert again == training
     assert again.route == route
     assert (repr(training) == "Training()") == (route == ALL)
-    assert eval(repr(training), {"Training": hm.Training, "TopK": TopK}) == training  # noqa: S307
+    assert eval(repr(training), {"Training": hm.Training, "TopK": TopK}) == training
 
 
 def test_a_bad_route_in_a_file_is_named() -> None:

@@ -1,7 +1,6 @@
 """The kernels of chosen rows: outputs and gradients are those of copied rows, wherever the rows and the numbers lie."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import hypothesis
 import pytest
