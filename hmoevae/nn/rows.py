@@ -186,7 +186,8 @@ def rows_of(module: M, rows: Chosen | slice) -> M:
         some.chosen = rows  # type: ignore[assignment]  # a plain attribute
         return some
     part = partial(taken, chosen=rows) if isinstance(rows, Chosen) else operator.itemgetter(rows)
-    some._parameters = {name: None if p is None else part(p) for name, p in module._parameters.items()}
+    parameters: dict[str, Any] = {name: None if p is None else part(p) for name, p in module._parameters.items()}
+    some._parameters = parameters
     some._buffers = {name: None if b is None else part(b) for name, b in module._buffers.items()}
     some._modules = {name: None if m is None else rows_of(m, rows) for name, m in module._modules.items()}
     return some

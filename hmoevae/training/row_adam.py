@@ -67,7 +67,8 @@ class RowAdam(torch.optim.Adam):
             for weights, gradients, means, squares, steps in alike.values():
                 if weights:  # not `torch.optim.adam.adam`, which counts the steps up one tensor after the other
                     lists = weights, gradients, means, squares, [], steps
-                    torch._fused_adam_(*lists, beta1=beta1, beta2=beta2, amsgrad=False, **how)
+                    step = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage]
+                    step(*lists, beta1=beta1, beta2=beta2, amsgrad=False, **how)
         return loss
 
     def _pieces(self, parameter: nn.Parameter, gradient: Tensor) -> "_Pieces":
@@ -96,6 +97,11 @@ class RowAdam(torch.optim.Adam):
 
         Raises:
             ArgumentError: An option is none of this optimiser's.
+
+        >>> optimizer = RowAdam([nn.Parameter(torch.ones(3))], lr=0.5)
+        >>> optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "weight_decay": 0.1})
+        >>> [group["lr"] for group in optimizer.param_groups]
+        [0.5, 0.5]
         """
         _check_options(param_group)
         super().add_param_group(param_group)
