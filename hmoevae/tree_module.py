@@ -9,7 +9,7 @@ from textwrap import indent
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hmoevae import markup
@@ -204,7 +204,7 @@ class TreeModule(Pretrained):
         torch.Size([5, 3])
         """
         flat, seen, other, noise, weights, draws = inputs
-        answers, met = self._run_gates(seen, other, flat, settings, draws)
+        answers, leaf = self._run_gates(seen, other, flat, settings, draws)
         routing = self._routing(answers, settings, share, weights)
         objective = find_objective(self.objective)
         kl_weight = settings.kl_weight
@@ -214,8 +214,7 @@ class TreeModule(Pretrained):
 
         leaf_log_prob = routing.leaf_log_prob.t()
         log_prior = self.prior.leaf_log_prob()
-        reachable = leaf_log_prob if met is None else leaf_log_prob.detach().masked_fill(~met, -torch.inf)
-        leaf = settings.routes.leaves(reachable, draws)
+        leaf = settings.routes.leaves(leaf_log_prob, draws) if leaf is None else leaf
         elbo = self.experts.estimates(flat, noise, of=estimate, leaf=leaf)
         slot_log_prior = log_prior.unsqueeze(1) if leaf is None else log_prior[leaf]
         own = objective.terms(elbo, restricted(leaf_log_prob, leaf), slot_log_prior)
@@ -285,8 +284,8 @@ class TreeModule(Pretrained):
         own: Float[Tensor, "feature batch"],
         settings: StepSettings,
         draws: Tensor | None = None,
-    ) -> tuple[list[Float[Tensor, "edge batch"]], Bool[Tensor, "leaf batch"] | None]:
-        """Log g(child | x) on every edge for each view, and which leaves are met, where some gates run only.
+    ) -> tuple[list[Float[Tensor, "edge batch"]], Int[Tensor, "slot batch"] | None]:
+        """Log g(child | x) on every edge for each view, and each sample's leaves, where some gates run only.
 
         Gates below the last agreement level see `own`.
         """
@@ -298,21 +297,21 @@ class TreeModule(Pretrained):
         if other is not None and self.gates.have_posteriors and not self.gates.learn:
             expected = "a tree with a gate that learns, for agreement"
             raise ArgumentError(mismatch("other_view", expected, "one with PosteriorGate everywhere"))
-        width, met = self.beam_of(settings.routes), None
+        width, leaf = self.beam_of(settings.routes), None
         if width is not None:
             explored = settings.routes.explored(self.plan.n_leaves, draws)
             if explored is not None and other is not None:  # the experts compute one view
                 explored = torch.cat([explored, torch.full_like(explored, -1)])
             how: dict[str, Any] = {"temperature": temperature, "explored": explored}
             shown = Seen(self._shown(both), self._shown(own), last)
-            levels_met = list(self.beam.follow(self.gates, shown, width, **how))
-            answers, met = self.beam.edges(levels_met), self.beam.leaves(levels_met)[:, :n]
+            met = list(self.beam.follow(self.gates, shown, width, **how))
+            answers, leaf = self.beam.edges(met), self.beam.leaves(met, width, explored)[:, :n]
         elif last == depth:
             answers = self._edge_log_prob(both, temperature)
         else:
             joints = self._log_joint(both), self._log_joint(own)
             answers = self.gates.split(self._shown(both), self._shown(own), last, temperature, joints)
-        return [answers] if other is None else list(answers.chunk(2, dim=1)), met
+        return [answers] if other is None else list(answers.chunk(2, dim=1)), leaf
 
     def _levels(self, settings: StepSettings) -> Sequence[int]:
         """The levels of agreement, which are checked."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hmoevae.nn.gates import Gates
@@ -60,8 +60,8 @@ class Beam(nn.Module):
     >>> plan = compile_tree(Mixture.of(Mixture.of(VAE(), 4), 3))
     >>> beam, gates, x = Beam(plan), Gates(plan, (2,)), torch.rand(2, 5)
     >>> met = list(beam.follow(gates, Seen(x, x, plan.depth), width=1))
-    >>> met[0].edge[0], met[1].edge.shape, beam.leaves(met).sum(0)
-    (tensor([0, 1, 2]), torch.Size([5, 4]), tensor([4, 4, 4, 4, 4]))
+    >>> met[0].edge[0], met[1].edge.shape, beam.leaves(met, 1).shape
+    (tensor([0, 1, 2]), torch.Size([5, 4]), torch.Size([1, 5]))
     >>> beam.best(met).shape, beam.edges(met).shape, beam.is_all(2), beam.is_all(3)
     (torch.Size([5]), torch.Size([15, 5]), False, True)
     """
@@ -173,16 +173,20 @@ class Beam(nn.Module):
         even = self.even.to(log_gate.dtype).unsqueeze(1).repeat(1, edge.shape[1])
         return even.scatter(0, edge, log_gate)[:-1]
 
-    def leaves(self, met: Sequence[Met]) -> Bool[Tensor, "leaf batch"]:
-        """Which leaves are met.
+    def leaves(
+        self, met: Sequence[Met], n: int, explored: Int[Tensor, " batch"] | None = None
+    ) -> Int[Tensor, "slot batch"]:
+        """The most probable leaves that are met, best first, then the one that is explored.
 
         Args:
             met: All levels.
+            n: Number of leaves of a sample, at most the width.
+            explored: As in `follow`. It takes the last slot.
         """
-        leaf = _at(self.leaf_of, torch.cat([level.edge for level in met], 1).t())
-        is_met = torch.zeros(self.n_leaves + 1, leaf.shape[1], dtype=torch.bool, device=leaf.device)
-        is_met.scatter_(0, leaf.masked_fill(leaf < 0, self.n_leaves), torch.ones_like(leaf, dtype=torch.bool))
-        return is_met[:-1]
+        leaf = _at(self.leaf_of, torch.cat([level.edge for level in met], 1))
+        log_prob = torch.cat([level.log_prob for level in met], 1).masked_fill(leaf < 0, -torch.inf)
+        best = leaf.gather(1, log_prob.topk(n, dim=1).indices).t()
+        return best if explored is None else with_explored(best, explored)
 
     def index_of(self, nodes: Sequence[PlannedNode]) -> Int[Tensor, " edge_or_none"]:
         """For each edge, the index of its child among some nodes; -1 for no such node.

@@ -66,7 +66,11 @@ class Routes(ABC):
         return None
 
     def beam(self) -> int | None:
-        """How many gates of a level run for each sample, as in `hmoevae.nn.beam.Beam`; `None` for all."""
+        """How many gates of a level run for each sample, as in `hmoevae.nn.beam.Beam`; `None` for all.
+
+        Where some do not run, a sample's leaves are as many of the most probable ones below those that did, with the
+        one that is `explored` in the last slot; `leaves` is not asked.
+        """
         return None
 
     def explored(
@@ -89,7 +93,7 @@ class Routes(ABC):
         """The leaves of every sample, each leaf at most once a sample; `None` for all of them, in order.
 
         Args:
-            leaf_log_prob: The gates' log q(leaf | x); minus infinity where gates on the path did not run.
+            leaf_log_prob: The gates' log q(leaf | x).
             draws: The result of `draws`.
         """
 

@@ -86,9 +86,10 @@ def walks(model: hm.HMoEVAE, x: Tensor, width: int, explored: Tensor | None = No
     return [walk(reference, [x[i : i + 1]] * model.plan.depth, width, other[i]) for i in range(len(x))]
 
 
-def as_leaves(found: list[Walk], n_leaves: int) -> Tensor:
-    """Which leaves the samples meet, `(leaf, batch)`."""
-    return torch.tensor([[leaf in one.leaves for one in found] for leaf in range(n_leaves)])
+def slots(one: Walk, k: int, explored: int) -> list[int]:
+    """The leaves that a sample is computed with."""
+    best = sorted(one.leaves, key=lambda leaf: -one.leaves[leaf].item())[:k]
+    return best if explored < 0 or explored in best else [*best[:-1], explored]
 
 
 # --- the walk ---------------------------------------------------------------------------------------------------------
@@ -102,9 +103,12 @@ def check_against_the_loop(model: hm.HMoEVAE, x: Tensor, width: int, explored: T
     edges, found = model.beam.edges(met), walks(model, x, width, explored)
     expected = torch.stack([one.edges for one in found], 1)
     torch.testing.assert_close(edges, expected)
-    assert torch.equal(model.beam.leaves(met), as_leaves(found, model.plan.n_leaves))
+    others = [-1] * len(x) if explored is None else explored.tolist()
+    k = min(width, model.plan.n_leaves)
+    leaves = model.beam.leaves(met, k, explored).t().tolist()
+    assert leaves == [slots(*one) for one in zip(found, [k] * len(x), others, strict=True)]
     assert model.beam.best(met).tolist() == [one.best for one in found]
-    assert bool((model.beam.leaves(met).sum(0) >= min(width, model.plan.n_leaves)).all())
+    assert all(len(one.leaves) >= k for one in found)
     weights = torch.randn(edges.shape, generator=torch.Generator().manual_seed(0), dtype=edges.dtype)
     names, parameters = zip(*model.gates.named_parameters(), strict=True)
     gradients = [torch.autograd.grad((weights * out).sum(), parameters, allow_unused=True) for out in (edges, expected)]
@@ -204,10 +208,7 @@ def test_a_pass_chooses_among_the_leaves_that_are_met(tree: hm.Mixture, objectiv
     torch.testing.assert_close(out.edge_log_prob, torch.stack([one.edges for one in found]))
     torch.testing.assert_close(out.leaf_log_prob.exp().sum(1), torch.ones(12).double())
     for i, (one, chosen) in enumerate(zip(found, out.leaf.tolist(), strict=True)):
-        best = sorted(one.leaves, key=lambda leaf, one=one: -one.leaves[leaf].item())[:k]
-        if explored is not None and explored[i] >= 0 and explored[i] not in best:
-            best[-1] = int(explored[i])
-        assert chosen == best
+        assert chosen == slots(one, k, -1 if explored is None else int(explored[i]))
     assert all(term.isfinite() for term in out.terms.values())
     out.loss.backward()
     assert all(p.grad is None or p.grad.to_dense().isfinite().all() for p in model.parameters())
@@ -245,10 +246,10 @@ def test_each_of_two_views_walks_by_itself(levels: tuple[int, ...], explore: flo
         for view, other in zip(views, others, strict=True)
     ]
     edges = [torch.stack([one.edges for one in walked], 1) for walked in found]
-    answers, met = model._run_gates(*(v.t() for v in (*views, x)), settings, draws)
+    answers, leaf = model._run_gates(*(v.t() for v in (*views, x)), settings, draws)
     for answer, expected in zip(answers, edges, strict=True):
         torch.testing.assert_close(answer, expected)
-    assert torch.equal(met, as_leaves(found[0], model.plan.n_leaves))
+    assert leaf.t().tolist() == [slots(one, 1, other) for one, other in zip(found[0], others[0], strict=True)]
     routing = model._routing(edges, settings, None, None)
     out = model(x, view=views[0], other_view=views[1], settings=settings, generator=seeded())
     torch.testing.assert_close(out.terms["agreement"], routing.terms["agreement"])
