@@ -30,72 +30,66 @@ Schedule = Literal["constant", "cosine"]
 class Training:
     """All options of a training run. `hmoevae.fit` takes the model, the data, callbacks and folders beside it.
 
-        A record is immutable and may be shared. `dataclasses.replace(training, seed=1)` makes another. Two records are
-        equal if all their options are.
+    A record is immutable and may be shared. `dataclasses.replace(training, seed=1)` makes another. Two records are
+    equal if all their options are.
 
-        Args:
-            epochs: Number of passes over the data.
-            batch_size: Samples per step and process; a DataLoader has its own batch size.
-            lr: Learning rate of Adam. With an `optimizer`, which has its own, it is not used.
-            lr_schedule: `"cosine"` lowers the learning rate to zero along half a cosine, over all epochs or, with
-                `agreement`, over those in which gates and experts learn together.
-            optimizer: Makes another optimiser from the parameters, such as `functools.partial(torch.optim.SGD, lr=0.1)`.
-            view: A random change of the samples that the gates see; the experts model the unchanged samples. A view of
-                `hmoevae.views`, or any callable from samples to samples.
-            agreement: Teach the gates to send a sample and its partner to the same node, in the first epochs without the
-                experts.
-            init: The start: `"random"`; `"kmeans"` or `"umap"` (a Gaussian mixture in a UMAP embedding), which cluster the
-                samples, and the samples of each cluster, level by level; a leaf index for every sample; or a callable that
-                clusters: it takes an array of features (n, feature), a number of clusters and a seed, and returns the
-                clusters (n,).
-            init_epochs: Number of first epochs in which gates and experts learn the start; not used for a random start.
-            warmup: Lower the weight of the KL and soften the gates in the first epochs in which the experts learn.
-            revive: After every epoch in which gates and experts learn together, except the last, revive each child of a
-                mixture whose share was below a hundredth of an even share: the child gets a copy of its most used sibling
-                and half of that sibling's samples. The column `revived` of the history counts revived children.
-            kl_weight: A constant factor of KL(q(z|x) || p(z)), the beta of a beta-VAE (Higgins et al. 2017). It multiplies
-                the weight of a warm-up. The loss is a bound at 1 only; validation data are measured at 1.
-    <<<<<<< HEAD
-            route: Which leaves each sample is computed with, where gates and experts learn together: `hm.routes.ALL`, or
-                `hm.TopK(k)`, with which a step costs as much as the leaves that its samples meet. `RowAdam` changes only
-                these leaves. An `optimizer` of one's own gets dense gradients, which cost as much as all leaves.
-    =======
-            route: Which leaves each sample is computed with, where gates and experts learn together: `hm.ALL`, or
-                `hm.TopK(k)`, with which a step costs as much as the leaves that its samples meet. Only these leaves and the
-                gates that run for a sample change in the step, by `RowAdam`; an `optimizer` of one's own gets dense
-                gradients, which costs as much as all leaves.
-    >>>>>>> beam
-            max_grad_norm: Clip the gradient to this Euclidean norm over all parameters (`torch.nn.utils.clip_grad_norm_`);
-                `None` does not clip.
-            early_stopping: End when the objective on the validation data has stopped falling, with the best weights.
-            seed: Fixes the order of the data, the draws of z, and what loaders, data sets and views draw from the global
-                random states of Python, numpy and torch, which are restored afterwards. The same seed gives the same result
-                on a CPU with the same number of threads. A loader with a generator of its own draws from that. `None` takes
-                a fresh seed. The weights are drawn when the model is made, by torch's global generator: call
-                `torch.manual_seed` before that.
-            device: The device to train on; `"auto"` takes an accelerator if there is one.
-            precision: `"bf16"` runs the networks under bfloat16 autocast; parameters, sums and the optimiser stay float32.
-                On a CPU without bfloat16 instructions it warns and trains in `"fp32"`.
-            compile: Compile the steps in which gates and experts learn together (`torch.compile`, from PyTorch 2.7 on; on a
-                CPU it needs a C++ compiler). The first of these steps takes some 6 to 20 seconds. The others are faster
-                where there are few leaves; see the documentation on performance. Not for several processes.
-            checkpoint_every: Number of epochs between checkpoints. The last epoch always writes one.
-            checkpoint_keep: Number of newest checkpoints to keep. With validation data, the checkpoint with the smallest
-                validation loss, measured by the model's objective, is kept beside them.
+    Args:
+        epochs: Number of passes over the data.
+        batch_size: Samples per step and process; a DataLoader has its own batch size.
+        lr: Learning rate of Adam. With an `optimizer`, which has its own, it is not used.
+        lr_schedule: `"cosine"` lowers the learning rate to zero along half a cosine, over all epochs or, with
+            `agreement`, over those in which gates and experts learn together.
+        optimizer: Makes another optimiser from the parameters, such as `functools.partial(torch.optim.SGD, lr=0.1)`.
+        view: A random change of the samples that the gates see; the experts model the unchanged samples. A view of
+            `hmoevae.views`, or any callable from samples to samples.
+        agreement: Teach the gates to send a sample and its partner to the same node, in the first epochs without the
+            experts.
+        init: The start: `"random"`; `"kmeans"` or `"umap"` (a Gaussian mixture in a UMAP embedding), which cluster the
+            samples, and the samples of each cluster, level by level; a leaf index for every sample; or a callable that
+            clusters: it takes an array of features (n, feature), a number of clusters and a seed, and returns the
+            clusters (n,).
+        init_epochs: Number of first epochs in which gates and experts learn the start; not used for a random start.
+        warmup: Lower the weight of the KL and soften the gates in the first epochs in which the experts learn.
+        revive: After every epoch in which gates and experts learn together, except the last, revive each child of a
+            mixture whose share was below a hundredth of an even share: the child gets a copy of its most used sibling
+            and half of that sibling's samples. The column `revived` of the history counts revived children.
+        kl_weight: A constant factor of KL(q(z|x) || p(z)), the beta of a beta-VAE (Higgins et al. 2017). It multiplies
+            the weight of a warm-up. The loss is a bound at 1 only; validation data are measured at 1.
+    route: Which leaves each sample is computed with, where gates and experts learn together: `hm.routes.ALL`, or
+        `hm.TopK(k)`, with which a step costs as much as the leaves that its samples meet. `RowAdam` changes only
+        these leaves and the gates that run for a sample. An `optimizer` of one's own gets dense gradients, which
+        cost as much as all leaves.
+        max_grad_norm: Clip the gradient to this Euclidean norm over all parameters (`torch.nn.utils.clip_grad_norm_`);
+            `None` does not clip.
+        early_stopping: End when the objective on the validation data has stopped falling, with the best weights.
+        seed: Fixes the order of the data, the draws of z, and what loaders, data sets and views draw from the global
+            random states of Python, numpy and torch, which are restored afterwards. The same seed gives the same result
+            on a CPU with the same number of threads. A loader with a generator of its own draws from that. `None` takes
+            a fresh seed. The weights are drawn when the model is made, by torch's global generator: call
+            `torch.manual_seed` before that.
+        device: The device to train on; `"auto"` takes an accelerator if there is one.
+        precision: `"bf16"` runs the networks under bfloat16 autocast; parameters, sums and the optimiser stay float32.
+            On a CPU without bfloat16 instructions it warns and trains in `"fp32"`.
+        compile: Compile the steps in which gates and experts learn together (`torch.compile`, from PyTorch 2.7 on; on a
+            CPU it needs a C++ compiler). The first of these steps takes some 6 to 20 seconds. The others are faster
+            where there are few leaves; see the documentation on performance. Not for several processes.
+        checkpoint_every: Number of epochs between checkpoints. The last epoch always writes one.
+        checkpoint_keep: Number of newest checkpoints to keep. With validation data, the checkpoint with the smallest
+            validation loss, measured by the model's objective, is kept beside them.
 
-        Raises:
-            ArgumentError: An option cannot be used, or not together with the others.
-            ArgumentTypeError: An option has a wrong type, or there is no such option.
+    Raises:
+        ArgumentError: An option cannot be used, or not together with the others.
+        ArgumentTypeError: An option has a wrong type, or there is no such option.
 
-        >>> training = Training(epochs=5, init="kmeans", early_stopping=EarlyStopping(patience=2))
-        >>> training
-        Training(epochs=5, init='kmeans', early_stopping=EarlyStopping(patience=2, min_delta=0.0))
-        >>> training_from_json(training.to_json()) == training, training.start_epochs, training.course.lesson(1).phase
-        (True, 1, 'start')
-        >>> Training(lr=-1)
-        Traceback (most recent call last):
-        ...
-        hmoevae.errors.ArgumentError: Training.lr: expected a finite number > 0, got -1
+    >>> training = Training(epochs=5, init="kmeans", early_stopping=EarlyStopping(patience=2))
+    >>> training
+    Training(epochs=5, init='kmeans', early_stopping=EarlyStopping(patience=2, min_delta=0.0))
+    >>> training_from_json(training.to_json()) == training, training.start_epochs, training.course.lesson(1).phase
+    (True, 1, 'start')
+    >>> Training(lr=-1)
+    Traceback (most recent call last):
+    ...
+    hmoevae.errors.ArgumentError: Training.lr: expected a finite number > 0, got -1
     """
 
     epochs: int = 20
