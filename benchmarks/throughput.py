@@ -60,8 +60,8 @@ from hmoevae.training import CompiledPass, has_bfloat16, resolve_device
 
 N_FEATURES = 784
 HIDDEN = 128
-Precision = Literal["fp32", "bf16"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Precision = Literal["fp32", "tf32", "bf16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 WARM_UP_STEPS = 3
 FIT_STEPS = 50
 """Steps in one call of `hm.fit`; what it does once a call is shared by so many (an epoch of MNIST has 600)."""
@@ -131,6 +131,10 @@ class Cell:
         """The precision, for ours and the peers alike."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
+    def set_tf32(self) -> None:
+        """Let this process's products of fp32 numbers on a GPU be rounded to TF32, or not."""
+        torch.backends.cuda.matmul.allow_tf32 = self.precision == "tf32"
+
     def gemms(self, entry: "Entry") -> list[gemms.Gemm]:
         """The products of one step."""
         return gemms.gemms_of(entry.tree, N_FEATURES, self.batch, self.op, entry.route)
@@ -189,6 +193,7 @@ def training_step(
     batches = itertools.cycle(torch.rand(8, cell.batch, N_FEATURES, device=cell.device).unbind())
 
     def step() -> None:
+        cell.set_tf32()
         optimizer.zero_grad()
         with memory(), products():
             with cell.autocast():
@@ -203,6 +208,7 @@ def inference_step(compute: Callable[[Any], object], argument: object, cell: Cel
     """Routing or sampling."""
 
     def step() -> None:
+        cell.set_tf32()
         with cell.autocast():
             compute(argument)
 
@@ -251,6 +257,8 @@ def fit_step(cell: Cell, tree: hm.VAE | hm.Mixture, n_steps: int) -> Callable[[]
     model = hm.HMoEVAE(tree, (N_FEATURES,)).to(cell.device)
     x = torch.rand(n_steps * cell.batch, N_FEATURES)
 
+    precision = "bf16" if cell.precision == "bf16" else "fp32"
+
     def fit() -> hm.History:
         with warnings.catch_warnings():  # of what long training on noise does to gates, which is no matter here
             warnings.simplefilter("ignore", CollapseWarning)
@@ -258,7 +266,7 @@ def fit_step(cell: Cell, tree: hm.VAE | hm.Mixture, n_steps: int) -> Callable[[]
                 model,
                 x,
                 hm.Training(
-                    epochs=1, batch_size=cell.batch, lr=1e-3, seed=0, device=cell.device.type, precision=cell.precision
+                    epochs=1, batch_size=cell.batch, lr=1e-3, seed=0, device=cell.device.type, precision=precision
                 ),
                 progress=False,
             )
@@ -272,6 +280,7 @@ def entries_of(cell: Cell, args: argparse.Namespace, workers: dict[str, Worker])
     What cannot be run here is left out, with a line that says why.
     """
     flat = article_tree(cell.leaves, 1, args.hidden)
+    assert flat is not None
     trees = dict.fromkeys(tree for depth in args.depth if (tree := article_tree(cell.leaves, depth, args.hidden)))
     for depth in args.depth:
         if article_tree(cell.leaves, depth, args.hidden) is None:
@@ -524,12 +533,20 @@ def run(args: argparse.Namespace) -> None:
         rows = []
         for op, leaves, batch, precision in itertools.product(args.op, args.leaves, args.batch, args.precision):
             cell = Cell(op, leaves, batch, precision, device)
+            if precision == "tf32" and (device.type != "cuda" or op == "fit"):
+                skip(
+                    cell,
+                    "all",
+                    "hm.fit leaves TF32 to PyTorch's setting" if op == "fit" else "TF32 is for CUDA devices",
+                )
+                continue
             if precision == "bf16" and not has_bfloat16(device):
                 skip(cell, "all", "this CPU has no bfloat16 instructions; hm.fit would train in fp32")
                 continue
             if op == "route" and leaves == 1:
                 skip(cell, "all", "a lone leaf has no gate")
                 continue
+            cell.set_tf32()
             rows += measure(cell, args, workers)
             for worker in workers.values():
                 worker.forget()
