@@ -55,10 +55,10 @@ class Training:
             and half of that sibling's samples. The column `revived` of the history counts revived children.
         kl_weight: A constant factor of KL(q(z|x) || p(z)), the beta of a beta-VAE (Higgins et al. 2017). It multiplies
             the weight of a warm-up. The loss is a bound at 1 only; validation data are measured at 1.
-    route: Which leaves each sample is computed with, where gates and experts learn together: `hm.routes.ALL`, or
-        `hm.TopK(k)`, with which a step costs as much as the leaves that its samples meet. `RowAdam` changes only
-        these leaves and the gates that run for a sample. An `optimizer` of one's own gets dense gradients, which
-        cost as much as all leaves.
+        route: Which leaves each sample is computed with, where gates and experts learn together: `hm.routes.ALL`, or
+            `hm.TopK(k)`, with which a step costs as much as the leaves that its samples meet. `RowAdam` changes only
+            these leaves and the gates that run for a sample. An `optimizer` of one's own gets dense gradients, which
+            cost as much as all leaves.
         max_grad_norm: Clip the gradient to this Euclidean norm over all parameters (`torch.nn.utils.clip_grad_norm_`);
             `None` does not clip.
         early_stopping: End when the objective on the validation data has stopped falling, with the best weights.
