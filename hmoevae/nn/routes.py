@@ -122,8 +122,9 @@ class TopK(Routes):
     the probabilities below other mixtures as even, and their gates do not learn from that sample. In trees with a
     `PosteriorGate` all gates run.
 
-    In training, the other leaf is the way back for one that the gates have stopped choosing. The gates learn from the
-    objective how the leaves of a sample compare, so with `k=1` they learn from balance and agreement only.
+    In training, the gates learn from the objective how the leaves of a sample compare, so with `k=1` they learn from
+    balance and agreement only. The other leaf keeps one in training that the gates have stopped choosing. Where they
+    give it next to no probability, it does not bring that leaf back: `Training(revive=True)` does.
 
     Args:
         k: Number of leaves a sample; a tree with no more leaves than that computes all of them.

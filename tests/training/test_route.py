@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -232,6 +233,27 @@ def test_revival_copies_the_counts_of_steps() -> None:
         state = optimizer.state[parameter]
         assert state["step"].tolist() == [2, 0, 2, 0, 1, 0]
         assert torch.equal(state["exp_avg"][2], state["exp_avg"][0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("HMOEVAE_DATA" not in os.environ, reason="needs MNIST")
+def test_a_leaf_that_is_never_chosen_comes_back_by_revival() -> None:
+    """Of ten that share 5,000 digits, one is shut out; without balance, nothing else brings it back."""
+    x, net = hm.datasets.mnist()[0].x[:5000], hm.MLP((32,))
+    torch.manual_seed(0)
+    leaf = hm.VAE(5, net, net, hm.Gaussian(0.3))
+    tree = hm.Mixture.of(leaf, 10, gate=net, balance=hm.Balance("kl", 0.0))
+    model = hm.HMoEVAE(tree, (1, 28, 28), objective="elbo")
+    options = {"batch_size": 128, "lr": 3e-3}
+    fit(model, x, epochs=5, init="kmeans", route=TopK(2), **options)
+    model.gates.groups[0].last.bias.data[0, 3] -= 80.0
+    shares = []
+    for way in ({"revive": False}, {"revive": True}):
+        again = copy.deepcopy(model)
+        fit(again, x, epochs=6, route=TopK(1, explore=0.1), **way, **options)
+        shares.append((again.predict(x) == 3).double().mean().item())
+    assert shares[0] == 0
+    assert shares[1] > 0.05
 
 
 # --- trouble ----------------------------------------------------------------------------------------------------------
