@@ -118,6 +118,8 @@ class Epochs:
         lesson = self.course.lesson(epoch)
         run.model.train()
         row = run.epoch(self.source, lesson, f"epoch {epoch}/{self.training.epochs}", bar)
+        if self.training.init_shared and epoch == self.course.started_by:
+            run.share_start()
         if self.training.revive and lesson.phase == "joint" and epoch < self.training.epochs:
             row["revived"] = len(run.revive(row))
         run.model.eval()  # no dropout in what is measured, nor in what callbacks look at

@@ -332,6 +332,7 @@ class _Job:
             self.processes,
             compiled=CompiledPass(self.model, kl_weight=training.kl_weight) if training.compile else None,
             max_grad_norm=training.max_grad_norm,
+            shared_start=training.init_shared,
         )
 
 

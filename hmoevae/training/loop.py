@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -49,6 +50,7 @@ class Run:
         *,
         compiled: CompiledPass | None = None,
         max_grad_norm: float | None = None,
+        shared_start: bool = False,
         look_every: int | None = None,
     ) -> None:
         self.model = model
@@ -67,6 +69,9 @@ class Run:
         self.may_draw = may_draw(model)
         self.memory = StepMemory()
         self.compiled = compiled
+        firsts = {leaf: group.members[0] for group in model.plan.expert_groups for leaf in group.members}
+        self.learner = torch.tensor([firsts[i] for i in sorted(firsts)]) if shared_start else None
+        """For each leaf, the one whose expert learns its samples of the start; `None` means itself."""
         self.chosen: list[float] = []
         """For each leaf, the share of the last epoch's samples whose most probable leaf it was."""
         self.threads = Threads(model)
@@ -96,6 +101,13 @@ class Run:
         """Revive the children that got no samples in an epoch; returns their paths."""
         usage = torch.tensor([row[f"usage/{leaf.path}"] for leaf in self.model.plan.leaves], device="cpu")
         return revive(self.model, self.optimizer, usage, self.noise)
+
+    @torch.no_grad()
+    def share_start(self) -> None:
+        """Give all equal experts the weights of the one that has learnt the start. Their moments stay."""
+        for parameter in self.model.experts.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(parameter[:1].expand_as(parameter))
 
     def epoch(self, batches: Batches, lesson: Lesson, title: str, bar: "tqdm[Any]") -> dict[str, float]:
         """Run one pass over the data; returns the means of the loss and its terms, and usage and information."""
@@ -193,17 +205,17 @@ class Run:
                 return self.model.agree(x if view is None else view, other, **told)
             if lesson.phase == "start" and self.start is not None and index is not None:
                 start = self.start[index.cpu()].to(x.device)
-                told["settings"] = replace(lesson.settings, routes=Given(start))
-                return _towards(self.model(x, view=view, generator=self.noise, **told), weights)
+                learner = start if self.learner is None else self.learner.to(x.device)[start]
+                told["settings"] = replace(lesson.settings, routes=Given(learner))
+                return _towards(start, self.model(x, view=view, generator=self.noise, **told), weights)
             forward = self.model if self.compiled is None or lesson.phase != "joint" else self.compiled
             return forward(x, view=view, other_view=other, generator=self.noise, **told)
 
 
-def _towards(out: Output, weights: SampleWeights | None) -> Output:
+def _towards(leaf: Int[Tensor, " batch"], out: Output, weights: SampleWeights | None) -> Output:
     """Replace the loss by the one that fits gates and experts to given leaves: -log p(sample, leaf)."""
-    assert out.leaf is not None
     terms = {
-        "start_gate": -weighted_mean(out.leaf_log_prob.gather(1, out.leaf).squeeze(1), weights),
+        "start_gate": -weighted_mean(out.leaf_log_prob.gather(1, leaf.unsqueeze(1)).squeeze(1), weights),
         "start_expert": -weighted_mean(out.leaf_elbo.squeeze(1), weights),
     }
     return replace(out, loss=terms["start_gate"] + terms["start_expert"], terms=terms)

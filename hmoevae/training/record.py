@@ -49,6 +49,9 @@ class Training:
             clusters: it takes an array of features (n, feature), a number of clusters and a seed, and returns the
             clusters (n,).
         init_epochs: Number of first epochs in which gates and experts learn the start; not used for a random start.
+        init_shared: In these epochs, let equal experts learn as one, from the samples of all of them. Then all of them
+            go on from its weights (sparse upcycling, Komatsuzaki et al. 2023). It suits trees of many leaves, each of
+            which would learn the start from few samples.
         warmup: Lower the weight of the KL and soften the gates in the first epochs in which the experts learn.
         revive: After every epoch in which gates and experts learn together, except the last, revive each child of a
             mixture whose share was below a hundredth of an even share: the child gets a copy of its most used sibling
@@ -101,6 +104,7 @@ class Training:
     agreement: Agreement | None = None
     init: Start = "random"
     init_epochs: int = 1
+    init_shared: bool = False
     warmup: Warmup | None = None
     revive: bool = False
     kl_weight: float = 1.0
@@ -128,13 +132,15 @@ class Training:
         for name, choices in (("lr_schedule", get_args(Schedule)), ("precision", get_args(Precision))):
             if getattr(self, name) not in choices:
                 self._refuse(name, " or ".join(map(repr, choices)))
-        for name in ("revive", "compile"):
+        for name in ("init_shared", "revive", "compile"):
             if not isinstance(getattr(self, name), bool):
                 self._refuse(name, "True or False", ArgumentTypeError)
         records: dict[str, type] = {"agreement": Agreement, "warmup": Warmup, "early_stopping": EarlyStopping}
         for name, record in records.items():
             if not isinstance(getattr(self, name), record | None):
                 self._refuse(name, f"None or {record.__name__}(...)", ArgumentTypeError)
+        if self.init_shared and self.start_epochs == 0:
+            self._refuse("init_shared", "False where the start is random")
         if not isinstance(self.route, Routes) or isinstance(self.route, Given):
             self._refuse("route", "hm.routes.ALL or hm.TopK(...)", ArgumentTypeError)
         if self.compile and self.route != ALL:

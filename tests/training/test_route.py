@@ -324,3 +324,41 @@ def test_a_bad_route_in_a_file_is_named() -> None:
     for change, words in (('"k": 2', '"k": 0'), ("top_k", "top_p")):
         with pytest.raises(hm.errors.HMoEVAEError, match=r"Training\.route"):
             hm.training_from_json(text.replace(change, words))
+
+
+# --- a start that equal experts learn as one --------------------------------------------------------------------------
+
+
+def test_a_shared_start_teaches_one_expert_of_each_group_and_all_go_on_from_it():
+    """After the start, equal experts are equal, one of them has seen all samples, and the gates know the start."""
+    torch.manual_seed(0)
+    expert = hm.VAE(2, hm.MLP((8,)), hm.MLP((8,)), hm.Gaussian(1.0, "identity"))
+    other = hm.VAE(1, hm.MLP((8,)), hm.MLP((8,)), hm.Gaussian(1.0, "identity"))
+    tree = hm.Mixture((expert, other, expert, expert), gate=hm.MLP((16,)))
+    model = hm.HMoEVAE(tree, (4,), objective="elbo")
+    x = torch.randn(400, 4) * 0.1 + 3 * torch.eye(4).repeat(100, 1)
+    leaf = torch.arange(4).repeat(100)
+    before = [p.detach().clone() for p in model.experts.groups[0].parameters()]
+    seen = {}
+
+    def look(end):
+        seen[end.epoch] = [p.detach().clone() for p in end.model.experts.groups[0].parameters()]
+
+    training = hm.Training(epochs=4, init=leaf, init_epochs=3, init_shared=True, lr=1e-2, batch_size=50, device="cpu")
+    hm.fit(model, x, training, callbacks=[look], progress=False)
+    for old, unshared, shared, joint in zip(before, seen[2], seen[3], seen[4], strict=True):
+        assert torch.equal(unshared[1:], old[1:])
+        assert not torch.equal(unshared[0], old[0])
+        assert torch.equal(shared, shared[:1].expand_as(shared))
+        assert not torch.equal(joint[0], joint[1])
+    assert (model.predict(x) == leaf).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("init", ["random", None])
+def test_a_shared_start_needs_a_start(init):
+    if init is None:
+        with pytest.raises(ArgumentTypeError, match=r"Training.init_shared: expected True or False, got 1"):
+            hm.Training(init="kmeans", init_shared=1)
+    else:
+        with pytest.raises(ArgumentError, match=r"Training.init_shared: expected False where the start is random"):
+            hm.Training(init=init, init_shared=True)
