@@ -71,6 +71,8 @@ ROOMS: dict[str, float] = {
     "hmoevae.nn.kernels.precision": 2,
     "hmoevae.nn.kernels.products": 2,
     "hmoevae.nn.kernels.readouts": 2,
+    "hmoevae.nn.exchange": 2,
+    "hmoevae.nn.cut_experts": 3.1,
     "hmoevae.nn.experts": 3,
     "hmoevae.nn.gates": 3,
     "hmoevae.nn.conditional": 3.1,

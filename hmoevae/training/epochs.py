@@ -127,7 +127,8 @@ class Epochs:
         history.rows.append({"epoch": epoch, "seconds": time.perf_counter() - self.started, **row})
         waited_enough = self._compare(epoch, lesson, row)
         end = EpochEnd(run.model, history, epoch, self.training.epochs, run.processes.is_main)
-        stops = [_is_true(callback(end)) for callback in self.state.callbacks]
+        with run.processes.silence():
+            stops = [_is_true(callback(end)) for callback in self.state.callbacks]
         stopped = run.processes.any(any(stops)) or waited_enough
         if self.checkpoints.due(epoch, last=stopped or epoch == self.training.epochs):
             self._write(epoch, row, stopped=stopped)

@@ -112,11 +112,14 @@ class FiniteGuard:
         weights = dict(self.model.named_parameters())
         finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()]).tolist()
         bad = [name for name, good in zip(weights, finite, strict=True) if not good]
-        if bad:
+        found = _first_of(bad)
+        if self.processes.peers is not None:  # else all processes have the same weights
+            found = self.processes.best(found, knows=bool(bad))
+        if found:
             self.model.load_state_dict(self.good)
             expected = f"finite weights after step {step}"
             kept = "the model has the weights of the last good epoch"
-            raise NonFiniteError(mismatch("weights", expected, f"NaN or infinity in {_first_of(bad)}; {kept}"))
+            raise NonFiniteError(mismatch("weights", expected, f"NaN or infinity in {found}; {kept}"))
 
     def _error(self, seen: _Kept, *, knows: bool, is_last: bool) -> NonFiniteError:
         """Name the term and the node, and restore the last good weights if the present ones are not finite."""

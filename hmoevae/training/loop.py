@@ -24,7 +24,7 @@ from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.course import Lesson
 from hmoevae.training.finite import FiniteGuard, steps_between_looks
 from hmoevae.training.gate_views import GateViews
-from hmoevae.training.gradients import clip_grad_norm_, make_dense_
+from hmoevae.training.gradients import make_dense_
 from hmoevae.training.processes import Processes
 from hmoevae.training.random_states import may_draw, seeded_random_states
 from hmoevae.training.revival import revive
@@ -161,7 +161,7 @@ class Run:
         if not isinstance(self.optimizer, RowAdam):
             make_dense_(self.model.parameters())
         if self.max_grad_norm is not None:
-            clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+            self.processes.clip_grad_norm_(self.model, self.max_grad_norm)
         self.optimizer.step()
         if self.schedule is not None and lesson.rate_falls:
             self.schedule.step()

@@ -23,6 +23,8 @@ from hmoevae.training.words import described, from_data, named_fields, refuse_un
 from hmoevae.views import ViewLike, as_view
 
 Schedule = Literal["constant", "cosine"]
+INTEGERS = "epochs", "batch_size", "init_epochs", "expert_parallel", "checkpoint_every", "checkpoint_keep"
+"""The options that are integers > 0."""
 
 
 @named_fields
@@ -73,6 +75,10 @@ class Training:
         compile: Compile the steps in which gates and experts learn together (`torch.compile`, from PyTorch 2.7 on; on a
             CPU it needs a C++ compiler). The first of these steps takes some 6 to 20 seconds. The others are faster
             where there are few leaves; see the documentation on performance. Not for several processes.
+        expert_parallel: Number of processes over which the rows of every group of experts are cut: each holds its part of
+            the experts' weights, gradients and moments while `fit` runs, and samples go to the processes that hold
+            their experts. It has to divide the number of processes; sets of so many processes are replicas, which train
+            on different samples. 1 keeps all experts in every process. Not together with `revive`.
         checkpoint_every: Number of epochs between checkpoints. The last epoch always writes one.
         checkpoint_keep: Number of newest checkpoints to keep. With validation data, the checkpoint with the smallest
             validation loss, measured by the model's objective, is kept beside them.
@@ -111,12 +117,13 @@ class Training:
     device: str | torch.device = "auto"
     precision: Precision = "fp32"
     compile: bool = False
+    expert_parallel: int = 1
     checkpoint_every: int = 1
     checkpoint_keep: int = 3
 
     def __post_init__(self) -> None:
         """Check every option, and turn numpy's numbers into Python's, which JSON reads back equal."""
-        for name in ("epochs", "batch_size", "init_epochs", "checkpoint_every", "checkpoint_keep"):
+        for name in INTEGERS:
             check_integer(f"Training.{name}", getattr(self, name))
             object.__setattr__(self, name, int(getattr(self, name)))
         for name, positive in (("lr", True), ("kl_weight", False), ("max_grad_norm", True)):
@@ -139,6 +146,8 @@ class Training:
             self._refuse("route", "hm.ALL or hm.TopK(...)", ArgumentTypeError)
         if self.compile and self.route != ALL:
             self._refuse("compile", f"False with the route {self.route}, whose shapes differ from step to step")
+        if self.revive and self.expert_parallel > 1:
+            self._refuse("revive", f"False where experts are cut over {self.expert_parallel} processes")
         if self.seed is not None:
             if not (is_integer(self.seed) and -(1 << 63) <= self.seed < 1 << 64):
                 self._refuse("seed", "None or an integer of at most 64 bits")

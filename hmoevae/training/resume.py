@@ -29,6 +29,7 @@ from hmoevae.training.words import described, digest
 DIGESTED_ROWS = 64
 """Approximate number of samples whose digest identifies a data set."""
 NOT_COMPARED = {
+    "expert_parallel": "says where weights are, not what they are",
     "checkpoint_every": "says when checkpoints are written, not what is in them",
     "checkpoint_keep": "says which checkpoints stay, not what is in them",
 }

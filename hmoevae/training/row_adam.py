@@ -79,6 +79,8 @@ class RowAdam(torch.optim.Adam):
                 views += tensor.unbind(0) if len(which) == len(tensor) else [tensor[row] for row in which]
             gradients += values.unbind(0)
         weights, means, squares, steps = lists
+        if not weights:  # no gradient holds a row
+            return
         beta1, beta2 = group["betas"]
         how = {name: group[name] for name in ("amsgrad", "lr", "weight_decay", "eps", "maximize")}
         # Not `torch.optim.adam.adam`, which counts the steps up one tensor after the other.

@@ -1,0 +1,98 @@
+"""Experts whose rows are cut over processes train as those of one process do.
+
+What the processes do is in expert_workers.py.
+"""
+
+import expert_workers
+import pytest
+import torch
+from test_processes import answers_of, assert_same
+
+import hmoevae as hm
+
+pytestmark = [
+    # After two epochs there may well be such leaves and gates.
+    pytest.mark.filterwarnings("ignore::hmoevae.errors.DeadLeafWarning"),
+    pytest.mark.filterwarnings("ignore::hmoevae.errors.ConstantGateWarning"),
+]
+
+
+def answers(job, count, factory):
+    return answers_of(job, count, factory.mktemp(job), expert_workers.__file__)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    return answers("quick", 2, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return answers("two", 2, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    return answers("four", 4, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    return expert_workers.others(tmp_path_factory.mktemp("one"))
+
+
+@pytest.mark.parametrize("route", expert_workers.ROUTES)
+def test_two_processes_with_half_of_the_experts_train_what_one_does(quick, route):
+    expected = expert_workers.principle("elbo", "kl", route, "float64", epochs=2)
+    for answer in quick:
+        assert_same(answer[route], expected, 1e-12)
+
+
+def test_each_process_holds_half_and_the_model_is_whole_in_the_end(quick):
+    model = expert_workers.even_model()
+    n_experts = sum(weight.numel() for weight in model.experts.parameters())
+    n_others = sum(weight.numel() for weight in model.parameters()) - n_experts
+    for answer in quick:
+        held = answer["held"]
+        assert held["weights"] == n_experts // 2
+        assert held["gradients and moments"] == [n_experts // 2 + n_others] * 2
+        assert held["whole again"] == n_experts
+        assert held["same parameters"]
+        for said in held["refused"].values():
+            assert said.startswith("ArgumentError: model: expected one that holds all its experts, as when hm.fit has")
+    assert torch.equal(quick[0]["held"]["scores"], quick[1]["held"]["scores"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", expert_workers.PRINCIPLES, ids=str)
+def test_every_objective_and_balance_and_route(two, case):
+    expected = expert_workers.principle(*case)
+    assert [len(expected["rows"]), "start_gate" in expected["rows"][0]] == [3, True]
+    for answer in two:
+        assert_same(answer[str(case)], expected, 1e-12 if case[3] == "float64" else 2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["2 x 2", "1 x 4"])
+def test_four_processes(four, shape):
+    cases = [case for case in expert_workers.PRINCIPLES if f"{shape} {case}" in four[0]]
+    assert len(cases) >= 3
+    for case in cases:
+        for answer in four:
+            assert_same(answer[f"{shape} {case}"], expert_workers.principle(*case), 1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", ["two", "four"])
+def test_other_options(count, others, request):
+    for answer in request.getfixturevalue(count):
+        for name, expected in others.items():
+            assert_same(answer[name], expected, 1e-11)
+
+
+def test_experts_are_not_cut_over_more_processes_than_there_are():
+    x = torch.rand(8, 1, 4, 4)
+    with pytest.raises(
+        hm.errors.ArgumentError, match="expert_parallel: expected a divisor of the number of proc.* got 2"
+    ):
+        hm.fit(expert_workers.even_model(), x, hm.Training(expert_parallel=2), progress=False)
