@@ -130,6 +130,25 @@ def others(_: Path) -> dict[str, Any]:
     return answers
 
 
+def run(folder: Path, epochs: int) -> dict[str, Any]:
+    """Runs of all and of chosen leaves, which write checkpoints, or go on from those that they find."""
+    answers: dict[str, Any] = {}
+    for route in ("all", "top 2"):
+        how = {"epochs": epochs, "early_stopping": hm.EarlyStopping(patience=9), "checkpoint_dir": folder / route}
+        answers[route] = principle("elbo", "kl", route, "float64", **how)
+    return answers
+
+
+def begun(folder: Path) -> dict[str, Any]:
+    """The first two epochs."""
+    return run(folder, 2)
+
+
+def gone_on(folder: Path) -> dict[str, Any]:
+    """Four epochs, of which two may have been."""
+    return run(folder, 4)
+
+
 def sgd(parameters: Any) -> torch.optim.Optimizer:
     """Gradient descent with momentum."""
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)

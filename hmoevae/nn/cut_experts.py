@@ -67,6 +67,11 @@ class CutExperts(Experts):
             rows.append(r - self.peers.rows(self._sizes[g], owner).start)
         return owners, rows
 
+    def own_rows(self, name: str, tensor: Tensor) -> Tensor:
+        """This process's rows of a whole tensor, of a weight with this name in the model."""
+        group = int(name.split(".")[2])  # experts.groups.<group>
+        return tensor[self.peers.rows(self._sizes[group])].clone()
+
     def whole(self) -> Experts:
         """Give every process all rows again, and return the experts that were cut."""
         for group, size in zip(self.groups, self._sizes, strict=True):

@@ -7,8 +7,8 @@ mean loss over them and I_p their importance. All processes step along the gradi
 
 which is the loss of one process on the whole batch.
 
-Where the experts are cut over processes (`hmoevae.nn.cut_experts`), the gradient of an expert is complete in the process
-that holds it, for the samples of the processes among which the experts are cut once; such sets of processes are replicas.
+Experts may be cut over processes (`hmoevae.nn.cut_experts`). The processes among which all experts are cut once are a
+replica. The gradient of an expert is that of its replica's samples already, and is summed over the replicas only.
 """
 
 import signal

@@ -75,10 +75,10 @@ class Training:
         compile: Compile the steps in which gates and experts learn together (`torch.compile`, from PyTorch 2.7 on; on a
             CPU it needs a C++ compiler). The first of these steps takes some 6 to 20 seconds. The others are faster
             where there are few leaves; see the documentation on performance. Not for several processes.
-        expert_parallel: Number of processes over which the rows of every group of experts are cut: each holds its part of
-            the experts' weights, gradients and moments while `fit` runs, and samples go to the processes that hold
-            their experts. It has to divide the number of processes; sets of so many processes are replicas, which train
-            on different samples. 1 keeps all experts in every process. Not together with `revive`.
+        expert_parallel: Number of processes over which the experts are cut: while `fit` runs, each holds its part of
+            their weights, gradients and moments, and samples go to the processes that hold their experts. It has to
+            divide the number of processes; each set of so many processes holds all experts once. 1 keeps all experts in
+            every process. Not together with `revive`.
         checkpoint_every: Number of epochs between checkpoints. The last epoch always writes one.
         checkpoint_keep: Number of newest checkpoints to keep. With validation data, the checkpoint with the smallest
             validation loss, measured by the model's objective, is kept beside them.

@@ -90,9 +90,35 @@ def test_other_options(count, others, request):
             assert_same(answer[name], expected, 1e-11)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return expert_workers.gone_on(tmp_path_factory.mktemp("uninterrupted"))
+
+
+def by(count, job, folder):
+    """What a job does in so many processes."""
+    if count == 1:
+        return [getattr(expert_workers, job)(folder)]
+    return answers_of(job, count, folder, expert_workers.__file__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
+def test_another_number_of_processes_goes_on_from_a_checkpoint(before, after, uninterrupted, tmp_path):
+    first = by(before, "begun", tmp_path)[0]
+    for route in uninterrupted:
+        path = hm.training.last_checkpoint(tmp_path / route)
+        assert (path / "experts").is_dir() == (before > 1)
+        for name, weight in hm.HMoEVAE.from_pretrained(path).state_dict().items():
+            torch.testing.assert_close(weight, first[route]["weights"][name], atol=1e-12, rtol=0)
+    for answer in by(after, "gone_on", tmp_path):
+        for route, expected in uninterrupted.items():
+            assert_same(answer[route], expected, 1e-12)
+
+
 def test_experts_are_not_cut_over_more_processes_than_there_are():
     x = torch.rand(8, 1, 4, 4)
     with pytest.raises(
-        hm.errors.ArgumentError, match="expert_parallel: expected a divisor of the number of proc.* got 2"
+        hm.errors.ArgumentError, match="expert_parallel: expected a divisor of the number of processes, 1, got 2"
     ):
         hm.fit(expert_workers.even_model(), x, hm.Training(expert_parallel=2), progress=False)

@@ -28,7 +28,7 @@ TIMEOUT = 300  # seconds; a hang, not a slow machine
 
 
 def run_together(job, count, folder, file=workers.__file__):
-    """Run a job of workers.py, or of another file, in `count` processes; their exit statuses and what they wrote to stderr."""
+    """Run a job of workers.py, or of another file, in `count` processes; their exit statuses and their stderr."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
