@@ -1,6 +1,7 @@
 """What the processes of test_expert_parallel.py do: each runs this file with a job and a folder for the answers."""
 
 import itertools
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,36 @@ def others(_: Path) -> dict[str, Any]:
     answers["data parallel"] = principle("elbo", "kl", "top 2", "float64", expert_parallel=1)
     answers["posteriors"] = posteriors()
     answers["frozen"] = frozen()
+    return answers
+
+
+def trouble(folder: Path) -> dict[str, Any]:
+    """A weight that becomes NaN in one process, Ctrl-C in one process, and a callback that fails in all of them."""
+    answers: dict[str, Any] = {}
+
+    def spoil(end: hm.EpochEnd) -> None:
+        with torch.no_grad():
+            if workers.RANK == 1:
+                end.model.experts.groups[0].decoder.layers[0].bias[0] = torch.nan
+
+    def press(end: hm.EpochEnd) -> None:
+        if workers.RANK == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    def fail(end: hm.EpochEnd) -> None:
+        raise hm.errors.DataError("no reason")
+
+    how: dict[str, Any] = {"expert_parallel": parts(), "epochs": 3}
+    model = even_model()
+    answers["spoilt"] = refused(lambda: trained(model, samples(), callbacks=[spoil], **how))
+    how["checkpoint_dir"] = folder
+    answers["spoilt again"] = refused(lambda: trained(model, samples(), callbacks=[spoil], **how))
+    answers["weights"] = dict(model.state_dict())
+    answers["scores"] = model.score_samples(samples())
+    del how["checkpoint_dir"]
+    answers["pressed"] = trained(model, samples(), callbacks=[press], **how)
+    answers["failed"] = refused(lambda: trained(model, samples(), callbacks=[fail], **how))
+    answers["after"] = refused(lambda: model.score_samples(samples()))
     return answers
 
 

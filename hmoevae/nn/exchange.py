@@ -40,7 +40,6 @@ class Peers:
     Attributes:
         count: Their number.
         index: The rank of this process among them.
-        sent: Number of bytes that this process has sent to the others.
         silent: Why no exchange may take place now; `None` if it may.
     """
 
@@ -48,7 +47,6 @@ class Peers:
         self.group = group
         self.count = dist.get_world_size(group)
         self.index = dist.get_rank(group)
-        self.sent = 0
         self.silent: str | None = None
 
     def rows(self, n: int, index: int | None = None) -> slice:
@@ -119,7 +117,6 @@ class Peers:
         result = rows.new_empty(sum(receive), *rows.shape[1:])
         with talking(self.count, self.index):
             dist.all_to_all_single(result, rows.contiguous(), receive, send, group=self.group)
-        self.sent += (sum(send) - send[self.index]) * rows[:1].numel() * rows.element_size()
         return result
 
 

@@ -1,4 +1,4 @@
-"""Tensors of which every process holds some rows, on disk: a safetensors file a process, by torch.distributed.checkpoint.
+"""Tensors cut over processes, on disk: a safetensors file for each process, by torch.distributed.checkpoint.
 
 Any number of processes can read what any other number has written. PyTorch's own format is not used: it is a pickle.
 """
@@ -32,16 +32,19 @@ def write(folder: Path, parts: dict[str, Tensor], peers: Peers, mesh: DeviceMesh
         ArgumentError: This version of PyTorch cannot write safetensors.
         OSError: The files cannot be written.
     """
-    import torch.distributed.checkpoint as dcp  # not at the top: it loads slowly, and few programs need it
-
-    if not hasattr(dcp, "HuggingFaceStorageWriter"):
-        raise ArgumentError(mismatch("torch", "2.8 or newer, for checkpoints of cut experts", torch.__version__))
+    try:  # not at the top: it loads slowly, and few programs need it
+        from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
+    except ImportError:
+        expected = "2.8 or newer, for checkpoints of experts that are cut over processes"
+        raise ArgumentError(mismatch("torch", expected, torch.__version__)) from None
     lengths = peers.numbers(_device(mesh), *(len(part) for part in parts.values()))
     totals = [sum(column) for column in zip(*lengths, strict=True)]
     whole = {name: _placed(part, n, mesh) for (name, part), n in zip(parts.items(), totals, strict=True)}
     try:
-        dcp.save(whole, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
-    except dcp.CheckpointException as error:
+        save(whole, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except CheckpointException as error:
         raise OSError(f"{next(iter(error.failures.values()))[0]}") from error
 
 
@@ -56,13 +59,16 @@ def read(folder: Path, peers: Peers | None = None, mesh: DeviceMesh | None = Non
     Raises:
         CheckpointError: The files cannot be read.
     """
-    import torch.distributed.checkpoint as dcp  # not at the top: it loads slowly, and few programs need it
-
     expected = "a folder with the rows of experts that hmoevae wrote"
-    if not hasattr(dcp, "HuggingFaceStorageReader"):
-        raise CheckpointError(mismatch(str(folder), f"{expected}, and torch 2.8 or newer", torch.__version__))
+    try:  # not at the top, as above
+        from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+    except ImportError:
+        got = f"torch {torch.__version__}"
+        raise CheckpointError(mismatch(str(folder), f"{expected}, and torch 2.8 or newer", got)) from None
     try:
-        reader = dcp.HuggingFaceStorageReader(str(folder))
+        reader = HuggingFaceStorageReader(str(folder))
         parts: dict[str, Tensor] = {}
         placed: dict[str, Tensor] = {}
         for name, about in reader.read_metadata().state_dict_metadata.items():
@@ -73,8 +79,8 @@ def read(folder: Path, peers: Peers | None = None, mesh: DeviceMesh | None = Non
             placed[name] = parts[name] if mesh is None else _placed(parts[name], n, mesh)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # where nothing is cut
-            dcp.load(placed, storage_reader=reader, no_dist=mesh is None)
-    except (OSError, ValueError, KeyError, dcp.CheckpointException) as error:
+            load(placed, storage_reader=reader, no_dist=mesh is None)
+    except (OSError, ValueError, KeyError, CheckpointException) as error:
         raise CheckpointError(mismatch(str(folder), expected, f"{error}".strip().splitlines()[0])) from error
     return parts
 
@@ -99,5 +105,5 @@ def _placed(part: Tensor, n: int, mesh: DeviceMesh) -> Tensor:
 
 
 def _device(mesh: DeviceMesh) -> torch.device:
-    current = torch.cuda.current_device() if mesh.device_type == "cuda" else None
-    return torch.device(mesh.device_type, current)
+    is_cuda = mesh.device_type == "cuda"
+    return torch.device("cuda", torch.cuda.current_device()) if is_cuda else torch.device(mesh.device_type)

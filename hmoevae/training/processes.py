@@ -277,10 +277,11 @@ class Processes:
         if self.peers is None:
             clip_grad_norm_(model.parameters(), max_norm)
             return
+        group = self.peers.group
         own = list(model.experts.parameters())
         known = {id(parameter) for parameter in own}
         others = [parameter for parameter in model.parameters() if id(parameter) not in known]
-        clip_grad_norm_(others, max_norm, cut=own, sum_of_cut=lambda value: self.sum(value, self.peers.group))
+        clip_grad_norm_(others, max_norm, cut=own, sum_of_cut=lambda value: self.sum(value, group))
 
     # --- reductions -------------------------------------------------------------------------------------------------
 

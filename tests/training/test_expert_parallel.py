@@ -90,6 +90,25 @@ def test_other_options(count, others, request):
             assert_same(answer[name], expected, 1e-11)
 
 
+@pytest.mark.slow
+def test_trouble_in_one_process_is_that_of_all(tmp_path_factory):
+    both = answers("trouble", 2, tmp_path_factory)
+    for answer in both:
+        kept = "the model has the weights of the last good epoch"
+        expected = f"loss: expected a finite loss at step 5, got 'elbo' = nan from the expert root/2; {kept}"
+        assert answer["spoilt"] == f"NonFiniteError: {expected}"
+        expected = (
+            "weights: expected finite weights after step 4, got NaN or infinity in experts.groups.0.decoder.layers"
+        )
+        assert answer["spoilt again"] == f"NonFiniteError: {expected}.0.bias; {kept}"
+        assert answer["scores"].isfinite().all()
+        assert answer["pressed"]["interrupted"]
+        assert answer["failed"] == "DataError: no reason"
+        assert answer["after"].startswith("ArgumentError: model: expected one that holds all its experts")
+        assert answer["after"].endswith("(hm.fit ended with an error)")
+        assert all(torch.equal(weight, both[0]["weights"][name]) for name, weight in answer["weights"].items())
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     return expert_workers.gone_on(tmp_path_factory.mktemp("uninterrupted"))
