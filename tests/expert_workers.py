@@ -121,6 +121,7 @@ def others(_: Path) -> dict[str, Any]:
             "elbo", "kl", route, "float64", epochs=6, lr=0.3, early_stopping=hm.EarlyStopping(patience=1)
         )
         answers[f"sgd {route}"] = principle("elbo", "kl", route, "float64", optimizer=sgd)
+        answers[f"revived {route}"] = revived(route)
         answers[f"agreement {route}"] = principle(
             "marginal", "kl", route, "float64",
             view=hm.views.RandomAffine(), agreement=hm.Agreement(partner=hm.views.Neighbour(3), alone=0.5),
@@ -183,6 +184,23 @@ def gone_on(folder: Path) -> dict[str, Any]:
 def sgd(parameters: Any) -> torch.optim.Optimizer:
     """Gradient descent with momentum."""
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+
+
+def revived(route: str) -> dict[str, Any]:
+    """Two of six leaves, in two groups, die and are revived, from leaves that other processes hold."""
+    layer = hm.MLP((8,))
+    torch.manual_seed(0)
+    wide, narrow = hm.VAE(3, layer, layer), hm.VAE(2, layer, layer)
+    tree = hm.Mixture((wide, narrow, narrow, wide, narrow, wide), gate=layer, balance=hm.Balance("kl", 0.0))
+    model = hm.HMoEVAE(tree, workers.SHAPE, objective="elbo").double()
+    with torch.no_grad():
+        last = model.gates.groups[0].last
+        assert last is not None
+        last.bias[0, [3, 4]] = -40.0
+    how = {"revive": True, "epochs": 4, "route": ROUTES[route], "expert_parallel": parts()}
+    answer = trained(model, samples().double(), **how)
+    assert sum(row.get("revived", 0) for row in answer["rows"]) >= 2
+    return answer
 
 
 def posteriors() -> dict[str, Any]:

@@ -72,12 +72,25 @@ class CutExperts(Experts):
         group = int(name.split(".")[2])  # experts.groups.<group>
         return tensor[self.peers.rows(self._sizes[group])].clone()
 
+    def own_row(self, group: int, row: int) -> int | None:
+        """This process's index of a row of a group; `None` if another process holds it."""
+        kept = self.peers.rows(self._sizes[group])
+        return row - kept.start if kept.start <= row < kept.stop else None
+
+    def row(self, group: int, row: int, own: Float[Tensor, "own *axes"]) -> Float[Tensor, "*axes"]:
+        """One row of a tensor of a group, in all processes that hold some of its rows, each of which calls this."""
+        owner = row // self.peers.rows(self._sizes[group], 0).stop
+        place, count = self.own_row(group, row), self.peers.count
+        sent = own[:0] if place is None else own[place].expand(count, *own.shape[1:])
+        send, receive = [0 if place is None else 1] * count, [int(index == owner) for index in range(count)]
+        return self.peers.exchange(sent, send, receive)[0]
+
     def whole(self) -> Experts:
-        """Give every process all rows again, and return the experts that were cut."""
+        """Give every process all rows again, in host memory, and return the experts that were cut."""
         for group, size in zip(self.groups, self._sizes, strict=True):
             sizes = [_length(self.peers.rows(size, index)) for index in range(self.peers.count)]
-            _replace(group, lambda tensor, sizes=sizes: self.peers.gather(tensor, sizes))
-        return self._whole[0].to(self.group_of_leaf.device)
+            _replace(group, lambda tensor, sizes=sizes: self.peers.gather(tensor, sizes).cpu())
+        return self._whole[0].cpu()
 
     # --- what training uses -----------------------------------------------------------------------------------------
 

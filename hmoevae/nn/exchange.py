@@ -6,7 +6,7 @@ their ranks.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hmoevae.errors import ArgumentError, ProcessError, mismatch
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -80,6 +82,14 @@ class Peers:
         mine = torch.tensor([own] * self.count, dtype=torch.long, device=device)
         ones = [1] * self.count
         return self._exchanged(mine, ones, ones).tolist()
+
+    def objects(self, own: T) -> list[T]:
+        """Gather a small object of every process."""
+        self.check_may_talk()
+        everyone: list[Any] = [None] * self.count
+        with talking(self.count, self.index):
+            dist.all_gather_object(everyone, own, group=self.group)
+        return everyone
 
     def counts(self, device: torch.device, send: list[int]) -> list[int]:
         """How many rows come from every process, if this one sends so many to each of them."""

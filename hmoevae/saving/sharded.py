@@ -3,14 +3,13 @@
 Any number of processes can read what any other number has written. PyTorch's own format is not used: it is a pickle.
 """
 
-import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from hmoevae.errors import ArgumentError, CheckpointError, mismatch
+from hmoevae.errors import ArgumentError, CheckpointError, mismatch, unwarned
 from hmoevae.nn.exchange import Peers
 
 FOLDER = "experts"
@@ -77,8 +76,7 @@ def read(folder: Path, peers: Peers | None = None, mesh: DeviceMesh | None = Non
             how = {"dtype": about.properties.dtype, "device": "cpu" if mesh is None else _device(mesh)}  # pyright: ignore[reportAttributeAccessIssue]
             parts[name] = torch.empty(rows.stop - rows.start if peers else n, *shape, **how)
             placed[name] = parts[name] if mesh is None else _placed(parts[name], n, mesh)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # where nothing is cut
+        with unwarned("torch.distributed is disabled"):  # where nothing is cut
             load(placed, storage_reader=reader, no_dist=mesh is None)
     except (OSError, ValueError, KeyError, CheckpointException) as error:
         raise CheckpointError(mismatch(str(folder), expected, f"{error}".strip().splitlines()[0])) from error

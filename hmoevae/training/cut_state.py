@@ -4,12 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hmoevae.nn.cut_experts import CutExperts
-from hmoevae.nn.exchange import Peers, talking
+from hmoevae.nn.exchange import Peers
 
 EXPERTS = "experts."
 """What the names of the experts' weights in a model begin with."""
@@ -57,12 +56,10 @@ def _alike(values: dict[str, Tensor], lengths: dict[int, int], peers: Peers) -> 
     A process whose rows have not been in any gradient has no moments, which are zero; and a number of steps may be one
     for all rows here and one for each row there.
     """
-    everyone: list[Any] = [None] * peers.count
     kinds = {name: (tuple(value.shape[1:]), value.dtype) for name, value in values.items() if value.ndim}
-    with talking(peers.count, peers.index):
-        dist.all_gather_object(everyone, kinds, group=peers.group)
+    known = {name: kind for theirs in peers.objects(kinds) for name, kind in theirs.items()}
     result: dict[str, Tensor] = {}
-    for name, (shape, dtype) in sorted({name: kind for theirs in everyone for name, kind in theirs.items()}.items()):
+    for name, (shape, dtype) in sorted(known.items()):
         n, device = lengths[int(name.partition(".")[0])], _device_of(values)
         value = values.get(name, torch.zeros((), dtype=dtype, device=device))
         result[name] = value if value.ndim else value.expand(n, *shape).clone()

@@ -68,7 +68,8 @@ def fit(
     weights. The main process shows the progress and gives the warnings.
 
     Args:
-        model: The model. After training it is on the training's device and in evaluation mode.
+        model: The model. After training it is on the training's device, or with `expert_parallel` in host memory, and
+            in evaluation mode.
         data: Samples `(n, *input_shape)` as a tensor or array, or a Dataset or DataLoader of them. If the items are
             tuples, such as (image, label), only the first entry is read. A memory-mapped array (`np.memmap`, as from
             `np.load(file, mmap_mode="r")`) is copied into memory 256 MiB at a time. A larger one is shuffled in blocks

@@ -145,9 +145,10 @@ class Processes:
         model.experts = CutExperts(model.experts, self.peers)
 
     def make_whole(self, model: HMoEVAE) -> None:
-        """Undo `cut`, in all processes."""
+        """Undo `cut`, in all processes; the model is in host memory then, as it may not fit on a device."""
         if isinstance(model.experts, CutExperts):
             model.experts = model.experts.whole()
+            model.cpu()
         self.part()
 
     def part(self) -> None:

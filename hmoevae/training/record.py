@@ -78,7 +78,7 @@ class Training:
         expert_parallel: Number of processes over which the experts are cut: while `fit` runs, each holds its part of
             their weights, gradients and moments, and samples go to the processes that hold their experts. It has to
             divide the number of processes; each set of so many processes holds all experts once. 1 keeps all experts in
-            every process. Not together with `revive`.
+            every process. Callbacks cannot use the experts.
         checkpoint_every: Number of epochs between checkpoints. The last epoch always writes one.
         checkpoint_keep: Number of newest checkpoints to keep. With validation data, the checkpoint with the smallest
             validation loss, measured by the model's objective, is kept beside them.
@@ -146,8 +146,6 @@ class Training:
             self._refuse("route", "hm.ALL or hm.TopK(...)", ArgumentTypeError)
         if self.compile and self.route != ALL:
             self._refuse("compile", f"False with the route {self.route}, whose shapes differ from step to step")
-        if self.revive and self.expert_parallel > 1:
-            self._refuse("revive", f"False where experts are cut over {self.expert_parallel} processes")
         if self.seed is not None:
             if not (is_integer(self.seed) and -(1 << 63) <= self.seed < 1 << 64):
                 self._refuse("seed", "None or an integer of at most 64 bits")

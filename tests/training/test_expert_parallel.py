@@ -87,7 +87,8 @@ def test_four_processes(four, shape):
 def test_other_options(count, others, request):
     for answer in request.getfixturevalue(count):
         for name, expected in others.items():
-            assert_same(answer[name], expected, 1e-11)
+            # Adam divides gradients of leaves that are nearly dead by their own size, and so raises their rounding.
+            assert_same(answer[name], expected, 1e-9 if "revived" in name else 1e-11)
 
 
 @pytest.mark.slow

@@ -110,6 +110,7 @@ def test_records_are_equal_if_all_their_options_are(name: str) -> None:
         "precision": "fp32" if training.precision == "bf16" else "bf16",
         "revive": not training.revive,
         "compile": not training.compile,
+        "expert_parallel": 7,
     }
     changed = dataclasses.replace(training, **{name: other[name]})
     assert changed != training
