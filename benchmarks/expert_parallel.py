@@ -32,6 +32,7 @@ from torch import Tensor
 
 import hmoevae as hm
 from hmoevae.errors import CollapseWarning
+from hmoevae.training import resolve_device
 
 NETWORK = hm.MLP((128,), activation="sigmoid")
 EXPERT = hm.VAE(latent_dim=10, encoder=NETWORK, decoder=NETWORK)
@@ -123,7 +124,7 @@ def main(say: Callable[[str], None] = print) -> None:
                 shown = f"{one['bytes'] / 1e6:9.3f} MB sent {one['held'] / 1e6:9.1f} MB held {one['ms']:9.1f} ms"
                 say(f"{n_leaves:6} leaves  cut {cut:3}  k {k:3}  {shown}")
         if here.is_main_process:
-            about = machine.about(here.device, args.threads)
+            about = machine.about(resolve_device(args.device), args.threads)
             report = {**about, "argv": command.given(args), "processes": here.num_processes, "rows": rows}
             command.write(report, args.json)
             say(json.dumps(report))
