@@ -171,6 +171,15 @@ def run(folder: Path, epochs: int) -> dict[str, Any]:
     return answers
 
 
+def weightless(folder: Path) -> dict[str, Any]:
+    """A tree that has no weights but those of experts, with checkpoints, which the main process reads."""
+    torch.manual_seed(0)
+    leaf = hm.VAE(2, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian("learned", "identity"))
+    model = hm.HMoEVAE(hm.Mixture.of(leaf, 3, gate=hm.PosteriorGate()), workers.SHAPE, objective="marginal").double()
+    answer = trained(model, samples().double(), expert_parallel=parts(), checkpoint_dir=folder)
+    return answer | {"read": dict(hm.HMoEVAE.from_pretrained(hm.training.last_checkpoint(folder)).state_dict())}
+
+
 def begun(folder: Path) -> dict[str, Any]:
     """The first two epochs."""
     return run(folder, 2)

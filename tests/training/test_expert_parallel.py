@@ -123,6 +123,15 @@ def by(count, job, folder):
 
 
 @pytest.mark.slow
+def test_a_tree_without_weights_at_its_gates_is_read_from_its_checkpoint(tmp_path, tmp_path_factory):
+    expected = expert_workers.weightless(tmp_path)
+    for answer in answers("weightless", 2, tmp_path_factory):
+        assert_same(answer, expected, 1e-12)
+        assert answer["read"].keys() == answer["weights"].keys()
+        assert all(torch.equal(answer["read"][name], weight) for name, weight in answer["weights"].items())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
 def test_another_number_of_processes_goes_on_from_a_checkpoint(before, after, uninterrupted, tmp_path):
     first = by(before, "begun", tmp_path)[0]
