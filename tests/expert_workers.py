@@ -127,6 +127,8 @@ def others(_: Path) -> dict[str, Any]:
             view=hm.views.RandomAffine(), agreement=hm.Agreement(partner=hm.views.Neighbour(3), alone=0.5),
         )  # fmt: skip
     answers["data parallel"] = principle("elbo", "kl", "top 2", "float64", expert_parallel=1)
+    answers["own parts"] = trained(workers.model_of_own_parts(), samples().double(), expert_parallel=parts())
+    answers["convolutions"] = convolutions()
     answers["posteriors"] = posteriors()
     answers["frozen"] = frozen()
     return answers
@@ -210,6 +212,16 @@ def revived(route: str) -> dict[str, Any]:
     answer = trained(model, samples().double(), **how)
     assert sum(row.get("revived", 0) for row in answer["rows"]) >= 2
     return answer
+
+
+def convolutions() -> dict[str, Any]:
+    """Convolutional experts, and samples with gaps."""
+    x = samples().double()
+    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.3] = torch.nan
+    torch.manual_seed(0)
+    leaf = hm.VAE(2, hm.Conv((4,), 3), hm.ConvTranspose((4,), 3), hm.Gaussian("learned"))
+    model = hm.HMoEVAE(hm.Mixture.of(leaf, 3, gate=hm.MLP((4,))), workers.SHAPE, missing=True).double()
+    return trained(model, x, expert_parallel=parts())
 
 
 def posteriors() -> dict[str, Any]:
