@@ -407,9 +407,7 @@ class HMoEVAE(TreeModule):
         def evaluate(chunk: Tensor) -> Tensor:
             flat = self._features_first(chunk)
             leaf_log_prob = self.paths.leaf_log_prob(self._edge_log_prob(flat))
-            draws = self.experts.draw(flat, self.experts.noise(flat, generator, share))
-            elbo = self.experts.by_leaf([draw.elbo() for draw in draws])
-            log_weight = self.experts.by_leaf([draw.log_weight() for draw in draws])
+            elbo, log_weight = self.experts.elbo_and_log_weight(flat, self.experts.noise(flat, generator, share))
             log_prior = self.prior.leaf_log_prob().unsqueeze(1)
             terms: dict[str, Tensor] = {}
             for objective in measured_for(self.objective):

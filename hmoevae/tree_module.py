@@ -377,6 +377,15 @@ class TreeModule(Pretrained):
             got = "a model made inside (copy.deepcopy(model), called outside, can be trained)"
             raise ArgumentError(mismatch("model", "a model made outside torch.inference_mode, for gradients", got))
 
+    def check_rebuilds(self) -> None:
+        """As in `Pretrained`.
+
+        Raises:
+            ArgumentError: Loading would not rebuild the model, or its experts are cut over several processes.
+        """
+        self.experts.check_whole()
+        super().check_rebuilds()
+
     def check_input(self, x: Samples, *, name: str = "x", values: bool = True, support: bool = True) -> Tensor:
         """Check that `x` is a batch of samples for this model, and return it as a tensor.
 

@@ -258,8 +258,9 @@ def failure(_: Path, failing: int = 1) -> None:
     trained(new_model(), samples(), callbacks=[fail])
 
 
-if __name__ == "__main__":
-    job, folder = globals()[sys.argv[1]], Path(sys.argv[2])
+def main(jobs: dict[str, Any]) -> None:
+    """Run the job that the command line names, and save what it returns."""
+    job, folder = jobs[sys.argv[1]], Path(sys.argv[2])
     torch.set_num_threads(1)
     for harmless in (DeadLeafWarning, ConstantGateWarning, ConvergenceWarning):  # after two epochs
         warnings.filterwarnings("ignore", category=harmless)
@@ -268,3 +269,7 @@ if __name__ == "__main__":
         torch.save(job(folder), folder / f"{sys.argv[1]}-{RANK}.pt")
     finally:  # else gloo's own threads may still run when Python ends, and abort the process
         PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(globals())

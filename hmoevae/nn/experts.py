@@ -235,6 +235,10 @@ class Experts(nn.Module):
         """The group of the first leaf, whose likelihood says what gates see."""
         return self.groups[self._first]
 
+    def row(self, group: int, row: int, own: Float[Tensor, "own *axes"]) -> Float[Tensor, "*axes"]:  # noqa: ARG002
+        """One row of a tensor of a group, where not all processes hold all rows."""
+        return own[row]
+
     # --- all leaves, or some, features first ------------------------------------------------------------------------
 
     def noise(
@@ -289,6 +293,20 @@ class Experts(nn.Module):
             found.append(unpack(of(group.draw(own, group.posterior(own), drawn)), packed))
             order.append(pairs)
         return torch.cat(found).index_select(0, torch.cat(order).argsort()).unflatten(0, (n_slots, batch))
+
+    def elbo_and_log_weight(
+        self, x: Float[Tensor, "feature batch"], noise: list[Float[Tensor, "_ _ batch"]]
+    ) -> tuple[Float[Tensor, "leaf batch"], Float[Tensor, "leaf batch"]]:
+        """The ELBO and the log-weight of one draw from every leaf."""
+        draws = self.draw(x, noise)
+        return self.by_leaf([draw.elbo() for draw in draws]), self.by_leaf([draw.log_weight() for draw in draws])
+
+    def check_whole(self) -> None:
+        """Check that this process holds all experts.
+
+        Raises:
+            ArgumentError: Their rows are cut over several processes.
+        """
 
     def evidence(self, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "leaf batch"]:
         """Log p_l(x) of every leaf with a `LinearPosterior`, as in `ExpertGroup.evidence`; zero of the others."""

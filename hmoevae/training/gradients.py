@@ -1,6 +1,6 @@
 """Gradients of a step that hold some rows of the weights: clipped, made dense, summed over processes."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,12 +27,35 @@ def held(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
-    """`torch.nn.utils.clip_grad_norm_`, for sparse gradients too."""
-    pieces = [nn.Parameter(values, requires_grad=False) for values in held(parameters)]
+def clip_grad_norm_(
+    parameters: Iterable[nn.Parameter],
+    max_norm: float,
+    *,
+    cut: Iterable[nn.Parameter] = (),
+    sum_of_cut: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """`torch.nn.utils.clip_grad_norm_`, for sparse gradients and cut parameters too.
+
+    Args:
+        parameters: The parameters.
+        max_norm: The Euclidean norm to which the gradient is clipped.
+        cut: Further parameters, of which this process holds some rows.
+        sum_of_cut: Sums a number over the processes that hold the other rows; `None` if nothing is cut.
+
+    >>> weight = nn.Parameter(torch.zeros(2))
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> clip_grad_norm_([weight], 1.0)
+    >>> weight.grad
+    tensor([0.6000, 0.8000])
+    """
+    pieces, cut_pieces = held(parameters), held(cut)
+    norm = nn.utils.get_total_norm(pieces)
+    if sum_of_cut is not None:
+        norm = (norm**2 + sum_of_cut(nn.utils.get_total_norm(cut_pieces).to(norm) ** 2)).sqrt()
+    pieces = [nn.Parameter(values, requires_grad=False) for values in pieces + cut_pieces]
     for piece in pieces:
         piece.grad = piece.data
-    nn.utils.clip_grad_norm_(pieces, max_norm)
+    nn.utils.clip_grads_with_norm_(pieces, max_norm, norm)
 
 
 def no_rows(parameter: nn.Parameter) -> Tensor:

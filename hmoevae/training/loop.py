@@ -25,7 +25,7 @@ from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.course import Lesson
 from hmoevae.training.finite import FiniteGuard, steps_between_looks
 from hmoevae.training.gate_views import GateViews
-from hmoevae.training.gradients import clip_grad_norm_, make_dense_
+from hmoevae.training.gradients import make_dense_
 from hmoevae.training.processes import Processes
 from hmoevae.training.random_states import may_draw, seeded_random_states
 from hmoevae.training.revival import revive
@@ -105,9 +105,11 @@ class Run:
     @torch.no_grad()
     def share_start(self) -> None:
         """Give all equal experts the weights of the one that has learnt the start. Their moments stay."""
-        for parameter in self.model.experts.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(parameter[:1].expand_as(parameter))
+        experts = self.model.experts
+        for i, group in enumerate(experts.groups):
+            for parameter in group.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(experts.row(i, 0, parameter).expand_as(parameter))
 
     def epoch(self, batches: Batches, lesson: Lesson, title: str, bar: "tqdm[Any]") -> dict[str, float]:
         """Run one pass over the data; returns the means of the loss and its terms, and usage and information."""
@@ -175,7 +177,7 @@ class Run:
         if not isinstance(self.optimizer, RowAdam):
             make_dense_(self.model.parameters())
         if self.max_grad_norm is not None:
-            clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+            self.processes.clip_grad_norm_(self.model, self.max_grad_norm)
         self.optimizer.step()
         if self.schedule is not None and lesson.rate_falls:
             self.schedule.step()

@@ -23,6 +23,8 @@ from hmoevae.training.words import described, from_data, named_fields, refuse_un
 from hmoevae.views import ViewLike, as_view
 
 Schedule = Literal["constant", "cosine"]
+INTEGERS = "epochs", "batch_size", "init_epochs", "expert_parallel", "checkpoint_every", "checkpoint_keep"
+"""The options that are integers > 0."""
 
 
 @named_fields
@@ -76,6 +78,10 @@ class Training:
         compile: Compile the steps in which gates and experts learn together (`torch.compile`, from PyTorch 2.7 on; on a
             CPU it needs a C++ compiler). The first of these steps takes some 6 to 20 seconds. The others are faster
             where there are few leaves; see the documentation on performance. Not for several processes.
+        expert_parallel: Number of processes over which the experts are cut: while `fit` runs, each holds its part of
+            their weights, gradients and moments, and samples go to the processes that hold their experts. It has to
+            divide the number of processes; each set of so many processes holds all experts once. 1 keeps all experts in
+            every process. Callbacks cannot use the experts.
         checkpoint_every: Number of epochs between checkpoints. The last epoch always writes one.
         checkpoint_keep: Number of newest checkpoints to keep. With validation data, the checkpoint with the smallest
             validation loss, measured by the model's objective, is kept beside them.
@@ -115,12 +121,13 @@ class Training:
     device: str | torch.device = "auto"
     precision: Precision = "fp32"
     compile: bool = False
+    expert_parallel: int = 1
     checkpoint_every: int = 1
     checkpoint_keep: int = 3
 
     def __post_init__(self) -> None:
         """Check every option, and turn numpy's numbers into Python's, which JSON reads back equal."""
-        for name in ("epochs", "batch_size", "init_epochs", "checkpoint_every", "checkpoint_keep"):
+        for name in INTEGERS:
             check_integer(f"Training.{name}", getattr(self, name))
             object.__setattr__(self, name, int(getattr(self, name)))
         for name, positive in (("lr", True), ("kl_weight", False), ("max_grad_norm", True)):

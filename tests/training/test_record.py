@@ -116,6 +116,7 @@ def test_records_are_equal_if_all_their_options_are(name: str) -> None:
         "revive": not training.revive,
         "route": hm.TopK(3),
         "compile": True,
+        "expert_parallel": 7,
     }
     changed = dataclasses.replace(training, **{name: other[name]})
     assert changed != training
