@@ -248,15 +248,16 @@ class Reference:
         elbo = torch.stack([self.estimate(path, x, noise[path]) for path, _ in self.leaves], 1)
         return Result(elbo, log_prob, edges, log_prior, self.objective(elbo, log_prob, log_prior) | balance)
 
-    def run_over(self, x: Tensor, leaf: list[list[int]], noise: Tensor) -> Result:
+    def run_over(self, x: Tensor, leaf: list[list[int]], noise: Tensor, ran: list[set[str]] | None = None) -> Result:
         """What `model(x)` gives over the chosen leaves of every sample, which alone are run, one at a time.
 
         Args:
             x: Samples.
             leaf: The leaves in the slots of every sample.
             noise: One draw for every slot, `(slot, latent, batch)`.
+            ran: As in `run_gates`.
         """
-        log_prob, edges, log_prior, balance = self.run_gates(x)
+        log_prob, edges, log_prior, balance = self.run_gates(x, ran)
         elbos: list[Tensor] = []
         terms: dict[str, Tensor] = {}
         for b, chosen in enumerate(leaf):
@@ -280,8 +281,15 @@ class Reference:
         functions = {"expected": naive_expected, "elbo": naive_elbo, "marginal": naive_marginal}
         return functions[self.model.objective](elbo, log_prob, log_prior)
 
-    def run_gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """log q(leaf|x), log g(child|x) on every edge, log pi of every leaf, and the balance."""
+    def run_gates(
+        self, x: Tensor, ran: list[set[str]] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """log q(leaf|x), log g(child|x) on every edge, log pi of every leaf, and the balance.
+
+        Args:
+            x: Samples.
+            ran: The paths of the mixtures whose gates run for each sample, the others being even; `None` means all.
+        """
         log_probs: list[Tensor] = []
         log_priors: list[Tensor] = []
         edges: dict[int, Tensor] = {}
@@ -294,6 +302,8 @@ class Reference:
                 return
             balance = node.balance if node.balance is not None else inherited
             log_gate, own_prior = self.gate(path, x), self.log_prior(path)
+            even = torch.full_like(log_gate[0], -math.log(len(node.children)))
+            log_gate = torch.stack([g if ran is None or path in ran[b] else even for b, g in enumerate(log_gate)])
             arrived = reach.detach()  # the children of a mixture do not teach the gates above it
             importance = [
                 sum((arrived[b] + log_gate[b, c]).exp() for b in range(len(x))) for c in range(len(own_prior))
@@ -315,6 +325,48 @@ class Reference:
             result = self.run(x, {path: torch.zeros(len(x), leaf.latent_dim) for path, leaf in self.leaves})
         below = [i for i, (path, _) in enumerate(self.leaves) if path == node or path.startswith(f"{node}/")]
         return [self.leaves[below[int(row[below].argmax())]][0] for row in result.leaf_log_prob]
+
+
+# --- down the tree --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Walk:
+    """What one sample meets, by index in the plan."""
+
+    edges: Tensor
+    leaves: dict[int, Tensor] = field(default_factory=dict)
+    ran: set[str] = field(default_factory=set)
+
+    @property
+    def best(self) -> int:
+        """The most probable leaf that is met."""
+        return max(self.leaves, key=lambda leaf: self.leaves[leaf].item())
+
+
+def walk(reference: Reference, seen: list[Tensor], width: int, explored: int = -1) -> Walk:
+    """Walk down the tree with one sample, of which gates at depth d see `seen[d]`, `(1, *shape)`."""
+    plan = reference.model.plan
+    even = [-torch.tensor(float(len(plan.mixtures[m].spec.children))).log() for m in plan.edge_mixture]
+    found = Walk(torch.stack(even).to(reference.model.dtype))
+    leaf_of = {leaf.path: i for i, leaf in enumerate(plan.leaves)}
+    level = [("root", torch.zeros((), dtype=reference.model.dtype))]
+    for depth in range(plan.depth):
+        below: list[tuple[str, Tensor]] = []
+        for path, log_prob in level:
+            found.ran.add(path)
+            for i, log_gate in enumerate(reference.gate(path, seen[depth])[0]):
+                edge, child = reference.first_edge[path] + i, f"{path}/{i}"
+                found.edges = found.edges.index_put((torch.tensor([edge]),), log_gate)
+                if child in leaf_of:
+                    found.leaves[leaf_of[child]] = log_prob + log_gate
+                else:
+                    below.append((child, log_prob + log_gate))
+        level = sorted(below, key=lambda one: -one[1].item())[:width]
+        above = [one for one in below if explored >= 0 and plan.leaves[explored].path.startswith(f"{one[0]}/")]
+        if above and above[0][0] not in [path for path, _ in level]:
+            level = [*level[:-1], *above]
+    return found
 
 
 # --- formulas -------------------------------------------------------------------------------------------------------

@@ -1,13 +1,11 @@
 """Gates down the tree: against a loop over samples and nodes, in passes of a model, in training and in predictions."""
 
-from dataclasses import dataclass, field
-
 import hypothesis
 import pytest
 import torch
 from conftest import Case, about, build, cases, data_for, fit
 from hypothesis import strategies as st
-from reference import Reference
+from reference import Reference, Walk, walk
 from torch import Tensor
 
 import hmoevae as hm
@@ -38,45 +36,6 @@ def to_child(model: hm.HMoEVAE, child: int, bias: float = 50.0) -> None:
 
 
 # --- the reference ----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Walk:
-    """What one sample meets, by index in the plan."""
-
-    edges: Tensor
-    leaves: dict[int, Tensor] = field(default_factory=dict)
-    ran: set[str] = field(default_factory=set)
-
-    @property
-    def best(self) -> int:
-        """The most probable leaf that is met."""
-        return max(self.leaves, key=lambda leaf: self.leaves[leaf].item())
-
-
-def walk(reference: Reference, seen: list[Tensor], width: int, explored: int = -1) -> Walk:
-    """Walk down the tree with one sample, of which gates at depth d see `seen[d]`, `(1, *shape)`."""
-    plan = reference.model.plan
-    even = [-torch.tensor(float(len(plan.mixtures[m].spec.children))).log() for m in plan.edge_mixture]
-    found = Walk(torch.stack(even).to(reference.model.dtype))
-    leaf_of = {leaf.path: i for i, leaf in enumerate(plan.leaves)}
-    level = [("root", torch.zeros((), dtype=reference.model.dtype))]
-    for depth in range(plan.depth):
-        below: list[tuple[str, Tensor]] = []
-        for path, log_prob in level:
-            found.ran.add(path)
-            for i, log_gate in enumerate(reference.gate(path, seen[depth])[0]):
-                edge, child = reference.first_edge[path] + i, f"{path}/{i}"
-                found.edges = found.edges.index_put((torch.tensor([edge]),), log_gate)
-                if child in leaf_of:
-                    found.leaves[leaf_of[child]] = log_prob + log_gate
-                else:
-                    below.append((child, log_prob + log_gate))
-        level = sorted(below, key=lambda one: -one[1].item())[:width]
-        above = [one for one in below if explored >= 0 and plan.leaves[explored].path.startswith(f"{one[0]}/")]
-        if above and above[0][0] not in [path for path, _ in level]:
-            level = [*level[:-1], *above]
-    return found
 
 
 def walks(model: hm.HMoEVAE, x: Tensor, width: int, explored: Tensor | None = None) -> list[Walk]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import Case, build, cases, data_for, with_gaps
 from hypothesis import strategies as st
-from reference import Reference
+from reference import Reference, walk
 from test_routes import SHAPE, TREES
 from torch import Tensor
 
@@ -23,12 +23,23 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def ran(model: hm.HMoEVAE, x: Tensor, routes: Routes, seed: int) -> list[set[str]] | None:
+    """The mixtures whose gates run for every sample; `None` for all."""
+    width = model.beam_of(routes)
+    if width is None:
+        return None
+    draws = model.prepare(x, settings=hm.StepSettings(routes=routes), generator=seeded(seed)).draws
+    drawn = routes.explored(model.plan.n_leaves, draws)
+    others, reference = [-1] * len(x) if drawn is None else drawn.tolist(), Reference(model)
+    return [walk(reference, [x[b : b + 1]] * model.plan.depth, width, other).ran for b, other in enumerate(others)]
+
+
 def assert_equals_reference(model: hm.HMoEVAE, x: Tensor, routes: Routes, seed: int = 0) -> None:
     """Outputs and, for every parameter, gradients."""
     out = model(x, settings=hm.StepSettings(routes=routes), generator=seeded(seed))
     assert out.leaf is not None
     noise = torch.randn(out.leaf.shape[1], model.experts.latent_dim, len(x), generator=seeded(seed), dtype=x.dtype)
-    slow = Reference(model).run_over(x, out.leaf.tolist(), noise)
+    slow = Reference(model).run_over(x, out.leaf.tolist(), noise, ran(model, x, routes, seed))
     for name in ("leaf_elbo", "leaf_log_prob", "edge_log_prob"):
         torch.testing.assert_close(getattr(out, name), getattr(slow, name), msg=lambda text, n=name: f"{n}: {text}")
     assert out.terms.keys() == slow.terms.keys()
@@ -72,7 +83,11 @@ def test_random_trees(drawn: tuple[Case, TopK]) -> None:
     generator = seeded(case.seed)
     torch.randn(routes.k, model.experts.latent_dim, len(x), generator=generator, dtype=x.dtype)
     draws = torch.rand(2, len(x), generator=generator)
-    for found, (first, last) in zip(out.leaf.tolist(), best(out.leaf_log_prob, *_of(routes), draws), strict=True):
+    log_prob, reached = out.leaf_log_prob.detach().clone(), ran(model, x, routes, case.seed)
+    for b, paths in enumerate(reached or []):
+        above = [leaf.path.rpartition("/")[0] for leaf in model.plan.leaves]
+        log_prob[b, torch.tensor([path not in paths for path in above])] = -torch.inf
+    for found, (first, last) in zip(out.leaf.tolist(), best(log_prob, *_of(routes), draws), strict=True):
         assert (set(found[:-1]), found[-1]) == (first, last)
 
 
