@@ -128,7 +128,7 @@ def _check_options(group: dict[str, Any]) -> None:
 
 def _zeros_like(parameter: nn.Parameter) -> Tensor:
     """Zeros; on a CPU, rows that are never written take no memory, as the system hands out pages at the first write."""
-    if parameter.device.type != "cpu" or not parameter.is_contiguous():
+    if parameter.device.type != "cpu" or not parameter.is_contiguous() or not parameter.numel():
         return torch.zeros_like(parameter)
     zeros = torch.from_numpy(np.zeros(parameter.nbytes, np.uint8))
     return zeros.view(parameter.dtype).view(parameter.shape)

@@ -354,3 +354,11 @@ def test_a_scaler_of_gradients_skips_steps_that_are_not_finite() -> None:
         scaler.update(4.0)
         assert equal(weight.detach(), before) == (factor != 1.0)
     torch.testing.assert_close(optimizer.state[weight]["exp_avg"][1], torch.full(SHAPE[1:], 0.1))
+
+
+def test_a_weight_without_rows_steps() -> None:
+    """As in a process that holds none of a group's experts."""
+    weight = nn.Parameter(torch.ones(0, 3))
+    weight.grad = torch.zeros(0, 3)
+    RowAdam([weight]).step()
+    assert weight.shape == (0, 3)
