@@ -28,7 +28,8 @@ class Gemm:
         out: Rows of each result.
         inp: The length of the sum.
         batch: Columns of each result.
-        shared: Whether all groups read one input, the samples, which then needs no gradient either.
+        shared: Whether all groups read one input.
+        first: Whether the input are samples, which need no gradient.
         training: Whether the two products of the backward pass, for weight and input, are made too.
     """
 
@@ -37,12 +38,13 @@ class Gemm:
     inp: int
     batch: int
     shared: bool
+    first: bool
     training: bool
 
     @property
     def n_products(self) -> int:
         """Forward; weight gradient; input gradient."""
-        return 1 + self.training * (2 - self.shared)
+        return 1 + self.training * (2 - self.first)
 
     @property
     def flops(self) -> int:
@@ -62,7 +64,7 @@ class Gemm:
 
     def activation_bytes(self, itemsize: int) -> int:
         """What its inputs, its results and, in training, their gradients take."""
-        inputs = 0 if self.shared else self.groups * self.inp * self.batch  # the samples are there anyway
+        inputs = 0 if self.first else self.groups * self.inp * self.batch  # the samples are there anyway
         return (1 + self.training) * (inputs + self.groups * self.out * self.batch) * itemsize
 
     def step(self, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
@@ -76,7 +78,7 @@ class Gemm:
         products = [(weight, x, y)]
         if self.training:
             products.append((y.clone(), x.mT, torch.empty_like(weight)))
-        if self.training and not self.shared:
+        if self.training and not self.first:
             products.append((weight.mT, y.clone(), torch.empty_like(x)))
 
         def run() -> None:
@@ -86,7 +88,7 @@ class Gemm:
         return run
 
 
-def gemms_of(tree: hm.VAE | hm.Mixture, n_features: int, batch: int, op: Op) -> list[Gemm]:
+def gemms_of(tree: hm.VAE | hm.Mixture, n_features: int, batch: int, op: Op, route: int | None = None) -> list[Gemm]:
     """The products of one step; equal layers run as one, and first layers of equal width too, whoever they belong to.
 
     Args:
@@ -95,6 +97,7 @@ def gemms_of(tree: hm.VAE | hm.Mixture, n_features: int, batch: int, op: Op) -> 
         batch: Samples in a step.
         op: What the step does: `"train"` and `"fit"` run every network and its backward pass, `"route"` the gates,
             `"sample"` the decoders, each sample with one leaf.
+        route: The number of leaves that each sample is computed with, spread evenly over all of them; `None` means all.
     """
     nodes = [node for _, node in tree.walk()]
     leaves = [node for node in nodes if isinstance(node, hm.VAE)]
@@ -105,10 +108,23 @@ def gemms_of(tree: hm.VAE | hm.Mixture, n_features: int, batch: int, op: Op) -> 
         networks = gates
     elif op == "sample":
         networks, batch = decoders[:batch], math.ceil(batch / len(leaves))
-    else:
+    elif route is None:
         networks = [*gates, *encoders, *decoders]
-    counts = Counter(layer for network in networks for layer in network)
-    return [Gemm(n, out, inp, batch, shared, op in ("train", "fit")) for (inp, out, shared), n in counts.items()]
+    else:
+        networks = gates
+    training = op in ("train", "fit")
+    found = [Gemm(n, out, inp, batch, first, first, training) for (inp, out, first), n in _count(networks)]
+    if training and route is not None:
+        met = min(len(leaves), route * batch)
+        each = math.ceil(route * batch / met)
+        layers = _count([*encoders[:met], *decoders[:met]])
+        found += [Gemm(n, out, inp, each, False, first, training) for (inp, out, first), n in layers]
+    return found
+
+
+def _count(networks: Iterable[list[tuple[int, int, bool]]]) -> Iterable[tuple[tuple[int, int, bool], int]]:
+    """How often each layer occurs."""
+    return Counter(layer for network in networks for layer in network).items()
 
 
 def total_flops(gemms: Iterable[Gemm]) -> int:
@@ -133,7 +149,7 @@ def alone(gemms: Iterable[Gemm], device: torch.device, dtype: torch.dtype) -> Ca
 
 
 def _layers(n_inputs: int, network: hm.Network, n_outputs: int, *, first: bool) -> list[tuple[int, int, bool]]:
-    """`(inp, out, shared)` of every layer; `first` says that the network reads the samples."""
+    """`(inp, out, first)` of every layer; `first` says that the network reads the samples."""
     assert isinstance(network, hm.MLP), "only MLPs are counted"
     sizes = pairwise((n_inputs, *network.hidden, n_outputs))
     return [(inp, out, first and i == 0) for i, (inp, out) in enumerate(sizes)]

@@ -110,6 +110,7 @@ SORTS = (
     ("data", "x_cpu"),
     ("how", "runs"),
     ("fault", "survived"),
+    ("cut", "bytes", "held"),
     ("log_likelihood",),
     ("what", "n_seeds", "runs"),
     ("kind", "found", "purity"),
@@ -318,6 +319,26 @@ def faults() -> str:
         ("fault", "tries", "survived", "what the user sees"),
         lambda row: (row["fault"], str(row["tries"]), str(row["survived"]), row["user_sees"]),
     )
+
+
+def expert_parallel() -> str:
+    """What processes send and hold, with experts whole and cut over them."""
+    head = ("leaves", "of a sample", "experts", "sent by a process in a step", "held in a process", "step")
+    parts = []
+    for name, report in reports("cut", "bytes", "held").items():
+        rows = [
+            (
+                f"{row['leaves']:,}",
+                str(row["k"] or "all"),
+                "whole" if row["cut"] == 1 else f"cut over {row['cut']}",
+                f"{row['bytes'] / 1e6:,.2f} MB",
+                f"{row['held'] / 1e6:,.0f} MB",
+                f"{row['ms']:,.0f} ms",
+            )
+            for row in report["rows"]
+        ]
+        parts.append(f"`{name}`: {where(report)}\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
 
 
 def reliability() -> str:
@@ -565,6 +586,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "likelihood": likelihood,
     "binarised": binarised,
     "faults": faults,
+    "expert-parallel": expert_parallel,
     "reliability": reliability,
     "headline": headline,
     "steps": steps,

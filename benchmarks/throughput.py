@@ -3,10 +3,16 @@
     python benchmarks/throughput.py --quick                    one answer, under a minute
     python benchmarks/throughput.py --threads 2                10 and 100 leaves, fp32 and bf16, in a few minutes
     python benchmarks/throughput.py --leaves 1 10 100 1000 --depth 1 2 3 --batch 100 512 --json all.json --plot all.png
+    python benchmarks/throughput.py --leaves 10 100 1000 10000 --precision fp32 --route 1 2 --against loop --hidden 64
 
 The tree is the article's, `VAE` experts 784-128-10-128-784 with sigmoid MLPs, on random data; at depth d its leaves are
-spread over d levels as evenly as their number allows. A training step is zero_grad, forward, backward and Adam: fused
-for ours, as `torch.optim.Adam` comes for the peers (`peers.py`; a flat tree with as many leaves, whatever our depth).
+spread over d levels as evenly as their number allows, and `--hidden` sets another width. With `--route k`, rows such as
+"2 of 100" are steps in which each sample is computed with k leaves (`hm.Training(route=hm.TopK(k))`). New gates send
+these samples to a few leaves only, which would be cheap, so leaves are drawn evenly instead.
+
+A training step is zero_grad, forward, backward and Adam: for ours `hm.RowAdam`, which is PyTorch's fused one where all
+leaves learn; for the peers `torch.optim.Adam` as it comes (`peers.py`; a flat tree with as many leaves, whatever our
+depth).
 
 All rows of a cell (one op, number of leaves, batch and precision) take turns, so that a noisy machine slows all of them
 down alike, each in a process of its own, so that none runs in memory that another has prepared. What the columns say:
@@ -49,13 +55,13 @@ from turns import Step, Worker, WorkerError, median_time
 
 import hmoevae as hm
 from hmoevae.errors import CollapseWarning
+from hmoevae.nn.routes import Routes
 from hmoevae.training import CompiledPass, has_bfloat16, resolve_device
 
 N_FEATURES = 784
-NETWORK = hm.MLP((128,), activation="sigmoid")
-EXPERT = hm.VAE(latent_dim=10, encoder=NETWORK, decoder=NETWORK)
-Precision = Literal["fp32", "bf16"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+HIDDEN = 128
+Precision = Literal["fp32", "tf32", "bf16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 WARM_UP_STEPS = 3
 FIT_STEPS = 50
 """Steps in one call of `hm.fit`; what it does once a call is shared by so many (an epoch of MNIST has 600)."""
@@ -65,6 +71,7 @@ DEFAULTS = {
     "batch": [100],
     "precision": ["fp32", "bf16"],
     "op": ["train"],
+    "route": [],
     "against": ["loop", "vmap", "einsum"],
     "cell_seconds": 60.0,
 }
@@ -92,15 +99,20 @@ def balanced_factors(n: int, depth: int) -> tuple[int, ...] | None:
     return min(factorisations(n, depth, 2), key=sum, default=None)  # of equal products, the least sum is the most even
 
 
-def article_tree(leaves: int, depth: int) -> hm.VAE | hm.Mixture | None:
+def article_tree(leaves: int, depth: int, hidden: int = HIDDEN) -> hm.VAE | hm.Mixture | None:
     """The article's experts below `depth` levels of gates, or a lone one; `None` where their number does not factor."""
+    network = hm.MLP((hidden,), activation="sigmoid")
+    expert = hm.VAE(latent_dim=10, encoder=network, decoder=network)
     if leaves == 1:
-        return EXPERT
+        return expert
     factors = balanced_factors(leaves, depth)
     if factors is None:
         return None
-    return functools.reduce(lambda below, n: hm.Mixture.of(below, n, gate=NETWORK), reversed(factors), EXPERT)
+    return functools.reduce(lambda below, n: hm.Mixture.of(below, n, gate=network), reversed(factors), expert)
 
+
+LONE = hm.VAE()
+"""Stands for no tree."""
 
 # --- what is timed --------------------------------------------------------------------------------------------------
 
@@ -119,9 +131,13 @@ class Cell:
         """The precision, for ours and the peers alike."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def gemms(self, tree: hm.VAE | hm.Mixture) -> list[gemms.Gemm]:
-        """The products of one step with `tree`."""
-        return gemms.gemms_of(tree, N_FEATURES, self.batch, self.op)
+    def set_tf32(self) -> None:
+        """Let this process's products of fp32 numbers on a GPU be rounded to TF32, or not."""
+        torch.backends.cuda.matmul.allow_tf32 = self.precision == "tf32"
+
+    def gemms(self, entry: "Entry") -> list[gemms.Gemm]:
+        """The products of one step."""
+        return gemms.gemms_of(entry.tree, N_FEATURES, self.batch, self.op, entry.route)
 
 
 @dataclass(slots=True)
@@ -133,6 +149,7 @@ class Entry:
         tree: What is computed.
         time: Seconds of one call, the median over at least so many of them.
         n_steps: Steps in one call.
+        route: The number of leaves that each sample is computed with; `None` means all.
         peak_bytes: Memory at its worst.
         seconds: Of one step, one a round.
     """
@@ -141,8 +158,28 @@ class Entry:
     tree: hm.VAE | hm.Mixture
     time: Callable[[float], float]
     n_steps: int = 1
+    route: int | None = None
     peak_bytes: int | None = None
     seconds: list[float] = field(default_factory=list)
+
+
+class Even(Routes):
+    """Leaves that are drawn evenly for each sample, at the cost of choosing the most probable ones.
+
+    Args:
+        k: Number of leaves a sample.
+    """
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+
+    def n_slots(self, n_leaves: int) -> int:
+        """`k`."""
+        return min(self.k, n_leaves)
+
+    def leaves(self, leaf_log_prob: torch.Tensor, draws: torch.Tensor | None = None) -> torch.Tensor:  # noqa: ARG002
+        """The leaves of every sample, (slot, batch)."""
+        return torch.rand_like(leaf_log_prob).topk(self.n_slots(len(leaf_log_prob)), dim=0).indices
 
 
 def training_step(
@@ -156,6 +193,7 @@ def training_step(
     batches = itertools.cycle(torch.rand(8, cell.batch, N_FEATURES, device=cell.device).unbind())
 
     def step() -> None:
+        cell.set_tf32()
         optimizer.zero_grad()
         with memory(), products():
             with cell.autocast():
@@ -170,13 +208,16 @@ def inference_step(compute: Callable[[Any], object], argument: object, cell: Cel
     """Routing or sampling."""
 
     def step() -> None:
+        cell.set_tf32()
         with cell.autocast():
             compute(argument)
 
     return step
 
 
-def our_step(cell: Cell, tree: hm.VAE | hm.Mixture, *, compiled: bool = False) -> Callable[[], None]:
+def our_step(
+    cell: Cell, tree: hm.VAE | hm.Mixture, *, compiled: bool = False, route: int | None = None
+) -> Callable[[], None]:
     """The library's step, as `hm.fit` has it: the data have been checked beforehand, and steps share their memory."""
     model = hm.HMoEVAE(tree, (N_FEATURES,)).to(cell.device)
     if cell.op == "route":
@@ -186,18 +227,20 @@ def our_step(cell: Cell, tree: hm.VAE | hm.Mixture, *, compiled: bool = False) -
 
     run = CompiledPass(model) if compiled else model
 
-    def loss(x: torch.Tensor) -> torch.Tensor:
-        return run(x, validate=False).loss
+    settings = hm.StepSettings() if route is None else hm.StepSettings(routes=Even(route))
 
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return run(x, settings=settings, validate=False).loss
+
+    optimizer = hm.RowAdam(model.parameters())
     memory = hm.StepMemory()
     return training_step(loss, optimizer, cell, memory.step, run.step if isinstance(run, CompiledPass) else nullcontext)
 
 
-def peer_step(cell: Cell, name: str, *, fused: bool, compiled: bool = False) -> Callable[[], None] | None:
+def peer_step(
+    cell: Cell, name: str, tree: hm.VAE | hm.Mixture, *, fused: bool, compiled: bool = False
+) -> Callable[[], None] | None:
     """A peer's step; `None` where it has none: only the loop routes and samples."""
-    tree = article_tree(cell.leaves, 1)
-    assert tree is not None
     them = peer(name, hm.HMoEVAE(tree, (N_FEATURES,)).to(cell.device))
     if cell.op == "train":
         optimizer = torch.optim.Adam(them.parameters(), fused=fused or None)
@@ -214,6 +257,8 @@ def fit_step(cell: Cell, tree: hm.VAE | hm.Mixture, n_steps: int) -> Callable[[]
     model = hm.HMoEVAE(tree, (N_FEATURES,)).to(cell.device)
     x = torch.rand(n_steps * cell.batch, N_FEATURES)
 
+    precision = "bf16" if cell.precision == "bf16" else "fp32"
+
     def fit() -> hm.History:
         with warnings.catch_warnings():  # of what long training on noise does to gates, which is no matter here
             warnings.simplefilter("ignore", CollapseWarning)
@@ -221,7 +266,7 @@ def fit_step(cell: Cell, tree: hm.VAE | hm.Mixture, n_steps: int) -> Callable[[]
                 model,
                 x,
                 hm.Training(
-                    epochs=1, batch_size=cell.batch, lr=1e-3, seed=0, device=cell.device.type, precision=cell.precision
+                    epochs=1, batch_size=cell.batch, lr=1e-3, seed=0, device=cell.device.type, precision=precision
                 ),
                 progress=False,
             )
@@ -234,25 +279,28 @@ def entries_of(cell: Cell, args: argparse.Namespace, workers: dict[str, Worker])
 
     What cannot be run here is left out, with a line that says why.
     """
-    flat = article_tree(cell.leaves, 1)
-    trees = dict.fromkeys(tree for depth in args.depth if (tree := article_tree(cell.leaves, depth)))
+    flat = article_tree(cell.leaves, 1, args.hidden)
+    assert flat is not None
+    trees = dict.fromkeys(tree for depth in args.depth if (tree := article_tree(cell.leaves, depth, args.hidden)))
     for depth in args.depth:
-        if article_tree(cell.leaves, depth) is None:
+        if article_tree(cell.leaves, depth, args.hidden) is None:
             skip(cell, "hmoevae", f"{cell.leaves} leaves do not factor into {depth} levels of two or more")
     wanted: list[tuple[str, hm.VAE | hm.Mixture | None, Callable[[], Callable[[], object] | None]]] = []
+    routes = {f"{k} of {cell.leaves}": k for k in args.route if k < cell.leaves and cell.op == "train"}
     for tree in trees:
         wanted.append(("hmoevae", tree, functools.partial(our_step, cell, tree)))
+        wanted += [(what, tree, functools.partial(our_step, cell, tree, route=k)) for what, k in routes.items()]
         if cell.op == "fit":
             wanted.append(("hm.fit", tree, functools.partial(fit_step, cell, tree, FIT_STEPS)))
     fused = args.peer_adam == "fused"
     if cell.op != "fit":
         names = [name for name in args.against if name in PEERS]
-        wanted += [(n, flat, functools.partial(peer_step, cell, n, fused=fused)) for n in names]
+        wanted += [(n, flat, functools.partial(peer_step, cell, n, flat, fused=fused)) for n in names]
     if "compile" in args.against and cell.op == "train":
         for tree in itertools.islice(trees, 1):
             wanted.append(("hmoevae compiled", tree, functools.partial(our_step, cell, tree, compiled=True)))
         for n in [n for n in args.against if n in ("vmap", "einsum")] or ["einsum"]:
-            make = functools.partial(peer_step, cell, n, fused=fused, compiled=True)
+            make = functools.partial(peer_step, cell, n, flat, fused=fused, compiled=True)
             wanted.append((f"{n} compiled", flat, make))
     for what, _, _ in wanted:
         if what not in workers:  # all begin side by side
@@ -261,9 +309,11 @@ def entries_of(cell: Cell, args: argparse.Namespace, workers: dict[str, Worker])
         assert tree is not None
         n_weights = sum(gemm.n_weights for gemm in gemms.gemms_of(tree, N_FEATURES, cell.batch, "train"))
         free = machine.free_memory(cell.device)
-        # fp32 weights, gradients and two moments; those of the GEMMs alone; half as much again for all else
-        if free is not None and free < 36 * n_weights:
-            skip(cell, what, f"needs about {36e-9 * n_weights:.1f} GB more, {1e-9 * free:.1f} GB are free")
+        # fp32 weights, gradients and two moments; those of the GEMMs alone; half as much again for all else. Of routed
+        # steps weights and moments, and a sixth as much again.
+        needed = (14 if what in routes else 36) * n_weights
+        if free is not None and free < needed:
+            skip(cell, what, f"needs about {1e-9 * needed:.1f} GB more, {1e-9 * free:.1f} GB are free")
             continue
         n_steps = FIT_STEPS if what == "hm.fit" else 1
         try:
@@ -280,7 +330,8 @@ def entries_of(cell: Cell, args: argparse.Namespace, workers: dict[str, Worker])
         if peak is not None:
             peak += 4 * n_weights
         compiled = what.endswith("compiled")  # the compiler's own memory is in its peak
-        yield Entry(what, tree, functools.partial(workers[what].time, number), n_steps, None if compiled else peak)
+        time = functools.partial(workers[what].time, number)
+        yield Entry(what, tree, time, n_steps, routes.get(what), None if compiled else peak)
 
 
 def skip(cell: Cell, what: str, reason: str) -> None:
@@ -316,12 +367,14 @@ def measure(cell: Cell, args: argparse.Namespace, workers: dict[str, Worker]) ->
     """The rows of a cell."""
     dtype = DTYPES[cell.precision]
     entries: list[Entry] = []
-    floors: dict[hm.VAE | hm.Mixture, Entry] = {}
+    floors: dict[tuple[hm.VAE | hm.Mixture, int | None], Entry] = {}
     for entry in entries_of(cell, args, workers):
         entries.append(entry)
-        if entry.tree not in floors:  # made before the next entry asks how much memory is left
-            products = gemms.alone(cell.gemms(entry.tree), cell.device, dtype)
-            floors[entry.tree] = here("GEMMs alone", products, args, entry.tree)
+        if (entry.tree, entry.route) not in floors:  # made before the next entry asks how much memory is left
+            floor = here(
+                "GEMMs alone", gemms.alone(cell.gemms(entry), cell.device, dtype), args, entry.tree, entry.route
+            )
+            floors[entry.tree, entry.route] = floor
     square, square_flops = machine.square_gemm(cell.device, dtype)
     ceiling = here("ceiling", square, args)
     others = [here("oneDNN's", gemm, args) for gemm in (machine.onednn_gemm(cell.device, dtype),) if gemm]
@@ -334,7 +387,7 @@ def measure(cell: Cell, args: argparse.Namespace, workers: dict[str, Worker]) ->
     rows = []
     for entry in [*entries, *floors.values()]:
         slow = bare[entry.tree] if cell.op == "fit" else loop
-        products = cell.gemms(entry.tree)
+        products, floor = cell.gemms(entry), floors[entry.tree, entry.route]
         gflop = gemms.total_flops(products) / 1e9
         q1, median, q3 = statistics.quantiles(entry.seconds, n=4, method="inclusive")
         row = {
@@ -344,6 +397,7 @@ def measure(cell: Cell, args: argparse.Namespace, workers: dict[str, Worker]) ->
             "batch": cell.batch,
             "precision": cell.precision,
             "what": entry.what,
+            "route": entry.route,
             "ms": 1e3 * median,
             "ms_quartiles": [1e3 * q1, 1e3 * q3],
             "samples_per_s": cell.batch / median,
@@ -353,8 +407,8 @@ def measure(cell: Cell, args: argparse.Namespace, workers: dict[str, Worker]) ->
             "ceiling_gflop_per_s": ceiling_rate,
             "onednn_ceiling_gflop_per_s": onednn_rate,
             "ceiling_fraction": gflop / median / ceiling_rate,
-            "gemms_alone_fraction": paired_ratio(floors[entry.tree], entry),
-            "gemms_alone_ms": 1e3 * statistics.median(floors[entry.tree].seconds),
+            "gemms_alone_fraction": paired_ratio(floor, entry),
+            "gemms_alone_ms": 1e3 * statistics.median(floor.seconds),
             "peak_mb": entry.peak_bytes and entry.peak_bytes / 1e6,
             "activation_mb": activation_mb(entry, cell),
             "gemms_activation_mb": sum(gemm.activation_bytes(dtype.itemsize) for gemm in products) / 1e6,
@@ -367,16 +421,18 @@ def measure(cell: Cell, args: argparse.Namespace, workers: dict[str, Worker]) ->
     return rows
 
 
-def here(what: str, step: Step, args: argparse.Namespace, tree: hm.VAE | hm.Mixture = EXPERT) -> Entry:
+def here(
+    what: str, step: Step, args: argparse.Namespace, tree: hm.VAE | hm.Mixture = LONE, route: int | None = None
+) -> Entry:
     """A row that is timed in this process: products and copies alone, with no memory to be asked for."""
-    return Entry(what, tree, functools.partial(median_time, step, threads=args.threads))
+    return Entry(what, tree, functools.partial(median_time, step, threads=args.threads), route=route)
 
 
 def activation_mb(entry: Entry, cell: Cell) -> float | None:
     """Of a training step's peak what is no weight, gradient or moment, each in fp32."""
-    if entry.peak_bytes is None or cell.op != "train":
+    if entry.peak_bytes is None or cell.op != "train" or entry.route is not None:
         return None
-    return (entry.peak_bytes - 16 * sum(gemm.n_weights for gemm in cell.gemms(entry.tree))) / 1e6
+    return (entry.peak_bytes - 16 * sum(gemm.n_weights for gemm in cell.gemms(entry))) / 1e6
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -430,6 +486,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--leaves", type=int, nargs="+", help="sizes of the tree; 1 is a lone VAE")
     parser.add_argument("--depth", type=int, nargs="+", help="levels of gates, ours only")
     parser.add_argument("--batch", type=int, nargs="+", help="samples a step")
+    parser.add_argument("--hidden", type=int, default=HIDDEN, help="width of the networks")
+    parser.add_argument("--route", type=int, nargs="*", help="numbers of leaves that a sample is computed with")
     parser.add_argument("--precision", nargs="+", choices=DTYPES)
     parser.add_argument("--op", nargs="+", choices=get_args(gemms.Op))
     parser.add_argument("--against", nargs="*", choices=[*PEERS, "compile"])
@@ -442,7 +500,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="10 leaves, batch 100, fp32, against loop and einsum")
     args = parser.parse_args(argv)
     command.fill_in(args, DEFAULTS | (QUICK if args.quick else {}))
-    command.check(parser, args, "leaves", "depth", "batch")
+    command.check(parser, args, "leaves", "depth", "batch", "hidden", "route")
     if args.rounds < 2:
         parser.error("--rounds: expected at least 2, for quartiles")
     if args.device == "auto":
@@ -475,12 +533,20 @@ def run(args: argparse.Namespace) -> None:
         rows = []
         for op, leaves, batch, precision in itertools.product(args.op, args.leaves, args.batch, args.precision):
             cell = Cell(op, leaves, batch, precision, device)
+            if precision == "tf32" and (device.type != "cuda" or op == "fit"):
+                skip(
+                    cell,
+                    "all",
+                    "hm.fit leaves TF32 to PyTorch's setting" if op == "fit" else "TF32 is for CUDA devices",
+                )
+                continue
             if precision == "bf16" and not has_bfloat16(device):
                 skip(cell, "all", "this CPU has no bfloat16 instructions; hm.fit would train in fp32")
                 continue
             if op == "route" and leaves == 1:
                 skip(cell, "all", "a lone leaf has no gate")
                 continue
+            cell.set_tf32()
             rows += measure(cell, args, workers)
             for worker in workers.values():
                 worker.forget()

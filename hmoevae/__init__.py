@@ -14,6 +14,7 @@ from hmoevae.nn.balance import balance
 from hmoevae.nn.kernels.memory import StepMemory
 from hmoevae.nn.likelihoods import LikelihoodModule
 from hmoevae.nn.objectives import objective
+from hmoevae.nn.routes import TopK
 from hmoevae.nn.settings import StepSettings
 from hmoevae.output import Output, Routing
 from hmoevae.saving.card import CardInfo
@@ -48,6 +49,7 @@ from hmoevae.training import (
     Best,
     EarlyStopping,
     EpochEnd,
+    RowAdam,
     Training,
     Warmup,
     best_of,
@@ -91,10 +93,12 @@ __all__ = [
     "Poisson",
     "PosteriorGate",
     "Routing",
+    "RowAdam",
     "SampleRecorder",
     "StepMemory",
     "StepSettings",
     "Table",
+    "TopK",
     "Tracking",
     "Training",
     "VAEMixture",

@@ -1,8 +1,11 @@
 """The errors of the package: each names the argument, what was expected and what came."""
 
+import re
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "ArgumentError",
@@ -121,6 +124,18 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame is not None and _is_on_the_way(frame.f_globals.get("__name__", "")):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+@contextmanager
+def unwarned(message: str) -> Iterator[None]:
+    """Inside, give no warnings that begin with a message: those of a library about what this package does on purpose.
+
+    >>> with unwarned("all is not"):
+    ...     warnings.warn("all is not well", stacklevel=1)
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", re.escape(message))
+        yield
 
 
 def _is_on_the_way(module: str) -> bool:

@@ -103,6 +103,7 @@ def decoder(model: HMoEVAE, leaf: int) -> "DecoderModule":
 def _check_model(model: object) -> None:
     if not isinstance(model, HMoEVAE):
         raise ArgumentTypeError(mismatch("model", "an HMoEVAE", type(model).__name__))
+    model.experts.check_whole()
 
 
 def _check_leaf(model: HMoEVAE, leaf: int) -> None:

@@ -29,6 +29,7 @@ def filled(
     rows = x.flatten(1).isnan().any(1)
     if not rows.any():
         return x
+    model.experts.check_whole()
     flat = _features_first(model, x[rows])
     how = n_importance, generator
     mean = conditional_mean(
@@ -66,6 +67,7 @@ def drawn_given(
     >>> drawn_given(model, x, 3, range(1), 8, observe=True, generator=None)[:, 0, 0].tolist()
     [0.5, 0.5, 0.5]
     """
+    model.experts.check_whole()
     flat = _features_first(model, x)
     log_prior = model.prior.leaf_log_prob()
     leaf, z = conditional_latents(model.experts, model.plan, flat, log_prior, leaves, n, n_importance, generator)

@@ -13,11 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hmoevae.checks import check_integer
-from hmoevae.errors import ArgumentError, ArgumentTypeError, ShapeError, mismatch
+from hmoevae.errors import ArgumentError
 from hmoevae.missing import drawn_given, filled
 from hmoevae.nn.draws import Share
 from hmoevae.nn.objectives import find_objective, measured_for
 from hmoevae.plan import PlannedNode
+from hmoevae.routing import best_leaf, best_node, width_of
 from hmoevae.samples import BATCH_SIZE, Data, in_order
 from hmoevae.saving.card import ModelFacts
 from hmoevae.spec import tree_from_json
@@ -130,30 +131,59 @@ class HMoEVAE(TreeModule):
         columns = [node.index for node in self.plan.level(level)]
         return self._route(x, self.paths.node_log_prob, batch_size)[:, columns].exp()
 
-    def predict(self, x: Data, *, level: int | None = None, batch_size: int = BATCH_SIZE) -> Int[Tensor, " batch"]:
+    def predict(
+        self, x: Data, *, level: int | None = None, beam: int | None = None, batch_size: int = BATCH_SIZE
+    ) -> Int[Tensor, " batch"]:
         """The most probable node of a level, as an index into `model.plan.level(level)`; a leaf index by default.
 
         Args:
             x: Samples, as `data` of `hmoevae.fit`.
             level: As in `predict_proba`.
+            beam: Number of gates that run on each level, those of a sample's most probable mixtures among the children
+                of those that ran on the level above. The result is the most probable node below these, so the time
+                grows with depth times `beam` instead of the number of mixtures. `None`: all run, and the result is the
+                most probable node of all; so do they in trees with a `PosteriorGate`.
             batch_size: Samples evaluated at a time.
+
+        Raises:
+            ArgumentError: The tree has no such level, or `beam` is no integer > 0.
         """
-        return self.predict_proba(x, level=level, batch_size=batch_size).argmax(1)
+        width = width_of(self, beam)
+        if width is None or level == 0:
+            return self.predict_proba(x, level=level, batch_size=batch_size).argmax(1)
+        self.plan.level(level)  # checks it
+
+        def best(chunk: Tensor) -> Tensor:
+            return best_node(self, self._features_first(chunk), level, width)
+
+        return self._in_batches(best, x, batch_size, check=self._seen)
 
     # --- latents and images -----------------------------------------------------------------------------------------
 
     @overload
     def encode(
-        self, x: Data, *, node: str = ..., return_std: Literal[False] = ..., batch_size: int = ...
+        self,
+        x: Data,
+        *,
+        node: str = ...,
+        return_std: Literal[False] = ...,
+        beam: int | None = ...,
+        batch_size: int = ...,
     ) -> Float[Tensor, "batch latent"]: ...
 
     @overload
     def encode(
-        self, x: Data, *, node: str = ..., return_std: Literal[True], batch_size: int = ...
+        self, x: Data, *, node: str = ..., return_std: Literal[True], beam: int | None = ..., batch_size: int = ...
     ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]: ...
 
     def encode(
-        self, x: Data, *, node: str = "root", return_std: bool = False, batch_size: int = BATCH_SIZE
+        self,
+        x: Data,
+        *,
+        node: str = "root",
+        return_std: bool = False,
+        beam: int | None = None,
+        batch_size: int = BATCH_SIZE,
     ) -> Float[Tensor, "batch latent"] | tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
         """Mean of q(z|x) by the most probable leaf of each sample.
 
@@ -161,34 +191,41 @@ class HMoEVAE(TreeModule):
             x: Samples, as `data` of `hmoevae.fit`. Values outside a likelihood's support are allowed.
             node: Path of the subtree whose most probable leaf is used, such as `"root/3"`.
             return_std: Return the standard deviation too: q(z|x) = N(mean, diag(std^2)).
+            beam: As in `predict`, from `node` down.
             batch_size: Samples evaluated at a time.
 
         Returns:
             The latents, or with `return_std` the pair of means and standard deviations, each `(batch, latent)`. Leaves
             with a smaller `latent_dim` are padded with zeros.
         """
+        above, width = self._node(node), width_of(self, beam)
 
         def encode(chunk: Tensor) -> Tensor:
-            mean, std = self.experts.encode(chunk.flatten(1), self._best_leaf(chunk, self._node(node)))
+            leaf = best_leaf(self, self._features_first(chunk), above, width)
+            mean, std = self.experts.encode(chunk.flatten(1), leaf)
             return torch.stack([mean, std], dim=1) if return_std else mean
 
         encoded = self._in_batches(encode, x, batch_size, check=self._seen)
         return (encoded[:, 0], encoded[:, 1]) if return_std else encoded
 
-    def reconstruct(self, x: Data, *, node: str = "root", batch_size: int = BATCH_SIZE) -> Tensor:
+    def reconstruct(
+        self, x: Data, *, node: str = "root", beam: int | None = None, batch_size: int = BATCH_SIZE
+    ) -> Tensor:
         """Mean of p(x|z) at the mean of q(z|x), by the most probable leaf of each sample.
 
         Args:
             x: Samples, as `data` of `hmoevae.fit`.
             node: Path of the subtree whose most probable leaf is used, such as `"root/3"`.
+            beam: As in `predict`, from `node` down.
             batch_size: Samples evaluated at a time.
 
         Returns:
             `(batch, *input_shape)`.
         """
+        above, width = self._node(node), width_of(self, beam)
 
         def reconstruct(chunk: Tensor) -> Tensor:
-            leaf = self._best_leaf(chunk, self._node(node))
+            leaf = best_leaf(self, self._features_first(chunk), above, width)
             mean, _ = self.experts.encode(chunk.flatten(1), leaf)
             return self.experts.decode(mean, leaf)
 
@@ -212,19 +249,7 @@ class HMoEVAE(TreeModule):
             ShapeError: `z` is not `(batch, latent)` with the largest `latent_dim` of the tree, or the lengths differ.
             ArgumentError: `leaf` is not an index of a leaf.
         """
-        for name, tensor in (("z", z), ("leaf", leaf)):
-            if not isinstance(tensor, Tensor):
-                raise ArgumentTypeError(mismatch(name, "a torch.Tensor", type(tensor).__name__))
-        if leaf.is_floating_point() or leaf.is_complex() or leaf.dtype == torch.bool:
-            raise ArgumentTypeError(mismatch("leaf", "integers", leaf.dtype))
-        if z.ndim != 2 or z.shape[1] != self.experts.latent_dim:
-            raise ShapeError(mismatch("z", f"(batch, {self.experts.latent_dim})", tuple(z.shape)))
-        if leaf.shape != z.shape[:1]:
-            raise ShapeError(mismatch("leaf", f"({len(z)},), one per row of z", tuple(leaf.shape)))
-        if len(leaf):
-            low, high = (int(end) for end in leaf.aminmax())
-            if low < 0 or high >= self.plan.n_leaves:
-                raise ArgumentError(mismatch("leaf", f"indices from 0 to {self.plan.n_leaves - 1}", f"{low} to {high}"))
+        self.experts.check_latents(z, leaf)
         return self._decode(z, leaf.long(), batch_size).unflatten(1, self.input_shape)
 
     def sample(
@@ -382,9 +407,7 @@ class HMoEVAE(TreeModule):
         def evaluate(chunk: Tensor) -> Tensor:
             flat = self._features_first(chunk)
             leaf_log_prob = self.paths.leaf_log_prob(self._edge_log_prob(flat))
-            draws = self.experts.draw(flat, self.experts.noise(flat, generator, share))
-            elbo = self.experts.by_leaf([draw.elbo() for draw in draws])
-            log_weight = self.experts.by_leaf([draw.log_weight() for draw in draws])
+            elbo, log_weight = self.experts.elbo_and_log_weight(flat, self.experts.noise(flat, generator, share))
             log_prior = self.prior.leaf_log_prob().unsqueeze(1)
             terms: dict[str, Tensor] = {}
             for objective in measured_for(self.objective):
@@ -466,12 +489,6 @@ class HMoEVAE(TreeModule):
             return along_paths(self._edge_log_prob(self._features_first(chunk))).t()
 
         return self._in_batches(route, x, batch_size, check=self._seen)
-
-    def _best_leaf(self, x: Tensor, node: PlannedNode) -> Int[Tensor, " batch"]:
-        edge_log_prob = self._edge_log_prob(self._features_first(x))
-        edge_log_prob[list(node.edges)] = 0.0  # a large term of the path to `node` would round small differences off
-        leaf_log_prob = self.paths.leaf_log_prob(edge_log_prob)
-        return node.leaves.start + leaf_log_prob[node.leaves.start : node.leaves.stop].argmax(0)
 
     def _decode(self, z: Tensor, leaf: Tensor, batch_size: int, **how: Any) -> Float[Tensor, "batch feature"]:
         z, leaf = z.to(self.device, self.dtype), leaf.to(self.device)

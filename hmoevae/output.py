@@ -73,6 +73,7 @@ class Inputs(NamedTuple):
         other: A second view for the gates, for agreement.
         noise: Noise for the draws of z: one tensor per group of equal leaves, or one tensor for all slots.
         weights: The weights of the samples; `None` means equal ones.
+        draws: Random numbers by which the routes explore.
     """
 
     samples: Float[Tensor, "feature batch"]
@@ -80,3 +81,4 @@ class Inputs(NamedTuple):
     other: Float[Tensor, "feature batch"] | None
     noise: list[Float[Tensor, "_ _ batch"]]
     weights: SampleWeights | None = None
+    draws: Tensor | None = None

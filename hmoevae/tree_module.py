@@ -4,11 +4,12 @@ Axes of the public, batch-first interface: `batch`, then `leaf`, `edge` or `node
 the shape of a sample. All log-probabilities and losses are in nats.
 """
 
+from collections.abc import Sequence
 from textwrap import indent
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hmoevae import markup
@@ -17,6 +18,7 @@ from hmoevae.door import Checked, Door, Samples
 from hmoevae.errors import ArgumentError, ArgumentTypeError, ShapeError, SpecError, mismatch, warn
 from hmoevae.nn.agreement import agreement
 from hmoevae.nn.balance import Balances
+from hmoevae.nn.beam import Beam, Seen
 from hmoevae.nn.draws import Share
 from hmoevae.nn.experts import Experts, gate_shape
 from hmoevae.nn.gates import Gates, looks_channels_last
@@ -25,7 +27,7 @@ from hmoevae.nn.objectives import find_objective
 from hmoevae.nn.paths import Paths
 from hmoevae.nn.posteriors import Draw
 from hmoevae.nn.prior import Prior
-from hmoevae.nn.routes import restricted
+from hmoevae.nn.routes import Routes, restricted
 from hmoevae.nn.sample_weights import SampleWeights, weighted_mean
 from hmoevae.nn.settings import USUAL, StepSettings, check_settings
 from hmoevae.output import Inputs, Output, Routing
@@ -63,6 +65,7 @@ class TreeModule(Pretrained):
         missing = missing or (self.table is not None and self.table.missing)
         self.missing = missing
         self.paths = Paths(self.plan)
+        self.beam = Beam(self.plan)
         self.prior = Prior(self.plan)
         self.balances = Balances(self.plan)
         if self.prior.logits is not None and objective == "expected":
@@ -180,9 +183,12 @@ class TreeModule(Pretrained):
         flat = self._features_first(x)
         seen = flat if view is None else self._view(view, "view", x, validate=validate)
         other = None if other_view is None else self._view(other_view, "other_view", x, validate=validate)
-        n_slots = settings.routes.n_slots(self.plan.n_leaves)
+        routes = settings.routes
+        n_leaves = self.plan.n_leaves
+        n_slots = routes.n_slots(n_leaves)
+        noise = self.experts.noise(flat, generator, share, n_slots=n_slots)
         weights = self._weights(sample_weight, x, validate=validate)
-        return Inputs(flat, seen, other, self.experts.noise(flat, generator, share, n_slots=n_slots), weights)
+        return Inputs(flat, seen, other, noise, weights, routes.draws(n_leaves, flat, generator, share))
 
     def compute(self, inputs: Inputs, settings: StepSettings = USUAL, share: Share | None = None) -> Output:
         """The second half of `forward`: arithmetic without side effects.
@@ -197,8 +203,9 @@ class TreeModule(Pretrained):
         >>> model.compute(model.prepare(x)).leaf_elbo.shape
         torch.Size([5, 3])
         """
-        flat, seen, other, noise, weights = inputs
-        routing = self._routing(seen, other, flat, settings, share, weights)
+        flat, seen, other, noise, weights, draws = inputs
+        answers, leaf = self._run_gates(seen, other, flat, settings, draws)
+        routing = self._routing(answers, settings, share, weights)
         objective = find_objective(self.objective)
         kl_weight = settings.kl_weight
 
@@ -207,7 +214,7 @@ class TreeModule(Pretrained):
 
         leaf_log_prob = routing.leaf_log_prob.t()
         log_prior = self.prior.leaf_log_prob()
-        leaf = settings.routes.leaves(leaf_log_prob)
+        leaf = settings.routes.leaves(leaf_log_prob, draws) if leaf is None else leaf
         elbo = self.experts.estimates(flat, noise, of=estimate, leaf=leaf)
         slot_log_prior = log_prior.unsqueeze(1) if leaf is None else log_prior[leaf]
         own = objective.terms(elbo, restricted(leaf_log_prob, leaf), slot_log_prior)
@@ -252,45 +259,87 @@ class TreeModule(Pretrained):
         seen = self._view(view, "view", view, validate=validate)
         other = self._view(other_view, "other_view", view, validate=validate)
         weights = self._weights(sample_weight, view, validate=validate)
-        return self._routing(seen, other, seen, settings, share, weights)
+        answers, _ = self._run_gates(seen, other, seen, settings)
+        return self._routing(answers, settings, share, weights)
 
-    def _routing(
+    def beam_of(self, routes: Routes) -> int | None:
+        """How many gates of a level run for each sample; `None` if all do, as in trees with a `PosteriorGate`.
+
+        Args:
+            routes: The routes of a pass.
+
+        >>> import hmoevae as hm
+        >>> from hmoevae.nn.routes import ALL, TopK
+        >>> model = hm.HMoEVAE(Mixture.of(Mixture.of(VAE(latent_dim=2), 2), 3), input_shape=(4,))
+        >>> model.beam_of(TopK(2)), model.beam_of(TopK(3)), model.beam_of(ALL)
+        (2, None, None)
+        """
+        width = routes.beam()
+        return None if width is None or self.gates.have_posteriors or self.beam.is_all(width) else width
+
+    def _run_gates(
         self,
         seen: Float[Tensor, "feature batch"],
         other: Float[Tensor, "feature batch"] | None,
         own: Float[Tensor, "feature batch"],
         settings: StepSettings,
-        share: Share | None,
-        weights: SampleWeights | None,
-    ) -> Routing:
-        """Run the gates and compute their terms; gates below the last agreement level see `own`."""
-        depth, temperature = self.plan.depth, settings.gate_temperature
-        levels = range(1, depth + 1) if settings.agreement_levels is None else settings.agreement_levels
-        if max(levels, default=0) > depth:
-            expected = f"ascending levels from 1 to the tree's depth {depth}"
-            raise ArgumentError(mismatch("agreement_levels", expected, levels))
+        draws: Tensor | None = None,
+    ) -> tuple[list[Float[Tensor, "edge batch"]], Int[Tensor, "slot batch"] | None]:
+        """Log g(child | x) on every edge for each view, and each sample's leaves, where some gates run only.
+
+        Gates below the last agreement level see `own`.
+        """
+        depth, temperature, n = self.plan.depth, settings.gate_temperature, seen.shape[1]
+        levels = self._levels(settings)
         last = levels[-1] if levels else 0
         # One pass of the gates for both views, concatenated batch-first because that is their memory layout.
         both = seen if other is None else torch.cat([seen.t(), other.t()]).t()
         if other is not None and self.gates.have_posteriors and not self.gates.learn:
             expected = "a tree with a gate that learns, for agreement"
             raise ArgumentError(mismatch("other_view", expected, "one with PosteriorGate everywhere"))
-        if last == depth:
+        width, leaf = self.beam_of(settings.routes), None
+        if width is not None:
+            explored = settings.routes.explored(self.plan.n_leaves, draws)
+            if explored is not None and other is not None:  # the experts compute one view
+                explored = torch.cat([explored, torch.full_like(explored, -1)])
+            how: dict[str, Any] = {"temperature": temperature, "explored": explored}
+            shown = Seen(self._shown(both), self._shown(own), last)
+            met = list(self.beam.follow(self.gates, shown, width, **how))
+            answers, leaf = self.beam.edges(met), self.beam.leaves(met, width, explored)[:, :n]
+        elif last == depth:
             answers = self._edge_log_prob(both, temperature)
         else:
             joints = self._log_joint(both), self._log_joint(own)
             answers = self.gates.split(self._shown(both), self._shown(own), last, temperature, joints)
-        edges = [answers] if other is None else answers.chunk(2, dim=1)
+        return [answers] if other is None else list(answers.chunk(2, dim=1)), leaf
+
+    def _levels(self, settings: StepSettings) -> Sequence[int]:
+        """The levels of agreement, which are checked."""
+        depth = self.plan.depth
+        levels = range(1, depth + 1) if settings.agreement_levels is None else settings.agreement_levels
+        if max(levels, default=0) > depth:
+            expected = f"ascending levels from 1 to the tree's depth {depth}"
+            raise ArgumentError(mismatch("agreement_levels", expected, levels))
+        return levels
+
+    def _routing(
+        self,
+        edges: list[Float[Tensor, "edge batch"]],
+        settings: StepSettings,
+        share: Share | None,
+        weights: SampleWeights | None,
+    ) -> Routing:
+        """The terms of the gates, from their answers to one view or two."""
         counts = None if weights is None else weights.counts
         importances = [self.paths.importance(edge_log_prob, counts) for edge_log_prob in edges]
         if share is not None and share.importance_of_all is not None:
             importances = [share.importance_of_all(importance) for importance in importances]
         terms: dict[str, Tensor] = {}
-        if other is not None:
+        if len(edges) == 2:
             first, second = (self.paths.node_log_prob(edge_log_prob) for edge_log_prob in edges)
-            apart = agreement((first, second), self.paths, levels)
+            apart = agreement((first, second), self.paths, self._levels(settings))
             terms["agreement"] = settings.agreement_weight * weighted_mean(apart, weights)
-        importance = importances[0] if other is None else (importances[0] + importances[1]) / 2
+        importance = importances[0] if len(edges) == 1 else (importances[0] + importances[1]) / 2
         terms["balance"] = self.balances(importance, self.prior.edge_log_prob().detach())
         return Routing(
             loss=_total(terms),
@@ -327,6 +376,15 @@ class TreeModule(Pretrained):
         if torch.is_grad_enabled() and self.prior.fixed_leaf.is_inference():
             got = "a model made inside (copy.deepcopy(model), called outside, can be trained)"
             raise ArgumentError(mismatch("model", "a model made outside torch.inference_mode, for gradients", got))
+
+    def check_rebuilds(self) -> None:
+        """As in `Pretrained`.
+
+        Raises:
+            ArgumentError: Loading would not rebuild the model, or its experts are cut over several processes.
+        """
+        self.experts.check_whole()
+        super().check_rebuilds()
 
     def check_input(self, x: Samples, *, name: str = "x", values: bool = True, support: bool = True) -> Tensor:
         """Check that `x` is a batch of samples for this model, and return it as a tensor.

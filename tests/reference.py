@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from networks import Laplace
 from torch import Tensor, distributions
 
 import hmoevae as hm
@@ -110,7 +111,7 @@ class Reference:
             joint = [self.log_density(f"{path}/{i}", x) for i in range(len(mixture.children))]
             return (torch.stack(joint, 1) + self.log_prior(path)).detach().log_softmax(1)
         group, row = self.group(path), self.place(path).row
-        x = seen(self.leaves[0][1].likelihood, x)
+        x = self.shown(self.leaves[0][1].likelihood, x)
         logits = run_network(mixture.gate, group.network, row, x, (len(mixture.children),))
         if group.head is not None:
             logits = F.linear(logits, group.head.weight[row], group.head.bias[row])
@@ -141,7 +142,7 @@ class Reference:
         leaf = self.model.tree.at(path)
         if isinstance(leaf.encoder, hm.LinearPosterior):
             return self.exact_posterior(path, x)
-        encoder, x = self.group(path).encoder, seen(leaf.likelihood, x)
+        encoder, x = self.group(path).encoder, self.shown(leaf.likelihood, x)
         raw = run_network(leaf.encoder, encoder, self.place(path).row, x, (2 * leaf.latent_dim,))
         mean, log_variance = raw[:, : leaf.latent_dim], raw[:, leaf.latent_dim :]
         variance = log_variance.clamp_max(10).exp()
@@ -179,8 +180,13 @@ class Reference:
         """p(x|z) of one leaf, over (batch, feature)."""
         leaf = self.model.tree.at(path)
         group, row = self.group(path), self.place(path).row
-        raw = run_network(leaf.decoder, group.decoder, row, z, self.model.input_shape, is_decoder=True).flatten(1)
+        channels, *others = self.model.input_shape
+        shape = (2 * channels if isinstance(leaf.likelihood, Laplace) else channels, *others)
+        raw = run_network(leaf.decoder, group.decoder, row, z, shape, is_decoder=True).flatten(1)
         match leaf.likelihood:
+            case Laplace():
+                mean, log_width = raw.chunk(2, dim=1)
+                return distributions.Laplace(mean, (log_width + group.likelihood.offset[row]).exp())
             case hm.Gaussian(scale="learned", mean=mean):
                 scale = 1e-3 + group.likelihood.log_scale[row].exp()
                 return distributions.Normal(torch.sigmoid(raw) if mean == "sigmoid" else raw, scale)
@@ -206,12 +212,24 @@ class Reference:
     def elbo(self, path: str, x: Tensor, noise: Tensor) -> Tensor:
         """ELBO of one leaf at the draw of z from `noise`, (batch,)."""
         z, _, divergence = self.draw(path, x, noise)
-        return self.observation(path, z).log_prob(x.flatten(1)).sum(1) - divergence
+        return self.log_likelihood(path, x, z) - divergence
 
     def log_weight(self, path: str, x: Tensor, noise: Tensor) -> Tensor:
         """log p(x|z) p(z) / q(z|x) of one leaf at the draw of z from `noise`, (batch,)."""
         z, at_draw, _ = self.draw(path, x, noise)
-        return self.observation(path, z).log_prob(x.flatten(1)).sum(1) - at_draw
+        return self.log_likelihood(path, x, z) - at_draw
+
+    def log_likelihood(self, path: str, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x|z) of the observed cells by one leaf, (batch,)."""
+        flat = x.flatten(1)
+        each = self.observation(path, z).log_prob(flat.nan_to_num(1.0))
+        return torch.where(flat.isnan(), 0.0, each).sum(1)
+
+    def shown(self, likelihood: hm.Likelihood, x: Tensor) -> Tensor:
+        """What networks see of samples: where cells may be missing, zeros for them, and what was observed beside it."""
+        if not self.model.missing:
+            return seen(likelihood, x)
+        return torch.cat([torch.where(x.isnan(), 0.0, seen(likelihood, x)), (~x.isnan()).to(x.dtype)], dim=1)
 
     # --- the whole tree ---------------------------------------------------------------------------------------------
 
@@ -226,7 +244,52 @@ class Reference:
 
     def run(self, x: Tensor, noise: dict[str, Tensor]) -> Result:
         """Everything that `model(x)` gives, for `x` of the model's dtype."""
+        log_prob, edges, log_prior, balance = self.run_gates(x)
+        elbo = torch.stack([self.estimate(path, x, noise[path]) for path, _ in self.leaves], 1)
+        return Result(elbo, log_prob, edges, log_prior, self.objective(elbo, log_prob, log_prior) | balance)
+
+    def run_over(self, x: Tensor, leaf: list[list[int]], noise: Tensor, ran: list[set[str]] | None = None) -> Result:
+        """What `model(x)` gives over the chosen leaves of every sample, which alone are run, one at a time.
+
+        Args:
+            x: Samples.
+            leaf: The leaves in the slots of every sample.
+            noise: One draw for every slot, `(slot, latent, batch)`.
+            ran: As in `run_gates`.
+        """
+        log_prob, edges, log_prior, balance = self.run_gates(x, ran)
         elbos: list[Tensor] = []
+        terms: dict[str, Tensor] = {}
+        for b, chosen in enumerate(leaf):
+            here, elbo = slice(b, b + 1), []
+            for slot, i in enumerate(chosen):
+                path, node = self.leaves[i]
+                elbo.append(self.estimate(path, x[here], noise[slot, : node.latent_dim, here].t()))
+            elbos.append(torch.stack(elbo, 1))
+            log_q = torch.stack([log_prob[b, i] for i in chosen])
+            log_q = log_q - sum(one.exp() for one in log_q).log()
+            of_sample = self.objective(elbos[-1], log_q.unsqueeze(0), torch.stack([log_prior[i] for i in chosen]))
+            terms = {name: terms.get(name, 0.0) + term / len(x) for name, term in of_sample.items()}
+        return Result(torch.cat(elbos), log_prob, edges, log_prior, terms | balance)
+
+    def estimate(self, path: str, x: Tensor, noise: Tensor) -> Tensor:
+        """The number of one leaf that the objective reads, (batch,)."""
+        return self.log_weight(path, x, noise) if self.model.objective == "marginal" else self.elbo(path, x, noise)
+
+    def objective(self, elbo: Tensor, log_prob: Tensor, log_prior: Tensor) -> dict[str, Tensor]:
+        """The terms of the objective."""
+        functions = {"expected": naive_expected, "elbo": naive_elbo, "marginal": naive_marginal}
+        return functions[self.model.objective](elbo, log_prob, log_prior)
+
+    def run_gates(
+        self, x: Tensor, ran: list[set[str]] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """log q(leaf|x), log g(child|x) on every edge, log pi of every leaf, and the balance.
+
+        Args:
+            x: Samples.
+            ran: The paths of the mixtures whose gates run for each sample, the others being even; `None` means all.
+        """
         log_probs: list[Tensor] = []
         log_priors: list[Tensor] = []
         edges: dict[int, Tensor] = {}
@@ -234,13 +297,13 @@ class Reference:
 
         def visit(node: Tree, path: str, reach: Tensor, log_prior: Tensor, inherited: hm.Balance) -> None:
             if isinstance(node, hm.VAE):
-                estimate = self.log_weight if self.model.objective == "marginal" else self.elbo
-                elbos.append(estimate(path, x, noise[path]))
                 log_probs.append(reach)
                 log_priors.append(log_prior)
                 return
             balance = node.balance if node.balance is not None else inherited
             log_gate, own_prior = self.gate(path, x), self.log_prior(path)
+            even = torch.full_like(log_gate[0], -math.log(len(node.children)))
+            log_gate = torch.stack([g if ran is None or path in ran[b] else even for b, g in enumerate(log_gate)])
             arrived = reach.detach()  # the children of a mixture do not teach the gates above it
             importance = [
                 sum((arrived[b] + log_gate[b, c]).exp() for b in range(len(x))) for c in range(len(own_prior))
@@ -252,16 +315,9 @@ class Reference:
                 visit(child, f"{path}/{c}", reach + log_gate[:, c], log_prior + own_prior[c], balance)
 
         visit(self.model.tree, "root", x.new_zeros(len(x)), x.new_zeros(()), hm.Balance("variance", 0.1))
-        result = Result(
-            leaf_elbo=torch.stack(elbos, 1),
-            leaf_log_prob=torch.stack(log_probs, 1),
-            edge_log_prob=torch.stack([edges[i] for i in range(len(edges))], 1) if edges else x.new_zeros(len(x), 0),
-            leaf_log_prior=torch.stack(log_priors),
-        )
-        objective = {"expected": naive_expected, "elbo": naive_elbo, "marginal": naive_marginal}[self.model.objective]
-        result.terms = objective(result.leaf_elbo, result.leaf_log_prob, result.leaf_log_prior)
-        result.terms["balance"] = sum(balance_terms, x.new_zeros(()))
-        return result
+        by_edge = torch.stack([edges[i] for i in range(len(edges))], 1) if edges else x.new_zeros(len(x), 0)
+        balance = {"balance": sum(balance_terms, x.new_zeros(()))}
+        return torch.stack(log_probs, 1), by_edge, torch.stack(log_priors), balance
 
     def best_leaf(self, x: Tensor, node: str = "root") -> list[str]:
         """The most probable leaf below `node` of every sample, by path."""
@@ -269,6 +325,48 @@ class Reference:
             result = self.run(x, {path: torch.zeros(len(x), leaf.latent_dim) for path, leaf in self.leaves})
         below = [i for i, (path, _) in enumerate(self.leaves) if path == node or path.startswith(f"{node}/")]
         return [self.leaves[below[int(row[below].argmax())]][0] for row in result.leaf_log_prob]
+
+
+# --- down the tree --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Walk:
+    """What one sample meets, by index in the plan."""
+
+    edges: Tensor
+    leaves: dict[int, Tensor] = field(default_factory=dict)
+    ran: set[str] = field(default_factory=set)
+
+    @property
+    def best(self) -> int:
+        """The most probable leaf that is met."""
+        return max(self.leaves, key=lambda leaf: self.leaves[leaf].item())
+
+
+def walk(reference: Reference, seen: list[Tensor], width: int, explored: int = -1) -> Walk:
+    """Walk down the tree with one sample, of which gates at depth d see `seen[d]`, `(1, *shape)`."""
+    plan = reference.model.plan
+    even = [-torch.tensor(float(len(plan.mixtures[m].spec.children))).log() for m in plan.edge_mixture]
+    found = Walk(torch.stack(even).to(reference.model.dtype))
+    leaf_of = {leaf.path: i for i, leaf in enumerate(plan.leaves)}
+    level = [("root", torch.zeros((), dtype=reference.model.dtype))]
+    for depth in range(plan.depth):
+        below: list[tuple[str, Tensor]] = []
+        for path, log_prob in level:
+            found.ran.add(path)
+            for i, log_gate in enumerate(reference.gate(path, seen[depth])[0]):
+                edge, child = reference.first_edge[path] + i, f"{path}/{i}"
+                found.edges = found.edges.index_put((torch.tensor([edge]),), log_gate)
+                if child in leaf_of:
+                    found.leaves[leaf_of[child]] = log_prob + log_gate
+                else:
+                    below.append((child, log_prob + log_gate))
+        level = sorted(below, key=lambda one: -one[1].item())[:width]
+        above = [one for one in below if explored >= 0 and plan.leaves[explored].path.startswith(f"{one[0]}/")]
+        if above and above[0][0] not in [path for path, _ in level]:
+            level = [*level[:-1], *above]
+    return found
 
 
 # --- formulas -------------------------------------------------------------------------------------------------------

@@ -148,6 +148,15 @@ def weighted() -> dict[str, Any]:
     return principle("marginal", "variance", True, torch.float64, sample_weight=w, init="kmeans")
 
 
+ROUTED = [*itertools.product(("expected", "elbo", "marginal"), (1, 2), (0.0, 0.4)), ("elbo", 4, 0.4)]
+
+
+def routed(objective: str, k: int, explore: float) -> dict[str, Any]:
+    """Train over some of the leaves, of which a process may meet others than its neighbour, or none of a group."""
+    options = {"route": hm.TopK(k, explore=explore), "max_grad_norm": 1.0, "init": "kmeans", "epochs": 3}
+    return principle(objective, "kl", False, torch.float64, **options)
+
+
 def gaps() -> dict[str, Any]:
     """Samples with gaps, one of which nothing is known."""
     x = samples().double()
@@ -157,6 +166,15 @@ def gaps() -> dict[str, Any]:
     torch.manual_seed(0)
     tree = hm.Mixture.of(hm.VAE(2, layer, layer, hm.Gaussian("learned")), 3, gate=hm.Conv((4,), 3, hidden=(4,)))
     return trained(hm.HMoEVAE(tree, SHAPE, objective="marginal", missing=True).double(), x, init="kmeans")
+
+
+def down_the_tree() -> dict[str, Any]:
+    """Gates that only some samples reach, in one process and not in another, beside a group that hardly any reach."""
+    torch.manual_seed(0)
+    layer, leaf = hm.MLP((8,)), hm.VAE(2, hm.MLP((8,)), hm.MLP((8,)))
+    below = [hm.Mixture.of(leaf, 3, gate=gate) for gate in (layer, layer, layer, hm.MLP((4,)), hm.MLP((5,)))]
+    model = hm.HMoEVAE(hm.Mixture(tuple(below), gate=layer), SHAPE, objective="elbo").double()
+    return trained(model, samples().double(), route=hm.nn.routes.TopK(1, explore=0.2))
 
 
 def posteriors(*, missing: bool) -> dict[str, Any]:
@@ -173,9 +191,11 @@ def posteriors(*, missing: bool) -> dict[str, Any]:
 def together() -> dict[str, Any]:
     """What else processes have to agree on."""
     answers: dict[str, Any] = {}
+    answers |= {f"routed {case}": routed(*case) for case in ROUTED}
     answers["kmeans"] = trained(new_model(), samples(), init="kmeans")
     answers["weighted"] = weighted()
     answers["gaps"] = gaps()
+    answers["down the tree"] = down_the_tree()
     answers |= {f"posteriors {missing}": posteriors(missing=missing) for missing in (False, True)}
     answers["other weights"] = refused(
         lambda: trained(new_model(), samples(), sample_weight=torch.full((N_SAMPLES,), 1.0 + RANK))
@@ -238,8 +258,9 @@ def failure(_: Path, failing: int = 1) -> None:
     trained(new_model(), samples(), callbacks=[fail])
 
 
-if __name__ == "__main__":
-    job, folder = globals()[sys.argv[1]], Path(sys.argv[2])
+def main(jobs: dict[str, Any]) -> None:
+    """Run the job that the command line names, and save what it returns."""
+    job, folder = jobs[sys.argv[1]], Path(sys.argv[2])
     torch.set_num_threads(1)
     for harmless in (DeadLeafWarning, ConstantGateWarning, ConvergenceWarning):  # after two epochs
         warnings.filterwarnings("ignore", category=harmless)
@@ -248,3 +269,7 @@ if __name__ == "__main__":
         torch.save(job(folder), folder / f"{sys.argv[1]}-{RANK}.pt")
     finally:  # else gloo's own threads may still run when Python ends, and abort the process
         PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(globals())

@@ -212,7 +212,7 @@ def conditional_latents(
         rows = [row for row, leaf in enumerate(planned.members) if leaf in leaves]
         if not rows:
             continue
-        some = group.at(None if len(rows) == group.n_experts else torch.tensor(rows, device=x.device))
+        some = rows_of(group, slice(rows[0], rows[-1] + 1))  # leaves of a group stand in the order of all leaves
         members = [planned.members[row] for row in rows]
         own = log_prior[members].unsqueeze(1)
         padding = (0, experts.latent_dim - group.latent_dim)

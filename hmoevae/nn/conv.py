@@ -141,7 +141,8 @@ class GroupedConv(AffineEnded):
         for convolution in self.convolutions:
             maps = activate(convolution(maps, shared=shared), self.activation)
             shared = False
-        groups = len(self.last.bias)
+        chosen = self.last.chosen
+        groups = len(self.last.bias if chosen is None else chosen)
         if groups == 1:  # a view, whose gradient has the memory layout of the maps
             return rearrange(maps, "b c h w -> (c h w) b")
         return rearrange(maps, "b (g c) h w -> g (c h w) b", g=groups)

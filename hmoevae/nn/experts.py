@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hmoevae.checks import is_integer
-from hmoevae.errors import SpecError, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, ShapeError, SpecError, mismatch
 from hmoevae.nn.draws import Share, borrowed_random_state, for_batch
 from hmoevae.nn.gaps import observed, shown, shown_shape
 from hmoevae.nn.grouped import AffineEnded
@@ -28,7 +28,7 @@ from hmoevae.nn.networks import grouped_network
 from hmoevae.nn.paths import joined, permutation
 from hmoevae.nn.posteriors import AnyPosterior, Draw, posterior_of
 from hmoevae.nn.routes import Packing, pack, packing, unpack
-from hmoevae.nn.rows import rows_of
+from hmoevae.nn.rows import Chosen, rows_of
 from hmoevae.plan import Plan
 from hmoevae.spec import VAE, LinearPosterior
 
@@ -79,9 +79,9 @@ class ExpertGroup(nn.Module):
         """Number of experts."""
         return len(next(self.parameters()))
 
-    def at(self, rows: Int[Tensor, " row"] | None) -> "ExpertGroup":
-        """The experts in `rows`, in that order, repeated where `rows` repeats them; all of them if `rows` is `None`."""
-        return self if rows is None else rows_of(self, rows)
+    def at(self, rows: Chosen) -> "ExpertGroup":
+        """The chosen experts."""
+        return rows_of(self, rows)
 
     def shown(self, x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"]) -> Tensor:
         """What the encoders see of samples."""
@@ -133,7 +133,8 @@ class ExpertGroup(nn.Module):
         if not isinstance(self.decoder, AffineEnded):
             return self.likelihood.log_prob(self.decoder(z), x, present)
         last, hidden = self.decoder.last, self.decoder.hidden(z)
-        return readout(self.likelihood, last.weight, last.bias, hidden, x, present, input_major=last.input_major)
+        layout = {"input_major": last.input_major, "chosen": last.chosen}
+        return readout(self.likelihood, last.weight, last.bias, hidden, x, present, **layout)
 
 
 def _likelihood(spec: VAE, groups: int, sample_shape: tuple[int, ...], place: str) -> LikelihoodModule:
@@ -234,6 +235,10 @@ class Experts(nn.Module):
         """The group of the first leaf, whose likelihood says what gates see."""
         return self.groups[self._first]
 
+    def row(self, group: int, row: int, own: Float[Tensor, "own *axes"]) -> Float[Tensor, "*axes"]:  # noqa: ARG002
+        """One row of a tensor of a group, where not all processes hold all rows."""
+        return own[row]
+
     # --- all leaves, or some, features first ------------------------------------------------------------------------
 
     def noise(
@@ -288,6 +293,20 @@ class Experts(nn.Module):
             found.append(unpack(of(group.draw(own, group.posterior(own), drawn)), packed))
             order.append(pairs)
         return torch.cat(found).index_select(0, torch.cat(order).argsort()).unflatten(0, (n_slots, batch))
+
+    def elbo_and_log_weight(
+        self, x: Float[Tensor, "feature batch"], noise: list[Float[Tensor, "_ _ batch"]]
+    ) -> tuple[Float[Tensor, "leaf batch"], Float[Tensor, "leaf batch"]]:
+        """The ELBO and the log-weight of one draw from every leaf."""
+        draws = self.draw(x, noise)
+        return self.by_leaf([draw.elbo() for draw in draws]), self.by_leaf([draw.log_weight() for draw in draws])
+
+    def check_whole(self) -> None:
+        """Check that this process holds all experts.
+
+        Raises:
+            ArgumentError: Their rows are cut over several processes.
+        """
 
     def evidence(self, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "leaf batch"]:
         """Log p_l(x) of every leaf with a `LinearPosterior`, as in `ExpertGroup.evidence`; zero of the others."""
@@ -355,6 +374,33 @@ class Experts(nn.Module):
             return group.likelihood.sample(group.decoder(own[:, : group.latent_dim]), generator)
 
         return self._given(draw if observe else run, z, leaf, self.n_features)
+
+    def check_latents(self, z: Tensor, leaf: Tensor) -> None:
+        """Check latents that a user gives, and the leaves that decode them.
+
+        Args:
+            z: One latent vector per row.
+            leaf: Index of the leaf that decodes each row.
+
+        Raises:
+            ArgumentTypeError: One of them is no tensor, or `leaf` does not hold integers.
+            ShapeError: `z` is not `(batch, latent)` with the largest `latent_dim` of the tree, or the lengths differ.
+            ArgumentError: `leaf` is not an index of a leaf.
+        """
+        for name, tensor in (("z", z), ("leaf", leaf)):
+            if not isinstance(tensor, Tensor):
+                raise ArgumentTypeError(mismatch(name, "a torch.Tensor", type(tensor).__name__))
+        if leaf.is_floating_point() or leaf.is_complex() or leaf.dtype == torch.bool:
+            raise ArgumentTypeError(mismatch("leaf", "integers", leaf.dtype))
+        if z.ndim != 2 or z.shape[1] != self.latent_dim:
+            raise ShapeError(mismatch("z", f"(batch, {self.latent_dim})", tuple(z.shape)))
+        if leaf.shape != z.shape[:1]:
+            raise ShapeError(mismatch("leaf", f"({len(z)},), one per row of z", tuple(leaf.shape)))
+        n_leaves = len(self.group_of_leaf)
+        if len(leaf):
+            low, high = (int(end) for end in leaf.aminmax())
+            if low < 0 or high >= n_leaves:
+                raise ArgumentError(mismatch("leaf", f"indices from 0 to {n_leaves - 1}", f"{low} to {high}"))
 
     def _given(
         self,

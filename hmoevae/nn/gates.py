@@ -1,7 +1,7 @@
 """The gates of a tree's mixtures: every group of equal gates runs as one batched network.
 
 Axes: `edge` counts the (mixture, child) edges in the plan's order, `group` the gates of one group, `child` the
-children of each of them; `batch` is last.
+children of each of them; `pair` counts (sample, gate) pairs, in any order; `batch` is last.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ from hmoevae.nn.grouped import AffineEnded, GroupedLinear
 from hmoevae.nn.kernels.precision import sum_dtype
 from hmoevae.nn.networks import grouped_network
 from hmoevae.nn.paths import joined, permutation
+from hmoevae.nn.routes import packing, unpack
+from hmoevae.nn.rows import Chosen, rows_of
 from hmoevae.plan import Plan
 from hmoevae.spec import VAE, LinearPosterior, Network, PosteriorGate
 
@@ -70,11 +72,69 @@ class GateGroup(nn.Module):
             x: Samples.
             temperature: The divisor of the logits.
         """
+        return _log_softmax(self._logits(x), temperature)
+
+    def of_pairs(
+        self,
+        x: Float[Tensor, "feature batch"],
+        sample: Int[Tensor, " pair"],
+        gate: Int[Tensor, " pair"],
+        temperature: float = 1.0,
+    ) -> Float[Tensor, "pair child"]:
+        """Log g(child | x) of one gate for one sample each, in nats. Other pairs are not computed.
+
+        Args:
+            x: Samples.
+            sample: The sample of every pair; there is at least one pair.
+            gate: The gate of every pair, as its row in the group.
+            temperature: The divisor of the logits.
+
+        >>> from hmoevae.spec import MLP
+        >>> group, x = GateGroup(MLP((8,)), 3, 2, (4,), "root.gate"), torch.rand(4, 5)
+        >>> some = group.of_pairs(x, sample=torch.tensor([4, 0]), gate=torch.tensor([1, 2]))
+        >>> some.allclose(group(x)[[1, 2], :, [4, 0]])
+        True
+        """
+        packed = packing(gate, len(self.last.bias))
+        rows, columns = packed.shape
+        own = sample.new_zeros(rows * columns)  # padding runs the first sample: no likelihood limits what gates see
+        own[packed.cell] = sample
+        laid = x.t().index_select(0, own).unflatten(0, packed.shape).mT
+        return _log_softmax(unpack(rows_of(self, packed.experts)._logits(laid), packed), temperature)
+
+    def of_one(
+        self, x: Float[Tensor, "feature batch"], gate: int, temperature: float = 1.0
+    ) -> Float[Tensor, "child batch"]:
+        """Log g(child | x) of one gate for all samples, in nats.
+
+        Args:
+            x: Samples.
+            gate: The gate, as its row in the group.
+            temperature: The divisor of the logits.
+
+        >>> from hmoevae.spec import MLP
+        >>> group, x = GateGroup(MLP((8,)), 3, 2, (4,), "root.gate"), torch.rand(4, 5)
+        >>> group.of_one(x, 1).allclose(group(x)[1])
+        True
+        """
+        if torch.is_grad_enabled() and len(self.last.bias) > 1:  # the gradient holds that row alone
+            one = rows_of(self, Chosen.of(torch.tensor([gate], device=x.device)))
+        else:
+            one = rows_of(self, slice(gate, gate + 1))
+        return _log_softmax(one._logits(x), temperature).squeeze(0)
+
+    def _logits(
+        self, x: Float[Tensor, "feature batch"] | Float[Tensor, "row feature batch"]
+    ) -> Float[Tensor, "row child batch"]:
         logits = self.network(x)
         if self.head is not None:
             logits = self.head(logits)
-        logits = logits.to(sum_dtype(x))
-        return F.log_softmax(logits if temperature == 1 else logits / temperature, dim=1)
+        return logits.to(sum_dtype(x))
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of the children, which are the second axis."""
+    return F.log_softmax(logits if temperature == 1 else logits / temperature, dim=1)
 
 
 class PosteriorGroup(nn.Module):
@@ -147,6 +207,8 @@ class Gates(nn.Module):
 
     groups: Sequence[GateGroup | PosteriorGroup]
     edge_order: Int[Tensor, " edge"] | None
+    group_of_mixture: Int[Tensor, " mixture"]
+    row_of_mixture: Int[Tensor, " mixture"]
 
     def __init__(self, plan: Plan, input_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -166,6 +228,12 @@ class Gates(nn.Module):
         mixtures = [plan.mixtures[i] for group in plan.gate_groups for i in group.members]
         order = [edge for mixture in mixtures for edge in mixture.child_edges]
         self.register_buffer("edge_order", permutation(order), persistent=False)
+        # The last entries stand for no mixture.
+        groups_of, rows_of_groups = [
+            [*(getattr(m.place, name) for m in plan.mixtures), -1] for name in ("group", "row")
+        ]
+        self.register_buffer("group_of_mixture", torch.tensor(groups_of), persistent=False)
+        self.register_buffer("row_of_mixture", torch.tensor(rows_of_groups), persistent=False)
         self.depths = [[plan.mixtures[i].depth for i in group.members] for group in plan.gate_groups]
 
     @property
@@ -195,6 +263,60 @@ class Gates(nn.Module):
             return x.new_zeros(0, x.shape[1], dtype=sum_dtype(x))
         rows = [_answer(group, x, temperature, log_joint).flatten(0, 1) for group in self.groups]
         return joined(rows, self.edge_order)
+
+    def of_mixtures(
+        self, x: Float[Tensor, "feature few"], mixture: Int[Tensor, "batch slot"], temperature: float = 1.0
+    ) -> Float[Tensor, "batch slot child"]:
+        """Log g(child | x) of some mixtures for every sample, in nats; the others are not computed.
+
+        Args:
+            x: Samples; those of a smaller batch are repeated.
+            mixture: The mixtures in each sample's slots; the number of mixtures stands for an empty slot.
+            temperature: The divisor of the logits.
+
+        Returns:
+            Minus infinity in empty slots, and behind the children of mixtures that have fewer than others.
+
+        >>> from hmoevae.plan import compile_tree
+        >>> from hmoevae.spec import VAE, Mixture
+        >>> gates = Gates(compile_tree(Mixture(children=(VAE(), Mixture.of(VAE(), 3)))), input_shape=(4,))
+        >>> gates.of_mixtures(torch.rand(4, 2), torch.tensor([[1], [0]])).isneginf().squeeze(1)
+        tensor([[False, False, False],
+                [False, False,  True]])
+        """
+        n_slots, pairs = mixture.shape[1], mixture.flatten()
+        of_pair = self.group_of_mixture.index_select(0, pairs)
+        found: list[tuple[Tensor, Tensor]] = []
+        for i, group in enumerate(self.groups):
+            own = (of_pair == i).nonzero().squeeze(1)
+            if len(own):
+                assert isinstance(group, GateGroup)
+                sample = own if n_slots == 1 else own.div(n_slots, rounding_mode="floor")
+                sample = sample if len(mixture) == x.shape[1] else sample % x.shape[1]
+                found.append(
+                    (own, group.of_pairs(x, sample, self.row_of_mixture.index_select(0, pairs[own]), temperature))
+                )
+        most = max((values.shape[1] for _, values in found), default=0)
+        if len(found) == 1 and len(found[0][0]) == len(pairs):
+            return found[0][1].unflatten(0, mixture.shape)
+        none = torch.full((len(pairs), most), -torch.inf, dtype=sum_dtype(x), device=x.device)
+        for own, values in found:
+            none = none.index_put((own,), F.pad(values, (0, most - values.shape[1]), value=-torch.inf))
+        return none.unflatten(0, mixture.shape)
+
+    def of_mixture(
+        self, x: Float[Tensor, "feature batch"], mixture: int, temperature: float = 1.0
+    ) -> Float[Tensor, "child batch"]:
+        """Log g(child | x) of one mixture for all samples, in nats.
+
+        Args:
+            x: Samples.
+            mixture: The mixture; its gate is a network.
+            temperature: The divisor of the logits.
+        """
+        group = self.groups[int(self.group_of_mixture[mixture])]
+        assert isinstance(group, GateGroup)
+        return group.of_one(x, int(self.row_of_mixture[mixture]), temperature)
 
     def split(
         self,

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hmoevae.nn.kernels import activate, affine
+from hmoevae.nn.rows import Chosen, taken
 from hmoevae.spec import MLP, Activation
 
 
@@ -34,6 +35,8 @@ class GroupedLinear(nn.Module):
 
     weight: Float[nn.Parameter, "group out inp"] | Float[nn.Parameter, "group inp out"]
     bias: Float[nn.Parameter, "group out"]
+    chosen: Chosen | None = None
+    """The rows of the group that this layer computes (`hmoevae.nn.rows.rows_of`); `None` means all."""
 
     def __init__(self, groups: int, in_features: int, out_features: int, *, input_major: bool = False) -> None:
         super().__init__()
@@ -47,7 +50,13 @@ class GroupedLinear(nn.Module):
     @property
     def matrices(self) -> Float[Tensor, "group out inp"]:
         """The matrix of each map, as (group, out, inp) in either memory layout."""
-        return self.weight.mT if self.input_major else self.weight
+        weight = self.weight if self.chosen is None else taken(self.weight, self.chosen)
+        return weight.mT if self.input_major else weight
+
+    @property
+    def offsets(self) -> Float[Tensor, "group out"]:
+        """The bias of each map."""
+        return self.bias if self.chosen is None else taken(self.bias, self.chosen)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -62,7 +71,7 @@ class GroupedLinear(nn.Module):
         self, x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"]
     ) -> Float[Tensor, "group out batch"]:
         """Map one input for all groups (2-D: a single GEMM) or one input per group (3-D: a batched GEMM)."""
-        return affine(self.weight, self.bias, x, input_major=self.input_major)
+        return affine(self.weight, self.bias, x, input_major=self.input_major, chosen=self.chosen)
 
     def extra_repr(self) -> str:
         """The sizes, for `repr`."""

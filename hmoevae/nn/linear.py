@@ -189,7 +189,7 @@ def _parts(
     linear = likelihood.linear_features()
     assert isinstance(decoder, GroupedMLP)
     assert linear is not None
-    return decoder.last.matrices, decoder.last.bias, linear
+    return decoder.last.matrices, decoder.last.offsets, linear
 
 
 def _known_whole(present: Present) -> bool:

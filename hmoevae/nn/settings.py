@@ -20,7 +20,8 @@ class StepSettings:
         agreement_levels: The levels at which the two views should arrive at the same node, from 1 on and ascending (see
             `hmoevae.nn.agreement`). Gates below the last of these levels see the sample itself and learn from the
             objective. `None` means all levels.
-        routes: Which leaves are computed for which samples: `hmoevae.nn.routes.ALL`, `TopK(k)` or `Given(leaf)`.
+        routes: Which leaves are computed for which samples: `hm.routes.ALL`, `hm.TopK(k)` or `hm.routes.Given(leaf)`.
+            The gradients of some leaves are sparse tensors, which `hm.RowAdam` takes.
 
     Raises:
         ArgumentError: A weight or the temperature is no finite number in its range, the levels do not ascend, or

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hmoevae.errors import ArgumentError, CheckpointError, mismatch
 from hmoevae.nn.attributes import is_plain, is_same, plain_attributes
+from hmoevae.saving import sharded
 
 FORMAT_VERSION = 4
 CONFIG_NAME = "config.json"
@@ -209,7 +210,7 @@ def write_model(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) 
         if owner != name:  # a tied weight is written for each of its names
             state[name] = tensor.clone()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    if not _is_of_one_type(state):
+    if state and not _is_of_one_type(state):  # gates may have none, and cut experts are written elsewhere
         raise ArgumentError(mismatch("model", "parameters of one floating point type", _types(state)))
     if not _is_finite(state):
         raise ArgumentError(mismatch("model", "finite weights", "NaN or infinity"))
@@ -311,7 +312,8 @@ def _read_weights(path: Path, config: dict[str, Any], version: int) -> dict[str,
         raise CheckpointError(mismatch(str(path), "a whole safetensors file", f"{error}")) from None
     if version > 1 and metadata.get("weights_sha256") != _weights_digest(state):
         raise CheckpointError(mismatch(str(path), "the weights that were saved", "other weights: the file is damaged"))
-    if not _is_of_one_type(state):
+    is_elsewhere = not state and (path.parent / sharded.FOLDER).is_dir()
+    if not is_elsewhere and not _is_of_one_type(state):
         raise CheckpointError(mismatch(str(path), "weights of one floating point type", _types(state)))
     if not _is_finite(state):
         raise CheckpointError(mismatch(str(path), "finite weights", "NaN or infinity"))

@@ -12,7 +12,7 @@ from torch import nn
 
 from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, HMoEVAEError, mismatch, warn
 from hmoevae.nn.draws import borrowed_random_state
-from hmoevae.saving import card, files
+from hmoevae.saving import card, files, sharded
 from hmoevae.saving.card import CardInfo, ModelFacts
 
 Model = TypeVar("Model", bound="Pretrained")
@@ -229,6 +229,9 @@ class Pretrained(nn.Module, ModelHubMixin):
                 told = ", ".join(f"{kind!r} from the module {module!r}" for kind, module in modules.items())
                 got += f"; the model was saved with {told}"
             raise CheckpointError(mismatch(str(config_file), "the description of a model", got)) from None
+        rows = weights_file.parent / sharded.FOLDER
+        if rows.is_dir():  # a checkpoint of experts that were cut over processes
+            saved.state.update(sharded.read_model(rows))
         files.check_weights(weights_file, saved.state, outline.state_dict())
         with borrowed_random_state():  # the weights drawn here are not kept
             model = cls._build(saved.config)

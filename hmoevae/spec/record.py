@@ -48,9 +48,16 @@ def _finite_float(value: Any, *, positive: bool) -> float:
     return float(value)
 
 
+def _probability(value: Any) -> float:
+    if not is_number(value) or value > 1:
+        raise expected("a number from 0 to 1")
+    return float(value)
+
+
 PositiveInt = Annotated[int, BeforeValidator(_positive_int)]
 PositiveFloat = Annotated[float, BeforeValidator(functools.partial(_finite_float, positive=True))]
 NonNegativeFloat = Annotated[float, BeforeValidator(functools.partial(_finite_float, positive=False))]
+Probability = Annotated[float, BeforeValidator(_probability)]
 
 # --- the register ---------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from hmoevae.training.epochs import Callback, EpochEnd
 from hmoevae.training.fitting import fit
 from hmoevae.training.record import Schedule, Training, training_from_json
 from hmoevae.training.restarts import Best, best_of
+from hmoevae.training.row_adam import RowAdam
 from hmoevae.training.warmup import Warmup
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "EarlyStopping",
     "EpochEnd",
     "Precision",
+    "RowAdam",
     "Schedule",
     "Training",
     "Warmup",

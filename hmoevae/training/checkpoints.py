@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hmoevae.errors import ArgumentError, ArgumentTypeError, CheckpointError, CheckpointWarning, mismatch, warn
 from hmoevae.model import HMoEVAE
-from hmoevae.saving import card, files
+from hmoevae.saving import card, files, sharded
 from hmoevae.training.states import pack, unpack
 
 FORMAT_VERSION = 3
@@ -47,7 +47,7 @@ class Checkpoint:
         kept: Epochs and validation losses of the run's checkpoints that were on the disk when it was written.
         arguments: Everything that training depends on, in words: the model, the data, and options as `Training.<name>`.
         tree: The model's tree, as `json.loads` returns it.
-        weights: The model's weights.
+        weights: The model's weights; those of experts that were cut over processes are in the folder `experts`.
         state: The `state` that `Checkpoints.write` was called with.
     """
 
@@ -59,6 +59,12 @@ class Checkpoint:
     tree: Any
     weights: dict[str, Tensor]
     state: Any
+
+    @property
+    def experts(self) -> Path | None:
+        """The folder of the rows of experts that were cut over processes; `None` if they were not."""
+        folder = self.path / sharded.FOLDER
+        return folder if folder.is_dir() else None
 
     def require(self, arguments: dict[str, Any], tree: Any) -> None:
         """Check that training would resume with the arguments it began with.
@@ -280,6 +286,7 @@ class Checkpoints:
         training: card.TrainingRecord,
         arguments: Mapping[str, Any],
         state: Any,
+        write_model: Callable[[Path], None] | None = None,
     ) -> None:
         """Write the checkpoint of an epoch, and delete old ones.
 
@@ -290,6 +297,7 @@ class Checkpoints:
             training: The options of the training.
             arguments: See `Checkpoint`.
             state: Everything else, for `hmoevae.training.states.pack`.
+            write_model: Writes the model to an empty folder in place of `save_pretrained`.
 
         Raises:
             CheckpointError: The checkpoint cannot be written, for example because the disk is full. Earlier checkpoints
@@ -312,10 +320,16 @@ class Checkpoints:
         }
         try:
             with _folder_in_place(target) as beside:
-                model.save_pretrained(beside, info=card.CardInfo(training=training))
+                info = card.CardInfo(training=training)
+                if write_model is None:
+                    model.save_pretrained(beside, info=info)
+                else:
+                    write_model(beside)
+                    card.write_training(beside / card.TRAINING_NAME, info)
                 save_file(tensors, beside / TENSORS_NAME)
                 (beside / STATE_NAME).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-                sums = "".join(f"{_sha256(beside / name)}  {name}\n" for name in NEEDED)
+                rows = sorted(f"{sharded.FOLDER}/{path.name}" for path in (beside / sharded.FOLDER).glob("*"))
+                sums = "".join(f"{_sha256(beside / name)}  {name}\n" for name in (*NEEDED, *rows))
                 (beside / SUMS_NAME).write_text(sums, encoding="utf-8")
         except (OSError, SafetensorError, ArgumentError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{error}"
@@ -346,7 +360,7 @@ def _folder_in_place(target: Path) -> Iterator[Path]:
     try:
         beside.mkdir()
         yield beside
-        for path in beside.iterdir():
+        for path in beside.rglob("*"):
             _to_disk(path)
         _to_disk(beside)
         if target.exists():  # a damaged checkpoint that was passed over: keep it, under another name
@@ -372,7 +386,7 @@ def _sums(path: Path) -> Iterator[tuple[str, str]]:
     """Names and digests of the files of a checkpoint."""
     for line in (path / SUMS_NAME).read_text(encoding="utf-8").splitlines():
         digest, name = line.split("  ", 1)
-        if name in NEEDED:
+        if name in NEEDED or Path(name).parts[:-1] == (sharded.FOLDER,):
             yield name, digest
 
 

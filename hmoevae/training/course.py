@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from hmoevae.errors import ArgumentError, mismatch
+from hmoevae.nn.routes import ALL, Routes
 from hmoevae.nn.settings import StepSettings
 from hmoevae.training.agreement import Agreement
 from hmoevae.training.warmup import Warmup
@@ -38,6 +39,7 @@ class Course:
         agreement: As in `hmoevae.Training`.
         warmup: As in `hmoevae.Training`.
         kl_weight: As in `hmoevae.Training`.
+        route: As in `hmoevae.Training`.
 
     Attributes:
         started_by: The last epoch of the start; 0 without one.
@@ -59,6 +61,7 @@ class Course:
         agreement: Agreement | None = None,
         warmup: Warmup | None = None,
         kl_weight: float = 1.0,
+        route: Routes = ALL,
     ) -> None:
         alone = 0 if agreement is None else round(epochs * agreement.alone)
         self.started_by = start_epochs
@@ -68,6 +71,7 @@ class Course:
         self.agreement = agreement
         self.warmup = warmup
         self.kl_weight = kl_weight
+        self.route = route
         warm_by = 0 if warmup is None else warmup.epochs + alone  # experts do not learn while gates are alone
         self.full_from = 1 + max(self.alone_by, warm_by)
         if warmup is not None and warmup.epochs >= epochs - alone:
@@ -86,4 +90,6 @@ class Course:
         if self.agreement is not None and phase != "start":
             weight, levels = self.agreement.weight, self.agreement.levels
             settings = replace(settings, agreement_weight=weight, agreement_levels=levels)
+        if phase == "joint":
+            settings = replace(settings, routes=self.route)
         return Lesson(phase, epoch > self.falls_after, settings, epoch >= self.full_from)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from tqdm.auto import tqdm
 
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
+from hmoevae.nn.exchange import Peers
+from hmoevae.saving import files, sharded
 from hmoevae.training.batches import Batches
 from hmoevae.training.checkpoints import Checkpoints
 from hmoevae.training.course import Course, Lesson
+from hmoevae.training.cut_state import split
 from hmoevae.training.loop import evaluate
 from hmoevae.training.record import Training
 from hmoevae.training.resume import TrainingState
@@ -118,6 +122,8 @@ class Epochs:
         lesson = self.course.lesson(epoch)
         run.model.train()
         row = run.epoch(self.source, lesson, f"epoch {epoch}/{self.training.epochs}", bar)
+        if self.training.init_shared and epoch == self.course.started_by:
+            run.share_start()
         if self.training.revive and lesson.phase == "joint" and epoch < self.training.epochs:
             row["revived"] = len(run.revive(row))
         run.model.eval()  # no dropout in what is measured, nor in what callbacks look at
@@ -127,10 +133,14 @@ class Epochs:
         history.rows.append({"epoch": epoch, "seconds": time.perf_counter() - self.started, **row})
         waited_enough = self._compare(epoch, lesson, row)
         end = EpochEnd(run.model, history, epoch, self.training.epochs, run.processes.is_main)
-        stops = [_is_true(callback(end)) for callback in self.state.callbacks]
+        with run.processes.silence():
+            stops = [_is_true(callback(end)) for callback in self.state.callbacks]
         stopped = run.processes.any(any(stops)) or waited_enough
-        if self.checkpoints.due(epoch, last=stopped or epoch == self.training.epochs):
+        due = self.checkpoints.due(epoch, last=stopped or epoch == self.training.epochs)
+        if run.processes.peers is None and due:
             self._write(epoch, row, stopped=stopped)
+        elif run.processes.peers is not None and run.processes.any(due):
+            self._write_cut(run.processes.peers, epoch, row, stopped=stopped)
         return stopped
 
     def _compare(self, epoch: int, lesson: Lesson, row: dict[str, float]) -> bool:
@@ -145,10 +155,46 @@ class Epochs:
     def _write(self, epoch: int, row: dict[str, float], *, stopped: bool) -> None:
         run = self.state.run
         run.guard.check_weights(run.steps)  # callbacks may have changed them
+        self._write_files(epoch, row, self.state.state_dict(), stopped=stopped)
+
+    def _write_cut(self, peers: Peers, epoch: int, row: dict[str, float], *, stopped: bool) -> None:
+        """As `_write`, in all processes, each of which writes the rows of experts that it holds."""
+        run, state = self.state.run, self.state.state_dict()
+        run.guard.check_weights(run.steps)
+        weights = dict(run.model.state_dict())
+        rows = split(state, weights, run.model, run.optimizer, peers)
+        mesh = run.processes.mesh
+        assert mesh is not None
+
+        def write_rows(folder: Path | None) -> None:
+            everywhere = run.processes.from_main(lambda: folder)
+            assert everywhere is not None
+            sharded.write(everywhere, rows, peers, mesh)
+
+        def write_model(folder: Path) -> None:
+            files.write_model(folder, run.model._config(), weights)
+            (folder / sharded.FOLDER).mkdir()
+            write_rows(folder / sharded.FOLDER)
+
+        if run.processes.is_main:
+            self._write_files(epoch, row, state, stopped=stopped, write_model=write_model)
+        else:
+            write_rows(None)
+
+    def _write_files(
+        self,
+        epoch: int,
+        row: dict[str, float],
+        state: dict[str, Any],
+        *,
+        stopped: bool,
+        write_model: Callable[[Path], None] | None = None,
+    ) -> None:
+        run = self.state.run
         start = run.start if epoch < self.course.started_by else None  # no later epoch needs it
-        whole = {"training": self.state.state_dict(), "seed": self.seed, "start": start, "stopped": stopped}
+        whole = {"training": state, "seed": self.seed, "start": start, "stopped": stopped}
         loss = row.get(f"val_{run.model.objective}")
-        self.checkpoints.write(run.model, epoch, loss, self.training, self.arguments, whole)
+        self.checkpoints.write(run.model, epoch, loss, self.training, self.arguments, whole, write_model)
 
 
 def _is_true(answer: object) -> bool:

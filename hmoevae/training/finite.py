@@ -112,11 +112,26 @@ class FiniteGuard:
         weights = dict(self.model.named_parameters())
         finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()]).tolist()
         bad = [name for name, good in zip(weights, finite, strict=True) if not good]
-        if bad:
+        found = _first_of(bad) + self._experts_of({name: weights[name] for name in bad})
+        if self.processes.peers is not None:  # else all processes have the same weights
+            found = self.processes.best(found, knows=bool(bad))
+        if found:
             self.model.load_state_dict(self.good)
             expected = f"finite weights after step {step}"
             kept = "the model has the weights of the last good epoch"
-            raise NonFiniteError(mismatch("weights", expected, f"NaN or infinity in {_first_of(bad)}; {kept}"))
+            raise NonFiniteError(mismatch("weights", expected, f"NaN or infinity in {found}; {kept}"))
+
+    def _experts_of(self, weights: dict[str, Tensor]) -> str:
+        """The experts with weights that are not finite, in words; nothing if there is none."""
+        leaves: set[int] = set()
+        peers = self.processes.peers
+        for i, group in enumerate(self.model.plan.expert_groups):
+            members = group.members if peers is None else group.members[peers.rows(len(group.members))]
+            for name, weight in weights.items():
+                if name.startswith(f"experts.groups.{i}."):
+                    bad = (~torch.isfinite(weight)).flatten(1).any(1).tolist()
+                    leaves |= {leaf for leaf, is_bad in zip(members, bad, strict=True) if is_bad}
+        return f" (the expert {_first_of([self.model.plan.leaves[i].path for i in sorted(leaves)])})" if leaves else ""
 
     def _error(self, seen: _Kept, *, knows: bool, is_last: bool) -> NonFiniteError:
         """Name the term and the node, and restore the last good weights if the present ones are not finite."""

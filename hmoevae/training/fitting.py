@@ -34,6 +34,7 @@ from hmoevae.training.resume import (
     described_training,
     described_weights,
 )
+from hmoevae.training.row_adam import RowAdam
 from hmoevae.training.usage import warn_after_fit
 from hmoevae.training.words import options_in
 
@@ -67,7 +68,8 @@ def fit(
     weights. The main process shows the progress and gives the warnings.
 
     Args:
-        model: The model. After training it is on the training's device and in evaluation mode.
+        model: The model. After training it is on the training's device, or with `expert_parallel` in host memory, and
+            in evaluation mode.
         data: Samples `(n, *input_shape)` as a tensor or array, or a Dataset or DataLoader of them. If the items are
             tuples, such as (image, label), only the first entry is read. A memory-mapped array (`np.memmap`, as from
             `np.load(file, mmap_mode="r")`) is copied into memory 256 MiB at a time. A larger one is shuffled in blocks
@@ -148,8 +150,10 @@ def _trained(
     if training.compile and processes.count > 1:
         raise ArgumentError(mismatch("Training.compile", "False in several processes", training.compile))
     options = described_training(training, None, where, processes)  # without the seed, which the main process decides
+    options["Training.expert_parallel"] = str(training.expert_parallel)
     options["Training.epochs"] = str(training.epochs)  # processes with different numbers of epochs would deadlock
     processes.check_equal(**described_model(model), **options)
+    processes.check_cut(training.expert_parallel)
     folder = checkpoint_dir if processes.is_main else None
     with Checkpoints(folder, training.checkpoint_every, training.checkpoint_keep) as checkpoints:
         checkpoint = processes.from_main(lambda: checkpoints.find(resume))
@@ -167,10 +171,14 @@ def _trained(
             job.train(history, checkpoints, checkpoint, progress=progress)
         except KeyboardInterrupt:
             history.interrupted = True
-        except NonFiniteError as error:
+        except NonFiniteError as error:  # in all processes
+            processes.make_whole(model)
             if checkpoints.last is None:
                 raise
             raise NonFiniteError(f"{error}; the last checkpoint is {checkpoints.last}") from None
+        except BaseException:
+            processes.part()
+            raise
         job.finish()
         return job, history
 
@@ -206,6 +214,7 @@ def _check_model(model: HMoEVAE, training: Training, *, saves: bool) -> None:
         expected = "float32 or float64 parameters (call model.float(); for speed use Training(precision='bf16'))"
         raise ArgumentError(mismatch("model", expected, " and ".join(kinds)))
     model.check_can_learn()
+    model.experts.check_whole()
     if saves:
         model.check_rebuilds()
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -270,6 +279,8 @@ class _Job:
         """Run the remaining epochs; in the end, or on an error, set evaluation mode and free the gradients."""
         views = GateViews(self.training.view, self.training.agreement, self.source.samples)
         start = self.processes.from_main(self._start) if checkpoint is None else checkpoint.state["start"]
+        self.processes.share_weights(self.model)
+        self.processes.cut(self.model, self.training.expert_parallel)
         self.model.to(self.device)
         with ExitStack() as afterwards:
             afterwards.callback(self.model.eval)
@@ -280,7 +291,6 @@ class _Job:
             if checkpoint is not None:
                 state.restore(checkpoint)
                 stopped = bool(checkpoint.state["stopped"])
-            self.processes.share_weights(self.model)
             run.guard.keep_weights()
             epochs = Epochs(
                 self.training, state, self.source, self.held_out, checkpoints, self.arguments, self.seed, stopped
@@ -291,9 +301,10 @@ class _Job:
                 self.chosen = run.chosen
 
     def finish(self) -> None:
-        """Leave the model with its best weights, where they are kept."""
+        """Leave the model whole, and with its best weights, where they are kept."""
         if self.best is not None and self.best.epoch is not None:
             self.best.put_back(self.model)
+        self.processes.make_whole(self.model)
 
     def warn(self, history: History) -> None:
         """Warn of leaves and gates that do nothing in the epoch whose weights the model has."""
@@ -331,13 +342,14 @@ class _Job:
             self.processes,
             compiled=CompiledPass(self.model, kl_weight=training.kl_weight) if training.compile else None,
             max_grad_norm=training.max_grad_norm,
+            shared_start=training.init_shared,
         )
 
 
 def _optimizer(model: HMoEVAE, training: Training) -> Optimizer:
     """Make the optimiser; a user's callable is checked."""
     if training.optimizer is None:
-        return torch.optim.Adam(model.parameters(), lr=training.lr, fused=True)
+        return RowAdam(model.parameters(), lr=training.lr)
     made = training.optimizer(model.parameters())
     if not isinstance(made, Optimizer):
         expected = "a callable that returns a torch Optimizer"

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from jaxtyping import Int
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
@@ -16,7 +17,7 @@ from hmoevae.errors import DataError, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import Share
 from hmoevae.nn.kernels.memory import StepMemory
-from hmoevae.nn.routes import Given
+from hmoevae.nn.routes import ALL, Given
 from hmoevae.nn.sample_weights import SampleWeights, weighted_mean
 from hmoevae.output import Output, Routing
 from hmoevae.training.batches import Batches
@@ -24,9 +25,11 @@ from hmoevae.training.compiled import CompiledPass
 from hmoevae.training.course import Lesson
 from hmoevae.training.finite import FiniteGuard, steps_between_looks
 from hmoevae.training.gate_views import GateViews
+from hmoevae.training.gradients import make_dense_
 from hmoevae.training.processes import Processes
 from hmoevae.training.random_states import may_draw, seeded_random_states
 from hmoevae.training.revival import revive
+from hmoevae.training.row_adam import RowAdam
 from hmoevae.training.threads import Threads
 from hmoevae.training.usage import gate_sums, information
 
@@ -47,6 +50,7 @@ class Run:
         *,
         compiled: CompiledPass | None = None,
         max_grad_norm: float | None = None,
+        shared_start: bool = False,
         look_every: int | None = None,
     ) -> None:
         self.model = model
@@ -65,6 +69,9 @@ class Run:
         self.may_draw = may_draw(model)
         self.memory = StepMemory()
         self.compiled = compiled
+        firsts = {leaf: group.members[0] for group in model.plan.expert_groups for leaf in group.members}
+        self.learner = torch.tensor([firsts[i] for i in sorted(firsts)]) if shared_start else None
+        """For each leaf, the one whose expert learns its samples of the start; `None` means itself."""
         self.chosen: list[float] = []
         """For each leaf, the share of the last epoch's samples whose most probable leaf it was."""
         self.threads = Threads(model)
@@ -94,6 +101,15 @@ class Run:
         """Revive the children that got no samples in an epoch; returns their paths."""
         usage = torch.tensor([row[f"usage/{leaf.path}"] for leaf in self.model.plan.leaves], device="cpu")
         return revive(self.model, self.optimizer, usage, self.noise)
+
+    @torch.no_grad()
+    def share_start(self) -> None:
+        """Give all equal experts the weights of the one that has learnt the start. Their moments stay."""
+        experts = self.model.experts
+        for i, group in enumerate(experts.groups):
+            for parameter in group.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(experts.row(i, 0, parameter).expand_as(parameter))
 
     def epoch(self, batches: Batches, lesson: Lesson, title: str, bar: "tqdm[Any]") -> dict[str, float]:
         """Run one pass over the data; returns the means of the loss and its terms, and usage and information."""
@@ -153,10 +169,15 @@ class Run:
         with self.memory.step(), nullcontext() if self.compiled is None else self.compiled.step():
             out = self._forward(x, index, share, lesson, weights)
             self.guard.see(self.steps, out, share)
-            learning = self.model.experts.parameters() if lesson.phase == "start" else ()
-            self.processes.backward(out.loss, self.model, share, learning)
+            routed = lesson.phase == "start" or lesson.settings.routes != ALL
+            by_row = list(self.model.experts.parameters()) if routed else []
+            if self.model.beam_of(lesson.settings.routes) is not None:
+                by_row += self.model.gates.parameters()
+            self.processes.backward(out.loss, self.model, share, by_row)
+        if not isinstance(self.optimizer, RowAdam):
+            make_dense_(self.model.parameters())
         if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+            self.processes.clip_grad_norm_(self.model, self.max_grad_norm)
         self.optimizer.step()
         if self.schedule is not None and lesson.rate_falls:
             self.schedule.step()
@@ -186,17 +207,17 @@ class Run:
                 return self.model.agree(x if view is None else view, other, **told)
             if lesson.phase == "start" and self.start is not None and index is not None:
                 start = self.start[index.cpu()].to(x.device)
-                told["settings"] = replace(lesson.settings, routes=Given(start))
-                return _towards(self.model(x, view=view, generator=self.noise, **told), weights)
+                learner = start if self.learner is None else self.learner.to(x.device)[start]
+                told["settings"] = replace(lesson.settings, routes=Given(learner))
+                return _towards(start, self.model(x, view=view, generator=self.noise, **told), weights)
             forward = self.model if self.compiled is None or lesson.phase != "joint" else self.compiled
             return forward(x, view=view, other_view=other, generator=self.noise, **told)
 
 
-def _towards(out: Output, weights: SampleWeights | None) -> Output:
+def _towards(leaf: Int[Tensor, " batch"], out: Output, weights: SampleWeights | None) -> Output:
     """Replace the loss by the one that fits gates and experts to given leaves: -log p(sample, leaf)."""
-    assert out.leaf is not None
     terms = {
-        "start_gate": -weighted_mean(out.leaf_log_prob.gather(1, out.leaf).squeeze(1), weights),
+        "start_gate": -weighted_mean(out.leaf_log_prob.gather(1, leaf.unsqueeze(1)).squeeze(1), weights),
         "start_expert": -weighted_mean(out.leaf_elbo.squeeze(1), weights),
     }
     return replace(out, loss=terms["start_gate"] + terms["start_expert"], terms=terms)

@@ -1,4 +1,4 @@
-"""Data-parallel training: several processes train one model, and exchange weights, gradients and numbers.
+"""Training by several processes: they train one model, and exchange weights, gradients and numbers.
 
 Every process has the whole model and a share of each batch. Process p has n_p of the batch's N samples; loss_p is the
 mean loss over them and I_p their importance. All processes step along the gradient of ::
@@ -6,12 +6,15 @@ mean loss over them and I_p their importance. All processes step along the gradi
     sum_p (n_p / N) loss_p,    where the balance in every loss_p is that of I = sum_p I_p
 
 which is the loss of one process on the whole batch.
+
+Experts may be cut over processes (`hmoevae.nn.cut_experts`). The processes among which all experts are cut once are a
+replica. The gradient of an expert is that of its replica's samples already, and is summed over the replicas only.
 """
 
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,11 +22,15 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.data import DataLoader, DistributedSampler
 
-from hmoevae.errors import ArgumentError, ArgumentTypeError, ProcessError, mismatch
+from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
 from hmoevae.model import HMoEVAE
+from hmoevae.nn.cut_experts import CutExperts
 from hmoevae.nn.draws import Share
+from hmoevae.nn.exchange import Peers, talking
+from hmoevae.training.gradients import clip_grad_norm_, no_rows, of_rows, with_rows
 
 T = TypeVar("T")
 Batch = tuple[Tensor, Tensor | None]
@@ -47,6 +54,10 @@ class Processes:
         self.device = device
         self.count = count
         self.index = index
+        self.mesh: DeviceMesh | None = None
+        """The axes `"replica"` and `"expert"` of the processes, where the experts are cut."""
+        self.peers: Peers | None = None
+        """Those that share the experts of one replica with this process, where the experts are cut."""
         self._interrupted = False
 
     @classmethod
@@ -100,7 +111,58 @@ class Processes:
             return
         with self._talking():
             for weight in model.state_dict().values():
-                dist.broadcast(weight, src=0)
+                sent = weight.to(self.device)  # one at a time: all of them may not fit on the device
+                dist.broadcast(sent, src=0)
+                if sent is not weight:
+                    weight.copy_(sent)
+
+    # --- experts cut over processes ---------------------------------------------------------------------------------
+
+    def check_cut(self, parts: int) -> None:
+        """Check that experts can be cut over so many of the processes.
+
+        Raises:
+            ArgumentError: The number does not divide that of the processes, or they cannot exchange samples.
+        """
+        if self.count % parts:
+            expected = f"a divisor of the number of processes, {self.count}"
+            raise ArgumentError(mismatch("Training.expert_parallel", expected, parts))
+        if parts > 1 and self.device.type != "cpu" and dist.get_backend() == "gloo":
+            expected = "1 for processes that communicate by gloo, except on CPUs"
+            raise ArgumentError(mismatch("Training.expert_parallel", expected, parts))
+
+    def cut(self, model: HMoEVAE, parts: int) -> None:
+        """Let every process keep some rows of each group of experts only, so that `parts` processes hold all of them.
+
+        Neighbours in rank, which most often are on one machine, hold one replica.
+        """
+        if parts == 1:
+            return
+        with self._talking():
+            shape = self.count // parts, parts
+            self.mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("replica", "expert"))
+            self.peers = Peers(self.mesh.get_group("expert"))
+        model.experts = CutExperts(model.experts, self.peers)
+
+    def make_whole(self, model: HMoEVAE) -> None:
+        """Undo `cut`, in all processes; the model is in host memory then, as it may not fit on a device."""
+        if isinstance(model.experts, CutExperts):
+            model.experts = model.experts.whole()
+            model.cpu()
+        self.part()
+
+    def part(self) -> None:
+        """End the exchange of samples; a model whose experts are cut stays so, and refuses to be used."""
+        if self.mesh is not None and self.peers is not None:
+            self.peers.silent = "hm.fit ended with an error"
+            for group in map(self.mesh.get_group, ("replica", "expert")):
+                if group != dist.group.WORLD:  # a mesh uses it where it can
+                    dist.destroy_process_group(group)
+        self.mesh = self.peers = None
+
+    def silence(self) -> AbstractContextManager[None]:
+        """Inside, refuse the use of cut experts: the processes run code of the user's, which may differ."""
+        return nullcontext() if self.peers is None else self.peers.silence("in a callback of hm.fit")
 
     # --- data -------------------------------------------------------------------------------------------------------
 
@@ -164,7 +226,7 @@ class Processes:
         return self.sum(value.detach() * share.weight).item()
 
     def backward(
-        self, loss: Float[Tensor, ""], model: HMoEVAE, share: Share, learning: Iterable[nn.Parameter] = ()
+        self, loss: Float[Tensor, ""], model: HMoEVAE, share: Share, by_row: Iterable[nn.Parameter] = ()
     ) -> None:
         """Compute the gradient of the global batch's loss in every parameter.
 
@@ -172,30 +234,65 @@ class Processes:
             loss: The loss of this process's samples.
             model: The model.
             share: Which samples of the global batch these are.
-            learning: Parameters that get a zero gradient if this process's samples do not use them.
+            by_row: Parameters of which this process's samples may use some rows only, or none.
         """
         (loss if self.count == 1 else loss * share.weight).backward()
-        for parameter in learning:
-            if parameter.grad is None and parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter)
-        if self.count == 1:
+        some = [parameter for parameter in by_row if parameter.requires_grad]
+        for parameter in some:
+            if parameter.grad is None or (share.n == 0 and self.mesh is None):  # a dummy sample takes no row along
+                parameter.grad = no_rows(parameter)
+        if self.mesh is None:
+            self._sum_gradients(model.parameters(), some)
             return
+        own = {id(parameter) for parameter in model.experts.parameters()}
+        self._sum_gradients((p for p in model.parameters() if id(p) not in own), ())
+        self._sum_gradients(model.experts.parameters(), some, self.mesh.get_group("replica"))
+
+    def _sum_gradients(
+        self,
+        parameters: Iterable[nn.Parameter],
+        by_row: Sequence[nn.Parameter],
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        """Sum gradients over the processes of a group, of which those in `by_row` may be sparse."""
+        if self.count == 1 or dist.get_world_size(group) == 1:
+            return
+        found = [with_rows(parameter) for parameter in by_row]
+        for parameter, (dense, _) in zip(by_row, found, strict=True):
+            parameter.grad = dense
         with self._talking():
             # In place, without bucketing: grouping equal nodes has already made few, large tensors.
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            for work in [dist.all_reduce(gradient, group=group, async_op=True) for gradient in gradients]:
                 assert work is not None
                 work.wait()
+        if not by_row:
+            return
+        holds = torch.cat([holds for _, holds in found]).int()
+        held = self.sum(holds, group).split([len(holds) for _, holds in found])
+        for parameter, (dense, _), n in zip(by_row, found, held, strict=True):
+            parameter.grad = of_rows(dense, n > 0)
+
+    def clip_grad_norm_(self, model: HMoEVAE, max_norm: float) -> None:
+        """Clip the gradient to a Euclidean norm over all parameters, wherever they are."""
+        if self.peers is None:
+            clip_grad_norm_(model.parameters(), max_norm)
+            return
+        group = self.peers.group
+        own = list(model.experts.parameters())
+        known = {id(parameter) for parameter in own}
+        others = [parameter for parameter in model.parameters() if id(parameter) not in known]
+        clip_grad_norm_(others, max_norm, cut=own, sum_of_cut=lambda value: self.sum(value, group))
 
     # --- reductions -------------------------------------------------------------------------------------------------
 
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes."""
+    def sum(self, values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+        """The sum over all processes, or over those of a group."""
         if self.count == 1:
             return values
         total = values.to(self.device, copy=True)
         with self._talking():
-            dist.all_reduce(total)
+            dist.all_reduce(total, group=group)
         return total.to(values.device)
 
     def any(self, flag: bool) -> bool:
@@ -256,12 +353,5 @@ class Processes:
             raise KeyboardInterrupt
         return [row[1:] for row in everyone]
 
-    @contextmanager
-    def _talking(self) -> Iterator[None]:
-        """Turn errors of exchanges into `ProcessError`: they mostly mean that another process has ended."""
-        try:
-            yield
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            expected = f"all {self.count} to continue (see the errors of the others)"
-            raise ProcessError(mismatch("processes", expected, f"in process {self.index}: {reason}")) from error
+    def _talking(self) -> AbstractContextManager[None]:
+        return talking(self.count, self.index)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from hmoevae.checks import check_integer, check_number, is_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, mismatch
+from hmoevae.nn.routes import ALL, Given, Routes
 from hmoevae.starts import Start, check_start
 from hmoevae.training.agreement import Agreement
 from hmoevae.training.course import Course
@@ -22,6 +23,8 @@ from hmoevae.training.words import described, from_data, named_fields, refuse_un
 from hmoevae.views import ViewLike, as_view
 
 Schedule = Literal["constant", "cosine"]
+INTEGERS = "epochs", "batch_size", "init_epochs", "expert_parallel", "checkpoint_every", "checkpoint_keep"
+"""The options that are integers > 0."""
 
 
 @named_fields
@@ -48,12 +51,19 @@ class Training:
             clusters: it takes an array of features (n, feature), a number of clusters and a seed, and returns the
             clusters (n,).
         init_epochs: Number of first epochs in which gates and experts learn the start; not used for a random start.
+        init_shared: In these epochs, let equal experts learn as one, from the samples of all of them. Then all of them
+            go on from its weights (sparse upcycling, Komatsuzaki et al. 2023). It suits trees of many leaves, each of
+            which would learn the start from few samples.
         warmup: Lower the weight of the KL and soften the gates in the first epochs in which the experts learn.
         revive: After every epoch in which gates and experts learn together, except the last, revive each child of a
             mixture whose share was below a hundredth of an even share: the child gets a copy of its most used sibling
             and half of that sibling's samples. The column `revived` of the history counts revived children.
         kl_weight: A constant factor of KL(q(z|x) || p(z)), the beta of a beta-VAE (Higgins et al. 2017). It multiplies
             the weight of a warm-up. The loss is a bound at 1 only; validation data are measured at 1.
+        route: Which leaves each sample is computed with, where gates and experts learn together: `hm.routes.ALL`, or
+            `hm.TopK(k)`, with which a step costs as much as the leaves that its samples meet. `RowAdam` changes only
+            these leaves and the gates that run for a sample. An `optimizer` of one's own gets dense gradients, which
+            cost as much as all leaves.
         max_grad_norm: Clip the gradient to this Euclidean norm over all parameters (`torch.nn.utils.clip_grad_norm_`);
             `None` does not clip.
         early_stopping: End when the objective on the validation data has stopped falling, with the best weights.
@@ -68,6 +78,10 @@ class Training:
         compile: Compile the steps in which gates and experts learn together (`torch.compile`, from PyTorch 2.7 on; on a
             CPU it needs a C++ compiler). The first of these steps takes some 6 to 20 seconds. The others are faster
             where there are few leaves; see the documentation on performance. Not for several processes.
+        expert_parallel: Number of processes over which the experts are cut: while `fit` runs, each holds its part of
+            their weights, gradients and moments, and samples go to the processes that hold their experts. It has to
+            divide the number of processes; each set of so many processes holds all experts once. 1 keeps all experts in
+            every process. Callbacks cannot use the experts.
         checkpoint_every: Number of epochs between checkpoints. The last epoch always writes one.
         checkpoint_keep: Number of newest checkpoints to keep. With validation data, the checkpoint with the smallest
             validation loss, measured by the model's objective, is kept beside them.
@@ -96,21 +110,24 @@ class Training:
     agreement: Agreement | None = None
     init: Start = "random"
     init_epochs: int = 1
+    init_shared: bool = False
     warmup: Warmup | None = None
     revive: bool = False
     kl_weight: float = 1.0
+    route: Routes = ALL
     max_grad_norm: float | None = None
     early_stopping: EarlyStopping | None = None
     seed: int | None = 0
     device: str | torch.device = "auto"
     precision: Precision = "fp32"
     compile: bool = False
+    expert_parallel: int = 1
     checkpoint_every: int = 1
     checkpoint_keep: int = 3
 
     def __post_init__(self) -> None:
         """Check every option, and turn numpy's numbers into Python's, which JSON reads back equal."""
-        for name in ("epochs", "batch_size", "init_epochs", "checkpoint_every", "checkpoint_keep"):
+        for name in INTEGERS:
             check_integer(f"Training.{name}", getattr(self, name))
             object.__setattr__(self, name, int(getattr(self, name)))
         for name, positive in (("lr", True), ("kl_weight", False), ("max_grad_norm", True)):
@@ -122,13 +139,19 @@ class Training:
         for name, choices in (("lr_schedule", get_args(Schedule)), ("precision", get_args(Precision))):
             if getattr(self, name) not in choices:
                 self._refuse(name, " or ".join(map(repr, choices)))
-        for name in ("revive", "compile"):
+        for name in ("init_shared", "revive", "compile"):
             if not isinstance(getattr(self, name), bool):
                 self._refuse(name, "True or False", ArgumentTypeError)
         records: dict[str, type] = {"agreement": Agreement, "warmup": Warmup, "early_stopping": EarlyStopping}
         for name, record in records.items():
             if not isinstance(getattr(self, name), record | None):
                 self._refuse(name, f"None or {record.__name__}(...)", ArgumentTypeError)
+        if self.init_shared and self.start_epochs == 0:
+            self._refuse("init_shared", "False where the start is random")
+        if not isinstance(self.route, Routes) or isinstance(self.route, Given):
+            self._refuse("route", "hm.routes.ALL or hm.TopK(...)", ArgumentTypeError)
+        if self.compile and self.route != ALL:
+            self._refuse("compile", f"False with the route {self.route}, whose shapes differ from step to step")
         if self.seed is not None:
             if not (is_integer(self.seed) and -(1 << 63) <= self.seed < 1 << 64):
                 self._refuse("seed", "None or an integer of at most 64 bits")
@@ -161,7 +184,7 @@ class Training:
     @property
     def course(self) -> Course:
         """The plan of each epoch."""
-        return Course(self.epochs, self.start_epochs, self.agreement, self.warmup, self.kl_weight)
+        return Course(self.epochs, self.start_epochs, self.agreement, self.warmup, self.kl_weight, self.route)
 
     def described(self) -> dict[str, str]:
         """Every option in words, which are the same in every process.

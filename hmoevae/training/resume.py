@@ -16,10 +16,12 @@ from hmoevae.errors import CheckpointError, mismatch
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.sample_weights import SampleWeights
+from hmoevae.saving import sharded
 from hmoevae.tables.sparse import SparseRows, is_sparse
 from hmoevae.training.batches import Batches, Data
 from hmoevae.training.best import BestSoFar
 from hmoevae.training.checkpoints import Checkpoint
+from hmoevae.training.cut_state import cut, joined
 from hmoevae.training.loop import Run
 from hmoevae.training.processes import Processes
 from hmoevae.training.record import Training
@@ -29,6 +31,7 @@ from hmoevae.training.words import described, digest
 DIGESTED_ROWS = 64
 """Approximate number of samples whose digest identifies a data set."""
 NOT_COMPARED = {
+    "expert_parallel": "says where weights are, not what they are",
     "checkpoint_every": "says when checkpoints are written, not what is in them",
     "checkpoint_keep": "says which checkpoints stay, not what is in them",
 }
@@ -88,12 +91,17 @@ class TrainingState:
         Raises:
             CheckpointError: The checkpoint's state does not fit the run. The weights are unchanged.
         """
+        state, weights, processes = checkpoint.state["training"], dict(checkpoint.weights), self.run.processes
+        if checkpoint.experts is not None:
+            joined(state, weights, sharded.read(checkpoint.experts, processes.peers, processes.mesh))
+        elif processes.peers is not None:
+            cut(state, weights, self.run.model, self.run.optimizer)
         try:
-            self.load_state_dict(checkpoint.state["training"])
+            self.load_state_dict(state)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, LookupError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise CheckpointError(mismatch(str(checkpoint.path), "the state of this run", reason)) from error
-        self.run.model.load_state_dict(checkpoint.weights)
+        self.run.model.load_state_dict(weights)
 
 
 def _generators(loaders: Sequence[Data | None]) -> list[torch.Generator]:

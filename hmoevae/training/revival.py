@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hmoevae.model import HMoEVAE
+from hmoevae.nn.cut_experts import CutExperts
 from hmoevae.plan import Place, Plan, PlannedNode
 from hmoevae.training.usage import is_dead
 
@@ -87,7 +88,15 @@ def _copy_expert(model: HMoEVAE, copies: "_Copies", source: int | None, target: 
     if source is None:
         return
     here, there = model.plan.leaves[source].place, model.plan.leaves[target].place
-    group = model.experts.groups[there.group]
+    experts, group = model.experts, model.experts.groups[there.group]
+    if isinstance(experts, CutExperts):
+        for parameter in group.parameters():
+            copies.cut_row(parameter, experts, here, there)
+        for buffer in group.buffers():
+            copied, place = experts.row(here.group, here.row, buffer), experts.own_row(there.group, there.row)
+            if place is not None:
+                buffer[place] = copied
+        return
     for parameter in group.parameters():
         copies.row(parameter, here.row, there.row, len(parameter), noise=NOISE if parameter.requires_grad else 0.0)
     for buffer in group.buffers():  # constants of a user's network, which may differ from node to node
@@ -110,3 +119,29 @@ class _Copies:
             if isinstance(value, Tensor) and value.shape == parameter.shape:  # such as Adam's moments
                 moments = value.view(rows, -1)
                 moments[target] = moments[source]
+            elif isinstance(value, Tensor) and value.shape == (rows,):  # numbers of steps, as RowAdam counts them
+                value[target] = value[source]
+
+    def cut_row(self, parameter: nn.Parameter, experts: CutExperts, source: Place, target: Place) -> None:
+        """As `row`, for experts of which this process holds some rows; all processes that hold others call this too."""
+        own, place = parameter.data, experts.own_row(target.group, target.row)
+        copied = experts.row(source.group, source.row, own)
+        drawn = torch.randn(copied.numel(), generator=self.generator, device=own.device, dtype=own.dtype)
+        if place is not None and parameter.requires_grad:
+            copied = copied + NOISE * copied.std(correction=0) * drawn.view_as(copied)
+        if place is not None:
+            own[place] = copied
+        state = self.optimizer.state.get(parameter, {})
+        kinds = {key: (tuple(value.shape[1:]), value.dtype) for key, value in state.items() if _has_rows(value)}
+        known = {key: kind for theirs in experts.peers.objects(kinds) for key, kind in theirs.items()}
+        for key, (shape, dtype) in sorted(known.items()):
+            held = state.get(key, torch.zeros((), dtype=dtype, device=own.device))
+            rows = held if held.ndim else held.expand(len(own), *shape).clone()  # here no row may have been met yet
+            copied = experts.row(source.group, source.row, rows)
+            if place is not None:
+                rows[place] = copied
+                self.optimizer.state[parameter][key] = rows
+
+
+def _has_rows(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0

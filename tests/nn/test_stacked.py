@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import hmoevae as hm
 from hmoevae.errors import ArgumentError, SpecError
-from hmoevae.nn.rows import alone, rows_of
+from hmoevae.nn.rows import Chosen, alone, rows_of
 from hmoevae.nn.stacked import Stacked
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's, of rules for `vmap` it lacks
@@ -140,7 +140,7 @@ def test_rows_of_it_are_its_members(record: hm.Network) -> None:
     stacked = Stacked(record, 3, (4,), (2,), "root.gate").eval()
     x = torch.randn(4, 5)
     expected = stacked(x)
-    torch.testing.assert_close(rows_of(stacked, torch.tensor([2, 0, 2]))(x), expected[[2, 0, 2]])
+    torch.testing.assert_close(rows_of(stacked, Chosen.of(torch.tensor([0, 2, 2])))(x), expected[[0, 2, 2]])
     torch.testing.assert_close(alone(stacked, 1)(x), expected[1:2])
 
 

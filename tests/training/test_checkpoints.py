@@ -48,6 +48,7 @@ EVERYTHING = {
     # A callable draws from the global random state.
     "view": hm.views.Compose([hm.views.Neighbour(2), lambda x: x + 0.1 * torch.randn_like(x)]),
     "validation_data": X[:7],
+    "route": hm.TopK(2, explore=0.1),
 }
 
 pytestmark = [
@@ -501,6 +502,7 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path):
         ({"seed": 1}, r"seed: expected 0, as in the checkpoint .*epoch-000003, got 1"),
         ({"compile": True}, r"compile: expected False, as in the checkpoint .*epoch-000003, got True"),
         ({"seed": None}, r"seed: expected 0, as in"),
+        ({"route": hm.TopK(2)}, r"route: expected All\(\), as in .*, got TopK\(k=2, explore=0.0\)"),
         ({"lr": 0.1}, r"lr: expected 0.001, as in .*, got 0.1"),
         ({"lr_schedule": "cosine"}, r"lr_schedule: expected 'constant', as in .*, got 'cosine'"),
         ({"precision": "bf16"}, r"precision: expected 'fp32', as in"),

@@ -27,8 +27,8 @@ pytestmark = [
 TIMEOUT = 300  # seconds; a hang, not a slow machine
 
 
-def run_together(job, count, folder):
-    """Run a job of workers.py in `count` processes; their exit statuses and what they wrote to stderr."""
+def run_together(job, count, folder, file=workers.__file__):
+    """Run a job of workers.py, or of another file, in `count` processes; their exit statuses and their stderr."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
@@ -36,7 +36,7 @@ def run_together(job, count, folder):
     for rank in range(count):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         environment = os.environ | address | place | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-W", "error", workers.__file__, job, str(folder)]
+        command = [sys.executable, "-W", "error", file, job, str(folder)]
         running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     try:
         said = [process.communicate(timeout=TIMEOUT)[1] for process in running]
@@ -48,8 +48,8 @@ def run_together(job, count, folder):
     return [process.returncode for process in running], said
 
 
-def answers_of(job, count, folder):
-    statuses, said = run_together(job, count, folder)
+def answers_of(job, count, folder, file=workers.__file__):
+    statuses, said = run_together(job, count, folder, file)
     assert statuses == [0] * count, "\n".join(said)
     return [torch.load(folder / f"{job}-{rank}.pt") for rank in range(count)]
 
@@ -97,6 +97,11 @@ def test_two_processes_weigh_as_one_does(two):
     assert "sample_weight: expected the same in every process" in two[0]["other weights"]
 
 
+@pytest.mark.parametrize("case", workers.ROUTED, ids=str)
+def test_two_processes_train_over_chosen_leaves_as_one_does(two, case):
+    assert_same(two[0][f"routed {case}"], workers.routed(*case), 1e-11)
+
+
 @pytest.mark.parametrize("missing", [False, True])
 def test_two_processes_train_exact_posteriors_as_one_does(two, missing):
     assert_same(two[0][f"posteriors {missing}"], workers.posteriors(missing=missing), 1e-11)
@@ -104,6 +109,10 @@ def test_two_processes_train_exact_posteriors_as_one_does(two, missing):
 
 def test_two_processes_train_with_gaps_as_one_does(two):
     assert_same(two[0]["gaps"], workers.gaps(), 1e-12)
+
+
+def test_two_processes_train_down_the_tree_as_one_does(two):
+    assert_same(two[0]["down the tree"], workers.down_the_tree(), 1e-12)
 
 
 @pytest.mark.parametrize("name", workers.SOURCES)

@@ -49,6 +49,7 @@ def random_training(seed: int) -> hm.Training:
         partner = maybe(lambda: random_view(random))
         return hm.Agreement(partner=partner, alone=0.25, levels=random.choice((None, (1, 2), (3,))))
 
+    route = maybe(lambda: hm.TopK(random.randint(1, 9), explore=random.random())) or hm.routes.ALL
     return hm.Training(
         epochs=random.randint(8, 99),
         batch_size=random.randint(1, 10**6),
@@ -60,12 +61,13 @@ def random_training(seed: int) -> hm.Training:
         init_epochs=random.randint(1, 2),
         warmup=maybe(lambda: hm.Warmup(random.randint(1, 2), kl=random.random())),
         revive=random.random() < 0.5,
+        route=route,
         kl_weight=10 ** random.uniform(-9, 9),
         max_grad_norm=maybe(lambda: 10 ** random.uniform(-9, 9)),
         early_stopping=maybe(lambda: hm.EarlyStopping(random.randint(1, 9), random.random())),
         seed=maybe(lambda: random.randint(-(1 << 63), (1 << 64) - 1)),
         precision=random.choice(("fp32", "bf16")),
-        compile=random.random() < 0.5,
+        compile=route == hm.routes.ALL and random.random() < 0.5,
         device=random.choice(("auto", "cpu", "cuda:1")),
         checkpoint_every=random.randint(1, 9),
         checkpoint_keep=random.randint(1, 9),
@@ -87,7 +89,9 @@ def test_json_gives_an_equal_record(seed: int) -> None:
 
 @pytest.mark.parametrize("name", sorted(FIELDS))
 def test_records_are_equal_if_all_their_options_are(name: str) -> None:
-    training = random_training(len(name))
+    training = dataclasses.replace(random_training(len(name)), route=hm.routes.ALL, compile=False)
+    if name == "init_shared":
+        training = dataclasses.replace(training, init="kmeans", init_shared=False)
     assert training == dataclasses.replace(training)
     other = {
         "epochs": 100,
@@ -98,6 +102,7 @@ def test_records_are_equal_if_all_their_options_are(name: str) -> None:
         "optimizer": torch.optim.SGD,
         "init": torch.zeros(4),
         "init_epochs": 3,
+        "init_shared": True,
         "warmup": hm.Warmup(1, temperature=7.0),
         "kl_weight": 1e10,
         "max_grad_norm": 1e10,
@@ -109,7 +114,9 @@ def test_records_are_equal_if_all_their_options_are(name: str) -> None:
         "lr_schedule": "cosine" if training.lr_schedule == "constant" else "constant",
         "precision": "fp32" if training.precision == "bf16" else "bf16",
         "revive": not training.revive,
-        "compile": not training.compile,
+        "route": hm.TopK(3),
+        "compile": True,
+        "expert_parallel": 7,
     }
     changed = dataclasses.replace(training, **{name: other[name]})
     assert changed != training

@@ -9,18 +9,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hmoevae.nn.kernels import chosen as by_row
 from hmoevae.nn.kernels import cpu, plain
 from hmoevae.nn.kernels.readouts import Likelihood, chunked, fused, has_state, scored, unfused
+from hmoevae.nn.rows import Chosen, taken
 from hmoevae.spec import Activation
 
 
 def affine(
     weight: Float[Tensor, "group _ _"],
     bias: Float[Tensor, "group out"],
-    x: Float[Tensor, "inp batch"] | Float[Tensor, "group inp batch"],
+    x: Float[Tensor, "inp batch"] | Float[Tensor, "row inp batch"],
     *,
     input_major: bool = False,
-) -> Float[Tensor, "group out batch"]:
+    chosen: Chosen | None = None,
+) -> Float[Tensor, "row out batch"]:
     """y[g] = weight[g] x[g] + bias[g], in the precision of autocast.
 
     Args:
@@ -28,14 +31,21 @@ def affine(
         bias: One vector per group.
         x: One input for all groups, or one per group.
         input_major: The layout of `weight`.
+        chosen: The rows of the group that are computed, each on the input of that place; `None` means all.
 
     Returns:
-        One output per group.
+        One output per group, or per chosen row.
 
     >>> affine(torch.ones(2, 3, 4), torch.zeros(2, 3), torch.ones(4, 5)).shape
     torch.Size([2, 3, 5])
     """
-    kernels = cpu if _by_hand(x) else plain
+    by_hand = _by_hand(x)
+    if chosen is not None:
+        if by_hand:
+            x = x.expand(len(chosen), -1, -1) if x.ndim == 2 else x
+            return by_row.affine(weight, bias, x, chosen, input_major=input_major)
+        weight, bias = taken(weight, chosen), taken(bias, chosen)
+    kernels = cpu if by_hand else plain
     return kernels.affine(weight, bias, x, input_major=input_major)
 
 
@@ -57,12 +67,13 @@ def readout(
     likelihood: Likelihood,
     weight: Float[Tensor, "group _ _"],
     bias: Float[Tensor, "group raw"],
-    h: Float[Tensor, "group inp batch"],
-    x: Float[Tensor, "feature batch"] | Float[Tensor, "group feature batch"],
-    present: Bool[Tensor, "feature batch"] | Bool[Tensor, "group feature batch"] | None = None,
+    h: Float[Tensor, "row inp batch"],
+    x: Float[Tensor, "feature batch"] | Float[Tensor, "row feature batch"],
+    present: Bool[Tensor, "feature batch"] | Bool[Tensor, "row feature batch"] | None = None,
     *,
     input_major: bool,
-) -> Float[Tensor, "group batch"]:
+    chosen: Chosen | None = None,
+) -> Float[Tensor, "row batch"]:
     """Log p(x|z) in nats, where the likelihood's raw outputs are `weight[g] h[g] + bias[g]`.
 
     Args:
@@ -73,6 +84,7 @@ def readout(
         x: Samples that all groups share, or samples of each group's own.
         present: Which entries of `x` were observed, in its shape; `None` means all.
         input_major: The layout of `weight`. The fused kernels need an input-major weight.
+        chosen: As in `affine`; the likelihood, `h` and `x` are those of the chosen rows.
 
     Returns:
         Log-densities in the precision of `x`, which is float32 or higher even where weights and `h` have less.
@@ -87,9 +99,16 @@ def readout(
             [0.2500]])
     """
     by_hand, records = _by_hand(x), torch.is_grad_enabled()
+    has_gradient = present is None and not x.requires_grad and not has_state(likelihood)
+    if chosen is not None:
+        if by_hand and records and input_major and has_gradient:
+            return by_row.log_prob(likelihood, weight, bias, h, x, chosen)
+        if by_hand and records:
+            raw = by_row.affine(weight, bias, h, chosen, input_major=input_major)
+            return likelihood.log_prob(raw, x, present)
+        weight, bias = taken(weight, chosen), taken(bias, chosen)
     if by_hand and not records:
         return chunked(cpu.affine, likelihood, weight, bias, h, x, present, input_major=input_major)
-    has_gradient = present is None and not x.requires_grad and not has_state(likelihood)
     if input_major and records and has_gradient:
         if by_hand:
             return fused(likelihood, weight, bias, h, x)

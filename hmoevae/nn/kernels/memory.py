@@ -76,11 +76,13 @@ class StepMemory:
         if name in self._taken or math.prod(shape) * dtype.itemsize < SMALL:
             return torch.empty(shape, dtype=dtype, device="cpu")
         self._taken.add(name)
+        n = math.prod(shape)
         block = self._blocks.get(name)
-        if block is None or block.shape != shape or block.dtype != dtype:
-            block = self._blocks[name] = torch.empty(shape, dtype=dtype, device="cpu")
+        if block is None or block.numel() < n or block.dtype != dtype:  # a smaller tensor takes the first part
+            block = self._blocks[name] = torch.empty(n, dtype=dtype, device="cpu")
         # A new tensor on the same memory: autograd copies gradients that have other references, and refuses views.
-        return block.new_empty(0).set_(block.untyped_storage(), 0, shape, block.stride())
+        strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+        return block.new_empty(0).set_(block.untyped_storage(), 0, shape, strides)
 
 
 _CURRENT: ContextVar[StepMemory | None] = ContextVar("step memory", default=None)
@@ -105,14 +107,15 @@ class Blocks:
             return torch.empty(shape, dtype=dtype, device="cpu")
         return self.memory.empty((self.owner, role), shape, dtype)
 
-    def gradient_of(self, weight: Tensor) -> Tensor:
-        """An uninitialised tensor for the gradient of a weight."""
+    def gradient_of(self, weight: Tensor, n_rows: int | None = None) -> Tensor:
+        """An uninitialised tensor for the gradient of a weight, or of `n_rows` of its rows."""
+        shape = (len(weight) if n_rows is None else n_rows, *weight.shape[1:])
         # Where the weight holds a gradient of an earlier step in this block, writing to the block would overwrite the
         # gradient that this one is added to. A computed weight passes its gradient on to tensors that may hold one.
         leaf = weight if weight._base is None else weight._base
         if leaf.is_leaf and leaf.grad is None:
-            return self.empty("weight gradient", tuple(weight.shape), weight.dtype)
-        return torch.empty_like(weight, memory_format=torch.contiguous_format)
+            return self.empty("weight gradient", shape, weight.dtype)
+        return weight.new_empty(shape)
 
 
 def blocks_of(tensor: Tensor) -> Blocks:
