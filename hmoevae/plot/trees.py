@@ -232,7 +232,7 @@ def _shown(plan: Plan, share: Float[Tensor, " leaf"], most: int | None) -> _Show
             nodes[node.path] = replace(node, leaves=drawn)
         if drawn and n_others:
             others = share[node.leaves.start : node.leaves.stop].sum() - share[kept[drawn.start : drawn.stop]].sum()
-            rest[node.path] = f"{n_others:,} more: {100 * abs(float(others)):.1f}%"
+            rest[node.path] = f"{n_others:,} {'others' if n_others > 1 else 'other'}: {100 * abs(float(others)):.1f}%"
     ends = zip(plan.edge_mixture, plan.edge_child, strict=True)
     edges = [(plan.mixtures[m].path, plan.nodes[c].path) for m, c in ends]
     return _Shown([*nodes.values()], [(nodes[a], nodes[b]) for a, b in edges if b in nodes], kept, rest)

@@ -590,10 +590,10 @@ def test_a_tree_of_the_largest_leaves_names_what_it_leaves_out() -> None:
     model = model_of("mixed")
     usage = torch.tensor([0.05, 0.25, 0.1, 0.2, 0.4])
     figure = plot.tree(model, usage=usage, most=3)
-    labels = ["root", "1: 55.0%\n1 more: 10.0%", "1/0\n25.0%", "1/1: 30.0%\n1 more: 10.0%", "1/1/1\n20.0%"]
+    labels = ["root", "1: 55.0%\n1 other: 10.0%", "1/0\n25.0%", "1/1: 30.0%\n1 more: 10.0%", "1/1/1\n20.0%"]
     assert words(figure) == [*labels, "$\\x\n40.0%"]
     title = " ".join(figure.axes[0].get_title(loc="left").split())
-    assert title == "The 3 largest of 5 leaves: the decoded z = 0, and its usage; 2 more: 15.0%"
+    assert title == "The 3 largest of 5 leaves: the decoded z = 0, and its usage; 2 others: 15.0%"
     all_of_them = plot.tree(model, usage=usage)
     drawn, every = widths(figure), widths(all_of_them)
     assert drawn == pytest.approx({path: every[path] for path in drawn}), "edges keep the width of their share"
@@ -606,7 +606,7 @@ def test_a_tree_of_the_largest_leaves_names_what_it_leaves_out() -> None:
 def test_a_mixture_without_one_of_the_largest_leaves_is_not_drawn() -> None:
     tree = hm.Mixture.of(hm.Mixture.of(VAE, 3), 2)
     figure = plot.tree(hm.HMoEVAE(tree, (1, 6, 6)), usage=torch.tensor([1.0, 1, 1, 3, 0, 0]), most=1)
-    assert words(figure) == ["root", "1: 50.0%\n2 more: 0.0%", "1/0\n50.0%"]
+    assert words(figure) == ["root", "1: 50.0%\n2 others: 0.0%", "1/0\n50.0%"]
 
 
 @pytest.mark.parametrize("most", [5, 1000])
