@@ -590,7 +590,7 @@ def test_a_tree_of_the_largest_leaves_names_what_it_leaves_out() -> None:
     model = model_of("mixed")
     usage = torch.tensor([0.05, 0.25, 0.1, 0.2, 0.4])
     figure = plot.tree(model, usage=usage, most=3)
-    labels = ["root", "1: 55.0%\n1 other: 10.0%", "1/0\n25.0%", "1/1: 30.0%\n1 more: 10.0%", "1/1/1\n20.0%"]
+    labels = ["root", "1: 55.0%\n1 other: 10.0%", "1/0\n25.0%", "1/1: 30.0%\n1 other: 10.0%", "1/1/1\n20.0%"]
     assert words(figure) == [*labels, "$\\x\n40.0%"]
     title = " ".join(figure.axes[0].get_title(loc="left").split())
     assert title == "The 3 largest of 5 leaves: the decoded z = 0, and its usage; 2 others: 15.0%"
