@@ -38,7 +38,7 @@ def make_training(epochs: int, seed: int) -> hm.Training:
         lr=2e-3,
         lr_schedule="cosine",
         init="kmeans",
-        init_epochs=max(1, epochs // 2),
+        init_epochs=(epochs + 1) // 2,
         init_shared=True,
         route=hm.TopK(2),
         seed=seed,
@@ -59,7 +59,7 @@ def load(root: str | None) -> _run.Splits:
 def main() -> None:
     """Data, tree, training, fit; then what the leaves are, in numbers and pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=8, help="passes over the images, half of them for the start")
+    parser.add_argument("--epochs", type=int, default=7, help="passes over the images, half of them for the start")
     parser.add_argument("--seed", type=int, default=0, help="fixes weights, order and draws")
     parser.add_argument(
         "--data-root", help="folder with FashionMNIST/raw/ in it (default: HMOEVAE_DATA, or a download)"

@@ -132,7 +132,7 @@ def test_many_leaves_are_trained_by_routing_and_drawn_in_part(tmp_path: Path) ->
 
 def test_a_thousand_leaves_are_trained_with_two_an_image() -> None:
     assert thousand_kinds.make_tree(20, 50).n_leaves == 1000
-    training = thousand_kinds.make_training(8, seed=3)
+    training = thousand_kinds.make_training(7, seed=3)
     assert (training.route, training.init_shared, training.start_epochs, training.seed) == (hm.TopK(2), True, 4, 3)
     assert thousand_kinds.make_training(1, seed=0).start_epochs == 1
 
