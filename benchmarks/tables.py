@@ -111,6 +111,7 @@ SORTS = (
     ("how", "runs"),
     ("fault", "survived"),
     ("cut", "bytes", "held"),
+    ("what", "elbo", "used"),
     ("log_likelihood",),
     ("what", "n_seeds", "runs"),
     ("kind", "found", "purity"),
@@ -421,6 +422,50 @@ def throughput() -> str:
     )
 
 
+def routed_steps() -> str:
+    """Routed training steps against the step over all leaves and the loop over experts, in the same run."""
+    rows = []
+    for report in reports("route", "speedup").values():
+        whole = {_cell(row): row for row in report["rows"] if row["what"] == "hmoevae"}
+        loops = {_cell(row): row for row in report["rows"] if row["what"] == "loop"}
+        for row in report["rows"]:
+            if row["route"] is None or row["what"] == "GEMMs alone":
+                continue
+            ours, loop = whole.get(_cell(row)), loops.get(_cell(row))
+            rows.append(
+                (
+                    f"{row['leaves']}, {row['batch']}",
+                    row["what"],
+                    f"{milliseconds(row['ms'])} ms",
+                    "" if ours is None else f"{milliseconds(ours['ms'])} ms",
+                    "" if loop is None else f"{milliseconds(loop['ms'])} ms",
+                    "" if ours is None else f"{ours['ms'] / row['ms']:.1f} x",
+                    machine(report["hardware"]),
+                )
+            )
+    head = ("leaves, batch", "leaves a sample", "step", "all leaves", "loop over experts", "faster than all", "machine")
+    return table(head, rows)
+
+
+def routing() -> str:
+    """Held-out bounds of dense and routed trainings."""
+    rows = []
+    for report in reports("elbo", "used").values():
+        for what in dict.fromkeys((row["what"], row["k"]) for row in report["rows"]):
+            runs = [row for row in report["rows"] if (row["what"], row["k"]) == what]
+            name = {"dense": "all leaves", "routed": "as many epochs", "as long": "as much CPU time"}[what[0]]
+            rows.append(
+                (
+                    name if what[1] is None else f"{what[1]} leaves a sample, {name}",
+                    f"{runs[0]['epochs']}" if len({row["epochs"] for row in runs}) == 1 else "as fit",
+                    spread([row["elbo"] for row in runs], 2),
+                    f"{statistics.mean(row['used'] for row in runs):.0f}",
+                    f"{statistics.mean(row['cpu_seconds'] for row in runs):.0f}",
+                )
+            )
+    return table(("training", "epochs", "ELBO of test images, nats", "leaves used", "CPU seconds"), rows)
+
+
 def precision() -> str:
     """Losses in both precisions."""
     return each(
@@ -590,6 +635,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "reliability": reliability,
     "headline": headline,
     "steps": steps,
+    "routed_steps": routed_steps,
+    "routing": routing,
     "throughput": throughput,
     "precision": precision,
     "streaming": streaming,

@@ -15,6 +15,8 @@ def readable(
     _app: Sphinx, _what: str, _name: str, obj: Any, _options: object, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
     """The signature by the constructor's own parameters, of plain types, where autodoc's is odd."""
+    if getattr(obj, "_is_protocol", False):  # nothing that one calls
+        return "", returns
     if signature is None or not any(mark in signature for mark in ODD):
         return signature, returns
     record = dataclasses.is_dataclass(obj)

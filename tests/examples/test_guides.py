@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import outliers
 import own_images
 import pytest
+import thousand_kinds
 import torch
 
 import hmoevae as hm
@@ -110,3 +112,33 @@ def test_a_folder_without_pictures_ends_with_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == f"own_images.py: --folder: expected at least 10 pictures, got 0 in {tmp_path}\n"
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+# --- a thousand kinds -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif("HMOEVAE_DATA" not in os.environ, reason="needs Fashion-MNIST in the folder HMOEVAE_DATA")
+def test_many_leaves_are_trained_by_routing_and_drawn_in_part(tmp_path: Path) -> None:
+    done = run("thousand_kinds.py", "--smoke", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"of 20 leaves are the most probable one of some test image\nthe  10 largest .*%", done.stdout)
+    assert re.findall(r"^labels against (\w+): purity 0\.\d{3}, NMI 0\.\d{3}$", done.stdout, re.MULTILINE) == [
+        "groups",
+        "leaves",
+    ]
+    assert {file.name for file in tmp_path.iterdir()} == {"model", "history.csv", "tree.png", "groups.png"}
+    assert hm.HMoEVAE.from_pretrained(tmp_path / "model").plan.n_leaves == 20
+
+
+def test_a_thousand_leaves_are_trained_with_two_an_image() -> None:
+    assert thousand_kinds.make_tree(20, 50).n_leaves == 1000
+    training = thousand_kinds.make_training(7, seed=3)
+    assert (training.route, training.init_shared, training.start_epochs, training.seed) == (hm.TopK(2), True, 4, 3)
+    assert thousand_kinds.make_training(1, seed=0).start_epochs == 1
+
+
+def test_clothes_that_are_nowhere_end_with_one_line(tmp_path: Path) -> None:
+    done = run("thousand_kinds.py", "--smoke", "--data-root", tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.startswith("thousand_kinds.py: root: expected a folder with FashionMNIST/raw/ in it, got ")
+    assert len(done.stderr.splitlines()) == 1

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -474,14 +475,18 @@ CHAIN = functools.reduce(lambda below, _: hm.Mixture((VAE, below)), range(7), LO
     ],
     ids=["names", "beside a leaf", "chain"],
 )
-def test_tree_keeps_frames_and_pictures_apart(tree: hm.Mixture, shape: tuple[int, ...]) -> None:
-    figure = plot.tree(hm.HMoEVAE(tree, shape))
+@pytest.mark.parametrize("most", [None, 2])
+def test_tree_keeps_frames_and_pictures_apart(tree: hm.Mixture, shape: tuple[int, ...], most: int | None) -> None:
+    model = hm.HMoEVAE(tree, shape)
+    usage = torch.arange(model.plan.n_leaves) % 2 + 1.0
+    figure = plot.tree(model, usage=usage, most=most)
     ax = figure.axes[0]
     renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = [patch.get_window_extent(renderer) for patch in ax.patches if isinstance(patch, FancyBboxPatch)]
     words = [text.get_window_extent(renderer) for text in ax.texts if text.get_va() == "center"]
     pictures = [image.get_window_extent(renderer) for image in ax.images]
-    assert len(boxes) == len(words) == sum(isinstance(node, hm.Mixture) for _, node in tree.walk())
+    assert len(boxes) == len(words) >= 2
+    assert most is not None or len(boxes) == sum(isinstance(node, hm.Mixture) for _, node in tree.walk())
     for box, word in zip(boxes, words, strict=True):
         assert box.x0 < word.x0
         assert word.x1 < box.x1
@@ -579,6 +584,42 @@ def test_tree_refuses() -> None:
             plot.tree(model, usage=usage)
     with pytest.raises(ShapeError, match=r"images: expected \(10, 1, 6, 6\), got \(10, 6, 6\)"):
         plot.tree(model, images=torch.zeros(10, 6, 6))
+
+
+def test_a_tree_of_the_largest_leaves_names_what_it_leaves_out() -> None:
+    model = model_of("mixed")
+    usage = torch.tensor([0.05, 0.25, 0.1, 0.2, 0.4])
+    figure = plot.tree(model, usage=usage, most=3)
+    labels = ["root", "1: 55.0%\n1 other: 10.0%", "1/0\n25.0%", "1/1: 30.0%\n1 other: 10.0%", "1/1/1\n20.0%"]
+    assert words(figure) == [*labels, "$\\x\n40.0%"]
+    title = " ".join(figure.axes[0].get_title(loc="left").split())
+    assert title == "The 3 largest of 5 leaves: the decoded z = 0, and its usage; 2 others: 15.0%"
+    all_of_them = plot.tree(model, usage=usage)
+    drawn, every = widths(figure), widths(all_of_them)
+    assert drawn == pytest.approx({path: every[path] for path in drawn}), "edges keep the width of their share"
+    assert set(every) - set(drawn) == {"root/0", "root/1/1/0"}
+    pictures = [np.asarray(picture.get_array()) for picture in all_of_them.axes[0].images]
+    for picture, i in zip(figure.axes[0].images, [1, 3, 4], strict=True):
+        np.testing.assert_array_equal(np.asarray(picture.get_array()), pictures[i])
+
+
+def test_a_mixture_without_one_of_the_largest_leaves_is_not_drawn() -> None:
+    tree = hm.Mixture.of(hm.Mixture.of(VAE, 3), 2)
+    figure = plot.tree(hm.HMoEVAE(tree, (1, 6, 6)), usage=torch.tensor([1.0, 1, 1, 3, 0, 0]), most=1)
+    assert words(figure) == ["root", "1: 50.0%\n2 others: 0.0%", "1/0\n50.0%"]
+
+
+@pytest.mark.parametrize("most", [5, 1000])
+def test_a_tree_of_no_more_leaves_than_asked_for_is_drawn_whole(most: int) -> None:
+    figure, whole = plot.tree(model_of("mixed"), most=most), plot.tree(model_of("mixed"))
+    assert words(figure) == words(whole)
+    assert figure.axes[0].get_title(loc="left") == whole.axes[0].get_title(loc="left")
+
+
+@pytest.mark.parametrize("most", [0, -1, 2.5, "3", True])
+def test_a_number_of_leaves_to_draw_is_positive(as_users_call: None, most: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"most: expected an integer > 0, got {most!r}"):
+        plot.tree(model_of("flat"), most=most)
 
 
 def test_samples_are_those_of_the_leaves() -> None:

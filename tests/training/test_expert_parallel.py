@@ -101,7 +101,7 @@ def test_trouble_in_one_process_is_that_of_all(tmp_path_factory):
         expected = (
             "weights: expected finite weights after step 4, got NaN or infinity in experts.groups.0.decoder.layers"
         )
-        assert answer["spoilt again"] == f"NonFiniteError: {expected}.0.bias; {kept}"
+        assert answer["spoilt again"] == f"NonFiniteError: {expected}.0.bias (the expert root/2); {kept}"
         assert answer["scores"].isfinite().all()
         assert answer["pressed"]["interrupted"]
         assert answer["failed"] == "DataError: no reason"
