@@ -86,11 +86,13 @@ class RowAdam(torch.optim.Adam):
         rows, values = rows_and_values(gradient)
         state["step"][rows] += 1
         which = rows.tolist()
-        weights, means, squares, steps = (
-            list(tensor.unbind(0)) if len(which) == len(tensor) else [tensor[row] for row in which]
-            for tensor in (weight, *tensors, state["step"])
+        weights, means, squares = (
+            list(tensor.unbind(0)) if len(tensor) <= 4 * len(which) else [tensor[row] for row in which]
+            for tensor in (weight, *tensors)
         )
-        return weights, list(values.unbind(0)), means, squares, steps
+        if len(weights) != len(which):
+            weights, means, squares = ([views[row] for row in which] for views in (weights, means, squares))
+        return weights, list(values.unbind(0)), means, squares, list(state["step"][rows].unbind(0))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with options of Adam of their own.

@@ -56,9 +56,17 @@ def log_prob(
 def products(left: Operand, right: Operand, out: Operand, runs: Iterable[Run], dtype: torch.dtype) -> None:
     """Write left right to `out` for every row of `runs`, in the precision `dtype`; equal rows of the group add up."""
     adds = out[1] == "distinct"
+    runs = tuple(runs)
+    as_is = left[0].dtype == right[0].dtype == out[0].dtype == dtype
+    # Views of all parts at once: one by one, they would take as long as the products of single rows.
+    parts = [tensor.unbind(0) if len(tensor) <= 2 * len(runs) else None for tensor, _ in (left, right, out)]
     for run in runs:
-        a, b, c = (_part(tensor, getattr(run, space), run.length) for tensor, space in (left, right, out))
-        a, b = a.to(dtype), b.to(dtype)
+        a, b, c = (
+            _part(tensor, views, getattr(run, space), run.length)
+            for (tensor, space), views in zip((left, right, out), parts, strict=True)
+        )
+        if not as_is:
+            a, b = a.to(dtype), b.to(dtype)
         if run.is_again and adds:
             c.add_(torch.mm(a, b))
             continue
@@ -71,8 +79,10 @@ def products(left: Operand, right: Operand, out: Operand, runs: Iterable[Run], d
             c.copy_(product)
 
 
-def _part(operand: Tensor, start: int, length: int) -> Tensor:
-    return operand[start] if length == 1 else operand[start : start + length]
+def _part(operand: Tensor, views: tuple[Tensor, ...] | None, start: int, length: int) -> Tensor:
+    if length > 1:
+        return operand[start : start + length]
+    return operand[start] if views is None else views[start]
 
 
 def _turned(y: Float[Tensor, "row batch out"]) -> Float[Tensor, "row out batch"]:
