@@ -135,12 +135,16 @@ class TopK(Routes):
     Raises:
         ArgumentError: `k` is no integer > 0, or `explore` no number from 0 to 1.
 
-    >>> TopK(2).leaves(torch.tensor([[0.1], [0.6], [0.3]]).log()).squeeze(1), TopK(9).n_slots(n_leaves=3)
-    (tensor([1, 2]), None)
+    >>> TopK(2).leaves(torch.tensor([[0.1], [0.6], [0.3]]).log()).squeeze(1), TopK(2).beam()
+    (tensor([1, 2]), 2)
+    >>> TopK(2).n_slots(n_leaves=3), TopK(9).n_slots(n_leaves=3)
+    (2, None)
     >>> draws = torch.tensor([[0.05, 0.5], [0.0, 0.0]])  # below `explore` or not; which leaf, from 0 to 1
     >>> TopK(2, explore=0.1).leaves(torch.tensor([[0.1, 0.1], [0.6, 0.6], [0.3, 0.3]]).log(), draws)
     tensor([[1, 1],
             [0, 2]])
+    >>> TopK(2, explore=0.1).explored(n_leaves=3, draws=draws)
+    tensor([ 0, -1])
     """
 
     k: PositiveInt

@@ -729,7 +729,8 @@ def test_non_finite_weights_are_never_kept(tmp_path):
     with pytest.raises(NonFiniteError) as caught:
         fit(model, X, checkpoint_dir=tmp_path)
     assert str(caught.value) == (
-        "weights: expected finite weights after step 9, got NaN or infinity in experts.groups.0.decoder.layers.0.bias; "
+        "weights: expected finite weights after step 9, got NaN or infinity in experts.groups.0.decoder.layers.0.bias "
+        "(the expert root/0); "
         f"the model has the weights of the last good epoch; the last checkpoint is {tmp_path / 'epoch-000002'}"
     )
     good = hm.HMoEVAE.from_pretrained(last_checkpoint(tmp_path))
