@@ -86,12 +86,7 @@ class RowAdam(torch.optim.Adam):
         rows, values = rows_and_values(gradient)
         state["step"][rows] += 1
         which = rows.tolist()
-        weights, means, squares = (
-            list(tensor.unbind(0)) if len(tensor) <= 4 * len(which) else [tensor[row] for row in which]
-            for tensor in (weight, *tensors)
-        )
-        if len(weights) != len(which):
-            weights, means, squares = ([views[row] for row in which] for views in (weights, means, squares))
+        weights, means, squares = (_views(tensor, which) for tensor in (weight, *tensors))
         return weights, list(values.unbind(0)), means, squares, list(state["step"][rows].unbind(0))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -120,6 +115,14 @@ class RowAdam(torch.optim.Adam):
 
 
 _Pieces = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+
+
+def _views(tensor: Tensor, rows: list[int]) -> list[Tensor]:
+    """Views of some rows; where these are many, of all rows at once, which takes a fifth of the time of each."""
+    if len(tensor) > 4 * len(rows):
+        return [tensor[row] for row in rows]
+    views = tensor.unbind(0)
+    return [views[row] for row in rows]
 
 
 def _check_options(group: dict[str, Any]) -> None:
