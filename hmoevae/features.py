@@ -4,6 +4,7 @@ Axes: `n` counts samples.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -106,6 +107,22 @@ def principal_components(samples: Float[Tensor, "n *sample"], n_components: int)
     Raises:
         MissingExtraError: scikit-learn is not installed.
     """
+    return principal_components_of(samples, n_components)[0]
+
+
+def principal_components_of(
+    samples: Float[Tensor, "n *sample"], n_components: int
+) -> tuple[Float[np.ndarray, "n component"], Callable[[Float[Tensor, "m *sample"]], Float[np.ndarray, "m component"]]]:
+    """As `principal_components`, with the function that computes those of other samples.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+
+    >>> samples = torch.tensor([[0.0, 0.0], [1.0, 2.0], [2.0, 4.0]])
+    >>> found, project = principal_components_of(samples, 1)
+    >>> np.allclose(project(samples[1:]), found[1:], atol=1e-5)
+    True
+    """
     try:
         from sklearn import config_context
         from sklearn.decomposition import PCA
@@ -115,4 +132,11 @@ def principal_components(samples: Float[Tensor, "n *sample"], n_components: int)
 
     flat = filled(samples.flatten(1).float().cpu()).numpy()
     with config_context(array_api_dispatch=False):  # the caller's setting does not matter for a numpy array
-        return PCA(min(n_components, *flat.shape), svd_solver="randomized", random_state=0).fit_transform(flat)
+        pca = PCA(min(n_components, *flat.shape), svd_solver="randomized", random_state=0)
+        found = pca.fit_transform(flat)
+
+    def project(others: Float[Tensor, "m *sample"]) -> Float[np.ndarray, "m component"]:
+        with config_context(array_api_dispatch=False):
+            return pca.transform(others.flatten(1).float().cpu().numpy())
+
+    return found, project

@@ -1,0 +1,310 @@
+"""Kinds: how many kinds there are among samples, and which, by cuts of the graph of their neighbours.
+
+Axes: `n` counts samples, `feature` what they are compared by.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hmoevae.checks import check_choice, check_integer, check_number
+from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, from_extra, mismatch
+from hmoevae.features import oriented_gradients, principal_components_of
+from hmoevae.views import Neighbour, RandomAffine, ViewLike, as_view
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+Changes = ViewLike | Literal["auto"] | None
+LEAST = 20
+"""Smallest number of samples of a kind."""
+MOST_NEIGHBOURS = 25
+STROKES = 16
+"""Smallest width and height of images that are compared by their edges; smaller ones are compared by their pixels."""
+EIGENVECTORS = 3
+"""Number of eigenvectors along which a cut is looked for."""
+ROUNDS = 20
+"""Largest number of rounds in which samples go to the kind of most of their neighbours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The best way to cut a set of samples in two.
+
+    Attributes:
+        path: The set, in the binary tree of cuts, such as `"root/0/1"`.
+        size: Number of its samples.
+        smaller: Number of samples of the smaller part.
+        conductance: Share of the smaller part's edges that the cut goes through, from 0 to 1.
+        accepted: Whether the set was cut.
+
+    >>> Cut("root", 100, 40, 0.01, accepted=True).size
+    100
+    """
+
+    path: str
+    size: int
+    smaller: int
+    conductance: float
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """What `find_kinds` has found.
+
+    Attributes:
+        labels: The kind of every sample. Kinds that were cut from each other last have numbers side by side.
+        cuts: The cuts that were looked at, depth first.
+
+    >>> found = Kinds(torch.tensor([0, 1, 1, 1]), ())
+    >>> found.n_kinds, found.shares
+    (2, tensor([0.2500, 0.7500]))
+    """
+
+    labels: Int[Tensor, " n"] = field(repr=False)
+    cuts: tuple[Cut, ...] = field(repr=False)
+
+    @property
+    def n_kinds(self) -> int:
+        """Number of kinds."""
+        return int(self.labels.max()) + 1
+
+    @property
+    def shares(self) -> Float[Tensor, " kind"]:
+        """Share of the samples that are of each kind."""
+        return self.labels.bincount() / len(self.labels)
+
+
+def find_kinds(
+    x: Float[Tensor, "n *sample"],
+    *,
+    neighbour: Neighbour | None = None,
+    changes: Changes = "auto",
+    n_changes: int = 4,
+    max_conductance: float = 0.06,
+    smallest: float = 0.005,
+    seed: int = 0,
+) -> Kinds:
+    """Find the kinds among samples, and their number, without training and without labels.
+
+    Every sample is joined to its nearest neighbours, and to the nearest neighbours of changed copies of itself, such as
+    a rotated one. A kind is a set of samples that no good cut divides. A cut is good where few edges cross it: its
+    conductance (share of the smaller part's edges that cross) is below `max_conductance`. The best cut of a set is
+    looked for along the leading eigenvectors of the normalised graph (Shi & Malik 2000; Kannan, Vempala & Vetta 2004).
+    The set of all samples is cut, then its parts, as long as there are good cuts. In the end every sample goes to the
+    kind of most of its neighbours.
+
+    Copies matter where samples of a kind differ by something continuous, as digits by their slant: along it, neighbours
+    alone make a long chain, which is easily cut.
+
+    Args:
+        x: Samples, on any device.
+        neighbour: How neighbours are found, and how many. `None` means a tenth of the root of n, from 5 to 25, so that
+            conductances of more and of fewer samples can be compared; for images of at least 16 by 16 pixels, with
+            `hmoevae.features.oriented_gradients`. Changed copies have half as many.
+        changes: A random change of samples that leaves a sample like others of its kind. `"auto"` rotates and shears
+            images, which have to be centred, and changes nothing else; `None` changes nothing.
+        n_changes: Number of changed copies of each sample.
+        max_conductance: The largest conductance of a cut that is made.
+        smallest: The smallest share of all samples that is a kind; at least 20 samples are.
+        seed: Seed of the changes.
+
+    Raises:
+        ArgumentError: An argument is out of range.
+        ArgumentTypeError: `x` is not a tensor of floating point numbers.
+        DataError: There are too few samples, or they are not finite.
+        MissingExtraError: scikit-learn is not installed.
+
+    >>> rng = torch.Generator().manual_seed(0)
+    >>> x = torch.cat([torch.randn(200, 5, generator=rng) + 8 * i for i in range(3)])
+    >>> found = find_kinds(x)
+    >>> found.n_kinds, found.labels.bincount()
+    (3, tensor([200, 200, 200]))
+    """
+    for name, value in (("max_conductance", max_conductance), ("smallest", smallest)):
+        check_number(name, value)
+        if value >= 1:
+            raise ArgumentError(mismatch(name, "a number below 1", repr(value)))
+    graph = neighbour_graph(x, neighbour=neighbour, changes=changes, n_changes=n_changes, seed=seed)
+    return kinds_of(graph, max_conductance=max_conductance, smallest=smallest)
+
+
+def kinds_of(graph: "csr_matrix", *, max_conductance: float, smallest: float) -> Kinds:
+    """The kinds among the samples of a graph, as in `find_kinds`.
+
+    >>> from scipy.sparse import block_diag
+    >>> kinds_of(block_diag([np.ones((30, 30)), np.ones((50, 50))]).tocsr(), max_conductance=0.06, smallest=0).n_kinds
+    2
+    """
+    n = graph.shape[0]
+    parts, cuts = [], []
+    for cut, part in _cuts(graph, max(LEAST, round(smallest * n)), max_conductance):
+        cuts.append(cut)
+        if part is not None:
+            parts.append(part)
+    labels = np.empty(n, np.int64)
+    for kind, part in enumerate(parts):
+        labels[part] = kind
+    return Kinds(torch.from_numpy(_settled(graph, labels)), tuple(cuts))
+
+
+def neighbour_graph(
+    x: Float[Tensor, "n *sample"],
+    *,
+    neighbour: Neighbour | None = None,
+    changes: Changes = "auto",
+    n_changes: int = 4,
+    seed: int = 0,
+) -> "csr_matrix":
+    """The symmetric graph of neighbours of samples and of changed copies; entries count edges.
+
+    Arguments and errors are those of `find_kinds`.
+
+    >>> graph = neighbour_graph(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), neighbour=Neighbour(k=1))
+    >>> graph.toarray().astype(int).tolist()
+    [[0, 2, 0, 0], [2, 0, 0, 0], [0, 0, 0, 2], [0, 0, 2, 0]]
+    """
+    check_integer("n_changes", n_changes, least=0)
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ArgumentTypeError(mismatch("x", "a tensor of floating point samples, (n, *sample)", got))
+    x = x.detach().cpu()
+    if neighbour is None:
+        has_strokes = x.ndim == 4 and min(x.shape[2:]) >= STROKES
+        k = min(MOST_NEIGHBOURS, max(5, round(math.sqrt(len(x)) / 10)))
+        neighbour = Neighbour(k=k, features=oriented_gradients if has_strokes else None)
+    if len(x) <= neighbour.k:
+        raise DataError(mismatch("x", f"more than {neighbour.k} samples for {neighbour.k} neighbours", len(x)))
+    if not x.isfinite().all():
+        raise DataError(mismatch("x", "finite values", "NaN or infinite ones"))
+    if isinstance(changes, str):
+        check_choice("changes", changes, ["auto"])
+        changes = RandomAffine(translate=(0.0, 0.0), scale=(1.0, 1.0)) if x.ndim == 4 else None
+    try:
+        from scipy.sparse import csr_matrix
+        from sklearn.neighbors import NearestNeighbors
+    except ImportError as error:
+        raise MissingExtraError(mismatch("find_kinds", from_extra("scikit-learn", "sklearn"), f"{error}")) from None
+    described = neighbour.features or (lambda samples: samples.flatten(1))
+    features, project = principal_components_of(described(x), neighbour.n_components)
+    search = NearestNeighbors().fit(features)
+    tables = [search.kneighbors(n_neighbors=neighbour.k, return_distance=False)]
+    view, generator = None if changes is None else as_view(changes, "changes"), torch.Generator().manual_seed(seed)
+    for _ in range(n_changes if view is not None else 0):
+        copies = project(described(view(x, index=torch.arange(len(x)), generator=generator)))
+        tables.append(search.kneighbors(copies, n_neighbors=max(1, neighbour.k // 2), return_distance=False))
+    rows = np.concatenate([np.repeat(np.arange(len(x)), table.shape[1]) for table in tables])
+    columns = np.concatenate([table.ravel() for table in tables])
+    kept = rows != columns
+    edges = csr_matrix((np.ones(kept.sum()), (rows[kept], columns[kept])), shape=(len(x), len(x)))
+    return (edges + edges.T).tocsr()
+
+
+def _cuts(
+    graph: "csr_matrix", least: int, max_conductance: float
+) -> Iterator[tuple[Cut, Int[np.ndarray, " part"] | None]]:
+    """Every cut that is looked at, depth first, with the samples of the set where it is not cut."""
+    stack = [("root", np.arange(graph.shape[0]))]
+    while stack:
+        path, members = stack.pop()
+        conductance, first = best_cut(graph[members][:, members], least)
+        accepted = conductance <= max_conductance
+        smaller = min(int(first.sum()), len(members) - int(first.sum()))
+        yield Cut(path, len(members), smaller, conductance, accepted), None if accepted else members
+        if accepted:
+            stack += [(f"{path}/1", members[~first]), (f"{path}/0", members[first])]
+
+
+def best_cut(graph: "csr_matrix", least: int) -> tuple[float, Bool[np.ndarray, " n"]]:
+    """The cut of smallest conductance along the leading eigenvectors, with at least so many samples on either side.
+
+    Args:
+        graph: Symmetric weights of edges.
+        least: Smallest number of samples of a part.
+
+    Returns:
+        The conductance, 1 where no cut is possible; and which samples are in the first part.
+
+    >>> from scipy.sparse import csr_matrix
+    >>> pairs = csr_matrix([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]])
+    >>> best_cut(pairs, least=2)[0]
+    0.0
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    n = graph.shape[0]
+    none = 1.0, np.zeros(n, bool)
+    if n < 2 * least:
+        return none
+    n_components, component = connected_components(graph, directed=False)
+    sizes = np.bincount(component)
+    if (sizes >= least).sum() > 1:
+        return 0.0, component == int(np.flatnonzero(sizes >= least)[0])
+    main = np.flatnonzero(component == sizes.argmax())  # what is not connected to it is too small to be a part
+    if n_components > 1:
+        conductance, within = best_cut(graph[main][:, main], least)
+        first = np.zeros(n, bool)
+        first[main] = within
+        return conductance, first
+    degree = np.asarray(graph.sum(1)).ravel()
+    best = none
+    for vector in _eigenvectors(graph, degree):
+        order = vector.argsort(kind="stable")
+        conductance = _conductances(graph, degree, order)
+        place = least - 1 + int(conductance[least - 1 : n - least].argmin())
+        if conductance[place] < best[0]:
+            first = np.zeros(n, bool)
+            first[order[: place + 1]] = True
+            best = float(conductance[place]), first
+    return best
+
+
+def _eigenvectors(graph: "csr_matrix", degree: Float[np.ndarray, " n"]) -> Iterator[Float[np.ndarray, " n"]]:
+    """The leading eigenvectors of the random walk on the graph but for the constant one, the slowest first."""
+    from scipy.sparse import diags
+    from scipy.sparse.linalg import eigsh
+
+    n, root = len(degree), np.sqrt(degree)
+    walk = diags(1 / root) @ graph @ diags(1 / root)
+    n_wanted = min(EIGENVECTORS + 1, n - 1)
+    start = root + 0.01 * np.random.default_rng(0).normal(size=n)
+    values, vectors = eigsh(walk, k=n_wanted, which="LA", v0=start, tol=1e-3)
+    for i in values.argsort()[::-1][1:]:
+        yield vectors[:, i] / root
+
+
+def _conductances(
+    graph: "csr_matrix", degree: Float[np.ndarray, " n"], order: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, " cut"]:
+    """The conductance of every cut between samples in an order: cut i has i + 1 samples before it."""
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    edges = graph.tocoo()
+    ends = np.sort(place[np.stack([edges.row, edges.col])], axis=0)  # each edge is there twice
+    change = np.bincount(ends[0], edges.data, len(order)) - np.bincount(ends[1], edges.data, len(order))
+    crossing = change.cumsum()[:-1] / 2
+    volume = degree[order].cumsum()
+    return crossing / np.minimum(volume[:-1], volume[-1] - volume[:-1])
+
+
+def _settled(graph: "csr_matrix", labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Let every sample go to the kind of most of its neighbours, until none does or for so many rounds."""
+    from scipy.sparse import csr_matrix
+
+    n, n_kinds = len(labels), int(labels.max()) + 1
+    for _ in range(ROUNDS):
+        indicator = csr_matrix((np.ones(n), (np.arange(n), labels)), shape=(n, n_kinds))
+        votes = (graph @ indicator).toarray()
+        votes[np.arange(n), labels] += 0.5  # a tie changes nothing
+        found = votes.argmax(1)
+        if (found == labels).all() or len(np.unique(found)) < n_kinds:
+            break
+        labels = found
+    return labels
