@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import hmoevae as hm
+from hmoevae.errors import SpecError
 from hmoevae.plan import PlannedNode
 from hmoevae.spec import Tree
 
@@ -229,7 +230,10 @@ def graft(model: hm.HMoEVAE, x: Tensor, random: Random) -> Done | None:
     beside = random.random() < 0.5
     path = random.choice(model.plan.mixtures if beside else model.plan.nodes).path
     node = random.choice(donor.plan.nodes).path
-    new = hm.surgery.graft(model, path, donor, node=node, beside=beside)
+    try:
+        new = hm.surgery.graft(model, path, donor, node=node, beside=beside)
+    except SpecError:  # a gate that is a posterior above leaves without a density
+        return None
     where = f"{path}/{len(model.plan.node(path).child_edges)}" if beside else path
     there = new.plan.node(where)
     kept = are_equal(donor, new)
