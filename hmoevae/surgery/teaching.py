@@ -19,8 +19,10 @@ from hmoevae.plan import Plan, PlannedNode
 from hmoevae.samples import BATCH_SIZE, Data
 from hmoevae.surgery.parts import check_model, node_at
 
-FIT_BATCH = 256
-"""Samples of a step of `fit_gates`."""
+FIT_BATCH = 128
+"""Samples of a step of `fit_gates`, at most."""
+LEAST_STEPS = 16
+"""Steps of an epoch of `fit_gates`, at least, unless there are fewer samples."""
 ROUNDING = 1e-2
 """How far from one the probabilities of a sample may sum, which they are divided by: half precision rounds them."""
 
@@ -37,7 +39,7 @@ def fit_gates(
     *,
     paths: Sequence[str] | None = None,
     epochs: int = 20,
-    lr: float = 3e-3,
+    lr: float = 1e-2,
     seed: int = 0,
 ) -> float:
     """Fit gates to given probabilities of the leaves, in place; nothing else of the model changes.
@@ -71,7 +73,7 @@ def fit_gates(
     >>> import hmoevae as hm
     >>> x = torch.cat([torch.zeros(50, 2), torch.ones(50, 2)])
     >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=1), 2), input_shape=(2,))
-    >>> divergence = hm.surgery.fit_gates(model, x, torch.eye(2).repeat_interleave(50, 0), epochs=100)
+    >>> divergence = hm.surgery.fit_gates(model, x, torch.eye(2).repeat_interleave(50, 0))
     >>> divergence < 0.2, model.predict(x).bincount()
     (True, tensor([50, 50]))
     """
@@ -150,9 +152,9 @@ def _fit_group(
     if learning:
         generator = torch.Generator().manual_seed(seed)
         adam = torch.optim.Adam(learning, lr=lr)
-        n_steps = epochs * -(-len(samples) // FIT_BATCH)
-        falling = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, max(n_steps, 1))
-        for index in _order(len(samples), epochs, generator):
+        size = min(FIT_BATCH, -(-len(samples) // LEAST_STEPS))
+        falling = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, epochs * -(-len(samples) // size))
+        for index in _order(len(samples), epochs, size, generator):
             seen, target = batch(index.to(samples.device))
             with torch.enable_grad():
                 loss = -(target * some(seen)).sum() / len(index)
@@ -171,10 +173,10 @@ def _fit_group(
     return left / len(samples)
 
 
-def _order(n: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
+def _order(n: int, epochs: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """The samples of every step."""
     for _ in range(epochs):
-        yield from torch.randperm(n, generator=generator).split(FIT_BATCH)
+        yield from torch.randperm(n, generator=generator).split(size)
 
 
 def _copied(group: GateGroup, rows: list[int]) -> GateGroup:
