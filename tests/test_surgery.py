@@ -338,9 +338,7 @@ def test_a_checkpoint_of_the_old_tree_is_refused_by_name(tmp_path: Path) -> None
     model, x = build(hm.Mixture.of(small(), 2), (4,)), torch.rand(20, 4, dtype=torch.float64)
     fit(model, x, epochs=1, seed=0, checkpoint_dir=tmp_path)
     new = hm.surgery.split(model, "root/0")
-    with pytest.raises(
-        ArgumentError, match=r"tree: expected that of the checkpoint .*, got root.children\[0\]: mixture in place of"
-    ):
+    with pytest.raises(ArgumentError, match=r"tree: expected .*, got root.children\[0\]: mixture in place of vae"):
         fit(new, x, epochs=2, seed=0, checkpoint_dir=tmp_path, resume=hm.training.last_checkpoint(tmp_path))
 
 

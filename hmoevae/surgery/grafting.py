@@ -100,7 +100,7 @@ def graft(
     root = edited(root, path, lambda mixture: mixture.having([*mixture.branches, (edge, grafted)]))
     new = rebuilt(model, root, optimizer=optimizer)
     if x is not None:
-        samples = samples_of(model, x)
+        samples = samples_of(new, x, support=True)
         target = _with_graft(model.predict_proba(samples), new, samples, new.plan.node(path), odds)
         teach(new, samples, target, [path])
     return new

@@ -27,9 +27,9 @@ ROUNDING = 1e-2
 """How far from one the probabilities of a sample may sum, which they are divided by: half precision rounds them."""
 
 
-def samples_of(model: HMoEVAE, x: Data) -> Float[Tensor, "batch *sample"]:
-    """All samples of a data set, checked, for the gates of a model."""
-    return torch.cat(list(model._pieces(x, BATCH_SIZE, check=model._seen)))
+def samples_of(model: HMoEVAE, x: Data, *, support: bool = False) -> Float[Tensor, "batch *sample"]:
+    """All samples of a data set, checked: for the gates of a model or, with `support`, for its leaves too."""
+    return torch.cat(list(model._pieces(x, BATCH_SIZE, check=model.check_input if support else model._seen)))
 
 
 def fit_gates(
