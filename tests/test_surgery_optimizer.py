@@ -106,6 +106,7 @@ def test_moments_go_with_the_rows(name: str) -> None:
         assert all(not bool(value.any()) for value in row(optimizer, grafted, path, keys[0]).values())
     if name == "RowAdam":
         assert {value.item() for value in row(optimizer, grafted, "root/3/0", "step").values()} == {0.0}
+        assert optimizer.state[grafted.prior.logits]["step"][grafted.plan.node("root/3").edges[-1]] == 0
         assert {value.item() for value in row(optimizer, grafted, "root/1/0", "step").values()} == {9.0}
     losses = train(grafted, optimizer, 40)
     assert losses[-1] < losses[0]

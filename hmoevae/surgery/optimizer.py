@@ -86,7 +86,7 @@ def _state(optimizer: Optimizer, parameter: nn.Parameter, moves: Sequence[Move])
 
 def _steps(optimizer: Optimizer, parameter: nn.Parameter, having: Sequence[tuple[Move, Any]]) -> Any:
     """The number of steps of a parameter, or of each of its rows."""
-    by_row = torch.zeros(len(parameter))
+    by_row = torch.zeros(len(parameter), device="cpu")
     for move, value in having:
         counts = torch.as_tensor(value, dtype=by_row.dtype, device="cpu")
         counts = counts.expand(len(move.old)) if counts.ndim == 0 else counts

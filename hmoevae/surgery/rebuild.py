@@ -232,18 +232,15 @@ def _edges(parts: Planned) -> Iterator[tuple[int, Edge, Source, list[int]]]:
 
 
 def _prior_moves(new: HMoEVAE, parts: Planned) -> Iterator[Move]:
+    """Learned priors; that of a new child has neither moments nor steps."""
     for i, edge, source, rows in _edges(parts):
         old = source.model.prior.logits
-        if new.prior.logits is not None and old is not None:
-            change = None if len(rows) == 1 and not edge.is_new else _mean_moments(edge)
-            yield Move(new.prior.logits, old, [i], rows, change)
+        if new.prior.logits is not None and old is not None and not edge.is_new:
+            yield Move(new.prior.logits, old, [i], rows, None if len(rows) == 1 else _mean)
 
 
-def _mean_moments(edge: Edge) -> Callable[[Tensor, bool], Tensor]:
-    def mean(rows: Tensor, moments: bool) -> Tensor:
-        return rows.mean(0, keepdim=True) * (0.0 if edge.is_new and moments else 1.0)
-
-    return mean
+def _mean(rows: Tensor, moments: bool) -> Tensor:  # noqa: ARG001
+    return rows.mean(0, keepdim=True)
 
 
 def _set_priors(new: HMoEVAE, parts: Planned) -> None:

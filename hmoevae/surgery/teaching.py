@@ -150,7 +150,7 @@ def _fit_group(
 
     learning = [parameter for parameter in some.parameters() if parameter.requires_grad]
     if learning:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         adam = torch.optim.Adam(learning, lr=lr)
         size = min(FIT_BATCH, -(-len(samples) // LEAST_STEPS))
         falling = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, epochs * -(-len(samples) // size))
@@ -176,7 +176,7 @@ def _fit_group(
 def _order(n: int, epochs: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """The samples of every step."""
     for _ in range(epochs):
-        yield from torch.randperm(n, generator=generator).split(size)
+        yield from torch.randperm(n, generator=generator, device="cpu").split(size)
 
 
 def _copied(group: GateGroup, rows: list[int]) -> GateGroup:
@@ -189,7 +189,7 @@ def _copied(group: GateGroup, rows: list[int]) -> GateGroup:
 
 def _below(plan: Plan, nodes: Sequence[PlannedNode]) -> Float[Tensor, "row child leaf"]:
     """One where a leaf is below a child of a mixture; the mixtures have equal numbers of children."""
-    below = torch.zeros(len(nodes), len(nodes[0].child_edges), plan.n_leaves)
+    below = torch.zeros(len(nodes), len(nodes[0].child_edges), plan.n_leaves, device="cpu")
     for of_children, node in zip(below, nodes, strict=True):
         for of_child, edge in zip(of_children, node.child_edges, strict=True):
             leaves = plan.nodes[plan.edge_child[edge]].leaves
