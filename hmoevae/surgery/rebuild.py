@@ -4,7 +4,7 @@ Each parameter and buffer of a group of nodes has the group axis first, and the 
 (`hmoevae.plan.Place`). So a new model is a list of moves: which rows of a new tensor are which rows of an old one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
