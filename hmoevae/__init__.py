@@ -59,7 +59,7 @@ from hmoevae.training import (
 from hmoevae.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from hmoevae import datasets, export, metrics, plot
+    from hmoevae import datasets, export, metrics, plot, surgery
     from hmoevae.estimator import VAEMixture
 
 __all__ = [
@@ -117,6 +117,7 @@ __all__ = [
     "plot",
     "record",
     "routes",
+    "surgery",
     "table_from_json",
     "tables",
     "training_from_json",
@@ -132,7 +133,7 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Load modules that not every user needs on first use, such as `hmoevae.plot`."""
-    if name in ("datasets", "export", "metrics", "plot"):
+    if name in ("datasets", "export", "metrics", "plot", "surgery"):
         return import_module(f"hmoevae.{name}")
     if name == "VAEMixture":
         return import_module("hmoevae.estimator").VAEMixture

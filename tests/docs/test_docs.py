@@ -116,7 +116,7 @@ def test_commands_name_files_and_options_that_exist(page: Path, command: list[st
 # --- code -----------------------------------------------------------------------------------------------------------
 
 
-LONG = {"docs/missing.md", "docs/tutorials/own_table.md"}  # their sessions train for seconds
+LONG = {"docs/missing.md", "docs/surgery.md", "docs/tutorials/own_table.md"}  # their sessions train for seconds
 
 
 def snippets(language: str) -> list[object]:
