@@ -7,7 +7,9 @@ from hmoevae import features, tables, views
 from hmoevae.callbacks import SampleRecorder
 from hmoevae.cells import annotate
 from hmoevae.em import EM, fit_em
+from hmoevae.growth import Decision, Grown, Growth, grow
 from hmoevae.history import History
+from hmoevae.kinds import Cut, Kinds, find_kinds
 from hmoevae.model import HMoEVAE
 from hmoevae.nn import routes
 from hmoevae.nn.balance import balance
@@ -54,6 +56,7 @@ from hmoevae.training import (
     Warmup,
     best_of,
     fit,
+    frozen,
     training_from_json,
 )
 from hmoevae.version import __version__ as __version__
@@ -76,11 +79,16 @@ __all__ = [
     "ContinuousBernoulli",
     "Conv",
     "ConvTranspose",
+    "Cut",
+    "Decision",
     "EarlyStopping",
     "EpochEnd",
     "Gaussian",
+    "Grown",
+    "Growth",
     "HMoEVAE",
     "History",
+    "Kinds",
     "Likelihood",
     "LikelihoodModule",
     "LinearPosterior",
@@ -110,8 +118,11 @@ __all__ = [
     "datasets",
     "export",
     "features",
+    "find_kinds",
     "fit",
     "fit_em",
+    "frozen",
+    "grow",
     "metrics",
     "objective",
     "plot",

@@ -140,7 +140,7 @@ def kinds_of(graph: "csr_matrix", *, max_conductance: float, smallest: float) ->
     """The kinds among the samples of a graph, as in `find_kinds`.
 
     >>> from scipy.sparse import block_diag
-    >>> kinds_of(block_diag([np.ones((30, 30)), np.ones((50, 50))]).tocsr(), max_conductance=0.06, smallest=0).n_kinds
+    >>> kinds_of(block_diag([np.ones((30, 30)), np.ones((50, 50))]).tocsr(), max_conductance=0.06, smallest=0.0).n_kinds
     2
     """
     n = graph.shape[0]

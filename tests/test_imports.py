@@ -129,6 +129,7 @@ ROOMS: dict[str, float] = {
     "hmoevae.training.compiled": 5.2,
     "hmoevae.training.course": 5.2,
     "hmoevae.training.finite": 5.2,
+    "hmoevae.training.freezing": 5.2,
     "hmoevae.training.revival": 5.2,
     "hmoevae.training.gate_views": 5.2,
     "hmoevae.training.record": 5.3,

@@ -5,8 +5,8 @@ from hmoevae.growth.record import Decision, Grown, Growth
 
 __all__ = [
     "Decision",
-    "Growth",
     "Grown",
+    "Growth",
     "grow",
 ]
 

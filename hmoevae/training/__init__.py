@@ -8,6 +8,7 @@ from hmoevae.training.device import Precision, has_bfloat16, resolve_device
 from hmoevae.training.early import EarlyStopping
 from hmoevae.training.epochs import Callback, EpochEnd
 from hmoevae.training.fitting import fit
+from hmoevae.training.freezing import frozen
 from hmoevae.training.record import Schedule, Training, training_from_json
 from hmoevae.training.restarts import Best, best_of
 from hmoevae.training.row_adam import RowAdam
@@ -29,6 +30,7 @@ __all__ = [
     "best_checkpoint",
     "best_of",
     "fit",
+    "frozen",
     "has_bfloat16",
     "last_checkpoint",
     "resolve_device",
