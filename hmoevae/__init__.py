@@ -7,6 +7,7 @@ from hmoevae import features, tables, views
 from hmoevae.callbacks import SampleRecorder
 from hmoevae.cells import annotate
 from hmoevae.em import EM, fit_em
+from hmoevae.hierarchies import Hierarchy, Merge, hierarchy
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
 from hmoevae.nn import routes
@@ -80,11 +81,13 @@ __all__ = [
     "EpochEnd",
     "Gaussian",
     "HMoEVAE",
+    "Hierarchy",
     "History",
     "Likelihood",
     "LikelihoodModule",
     "LinearPosterior",
     "LogNormal",
+    "Merge",
     "Mixture",
     "NegativeBinomial",
     "Network",
@@ -112,6 +115,7 @@ __all__ = [
     "features",
     "fit",
     "fit_em",
+    "hierarchy",
     "metrics",
     "objective",
     "plot",
