@@ -22,7 +22,7 @@ from hmoevae.samples import BATCH_SIZE, Data
 if TYPE_CHECKING:
     import networkx as nx
 
-MOST_DENSITIES = 64
+MOST_DENSITIES = 32
 """Largest number of leaves whose densities are computed for a sample: the most probable ones of a model with more."""
 LEAST = 1e-12
 """Overlaps below it have its height: those of leaves that share nothing would have an infinite one."""
@@ -201,7 +201,7 @@ def hierarchy(
     x: Data,
     *,
     by: Literal["gate", "density"] = "gate",
-    n_importance: int = 8,
+    n_importance: int = 4,
     batch_size: int = BATCH_SIZE,
 ) -> Hierarchy:
     """Join the leaves of a trained model into a binary tree by how much they overlap, without training.
@@ -220,8 +220,8 @@ def hierarchy(
         model: The model. Of a deep tree only the leaves are used.
         x: Samples, as `data` of `hmoevae.fit`, such as those of the training; ten thousand are enough.
         by: Where responsibilities come from: `"gate"`, q(leaf|x) of the gates; or `"density"`, softmax of log pi_l +
-            log p_l(x) over the leaves, with importance-weighted bounds in place of log p_l(x). Of more than 64 leaves,
-            densities are computed of the 64 most probable ones of each sample: these divide among them the probability
+            log p_l(x) over the leaves, with importance-weighted bounds in place of log p_l(x). Of more than 32 leaves,
+            densities are computed of the 32 most probable ones of each sample: these divide among them the probability
             that the gates give them together, and other leaves keep what the gates give them.
         n_importance: Number of draws of z from every leaf, for `"density"`.
         batch_size: Samples evaluated at a time.

@@ -92,7 +92,7 @@ def dendrogram(hierarchy: Hierarchy, x: ArrayLike | None = None, *, most: int = 
     share = torch.stack([by_leaf[own].sum() for own in shown.leaves]) / by_leaf.sum()
     what = f"{' and ' if model.table is not None else ''}{of_share}"
     pictures, is_empty = None, np.zeros(len(shown.leaves), dtype=bool)
-    what = f" and {of_share}"
+    what = f" and {of_share.replace('of them', 'of the samples')}"
     if model.table is None:
         images, no_samples, which = images_of(model, x, leaf, None, None)
         images = torch.stack([_portrait(images[own], by_leaf[own], mean=x is not None) for own in shown.leaves])
@@ -100,8 +100,9 @@ def dendrogram(hierarchy: Hierarchy, x: ArrayLike | None = None, *, most: int = 
         is_empty = np.array([no_samples[own].all() for own in shown.leaves])
         what = f"{which} {of_share}"
     fig, ax = _drawn(shown, pictures, is_empty, _names(hierarchy, shown), share)
-    every = "Every leaf" if len(shown.leaves) == hierarchy.n_leaves else "Leaves and groups of leaves"
-    title = f"{every}{what}; lines join what overlaps, and the scale says how much, 1 being chance"
+    n = len(shown.leaves)
+    every = "Every leaf" if n == hierarchy.n_leaves else f"Each of {n:,} groups of the {hierarchy.n_leaves:,} leaves"
+    title = f"{every}{what}"
     room = max(TITLE_WIDTH, ax.get_xlim()[1]) / text_width("0")
     ax.set_title("\n".join(textwrap.wrap(title, int(room))), pad=GAP, **TITLE)
     return make_room(fig, ax)
@@ -164,20 +165,21 @@ def _drawn(
 
 
 def _draw_lines(ax: Axes, shown: _Shown, across: list[float]) -> None:
-    """Plot every merge as a bracket at its height, with the scale on the left."""
-    heights = [height for *_, height in shown.merges]
-    low, high = heights[0], heights[-1]
-    low = max(0.0, low - 0.15 * (high - low)) if high > low else 0.0
+    """Plot every merge as a bracket, with the logarithm of the overlap as the scale on the left."""
+    levels = [math.log(math.expm1(max(height, 1e-12))) for *_, height in shown.merges]  # -log(overlap)
+    low, high = levels[0], levels[-1]
+    low -= 0.15 * (high - low) if high > low else 1.0
 
-    def level(height: float) -> float:
-        return ROOT + (TALL - ROOT) * (high - height) / (high - low)
+    def y_of(level: float) -> float:
+        return ROOT + (TALL - ROOT) * (high - level) / (high - low)
 
     marks = _marks(low, high)
-    ax.set_yticks([level(math.log1p(1 / mark)) for mark in marks], [f"{mark:g}" for mark in marks], **LABEL)
+    ax.set_yticks([y_of(-math.log(mark)) for mark in marks], [f"{mark:,g}" for mark in marks], **LABEL)
+    ax.set_ylabel("overlap (chance: 1)", **LABEL)
     ax.grid(axis="y", color=FAINT, lw=0.3)
     bottom = [TALL - GAP] * len(across)
-    for a, b, height in shown.merges:
-        y = level(height)
+    for (a, b, _), level in zip(shown.merges, levels, strict=True):
+        y = y_of(level)
         points = [(across[a], bottom[a]), (across[a], y), (across[b], y), (across[b], bottom[b])]
         ax.plot(*zip(*points, strict=True), color=GREY, lw=1.0, solid_joinstyle="round")
         across.append((across[a] + across[b]) / 2)
@@ -186,10 +188,8 @@ def _draw_lines(ax: Axes, shown: _Shown, across: list[float]) -> None:
 
 
 def _marks(low: float, high: float) -> list[float]:
-    """Overlaps to mark between two heights: powers of ten, or where there are few of these also 2 and 5 times those."""
-    for digits in ((1,), (1, 2, 5)):
-        marks = [digit * 10.0**power for power in range(-12, 13) for digit in digits]
-        inside = [mark for mark in marks if low <= math.log1p(1 / mark) <= high]
-        if len(inside) > 2:
-            break
-    return inside
+    """Overlaps to mark, whose -log is between two levels: powers of ten, and where these are few 2 and 5 times them."""
+    tens = [10.0**power for power in range(math.ceil(-high / math.log(10)) - 1, math.floor(-low / math.log(10)) + 1)]
+    every = max(1, len(tens) // 6)
+    marks = [digit * ten for ten in tens[::every] for digit in ((1, 2, 5) if len(tens) < 4 else (1,))]
+    return [mark for mark in marks if low <= -math.log(mark) <= high]
