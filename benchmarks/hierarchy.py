@@ -2,7 +2,7 @@
 
     python benchmarks/hierarchy.py --quick                        digits, one seed, half a minute
     python benchmarks/hierarchy.py --json hierarchy.json          digits, MNIST and Fashion-MNIST
-    python benchmarks/hierarchy.py --model runs/mnist_flat/model  MNIST, by a model that an example has left
+    python benchmarks/hierarchy.py --datasets mnist --models runs/mnist_flat/model
 
     flat             the model's own tree, all leaves below one root.
     random           the mean of 100 binary trees drawn at random.
@@ -151,10 +151,10 @@ def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         step = max(1, len(train.x) // args.samples)
         train = LabelledImages(train.name, train.x[::step], train.y[::step])
         for seed in args.seeds:
-            if args.model is None:
+            if args.models is None:
                 model = trained(train, seed, args.steps, args.device)
             else:
-                model = hm.HMoEVAE.from_pretrained(args.model)
+                model = hm.HMoEVAE.from_pretrained(args.models[args.seeds.index(seed)])
             yield from rows_of(model, train, test, {"dataset": name, "seed": seed, "images": len(train.x)})
 
 
@@ -169,20 +169,20 @@ def main(argv: list[str] | None = None) -> None:
     """Run the benchmark and print its report."""
     parser = command.parser(__doc__)
     parser.add_argument("--datasets", choices=list(READ), nargs="+")
-    parser.add_argument("--model", type=Path, help="folder of a trained flat model of MNIST, in place of trainings")
+    about = "folders of trained flat models of one data set, one for every seed, in place of trainings"
+    parser.add_argument("--models", type=Path, nargs="+", help=about)
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--samples", type=int, help="training images")
     parser.add_argument("--steps", type=int, help="steps of the training")
     parser.add_argument("--json", type=Path, help="write the report to this file too")
     parser.add_argument("--quick", action="store_true", help="digits, one seed, a short training")
     args = parser.parse_args(argv)
-    if args.model is not None:
-        args.datasets, args.seeds = args.datasets or ["mnist"], args.seeds or [0]
     command.fill_in(args, DEFAULTS | (QUICK if args.quick else {}))
     command.check(parser, args, "samples", "steps")
+    if args.models is not None and (len(args.models) != len(args.seeds) or len(args.datasets) != 1):
+        parser.error("--models: expected one data set, and one model for every seed")
     with command.at_work("hierarchy.py", args.threads):
         report: dict[str, Any] = {**machine.about(torch.device("cpu"), args.threads), "argv": command.given(args)}
-        report["argv"]["model"] = None if args.model is None else args.model.name
         report["rows"] = []
         command.collect(report, measured(args), shown, args.json)
         print(json.dumps(report))

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hmoevae.checks import check_integer
-from hmoevae.door import ArrayLike
+from hmoevae.door import Samples
 from hmoevae.hierarchies import Hierarchy
 from hmoevae.plot.arguments import check
 from hmoevae.plot.canvas import (
@@ -53,7 +53,7 @@ class _Shown(NamedTuple):
     """The two nodes that are joined, the clusters first, then what earlier merges made; and the height."""
 
 
-def dendrogram(hierarchy: Hierarchy, x: ArrayLike | None = None, *, most: int = 60) -> Figure:
+def dendrogram(hierarchy: Hierarchy, x: Samples | None = None, *, most: int = 60) -> Figure:
     """Plot a hierarchy as a dendrogram, with a picture and a share at every leaf.
 
     The scale says how much the groups that a line joins overlap, see `hmoevae.hierarchy`: 0.01 means that they are
