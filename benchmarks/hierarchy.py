@@ -9,7 +9,7 @@
     gate, density    `hm.hierarchy(model, x, by=...)` from training images.
     mean images      Ward's linkage of the mean image of every leaf.
     mean gradients   the same of the means of `hm.features.oriented_gradients`.
-    with labels      a bound, no method: the two groups are joined whose pairs of one label become purest.
+    with labels      a yardstick, no method: the two groups are joined whose pairs of one label become purest.
 
 Purity is the dendrogram purity of test images, and `train` that of the training images that the tree was made from.
 `ordered` has the samples of every leaf in the order of the gates' confidence (`confidence=` of
