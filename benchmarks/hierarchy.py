@@ -102,7 +102,7 @@ def by_labels(model: hm.HMoEVAE, y: torch.Tensor, leaf: torch.Tensor) -> hm.Hier
     pairs = []
     for step in range(n - 1):
         gain = {
-            (a, b): (p * q * (p + q)).sum() / ((p + q).sum() * max(p.sum() * q.sum(), 1))
+            (a, b): (p * q * (p + q)).sum() / max((p + q).sum() * p.sum() * q.sum(), 1)
             for a, p in counts.items()
             for b, q in counts.items()
             if a < b
