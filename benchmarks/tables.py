@@ -119,6 +119,7 @@ SORTS = (
     ("table", "form", "method", "runs"),
     ("cells", "method", "runs"),
     ("table", "missing", "method", "runs"),
+    ("what", "ordered", "train"),
 )
 """The fields by which the reports that have a table of their own are told."""
 
@@ -543,6 +544,18 @@ def counts() -> str:
     )
 
 
+def hierarchy() -> str:
+    """Dendrogram purity of trees over the leaves of flat models, over the seeds."""
+    rows = []
+    for report in reports("what", "ordered", "train").values():
+        for dataset, what in dict.fromkeys((row["dataset"], row["what"]) for row in report["rows"]):
+            runs = [row for row in report["rows"] if (row["dataset"], row["what"]) == (dataset, what)]
+            figures = (percent([row[field] for row in runs]) for field in ("purity", "ordered", "train", "accuracy"))
+            rows.append((dataset, what, str(len(runs)), *figures))
+    head = ("images", "tree", "seeds", "purity", "purity, leaves ordered", "purity, training images", "accuracy")
+    return table(head, rows)
+
+
 def imputation() -> str:
     """Cells taken out and filled again, beside scikit-learn's imputers."""
     scores = (("numbers", 3), ("categories", 3), ("cpu_seconds", 2))
@@ -644,6 +657,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "shapes": shapes,
     "against-sklearn": against_sklearn,
     "counts": counts,
+    "hierarchy": hierarchy,
     "imputation": imputation,
     "others": others,
     "files": files,

@@ -5,9 +5,10 @@
 
 Everything else in `images/` comes out of an example or a benchmark as it is; the gallery names the commands. Writes
 
-    hero.gif    the tree, every expert taking a walk through its latent space
-    idea.png    samples of one VAE, of ten that were told the labels, and of the model, which was told nothing
-    experts.png what every expert makes of one image, and what the gate says
+    hero.gif       the tree, every expert taking a walk through its latent space
+    idea.png       samples of one VAE, of ten that were told the labels, and of the model, which was told nothing
+    experts.png    what every expert makes of one image, and what the gate says
+    dendrogram.png the leaves, joined by how much they overlap
 """
 
 import argparse
@@ -44,6 +45,7 @@ def main() -> None:
     train, test = hm.datasets.mnist(args.data_root)
     walk(model, test.x, args.out / "hero.gif")
     experts(model, test.x).savefig(args.out / "experts.png")
+    hm.plot.dendrogram(hm.hierarchy(model, train.x[::6]), test.x).savefig(args.out / "dendrogram.png")
     idea(model, train.x, train.y, args.epochs).savefig(args.out / "idea.png")
 
 

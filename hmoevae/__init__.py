@@ -8,6 +8,7 @@ from hmoevae.callbacks import SampleRecorder
 from hmoevae.cells import annotate
 from hmoevae.em import EM, fit_em
 from hmoevae.growth import Decision, Grown, Growth, grow
+from hmoevae.hierarchies import Hierarchy, Merge, hierarchy
 from hmoevae.history import History
 from hmoevae.kinds import Cut, Kinds, find_kinds
 from hmoevae.model import HMoEVAE
@@ -87,12 +88,14 @@ __all__ = [
     "Grown",
     "Growth",
     "HMoEVAE",
+    "Hierarchy",
     "History",
     "Kinds",
     "Likelihood",
     "LikelihoodModule",
     "LinearPosterior",
     "LogNormal",
+    "Merge",
     "Mixture",
     "NegativeBinomial",
     "Network",
@@ -123,6 +126,7 @@ __all__ = [
     "fit_em",
     "frozen",
     "grow",
+    "hierarchy",
     "metrics",
     "objective",
     "plot",

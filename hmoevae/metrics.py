@@ -5,6 +5,8 @@ calibration error, where 0 is. All of them raise a `DataError` for a missing lab
 samples out. Labels that are not a vector raise a `ShapeError`.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
@@ -19,6 +21,7 @@ from hmoevae.errors import (
     from_extra,
     mismatch,
 )
+from hmoevae.hierarchies import Hierarchy
 from hmoevae.labels import Labels, read_labels
 from hmoevae.model import HMoEVAE
 from hmoevae.plan import compile_tree
@@ -99,7 +102,9 @@ def clustering_scores(labels: Labels, clusters: Labels) -> dict[str, float]:
     }
 
 
-def dendrogram_purity(labels: Labels, leaves: Labels, tree: Tree) -> float:
+def dendrogram_purity(
+    labels: Labels, leaves: Labels, tree: Tree | Hierarchy, *, confidence: ArrayLike | None = None
+) -> float:
     """Mean, over all pairs of samples with the same label, of that label's share in the smallest subtree with both.
 
     (1/Z) sum_k sum_{i<j: y_i = y_j = k} n_k(s_ij) / n(s_ij), where s_ij is the smallest subtree with samples i and j,
@@ -107,16 +112,22 @@ def dendrogram_purity(labels: Labels, leaves: Labels, tree: Tree) -> float:
     smallest subtree of two samples of one leaf is the leaf. The result is exact: it is computed from the counts of
     every label at every node, without drawing pairs.
 
+    In that paper's trees the leaves are samples. With `confidence` they are so here: the surest samples of a leaf are
+    joined first, and then the others one by one, those of equal confidence at once. The smallest subtree of two
+    samples of one leaf then is all of its samples that are at least as sure as the less sure of the two. This is a
+    finer tree, so compare figures with `confidence` among themselves only.
+
     Args:
         labels: `(n,)` integers.
         leaves: `(n,)` leaf indices, such as `model.predict(x)`.
-        tree: The tree, such as `model.tree`.
+        tree: The tree, such as `model.tree`, or a hierarchy over the leaves of a model.
+        confidence: `(n,)` numbers, such as `model.predict_proba(x).amax(1)`; `None` for leaves that are not divided.
 
     Raises:
-        ShapeError: `labels` and `leaves` are not equally long vectors.
+        ShapeError: `labels`, `leaves` and `confidence` are not equally long vectors.
         ArgumentError: `leaves` are not indices of the tree's leaves.
         ArgumentTypeError: `tree` is not a tree.
-        DataError: No two samples have the same label.
+        DataError: No two samples have the same label, or `confidence` is not finite.
 
     >>> from hmoevae import VAE, Mixture
     >>> tree = Mixture(children=(VAE(), Mixture.of(VAE(), 2)))
@@ -124,29 +135,61 @@ def dendrogram_purity(labels: Labels, leaves: Labels, tree: Tree) -> float:
     1.0
     >>> dendrogram_purity(np.array([1, 0, 0, 1]), np.array([0, 1, 2, 2]), tree)  # 2/3 at root/1, 2/4 at the root
     0.5833333333333333
+
+    A leaf with one sample of another label, of which it is not sure:
+
+    >>> y, leaf = np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1])
+    >>> dendrogram_purity(y, leaf, tree), dendrogram_purity(y, leaf, tree, confidence=np.array([0.9, 0.8, 0.6, 0.9]))
+    (0.5833333333333333, 0.75)
     """
-    if not isinstance(tree, Tree):
-        raise ArgumentTypeError(mismatch("tree", "a VAE or a Mixture, such as model.tree", type(tree).__name__))
-    plan = compile_tree(tree)
+    n_leaves, nodes, children, parents = _nodes_of(tree)
     y, leaf = _vectors(labels, leaves, "leaves")
-    if not np.issubdtype(leaf.dtype, np.integer) or leaf.min() < 0 or leaf.max() >= plan.n_leaves:
+    if not np.issubdtype(leaf.dtype, np.integer) or leaf.min() < 0 or leaf.max() >= n_leaves:
         got = f"{leaf.dtype} from {leaf.min()} to {leaf.max()}"
-        raise ArgumentError(mismatch("leaves", f"integers from 0 to {plan.n_leaves - 1}", got))
+        raise ArgumentError(mismatch("leaves", f"integers from 0 to {n_leaves - 1}", got))
+    surety = np.zeros(len(y)) if confidence is None else _vectors(labels, confidence, "confidence")[1]
     kinds, y = np.unique(y, return_inverse=True)
-    counts = np.zeros((plan.n_leaves, len(kinds)), dtype=np.int64)
+    counts = np.zeros((n_leaves, len(kinds)), dtype=np.int64)
     np.add.at(counts, (leaf, y), 1)
 
-    below = np.stack([counts[node.leaves.start : node.leaves.stop].sum(0) for node in plan.nodes])
+    below = np.stack([counts[list(node)].sum(0) for node in nodes])
     pairs = below * (below - 1) // 2
     # A pair below a node has that node as its smallest subtree unless it is below one of the node's children.
-    position = {node.path: i for i, node in enumerate(plan.nodes)}
-    parent = [position[plan.mixtures[mixture].path] for mixture in plan.edge_mixture]
     split_here = pairs.copy()
-    np.subtract.at(split_here, parent, pairs[list(plan.edge_child)])
+    np.subtract.at(split_here, parents, pairs[children])
     if not split_here.any():
         raise DataError(mismatch("labels", "two samples or more of one label", f"{len(y)} samples, no two alike"))
-    share = below / np.maximum(below.sum(1, keepdims=True), 1)
-    return float((split_here * share).sum() / split_here.sum())
+    is_leaf = np.ones(len(nodes), dtype=bool)
+    is_leaf[parents] = False
+    inner = ~is_leaf
+    share = below[inner] / np.maximum(below[inner].sum(1, keepdims=True), 1)
+    within = sum(_within(y[leaf == i], surety[leaf == i], len(kinds)) for i in np.unique(leaf))
+    return float(((split_here[inner] * share).sum() + within) / split_here.sum())
+
+
+def _within(y: np.ndarray, surety: np.ndarray, n_kinds: int) -> float:
+    """Sum, over the pairs of samples of one leaf and one label, of that label's share among those as sure as both."""
+    order = (-surety).argsort(kind="stable")
+    counts = np.eye(n_kinds, dtype=np.int64)[y[order]].cumsum(0)
+    last = np.flatnonzero(np.diff(surety[order], append=np.nan))  # the last sample of each confidence
+    counts = counts[last]
+    new = np.diff(counts * (counts - 1) // 2, axis=0, prepend=0)
+    return float((new * counts / counts.sum(1, keepdims=True)).sum())
+
+
+def _nodes_of(tree: Tree | Hierarchy) -> tuple[int, list[Iterable[int]], list[int], list[int]]:
+    """The number of leaves, the leaves below every node, and the nodes at the lower and the upper end of every edge."""
+    if isinstance(tree, Hierarchy):
+        ends = [(int(child), i) for i, pair in enumerate(tree.linkage[:, :2], tree.n_leaves) for child in pair]
+        nodes: list[Iterable[int]] = [[leaf] for leaf in range(tree.n_leaves)]
+        nodes += [merge.leaves for merge in tree.merges]
+        return tree.n_leaves, nodes, [child for child, _ in ends], [parent for _, parent in ends]
+    if not isinstance(tree, Tree):
+        expected = "a VAE or a Mixture, such as model.tree, or a Hierarchy"
+        raise ArgumentTypeError(mismatch("tree", expected, type(tree).__name__))
+    plan = compile_tree(tree)
+    parents = [plan.mixtures[mixture].index for mixture in plan.edge_mixture]
+    return plan.n_leaves, [node.leaves for node in plan.nodes], list(plan.edge_child), parents
 
 
 def usage_entropy(probabilities: ArrayLike) -> float:

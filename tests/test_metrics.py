@@ -194,7 +194,7 @@ def test_dendrogram_purity_refuses(labels, leaves, error, message):
 
 @pytest.mark.usefixtures("as_users_call")
 def test_dendrogram_purity_takes_the_tree_and_not_the_model():
-    with pytest.raises(ArgumentTypeError, match=r"tree: expected a VAE or a Mixture, .* model.tree, got HMoEVAE"):
+    with pytest.raises(ArgumentTypeError, match=r"tree: expected a VAE or a Mixture, .* or a Hierarchy, got HMoEVAE"):
         metrics.dendrogram_purity([0, 0], [0, 0], build(hm.VAE(), (3,)))
 
 

@@ -14,6 +14,7 @@ except ImportError as missing:
     raise MissingExtraError(mismatch("hmoevae.plot", from_extra("matplotlib", "plot"), missing)) from None
 
 from hmoevae.plot.clusters import contingency, misrouted
+from hmoevae.plot.dendrograms import dendrogram
 from hmoevae.plot.leaves import nearest, reconstructions, samples, traversals
 from hmoevae.plot.tables import means
 from hmoevae.plot.training import losses, sample_grid, usage
@@ -21,6 +22,7 @@ from hmoevae.plot.trees import tree
 
 __all__ = [
     "contingency",
+    "dendrogram",
     "losses",
     "means",
     "misrouted",

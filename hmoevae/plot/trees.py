@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch
@@ -22,10 +22,9 @@ from torch import Tensor
 
 from hmoevae.checks import check_integer
 from hmoevae.door import ArrayLike
-from hmoevae.errors import DataError, ShapeError, mismatch
 from hmoevae.model import HMoEVAE
 from hmoevae.plan import Plan, PlannedNode
-from hmoevae.plot.arguments import check_model, floats
+from hmoevae.plot.arguments import check_model
 from hmoevae.plot.canvas import (
     DPI,
     GAP,
@@ -43,6 +42,7 @@ from hmoevae.plot.canvas import (
     text_width,
 )
 from hmoevae.plot.grids import pictures_of, zoom_of
+from hmoevae.plot.portraits import images_of, shares_of
 from hmoevae.spec import VAE
 
 HALF, PAD = 8.0, 3.0
@@ -117,8 +117,8 @@ def tree(
         check_integer("most", most)
     x = None if x is None else model.check_input(x, support=False).cpu()
     leaf = None if x is None else model.predict(x).cpu()
-    share, of_share = _shares(model, usage, leaf)
-    images, is_empty, which = _images(model, x, leaf, images, generator)
+    share, of_share = shares_of(model, usage, leaf)
+    images, is_empty, which = images_of(model, x, leaf, images, generator)
     plan, share = model.plan, share / share.sum()
     shown = _shown(plan, share, most)
     pictures = pictures_of(images[shown.kept].unsqueeze(0), "images")[0]
@@ -172,52 +172,6 @@ def _title(plan: Plan, shown: _Shown, what: str) -> str:
     if root not in shown.rest:
         return f"Every leaf{what}"
     return f"The {len(shown.kept):,} largest of {plan.n_leaves:,} leaves{what}; {shown.rest[root]}"
-
-
-def _shares(model: HMoEVAE, usage: ArrayLike | None, leaf: Tensor | None) -> tuple[Tensor, str]:
-    """The number of every leaf, and what it is."""
-    n_leaves = model.plan.n_leaves
-    if usage is not None:
-        share, of_share = floats(usage, "usage"), "its usage"
-    elif leaf is not None:
-        share, of_share = leaf.bincount(minlength=n_leaves).float(), "its share of them"
-    else:
-        share, of_share = model.prior.leaf_log_prob().detach().exp().float().cpu(), "its prior"
-    if share.shape != (n_leaves,):
-        raise ShapeError(mismatch("usage", f"({n_leaves},), one number per leaf", tuple(share.shape)))
-    if not (torch.isfinite(share).all() and share.min() >= 0 and share.sum() > 0):
-        raise DataError(mismatch("usage", "finite numbers >= 0, not all of them 0", share.tolist()))
-    return share, of_share
-
-
-def _images(
-    model: HMoEVAE, x: Tensor | None, leaf: Tensor | None, given: ArrayLike | None, generator: torch.Generator | None
-) -> tuple[Tensor, np.ndarray, str]:
-    """The picture of every leaf, which leaves have none, and what the pictures are."""
-    n_leaves = model.plan.n_leaves
-    is_empty = np.zeros(n_leaves, dtype=bool)
-    images, which = given, " and"
-    if given is None and generator is None and x is not None and leaf is not None:
-        images, is_empty = _means(x, leaf, n_leaves)
-        which = ": the mean of its samples, and"
-    elif images is None:
-        size = (n_leaves, model.experts.latent_dim)
-        z = torch.zeros(size) if generator is None else torch.randn(size, generator=generator)
-        images = model.decode(z, torch.arange(n_leaves))
-        which = f": {'the decoded z = 0' if generator is None else 'a sample'}, and"
-    images = floats(images, "images")
-    if images.shape != (n_leaves, *model.input_shape):
-        raise ShapeError(mismatch("images", f"{(n_leaves, *model.input_shape)}", tuple(images.shape)))
-    return images, is_empty, which
-
-
-def _means(
-    x: Float[Tensor, "batch *input_shape"], leaf: Int[Tensor, " batch"], n_leaves: int
-) -> tuple[Float[Tensor, "leaf *input_shape"], np.ndarray]:
-    """The mean of the samples of every leaf, and which leaves have none."""
-    count = leaf.bincount(minlength=n_leaves)
-    total = torch.zeros(n_leaves, x[0].numel()).index_add_(0, leaf, x.flatten(1).float())
-    return (total / count.clamp_min(1).unsqueeze(1)).unflatten(1, x.shape[1:]), (count == 0).numpy()
 
 
 def _shown(plan: Plan, share: Float[Tensor, " leaf"], most: int | None) -> _Shown:

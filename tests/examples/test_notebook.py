@@ -147,6 +147,7 @@ def test_every_picture_shows_itself(trained):
     x, clusters = torch.rand(9, 4), torch.arange(9) % 3
     figures = {
         "contingency": hm.plot.contingency(clusters, clusters),
+        "dendrogram": hm.plot.dendrogram(hm.hierarchy(model, x)),
         "losses": hm.plot.losses(history),
         "means": hm.plot.means(x, clusters),
         "misrouted": hm.plot.misrouted(x, clusters, 0 * clusters),

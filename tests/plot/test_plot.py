@@ -20,6 +20,7 @@ import hmoevae as hm
 from hmoevae import plot
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, ShapeError
 from hmoevae.plot.canvas import DPI, LINE, PALE
+from hmoevae.plot.dendrograms import _marks
 from hmoevae.plot.grids import evenly, pictures_of, spread
 
 VAE = hm.VAE(2, hm.MLP((4,)), hm.MLP((4,)))
@@ -986,3 +987,70 @@ def test_plots_of_samples_with_gaps() -> None:
     x[-1] = torch.nan
     for figure in (plot.reconstructions(model, x), plot.nearest(model, x, n=2)):
         assert np.isfinite(figure.axes[0].images[0].get_array()).all()
+
+
+def hierarchy_of(name: str, shape: tuple[int, ...] = (1, 6, 6)) -> hm.Hierarchy:
+    return hm.hierarchy(model_of(name, shape), torch.rand(20, *shape, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("name", ["flat", "mixed"])
+def test_a_dendrogram_has_every_leaf_with_its_picture_and_share_without_crossings(name: str) -> None:
+    tree = hierarchy_of(name)
+    x = torch.rand(30, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    figure = plot.dendrogram(tree, x)
+    share = tree.model.predict(x).bincount(minlength=tree.n_leaves) / 30
+    order = tree.merges[-1].leaves
+    captions = [text for text in words(figure) if "%" in text]
+    assert captions == [f"{tree.names[leaf]}\n{100 * share[leaf]:.1f}%" for leaf in order]
+    assert len(figure.axes[0].images) == int((share > 0).sum())
+    lines = [np.asarray(line.get_xydata()) for line in figure.axes[0].lines]
+    assert len(lines) == tree.n_leaves, "a bracket for every merge, and the root"
+    for merge in tree.merges:  # below a bracket there are its leaves and no others
+        places = sorted(order.index(leaf) for leaf in merge.leaves)
+        assert places == list(range(places[0], places[0] + merge.size))
+    tops = [line[1, 1] for line in lines[:-1]]
+    assert tops == sorted(tops, reverse=True), "later merges are higher"
+    rendered(figure)
+
+
+def test_a_dendrogram_of_groups_says_how_many_leaves_they_have() -> None:
+    tree = hierarchy_of("two levels")
+    figure = plot.dendrogram(tree, most=4)
+    assert len(figure.axes[0].images) == 4
+    sizes = sorted(tree.cut(4).bincount().tolist())
+    assert sorted(int(w.split()[0]) if "leaves" in w else 1 for w in words(figure)) == sizes
+    assert sum(float(w.split()[-1].rstrip("%")) for w in words(figure)) == pytest.approx(100, abs=0.3)
+    title = " ".join(figure.axes[0].get_title(loc="left").split())
+    assert title == "Each of 4 groups of the 30 leaves: the decoded z = 0, and its prior"
+    assert words(plot.dendrogram(tree)) == words(plot.dendrogram(tree, most=30))
+
+
+def test_a_dendrogram_of_a_table_has_no_pictures() -> None:
+    frame = {"mass": np.linspace(3.0, 4.0, 12), "island": np.array(["a", "b", "c"] * 4)}
+    table = hm.Table.of(frame)
+    leaf = hm.VAE(2, hm.MLP((4,)), hm.MLP((4,)), table.likelihood())
+    model = hm.HMoEVAE(hm.Mixture.of(leaf, 3), table)
+    figure = plot.dendrogram(hm.hierarchy(model, frame), frame)
+    assert not figure.axes[0].images
+    assert sorted(w.split()[0] for w in words(figure)) == ["0", "1", "2"]
+    assert figure.axes[0].get_title(loc="left") == "Every leaf and its share of the samples"
+
+
+def test_overlaps_to_mark_are_round_and_between_the_levels() -> None:
+    for low, high in ((0.0, 0.01), (-2.0, 3.0), (0.1, 27.0), (3.0, 3.8)):
+        marks = _marks(low, high)
+        assert len(marks) <= 9
+        assert all(low <= -math.log(mark) <= high and f"{mark:.0e}"[0] in "125" for mark in marks)
+    assert len(_marks(-2.0, 3.0)) >= 4
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_a_dendrogram_refuses() -> None:
+    with pytest.raises(ArgumentTypeError, match=r"hierarchy: expected a Hierarchy, such as .*, got HMoEVAE"):
+        plot.dendrogram(model_of("flat"))  # type: ignore[arg-type]
+    tree = hierarchy_of("flat")
+    for most in (1, 2.5, True, "3"):
+        with pytest.raises(ArgumentError, match=f"most: expected an integer > 1, got {most!r}"):
+            plot.dendrogram(tree, most=most)  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="x: expected"):
+        plot.dendrogram(tree, torch.rand(2, 36))
