@@ -7,7 +7,7 @@ from hmoevae import features, tables, views
 from hmoevae.callbacks import SampleRecorder
 from hmoevae.cells import annotate
 from hmoevae.em import EM, fit_em
-from hmoevae.growth import Decision, Grown, Growth, grow
+from hmoevae.growth import Decision, Grown, Growth, add_leaf, grow
 from hmoevae.hierarchies import Hierarchy, Merge, hierarchy
 from hmoevae.history import History
 from hmoevae.kinds import Cut, Kinds, find_kinds
@@ -115,6 +115,7 @@ __all__ = [
     "VAEMixture",
     "Warmup",
     "ZeroInflated",
+    "add_leaf",
     "annotate",
     "balance",
     "best_of",

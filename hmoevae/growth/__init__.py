@@ -1,5 +1,6 @@
 """Growth: from one leaf, or a given tree, to the tree that the data ask for."""
 
+from hmoevae.growth.adding import add_leaf
 from hmoevae.growth.growing import grow
 from hmoevae.growth.record import Decision, Grown, Growth
 
@@ -7,6 +8,7 @@ __all__ = [
     "Decision",
     "Grown",
     "Growth",
+    "add_leaf",
     "grow",
 ]
 
