@@ -77,7 +77,7 @@ class VAEMixture(Results):
         n_components: Number of experts of a flat mixture; 1 means a single VAE. `"auto"`: the number is chosen by how
             dense held-out samples are, and how clearly each belongs to one component (`selection_`); only for models in
             closed form. Not used if `tree` is given.
-        max_components: Largest number that `"auto"` tries; `None` means one for ten different samples, at most 20.
+        max_components: Largest number that `"auto"` tries; `None` means one for ten samples, at most 20.
         tree: A tree of any shape instead of the flat mixture; `latent_dim`, `hidden`, `likelihood` and `balance` are
             then not used.
         latent_dim: Size of every expert's latent; `None` means one less than the number of columns (of numbers, in
@@ -124,9 +124,10 @@ class VAEMixture(Results):
         n_components_: Number of leaves of the model.
         selection_: What `n_components="auto"` tried, by column, such as for a `pandas.DataFrame`: `n_components`, the
             mean `log_density` of held-out samples and the mean `entropy` of their responsibilities, in nats, as
-            `table_` encodes them; `score`, the first less the second; the standard `error` of its difference from the
-            best score; and which one is `chosen`: the smallest that is within its error of the best. Larger numbers are
-            tried until four in a row have not raised the best score. Empty where nothing was tried.
+            `table_` encodes them; `score`, the first less the second, less 0.005 nats a column for each component; the
+            standard `error` of its difference from the best score; and which one is `chosen`: the smallest that is
+            within its error of the best. Larger numbers are tried until four in a row have not raised the best score.
+            Empty where nothing was tried.
         labels_: The most probable leaf of every sample of the last fit, `(n_samples,)`. In a mixture of `n_components`,
             the leaf with most of these samples is 0, and so on; equal ones are in the order of their mean samples,
             compared column by column. So labels do not depend on the seed where the clusters do not. In a `tree` the
