@@ -126,7 +126,7 @@ class VAEMixture(Results):
             mean `log_density` of held-out samples and the mean `entropy` of their responsibilities, in nats, as
             `table_` encodes them; `score`, the first less the second, less 0.005 nats a column for each component; the
             standard `error` of its difference from the best score; and which one is `chosen`: the smallest that is
-            within its error of the best. Larger numbers are tried until four in a row have not raised the best score.
+            within its error of the best. Larger numbers are tried until three in a row have not raised the best score.
             Empty where nothing was tried.
         labels_: The most probable leaf of every sample of the last fit, `(n_samples,)`. In a mixture of `n_components`,
             the leaf with most of these samples is 0, and so on; equal ones are in the order of their mean samples,

@@ -14,7 +14,7 @@ from hmoevae.door import Checked
 from hmoevae.em import EM, fit_em
 from hmoevae.em.fitting import joint
 from hmoevae.errors import ArgumentError, mismatch
-from hmoevae.estimator.latents import MOST_ITERATIONS, MOST_ROWS, distinct
+from hmoevae.estimator.latents import MOST_ITERATIONS, distinct
 from hmoevae.estimator.solvers import Weights
 from hmoevae.model import HMoEVAE
 
@@ -24,12 +24,14 @@ MOST_COMPONENTS = 20
 """Largest number that is tried, unless another one is given."""
 ROWS_EACH = 10
 """Number of samples that there have to be for each component that is tried."""
+MOST_ROWS = 1200
+"""Number of different samples that are enough for the choice."""
 QUARTERS = 4
 """A quarter of the samples is held out; the quarters take turns until `ENOUGH` samples have been held out."""
-ENOUGH = 400
+ENOUGH = 300
 LEAST_GAIN = 0.005
 """How many nats per cell each further component has to raise the score by."""
-PATIENCE = 4
+PATIENCE = 3
 """Larger numbers are tried until so many in a row have not raised the best score."""
 
 Selection = dict[str, list[int] | list[float] | list[bool]]
