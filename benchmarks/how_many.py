@@ -187,7 +187,7 @@ def measure(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     runs = [run_job(job, seed, args.device) for seed in range(args.seeds)]
     x, labels = job.sample(0)
     k = len(np.unique(labels))
-    off = [abs(run["found"] - k) for run in runs]
+    found = [run["found"] for run in runs]
     means = {name: statistics.fmean(run[name] for run in runs) for name in SCORES if name in runs[0]}
     return {
         "table": job.name,
@@ -195,7 +195,8 @@ def measure(job: Job, args: argparse.Namespace) -> dict[str, Any]:
         "rows": len(x),
         "columns": x.shape[1],
         "k": k,
-        "mean": means | {"off": statistics.fmean(off)},
+        "found": found,
+        "mean": means | {"off": statistics.fmean(abs(number - k) for number in found)},
         "runs": runs,
     }
 
@@ -211,7 +212,7 @@ def line(row: dict[str, Any]) -> str:
         row["table"],
         str(row["k"]),
         row["method"],
-        " ".join(str(run["found"]) for run in row["runs"]),
+        " ".join(map(str, row["found"])),
         shown(row["mean"]["off"], 1),
         spread([run["ari"] for run in row["runs"]]),
         shown(row["mean"]["cpu_seconds"], 2),
