@@ -36,7 +36,6 @@ import command
 import numpy as np
 from against_sklearn import SCORES, aligned, begin, cpu_seconds, shown, spread
 from real_tables import LOADERS, RealTable
-from sklearn.base import ClusterMixin
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from sklearn.preprocessing import StandardScaler
@@ -103,7 +102,7 @@ def gaussians(weights: np.ndarray, *, n_columns: int, n: int, apart: float, seed
 # --- what is compared -----------------------------------------------------------------------------------------------
 
 
-class ByBIC(ClusterMixin):
+class ByBIC:
     """The Gaussian mixture with the smallest BIC.
 
     Args:

@@ -172,8 +172,8 @@ def _turns(data: Checked, counts: Float[np.ndarray, " row"]) -> Iterator[_Turn]:
         held = np.diff(_dealt(ends, quarter), prepend=0.0)
         fitted = np.maximum(counts - held, 0.0)
         if held.any() and fitted.any():
-            rows = [torch.from_numpy(order[part > 0]) for part in (fitted, held)]
-            yield _Turn(*(replace(data, x=data.x[some]) for some in rows), fitted[fitted > 0], held[held > 0])
+            some, others = (replace(data, x=data.x[torch.from_numpy(order[part > 0])]) for part in (fitted, held))
+            yield _Turn(some, others, fitted[fitted > 0], held[held > 0])
         n_held += held.sum()
         if n_held >= ENOUGH:
             return
@@ -197,4 +197,5 @@ def _tried(make: Callable[[int], HMoEVAE], number: int, turns: list[_Turn], em: 
         entropy = torch.special.entr((log_joint - log_density).exp()).sum(0)
         parts.append((log_density.numpy(), entropy.numpy(), turn.held_weight))
     cost = LEAST_GAIN * turns[0].held.x.shape[1] * number
-    return _Tried(*map(np.concatenate, zip(*parts, strict=True)), cost)
+    log_density, entropy, weight = map(np.concatenate, zip(*parts, strict=True))
+    return _Tried(log_density, entropy, weight, cost)
