@@ -272,9 +272,9 @@ def shown(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def aligned(cells: tuple[str, ...]) -> str:
+def aligned(cells: tuple[str, ...], widths: tuple[int, ...] = WIDTHS) -> str:
     """Cells under their columns' heads, numbers to the right."""
-    padded = (cell.ljust(-w) if w < 0 else cell.rjust(w) for cell, w in zip(cells, WIDTHS, strict=True))
+    padded = (cell.ljust(-w) if w < 0 else cell.rjust(w) for cell, w in zip(cells, widths, strict=True))
     return "  ".join(padded).rstrip()
 
 

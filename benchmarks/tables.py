@@ -527,6 +527,30 @@ def against_sklearn() -> str:
     )
 
 
+def how_many() -> str:
+    """The number of kinds, found by held-out samples and by BIC."""
+
+    def against_a_fit(row: Row) -> str:
+        fits = [run["fit_cpu_seconds"] for run in row["runs"] if run["fit_cpu_seconds"] is not None]
+        return f"{row['mean']['cpu_seconds'] / statistics.fmean(fits):.1f}" if fits else ""
+
+    return each(
+        ("table", "method", "k", "found"),
+        ("table", "kinds", "method", "found, by seed", "off by", "ARI, %", "CPU seconds", "x a fit"),
+        lambda row: (
+            row["table"],
+            str(row["k"]),
+            row["method"],
+            ", ".join(map(str, row["found"])),
+            mean_of(row, "off", 1),
+            percent([run["ari"] for run in row["runs"]]),
+            mean_of(row, "cpu_seconds", 2),
+            against_a_fit(row),
+        ),
+        about=with_seeds,
+    )
+
+
 def counts() -> str:
     """Kinds of cells, found by mixtures of counts and by what is usual."""
     return each(
@@ -656,6 +680,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "unequal": unequal,
     "shapes": shapes,
     "against-sklearn": against_sklearn,
+    "how-many": how_many,
     "counts": counts,
     "hierarchy": hierarchy,
     "imputation": imputation,

@@ -22,7 +22,16 @@ from hmoevae.version import __version__
 
 FORMAT = 1
 ESTIMATOR, ARRAYS, HISTORY = "estimator.json", "estimator.safetensors", "history.json"
-PLAIN = ("loss_", "converged_", "n_iter_", "n_steps_", "n_samples_seen_", "n_features_in_")
+PLAIN = (
+    "loss_",
+    "converged_",
+    "n_iter_",
+    "n_steps_",
+    "n_samples_seen_",
+    "n_features_in_",
+    "n_components_",
+    "selection_",
+)
 """Attributes of a fitted estimator that JSON holds."""
 
 
@@ -40,6 +49,7 @@ def save(estimator: Any, folder: Path) -> None:
     about: dict[str, Any] = {"format": "hmoevae estimator", "format_version": FORMAT, "version": __version__}
     about |= {"parameters": parameters, "table": write(estimator.table_)}
     about |= {"fitted": {name: getattr(estimator, name) for name in PLAIN}}
+    about["selection"] = estimator.selection_
     about["has_names"] = hasattr(estimator, "feature_names_in_")
     estimator.model_.save_pretrained(folder)
     about["model"] = _digest(folder / files.WEIGHTS_NAME)
@@ -76,6 +86,7 @@ def load(cls: type, folder: Path) -> Any:
         table, fitted = read(about["table"], "table"), {name: about["fitted"][name] for name in PLAIN}
         arrays = {name: array.numpy() for name, array in load_file(folder / ARRAYS).items()}
         labels, weights = arrays["labels_"], arrays["weights_"]
+        selection = about.get("selection", {})  # earlier estimators did not choose their number of components
         digest = _digest(folder / files.WEIGHTS_NAME)
     except CheckpointError:
         raise
@@ -87,6 +98,7 @@ def load(cls: type, folder: Path) -> Any:
     estimator = cls(**parameters)
     estimator.model_, estimator.history_ = HMoEVAE.from_pretrained(folder), History.from_json(folder / HISTORY)
     vars(estimator).update(fitted, table_=table, labels_=labels, weights_=weights)
+    vars(estimator).update(n_components_=estimator.model_.plan.n_leaves, selection_=selection)
     if about["has_names"]:
         estimator.feature_names_in_ = np.array(table.names, dtype=object)
     return estimator

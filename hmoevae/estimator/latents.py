@@ -46,7 +46,7 @@ def chosen_latents(make: Callable[[int], HMoEVAE], data: Checked, weights: Weigh
     best, most = max(1, min(MOST_LATENTS, n_columns - 1)), n_columns - 1
     if best >= most or data.x.isnan().any():  # with gaps each row has a matrix of its own: many latents are slow
         return best
-    x, counts = _distinct(data.x, weights)
+    x, counts = distinct(data.x, weights)
     order = np.random.default_rng(0).permutation(len(x))[:MOST_ROWS]
     quarters = np.array_split(order, QUARTERS)
     if len(order) - len(quarters[0]) < make(best).plan.n_leaves or not len(quarters[-1]):
@@ -73,10 +73,15 @@ def chosen_latents(make: Callable[[int], HMoEVAE], data: Checked, weights: Weigh
     return best
 
 
-def _distinct(
+def distinct(
     x: Float[Tensor, "n column"], weights: Weights
 ) -> tuple[Float[Tensor, "row column"], Float[np.ndarray, " row"]]:
-    """The different samples and how often each occurs, so that a weight is worth the same as equal rows."""
+    """The different samples and how often each occurs, so that a weight is worth the same as equal rows.
+
+    >>> distinct(torch.tensor([[3.0], [1.0], [3.0]]), None)
+    (tensor([[1.],
+            [3.]]), array([1., 2.]))
+    """
     rows, of_sample = torch.unique(x, dim=0, return_inverse=True)
     counts = np.bincount(of_sample.numpy(), weights, minlength=len(rows)).astype(float)
     return rows[counts > 0], counts[counts > 0]

@@ -1,9 +1,8 @@
 """VAEMixture: the model as a scikit-learn estimator, for tables, pipelines and searches."""
 
-import copy
-import inspect
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,13 +20,14 @@ from hmoevae.errors import (
     ArgumentError,
     ConvergenceWarning,
     DataError,
-    VersionWarning,
     mismatch,
     warn,
 )
+from hmoevae.estimator import pickles
 from hmoevae.estimator.folder import load, save
 from hmoevae.estimator.latents import chosen_latents
 from hmoevae.estimator.leaves import by_size, leaf_means, reorder_leaves_
+from hmoevae.estimator.number import Selection, chosen_number, is_auto
 from hmoevae.estimator.results import Results, seed_of
 from hmoevae.estimator.rows import (
     FLOATS,
@@ -54,13 +54,12 @@ from hmoevae.estimator.trees import Options, counts_like, has_numbers, n_numbers
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.nn.sample_weights import SampleWeights
-from hmoevae.spec import Balance, Likelihood, Tree, tree_from_json
+from hmoevae.spec import Balance, Likelihood, Tree
 from hmoevae.starts import StartName
-from hmoevae.tables import Column, Number, Table
+from hmoevae.tables import Column, Table
 from hmoevae.tables.sparse import SparseRows, is_sparse
 from hmoevae.training.fitting import fit_quietly
 from hmoevae.training.usage import warn_of_collapse
-from hmoevae.version import __version__
 
 STEP_POWER = 0.7
 """The steps of `partial_fit` become smaller with this power of their number, between 0.5 and 1 as convergence asks."""
@@ -75,7 +74,10 @@ class VAEMixture(Results):
     densities, means and draws are in the units of `X`.
 
     Args:
-        n_components: Number of experts of a flat mixture; 1 means a single VAE. Not used if `tree` is given.
+        n_components: Number of experts of a flat mixture; 1 means a single VAE. `"auto"`: the number is chosen by how
+            dense held-out samples are, and how clearly each belongs to one component (`selection_`); only for models in
+            closed form. Not used if `tree` is given.
+        max_components: Largest number that `"auto"` tries; `None` means one for ten samples, at most 20.
         tree: A tree of any shape instead of the flat mixture; `latent_dim`, `hidden`, `likelihood` and `balance` are
             then not used.
         latent_dim: Size of every expert's latent; `None` means one less than the number of columns (of numbers, in
@@ -119,6 +121,13 @@ class VAEMixture(Results):
     Attributes:
         model_: The trained `HMoEVAE`, of rows as `table_` encodes them.
         table_: The `Table` of `X`, which standardises and codes.
+        n_components_: Number of leaves of the model.
+        selection_: What `n_components="auto"` tried, by column, such as for a `pandas.DataFrame`: `n_components`, the
+            mean `log_density` of held-out samples and the mean `entropy` of their responsibilities, in nats, as
+            `table_` encodes them; `score`, the first less the second, less 0.005 nats a column for each component; the
+            standard `error` of its difference from the best score; and which one is `chosen`: the smallest that is
+            within its error of the best. Larger numbers are tried until three in a row have not raised the best score.
+            Empty where nothing was tried.
         labels_: The most probable leaf of every sample of the last fit, `(n_samples,)`. In a mixture of `n_components`,
             the leaf with most of these samples is 0, and so on; equal ones are in the order of their mean samples,
             compared column by column. So labels do not depend on the seed where the clusters do not. In a `tree` the
@@ -166,8 +175,9 @@ class VAEMixture(Results):
 
     def __init__(
         self,
-        n_components: int = 10,
+        n_components: int | Literal["auto"] = 10,
         *,
+        max_components: int | None = None,
         tree: Tree | None = None,
         latent_dim: int | None = None,
         hidden: tuple[int, ...] = (),
@@ -188,7 +198,8 @@ class VAEMixture(Results):
         device: str | torch.device = "auto",
         verbose: int = 0,
     ) -> None:
-        self.n_components = n_components
+        self.n_components: int | Literal["auto"] = n_components
+        self.max_components = max_components
         self.tree = tree
         self.latent_dim = latent_dim
         self.hidden = hidden
@@ -231,8 +242,8 @@ class VAEMixture(Results):
 
         Raises:
             SpecError: The tree is not valid.
-            ArgumentError: Another argument cannot be used; `DataError` for data that the table or the likelihood cannot
-                model, as `Table.of` says.
+            ArgumentError: Another argument cannot be used, such as `n_components="auto"` for a model that is trained by
+                gradients; `DataError` for data that the table or the likelihood cannot model, as `Table.of` says.
             NonFiniteError: The loss became NaN or infinite.
         """
         for name in ("max_iter", "n_init"):
@@ -266,11 +277,12 @@ class VAEMixture(Results):
                 return self._model(tree, table).to(dtype)
 
         data = samples if isinstance(samples, SparseRows) else outline.to(dtype).checked(samples, name="X")
-        is_free = self.tree is None and self.latent_dim is None and not goes_on
-        if is_free and isinstance(solver, ClosedForm) and isinstance(data, Checked):
-            tree = self._with_latents(outline, table, data, weights, solver.em)
+        selection: Selection = self.selection_ if goes_on else {}
+        if self.tree is None and not goes_on and isinstance(solver, ClosedForm) and isinstance(data, Checked):
+            tree, selection = self._sized(outline, table, data, weights, solver.em)
         fitted = solver.fit(make, data, weights)
         self.table_, self.model_ = table, fitted.model.to(where)
+        self.n_components_, self.selection_ = self.model_.plan.n_leaves, selection
         self.history_, self.loss_, self.converged_ = fitted.history, fitted.loss, fitted.converged
         self.n_steps_, self.n_samples_seen_ = 0, len(data) if weights is None else float(weights.sum())
         self._tell(data, weights)
@@ -312,16 +324,24 @@ class VAEMixture(Results):
         self.weights_ = self.model_.prior.leaf_log_prob().exp().detach().cpu().numpy()
         return self
 
-    def _with_latents(self, outline: HMoEVAE, table: Table, data: Checked, weights: Weights, em: EM) -> Tree:
-        """The tree with the number of latents that held-out samples choose, if latents take part."""
+    def _sized(self, outline: HMoEVAE, table: Table, data: Checked, weights: Weights, em: EM) -> tuple[Tree, Selection]:
+        """The tree with the numbers of components and latents that held-out samples choose, where none are given."""
         likelihood, n = outline.plan.expert_groups[0].spec.likelihood, len(table.columns)
-        if not has_numbers(likelihood):
-            return outline.tree
+        options, selection = self._options, {}
+
+        def of_number(n_components: int) -> HMoEVAE:
+            return self._model(replace(options, n_components=n_components).planted(likelihood, n), table)
+
+        if is_auto(self.n_components):
+            number, selection = chosen_number(of_number, data, weights, em, self.max_components)
+            options = replace(options, n_components=number)
 
         def of_size(latent_dim: int) -> HMoEVAE:
-            return self._model(self._options.planted(likelihood, n, latent_dim), table).to(outline.dtype)
+            return self._model(options.planted(likelihood, n, latent_dim), table).to(outline.dtype)
 
-        return of_size(chosen_latents(of_size, data, weights, em, n_numbers(likelihood, n))).tree
+        if self.latent_dim is not None or not has_numbers(likelihood):
+            return options.planted(likelihood, n), selection
+        return of_size(chosen_latents(of_size, data, weights, em, n_numbers(likelihood, n))).tree, selection
 
     def _solver(self, outline: HMoEVAE, where: torch.device, *, goes_on: bool) -> Solver:
         """What fits the model: EM where all of it has a closed form, or gradients."""
@@ -331,6 +351,9 @@ class VAEMixture(Results):
             return ClosedForm(
                 EM(self.max_iter, self.tol, 1 if goes_on else self.n_init, init=init, seed=seed_of(random))
             )
+        if self.tree is None and is_auto(self.n_components) and not goes_on:
+            remedy = "'auto' for a model that is trained by gradients: give the number, or fit several and compare bic"
+            raise ArgumentError(mismatch("n_components", "an integer > 0", remedy))
         usual = training.Training(
             epochs=self.max_iter,
             batch_size=self.batch_size,
@@ -367,7 +390,11 @@ class VAEMixture(Results):
 
     @property
     def _options(self) -> Options:
-        return Options(**{name: getattr(self, name) for name in Options.__slots__})
+        """The options of the tree; a number of components that is to be chosen is that of the last fit, or 1."""
+        given = {name: getattr(self, name) for name in Options.__slots__}
+        if is_auto(self.n_components):
+            given["n_components"] = self.n_components_ if self.warm_start and hasattr(self, "model_") else 1
+        return Options(**given)
 
     def _check_goes_on(self, tree: Tree) -> None:
         """Check that a warm start has the same model."""
@@ -455,38 +482,11 @@ class VAEMixture(Results):
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]  # object's may be None
-        if "model_" in state:  # machines without this accelerator have to be able to load the pickle
-            state["model_"] = copy.deepcopy(state["model_"]).cpu()
-        return state | {"_hmoevae_version": __version__}
+        return pickles.written(super().__getstate__())  # type: ignore[arg-type]  # object's may be None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle, which may be from another version; parameters that it lacks take their defaults."""
-        parameters = inspect.signature(type(self)).parameters.values()
-        defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in state}
-        pickled = {name: value for name, value in state.items() if name != "_hmoevae_version"}
-        if "model_" in state and "table_" not in state:  # before estimators had tables, numbers stayed as they were
-            names = state.get("feature_names_in_", [f"x{i}" for i in range(state["n_features_in_"])])
-            library: Any = "pandas" if "feature_names_in_" in state else "numpy"
-            pickled["table_"] = Table(tuple(Number(name) for name in names), library)
-            pickled["model_"] = _rebuilt(state["model_"])
-        super().__setstate__(pickled | defaults)
-        version = state.get("_hmoevae_version", "an unknown version")
-        if version != __version__ or defaults:
-            added = f", with the defaults of {', '.join(defaults)}" if defaults else ""
-            expected = f"a pickle of hmoevae {__version__}"
-            made_by = version if version != __version__ else f"an earlier {version}"
-            remedy = "fit again, or save models with model_.save_pretrained, which all versions read"
-            got = f"one of {made_by}{added}; {remedy}"
-            warn(mismatch(type(self).__name__, expected, got), VersionWarning)
-
-
-def _rebuilt(model: HMoEVAE) -> HMoEVAE:
-    """The model of an older pickle, whose modules lack attributes of today: made anew, with its weights."""
-    tree = tree_from_json(model.tree.to_json())
-    fresh = HMoEVAE(tree, model.input_shape, objective=model.objective).to(model.dtype)
-    fresh.load_state_dict(model.state_dict())
-    return fresh
+        super().__setstate__(pickles.read(type(self), state))
 
 
 def _weights(given: Any, n: int) -> Float[np.ndarray, " n_samples"]:

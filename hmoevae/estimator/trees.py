@@ -65,6 +65,9 @@ class Options:
             likelihood: The likelihood of the leaves, where no tree is given.
             n_columns: Number of columns of the table.
             chosen: Number of latents where none is given; `None` means the default for so many columns.
+
+        Raises:
+            ArgumentError: The number of components is not above 0.
         """
         if self.tree is not None:
             return self.tree

@@ -88,7 +88,7 @@ EXPECTED_FAILED_CHECKS: dict[str, str] = {
 @pytest.mark.filterwarnings("ignore::hmoevae.errors.ScaleWarning")  # some of the checks' data lie around 100
 @pytest.mark.filterwarnings("ignore::hmoevae.errors.DeadLeafWarning")  # the checks' data need not fill ten clusters
 @parametrize_with_checks(
-    [hm.VAEMixture(), hm.VAEMixture(3, latent_dim=2)],
+    [hm.VAEMixture(), hm.VAEMixture(3, latent_dim=2), hm.VAEMixture("auto", max_components=2)],
     expected_failed_checks=lambda _: EXPECTED_FAILED_CHECKS,
 )
 def test_scikit_learns_own_checks(estimator, check):
