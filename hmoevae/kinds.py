@@ -3,6 +3,7 @@
 Axes: `n` counts samples, `feature` what they are compared by.
 """
 
+import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ class Kinds:
 
     Attributes:
         labels: The kind of every sample. Kinds that were cut from each other last have numbers side by side.
-        cuts: The cuts that were looked at, depth first.
+        cuts: The best cut of every set that was looked at, depth first.
 
     >>> found = Kinds(torch.tensor([0, 1, 1, 1]), ())
     >>> found.n_kinds, found.shares
@@ -90,6 +91,7 @@ def find_kinds(
     n_changes: int = 4,
     max_conductance: float = 0.06,
     smallest: float = 0.005,
+    max_kinds: int | None = None,
     seed: int = 0,
 ) -> Kinds:
     """Find the kinds among samples, and their number, without training and without labels.
@@ -98,8 +100,8 @@ def find_kinds(
     a rotated one. A kind is a set of samples that no good cut divides. A cut is good where few edges cross it: its
     conductance (share of the smaller part's edges that cross) is below `max_conductance`. The best cut of a set is
     looked for along the leading eigenvectors of the normalised graph (Shi & Malik 2000; Kannan, Vempala & Vetta 2004).
-    The set of all samples is cut, then its parts, as long as there are good cuts. In the end every sample goes to the
-    kind of most of its neighbours.
+    The set of all samples is cut, then its parts, the best cut first, as long as there are good ones. In the end every
+    sample goes to the kind of most of its neighbours.
 
     Copies matter where samples of a kind differ by something continuous, as digits by their slant: along it, neighbours
     alone make a long chain, which is easily cut.
@@ -114,6 +116,7 @@ def find_kinds(
         n_changes: Number of changed copies of each sample.
         max_conductance: The largest conductance of a cut that is made.
         smallest: The smallest share of all samples that is a kind; at least 20 samples are.
+        max_kinds: Largest number of kinds; `None` for no limit.
         seed: Seed of the changes.
 
     Raises:
@@ -132,11 +135,13 @@ def find_kinds(
         check_number(name, value)
         if value >= 1:
             raise ArgumentError(mismatch(name, "a number below 1", repr(value)))
+    if max_kinds is not None:
+        check_integer("max_kinds", max_kinds)
     graph = neighbour_graph(x, neighbour=neighbour, changes=changes, n_changes=n_changes, seed=seed)
-    return kinds_of(graph, max_conductance=max_conductance, smallest=smallest)
+    return kinds_of(graph, max_conductance=max_conductance, smallest=smallest, max_kinds=max_kinds)
 
 
-def kinds_of(graph: "csr_matrix", *, max_conductance: float, smallest: float) -> Kinds:
+def kinds_of(graph: "csr_matrix", *, max_conductance: float, smallest: float, max_kinds: int | None = None) -> Kinds:
     """The kinds among the samples of a graph, as in `find_kinds`.
 
     >>> from scipy.sparse import block_diag
@@ -145,7 +150,7 @@ def kinds_of(graph: "csr_matrix", *, max_conductance: float, smallest: float) ->
     """
     n = graph.shape[0]
     parts, cuts = [], []
-    for cut, part in _cuts(graph, max(LEAST, round(smallest * n)), max_conductance):
+    for cut, part in _cuts(graph, max(LEAST, round(smallest * n)), max_conductance, max_kinds):
         cuts.append(cut)
         if part is not None:
             parts.append(part)
@@ -208,18 +213,34 @@ def neighbour_graph(
 
 
 def _cuts(
-    graph: "csr_matrix", least: int, max_conductance: float
+    graph: "csr_matrix", least: int, max_conductance: float, max_kinds: int | None
 ) -> Iterator[tuple[Cut, Int[np.ndarray, " part"] | None]]:
-    """Every cut that is looked at, depth first, with the samples of the set where it is not cut."""
-    stack = [("root", np.arange(graph.shape[0]))]
-    while stack:
-        path, members = stack.pop()
+    """Every cut that is looked at, in the order of paths, with the samples of the set where it is not cut.
+
+    The best cuts are made first, until there are no good ones or enough kinds.
+    """
+    waiting: list[tuple[float, str, Int[np.ndarray, " part"], Bool[np.ndarray, " part"]]] = []
+
+    def look(path: str, members: Int[np.ndarray, " part"]) -> None:
         conductance, first = best_cut(graph[members][:, members], least)
-        accepted = conductance <= max_conductance
+        heapq.heappush(waiting, (conductance, path, members, first))
+
+    look("root", np.arange(graph.shape[0]))
+    seen: list[tuple[Cut, Int[np.ndarray, " part"] | None]] = []
+    while waiting:
+        conductance, path, members, first = heapq.heappop(waiting)
+        accepted = conductance <= max_conductance and (max_kinds is None or len(waiting) + 1 < max_kinds)
         smaller = min(int(first.sum()), len(members) - int(first.sum()))
-        yield Cut(path, len(members), smaller, conductance, accepted), None if accepted else members
-        if accepted:
-            stack += [(f"{path}/1", members[~first]), (f"{path}/0", members[first])]
+        if not accepted:  # nor are the others, whose conductances are larger
+            waiting.append((conductance, path, members, first))
+            break
+        seen.append((Cut(path, len(members), smaller, conductance, accepted=True), None))
+        look(f"{path}/0", members[first])
+        look(f"{path}/1", members[~first])
+    for conductance, path, members, first in waiting:
+        smaller = min(int(first.sum()), len(members) - int(first.sum()))
+        seen.append((Cut(path, len(members), smaller, conductance, accepted=False), members))
+    yield from sorted(seen, key=lambda each: each[0].path)
 
 
 def best_cut(graph: "csr_matrix", least: int) -> tuple[float, Bool[np.ndarray, " n"]]:

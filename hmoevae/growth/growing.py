@@ -137,7 +137,8 @@ class _Job:
         """The first tree, trained."""
         training, kinds = self.training, None
         if isinstance(self.tree, VAE) and self.growth.kinds:
-            kinds = kinds_of(self.graph, max_conductance=self.growth.max_conductance, smallest=self.growth.smallest)
+            limits = {name: getattr(self.growth, name) for name in ("max_conductance", "smallest")}
+            kinds = kinds_of(self.graph, **limits, max_kinds=self.growth.max_leaves)
             self._note_kinds(kinds)
         if kinds is None or kinds.n_kinds == 1:
             model = HMoEVAE(self.tree, self.shape, objective="elbo")
