@@ -1,5 +1,6 @@
 """grow: finds the kinds among samples, trains a tree of them, and splits and merges its leaves as held-out data ask."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -119,7 +120,7 @@ class _Job:
         graph = {name: getattr(self.growth, name) for name in ("neighbour", "changes", "n_changes")}
         self.graph = neighbour_graph(self.compared, **graph, seed=self.training.seed or 0)
         model = self._planted()
-        for turn in range(1, self.growth.max_leaves):  # each round but the last adds a leaf
+        for turn in itertools.count(1):
             grown = self._round(model, turn)
             if grown is None:
                 break
@@ -172,6 +173,8 @@ class _Job:
         assigned = model.predict(self.own).cpu()
         if n_free <= 0:
             return self._stop(turn, model, f"the limit of {self.growth.max_leaves} leaves")
+        if self.growth.max_rounds is not None and turn > self.growth.max_rounds:
+            return self._stop(turn, model, f"the limit of {self.growth.max_rounds} rounds")
         if self.growth.max_seconds is not None and time.perf_counter() - self.began > self.growth.max_seconds:
             return self._stop(turn, model, f"the limit of {self.growth.max_seconds:g} seconds")
         leaves = [leaf for leaf in model.plan.leaves if self.fresh is None or leaf.path in self.fresh]

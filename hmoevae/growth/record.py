@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, InstanceOf, PlainValidator
 
-from hmoevae.checks import is_number
+from hmoevae.checks import is_integer, is_number
 from hmoevae.errors import ArgumentError
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
@@ -20,6 +20,18 @@ def _seconds(value: Any) -> float | None:
     if value is not None and not is_number(value, positive=True):
         raise expected("None or a finite number > 0")
     return None if value is None else float(value)
+
+
+def _count(value: Any) -> int:
+    if not is_integer(value, least=0):
+        raise expected("an integer >= 0")
+    return int(value)
+
+
+def _rounds(value: Any) -> int | None:
+    if value is not None and not is_integer(value, least=0):
+        raise expected("None or an integer >= 0")
+    return None if value is None else int(value)
 
 
 def _share(value: Any) -> float:
@@ -46,6 +58,7 @@ class Growth:
 
     Args:
         max_leaves: Largest number of leaves.
+        max_rounds: Largest number of rounds of splits; 0 finds the kinds alone, `None` means no limit.
         max_seconds: No round of splits begins after so many seconds; `None` for no limit.
         kinds: Whether a tree that is one leaf first gets a level of kinds, by `hmoevae.find_kinds`.
         gate: Network of the gate of the kinds.
@@ -68,6 +81,7 @@ class Growth:
 
     _: KW_ONLY
     max_leaves: PositiveInt = 30
+    max_rounds: Annotated[int | None, BeforeValidator(_rounds)] = None
     max_seconds: Annotated[float | None, BeforeValidator(_seconds)] = None
     kinds: bool = True
     gate: Annotated[Network, Usable] = MLP()
@@ -78,7 +92,7 @@ class Growth:
     held_out: Annotated[float, BeforeValidator(_held_out)] = 0.1
     neighbour: InstanceOf[Neighbour] | None = None
     changes: Annotated[Any, PlainValidator(_changes)] = "auto"
-    n_changes: Annotated[int, BeforeValidator(lambda value: value)] = 4
+    n_changes: Annotated[int, BeforeValidator(_count)] = 4
     max_conductance: Annotated[float, BeforeValidator(_share)] = 0.06
     smallest: Annotated[float, BeforeValidator(_share)] = 0.005
 
