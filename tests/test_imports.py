@@ -153,6 +153,7 @@ ROOMS: dict[str, float] = {
     "hmoevae.surgery.carrying": 5.3,
     "hmoevae.surgery.cutting": 5.4,
     "hmoevae.surgery.grafting": 5.4,
+    "hmoevae.surgery.nesting": 5.4,
     "hmoevae.surgery": 5.5,
     "hmoevae.em.moments": 5.5,
     "hmoevae.em.covariances": 5.5,

@@ -6,12 +6,14 @@ keep their weights to the bit.
 
 from hmoevae.surgery.cutting import merge, prune, rename, split
 from hmoevae.surgery.grafting import graft, unwrap, wrap
+from hmoevae.surgery.nesting import nest
 from hmoevae.surgery.teaching import fit_gates
 
 __all__ = [
     "fit_gates",
     "graft",
     "merge",
+    "nest",
     "prune",
     "rename",
     "split",
