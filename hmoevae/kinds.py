@@ -7,7 +7,7 @@ import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,10 +19,9 @@ from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingE
 from hmoevae.features import oriented_gradients, principal_components_of
 from hmoevae.views import Neighbour, RandomAffine, ViewLike, as_view
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-
 Changes = ViewLike | Literal["auto"] | None
+Graph = Any
+"""A `scipy.sparse.csr_matrix`, whose types would have to be imported."""
 LEAST = 20
 """Smallest number of samples of a kind."""
 MOST_NEIGHBOURS = 25
@@ -141,7 +140,7 @@ def find_kinds(
     return kinds_of(graph, max_conductance=max_conductance, smallest=smallest, max_kinds=max_kinds)
 
 
-def kinds_of(graph: "csr_matrix", *, max_conductance: float, smallest: float, max_kinds: int | None = None) -> Kinds:
+def kinds_of(graph: Graph, *, max_conductance: float, smallest: float, max_kinds: int | None = None) -> Kinds:
     """The kinds among the samples of a graph, as in `find_kinds`.
 
     >>> from scipy.sparse import block_diag
@@ -167,7 +166,7 @@ def neighbour_graph(
     changes: Changes = "auto",
     n_changes: int = 4,
     seed: int = 0,
-) -> "csr_matrix":
+) -> Graph:
     """The symmetric graph of neighbours of samples and of changed copies; entries count edges.
 
     Arguments and errors are those of `find_kinds`.
@@ -197,7 +196,7 @@ def neighbour_graph(
         from sklearn.neighbors import NearestNeighbors
     except ImportError as error:
         raise MissingExtraError(mismatch("find_kinds", from_extra("scikit-learn", "sklearn"), f"{error}")) from None
-    described = neighbour.features or (lambda samples: samples.flatten(1))
+    described = neighbour.features if neighbour.features is not None else _flat
     features, project = principal_components_of(described(x), neighbour.n_components)
     search = NearestNeighbors().fit(features)
     tables = [search.kneighbors(n_neighbors=neighbour.k, return_distance=False)]
@@ -212,8 +211,12 @@ def neighbour_graph(
     return (edges + edges.T).tocsr()
 
 
+def _flat(samples: Float[Tensor, "m *sample"]) -> Float[Tensor, "m feature"]:
+    return samples.flatten(1)
+
+
 def _cuts(
-    graph: "csr_matrix", least: int, max_conductance: float, max_kinds: int | None
+    graph: Graph, least: int, max_conductance: float, max_kinds: int | None
 ) -> Iterator[tuple[Cut, Int[np.ndarray, " part"] | None]]:
     """Every cut that is looked at, in the order of paths, with the samples of the set where it is not cut.
 
@@ -243,7 +246,7 @@ def _cuts(
     yield from sorted(seen, key=lambda each: each[0].path)
 
 
-def best_cut(graph: "csr_matrix", least: int) -> tuple[float, Bool[np.ndarray, " n"]]:
+def best_cut(graph: Graph, least: int) -> tuple[float, Bool[np.ndarray, " n"]]:
     """The cut of smallest conductance along the leading eigenvectors, with at least so many samples on either side.
 
     Args:
@@ -287,7 +290,7 @@ def best_cut(graph: "csr_matrix", least: int) -> tuple[float, Bool[np.ndarray, "
     return best
 
 
-def _eigenvectors(graph: "csr_matrix", degree: Float[np.ndarray, " n"]) -> Iterator[Float[np.ndarray, " n"]]:
+def _eigenvectors(graph: Graph, degree: Float[np.ndarray, " n"]) -> Iterator[Float[np.ndarray, " n"]]:
     """The leading eigenvectors of the random walk on the graph but for the constant one, the slowest first."""
     from scipy.sparse import diags
     from scipy.sparse.linalg import eigsh
@@ -296,13 +299,14 @@ def _eigenvectors(graph: "csr_matrix", degree: Float[np.ndarray, " n"]) -> Itera
     walk = diags(1 / root) @ graph @ diags(1 / root)
     n_wanted = min(EIGENVECTORS + 1, n - 1)
     start = root + 0.01 * np.random.default_rng(0).normal(size=n)
-    values, vectors = eigsh(walk, k=n_wanted, which="LA", v0=start, tol=1e-3)
+    loose: Any = 1e-3  # the stubs ask for an integer
+    values, vectors = eigsh(walk, k=n_wanted, which="LA", v0=start, tol=loose)
     for i in values.argsort()[::-1][1:]:
         yield vectors[:, i] / root
 
 
 def _conductances(
-    graph: "csr_matrix", degree: Float[np.ndarray, " n"], order: Int[np.ndarray, " n"]
+    graph: Graph, degree: Float[np.ndarray, " n"], order: Int[np.ndarray, " n"]
 ) -> Float[np.ndarray, " cut"]:
     """The conductance of every cut between samples in an order: cut i has i + 1 samples before it."""
     place = np.empty_like(order)
@@ -315,7 +319,7 @@ def _conductances(
     return crossing / np.minimum(volume[:-1], volume[-1] - volume[:-1])
 
 
-def _settled(graph: "csr_matrix", labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+def _settled(graph: Graph, labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """Let every sample go to the kind of most of its neighbours, until none does or for so many rounds."""
     from scipy.sparse import csr_matrix
 

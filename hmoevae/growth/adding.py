@@ -83,7 +83,8 @@ def add_leaf(
     own = known <= known.quantile(quantile)
     options = replace(training, init="random", init_shared=False, agreement=None, view=None, early_stopping=None)
     shape = model.table or model.input_shape
-    for _ in range(rounds):
+    new, share = model, 0.0
+    for _ in range(int(rounds)):
         if own.sum() < LEAST:
             expected = f"at least {LEAST} samples that a new leaf explains better than the others do"
             raise DataError(mismatch("x", expected, int(own.sum())))

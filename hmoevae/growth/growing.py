@@ -282,10 +282,9 @@ def _first_leaf(tree: Tree) -> VAE:
 
 def _samples(tree: Tree, x: Data, table: Table | None) -> Float[Tensor, "n *sample"]:
     """All samples, checked."""
-    if table is None and not hasattr(x, "shape"):
-        raise ArgumentTypeError(
-            mismatch("x", "a tensor or array in memory, or a data frame with table=", type(x).__name__)
-        )
-    shape: Any = table or tuple(x.shape)[1:]
+    shape: Any = table or tuple(getattr(x, "shape", ()))[1:]
+    if not shape:
+        expected = "a tensor or array in memory, or a data frame with table="
+        raise ArgumentTypeError(mismatch("x", expected, type(x).__name__))
     model = HMoEVAE(_first_leaf(tree), shape, objective="elbo")
     return torch.cat(list(model._pieces(x, 1024)))

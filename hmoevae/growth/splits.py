@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,12 +10,9 @@ from torch import Tensor
 
 from hmoevae import surgery
 from hmoevae.growth.bounds import log_joint, mean_and_error
-from hmoevae.kinds import best_cut
+from hmoevae.kinds import Graph, best_cut
 from hmoevae.model import HMoEVAE
 from hmoevae.plan import PlannedNode
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -42,9 +38,7 @@ class Split:
     share: float = 0.0
 
 
-def found_splits(
-    leaves: Sequence[PlannedNode], assigned: Int[Tensor, " n"], graph: "csr_matrix", least: int
-) -> list[Split]:
+def found_splits(leaves: Sequence[PlannedNode], assigned: Int[Tensor, " n"], graph: Graph, least: int) -> list[Split]:
     """The best cut of every leaf that has enough samples.
 
     Args:
