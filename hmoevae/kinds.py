@@ -200,9 +200,10 @@ def neighbour_graph(
     features, project = principal_components_of(described(x), neighbour.n_components)
     search = NearestNeighbors().fit(features)
     tables = [search.kneighbors(n_neighbors=neighbour.k, return_distance=False)]
-    view, generator = None if changes is None else as_view(changes, "changes"), torch.Generator().manual_seed(seed)
-    for _ in range(n_changes if view is not None else 0):
-        copies = project(described(view(x, index=torch.arange(len(x)), generator=generator)))
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(0 if changes is None else n_changes):
+        changed = as_view(changes, "changes")(x, index=torch.arange(len(x)), generator=generator)
+        copies = project(described(changed))
         tables.append(search.kneighbors(copies, n_neighbors=max(1, neighbour.k // 2), return_distance=False))
     rows = np.concatenate([np.repeat(np.arange(len(x)), table.shape[1]) for table in tables])
     columns = np.concatenate([table.ravel() for table in tables])
