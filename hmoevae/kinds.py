@@ -201,7 +201,9 @@ def neighbour_graph(
     search = NearestNeighbors().fit(features)
     tables = [search.kneighbors(n_neighbors=neighbour.k, return_distance=False)]
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(0 if changes is None else n_changes):
+    for _ in range(n_changes):
+        if changes is None:
+            break
         changed = as_view(changes, "changes")(x, index=torch.arange(len(x)), generator=generator)
         copies = project(described(changed))
         tables.append(search.kneighbors(copies, n_neighbors=max(1, neighbour.k // 2), return_distance=False))
