@@ -60,7 +60,7 @@ def training_of(args: argparse.Namespace, n: int, seed: int) -> hm.Training:
         lr=1e-3,
         lr_schedule="cosine",
         view=hm.views.RandomAffine(),
-        agreement=hm.Agreement(alone=0.3),
+        agreement=hm.Agreement(partner=hm.views.Neighbour(features=hm.features.oriented_gradients), alone=0.3),
         precision="bf16",
         seed=seed,
         device=args.device,

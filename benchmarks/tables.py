@@ -120,6 +120,7 @@ SORTS = (
     ("cells", "method", "runs"),
     ("table", "missing", "method", "runs"),
     ("what", "ordered", "train"),
+    ("task", "seed", "seconds"),
 )
 """The fields by which the reports that have a table of their own are told."""
 
@@ -568,6 +569,40 @@ def counts() -> str:
     )
 
 
+GROWTH: dict[str, tuple[str, ...]] = {
+    "kinds": ("accuracy", "nmi"),
+    "unequal": ("accuracy", "ari", "rarest"),
+    "rare": ("share", "accuracy"),
+    "styles": ("accuracy", "by_hand_accuracy"),
+    "barred": ("purity", "found"),
+    "new": ("taken", "of_others", "kept"),
+}
+"""The fractions that the table of each task of `growth.py` shows."""
+
+
+def growth() -> str:
+    """What trees found that grew from one leaf, by task."""
+    parts = []
+    for name, report in reports("task", "seed", "seconds").items():
+        lines = []
+        for task in dict.fromkeys(row["task"] for row in report["rows"]):
+            runs = [row for row in report["rows"] if row["task"] == task]
+            numbers = ", ".join(str(row["kinds"]) for row in runs)
+            scores = [f"{score.replace('_', ' ')} {percent([row[score] for row in runs])}" for score in GROWTH[task]]
+            if "found" in runs[0] and isinstance(runs[0]["found"], bool):
+                scores.append(f"found by {sum(row['found'] for row in runs)} of {len(runs)}")
+            if "elbo" in runs[0]:
+                scores += [f"{words} {spread([row[key] for row in runs], 2)}" for key, words in BOUNDS.items()]
+            seconds = spread([row["seconds"] for row in runs], 0)
+            lines.append((task, str(len(runs)), numbers, "; ".join(scores), seconds))
+        made = table(("task", "seeds", "kinds, by seed", "percent of the test images, or nats", "CPU seconds"), lines)
+        parts.append(f"`{name}`: {where(report)}\n\n{made}")
+    return "\n\n".join(parts)
+
+
+BOUNDS = {"elbo": "ELBO grown", "by_hand_elbo": "by hand"}
+
+
 def hierarchy() -> str:
     """Dendrogram purity of trees over the leaves of flat models, over the seeds."""
     rows = []
@@ -681,6 +716,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "shapes": shapes,
     "against-sklearn": against_sklearn,
     "how-many": how_many,
+    "growth": growth,
     "counts": counts,
     "hierarchy": hierarchy,
     "imputation": imputation,
