@@ -61,6 +61,7 @@ from hmoevae.version import __version__ as __version__
 if TYPE_CHECKING:
     from hmoevae import datasets, export, metrics, plot
     from hmoevae.estimator import VAEMixture
+    from hmoevae.reporting import report
 
 __all__ = [
     "EM",
@@ -116,6 +117,7 @@ __all__ = [
     "objective",
     "plot",
     "record",
+    "report",
     "routes",
     "table_from_json",
     "tables",
@@ -136,4 +138,6 @@ def __getattr__(name: str) -> Any:
         return import_module(f"hmoevae.{name}")
     if name == "VAEMixture":
         return import_module("hmoevae.estimator").VAEMixture
+    if name == "report":
+        return import_module("hmoevae.reporting").report
     raise AttributeError(f"module 'hmoevae' has no attribute {name!r}")

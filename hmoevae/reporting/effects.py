@@ -68,7 +68,7 @@ def standardised(one: Group, other: Group, floor: float = 1e-9) -> Float[np.ndar
     return np.nan_to_num((one.mean - other.mean) / np.maximum(spread, floor))
 
 
-def overlap_lost(d: Float[np.ndarray, " feature"]) -> Float[np.ndarray, " feature"]:
+def overlap_lost(d: Float[np.ndarray, "*axes"]) -> Float[np.ndarray, "*axes"]:
     """The total-variation distance of two normal distributions that are `d` standard deviations apart, from 0 to 1.
 
     >>> overlap_lost(np.array([0.0, 2.0])).round(3)

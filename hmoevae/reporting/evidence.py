@@ -36,10 +36,14 @@ from hmoevae.reporting.material import Feature, Material
 from hmoevae.reporting.moments import compared
 from hmoevae.reporting.routed import Routed, leaf_of
 
-MOST_SAMPLES = 4000
+MOST_SAMPLES, LEAST_SAMPLES = 4000, 500
 """Samples that are swapped and routed again, for every block of features."""
-MOST_BLOCKS = 64
-"""Blocks of features that are swapped one after the other."""
+MOST_WORK = 120_000_000
+"""Cells that gates read in this; where all leaves are computed for a gate, each of them reads every cell, twice."""
+MOST_ALONE = 64
+"""Features that are swapped one after the other; of more, `N_BLOCKS` blocks are."""
+N_BLOCKS = 36
+"""Blocks of features: patches of six rows and six columns of images."""
 LEAST_GROUP = 8
 """Least number of samples on either side of a test; with fewer there is none."""
 MOST_CHILDREN = 32
@@ -93,7 +97,7 @@ def evidence(material: Material, routed: Routed, *, seed: int = 0) -> dict[int, 
         return {}
     draw = np.random.default_rng(seed)
     values = compared(material.features, columns)
-    chosen = np.sort(draw.permutation(len(columns))[:MOST_SAMPLES])
+    chosen = np.sort(draw.permutation(len(columns))[: n_tested(material)])
     tasks = {node.index: _Task(node, _children(material.model, routed, node), columns.shape[1]) for node in mixtures}
     for block in _blocks(material):
         leaf = _leaf_without(material, chosen, block, draw)
@@ -102,6 +106,21 @@ def evidence(material: Material, routed: Routed, *, seed: int = 0) -> dict[int, 
             task.add(block, leaf, coded, owner, draw)
     plain = routed.leaf
     return {index: task.result(plain, columns, material.features, draw) for index, task in tasks.items()}
+
+
+def n_tested(material: Material) -> int:
+    """The number of samples that are swapped.
+
+    >>> import hmoevae as hm
+    >>> from hmoevae.reporting.material import read
+    >>> model = hm.HMoEVAE(hm.VAE(latent_dim=2), input_shape=(4,))
+    >>> n_tested(read(model, torch.rand(9, 4), labels=None, names=None, table=None))
+    9
+    """
+    model, n_features = material.model, len(material.features)
+    readers = 2 * model.plan.n_leaves if model.gates.have_posteriors else 1
+    room = MOST_WORK // (min(n_features, MOST_ALONE) * n_features * readers)
+    return min(len(material.x), max(LEAST_SAMPLES, min(MOST_SAMPLES, room)))
 
 
 def _children(model: HMoEVAE, routed: Routed, node: PlannedNode) -> list[PlannedNode]:
@@ -115,13 +134,13 @@ def _children(model: HMoEVAE, routed: Routed, node: PlannedNode) -> list[Planned
 def _blocks(material: Material) -> list[list[int]]:
     """Features that are swapped together: patches of images, otherwise every so manieth feature."""
     n = len(material.features)
-    if n <= MOST_BLOCKS:
+    if n <= MOST_ALONE:
         return [[i] for i in range(n)]
     if material.kind != "images":
-        return [list(range(i, n, MOST_BLOCKS)) for i in range(MOST_BLOCKS)]
+        return [list(range(i, n, N_BLOCKS)) for i in range(N_BLOCKS)]
     shape = material.model.input_shape
     height, width = shape[-2:]
-    side = int(MOST_BLOCKS**0.5)
+    side = int(N_BLOCKS**0.5)
     rows = np.arange(height) * min(side, height) // height
     across = np.arange(width) * min(side, width) // width
     patch = np.broadcast_to(rows[:, None] * side + across, shape).ravel()
@@ -208,7 +227,7 @@ class _Task:
         from scipy.stats import false_discovery_control
 
         p = pooled(self.found[0], self.found[1:])
-        if columns.shape[1] <= MOST_BLOCKS:  # of many features, one alone does not make a cluster
+        if columns.shape[1] <= MOST_ALONE:  # of many features, one alone does not make a cluster
             here = np.flatnonzero((leaf >= self.node.leaves.start) & (leaf < self.node.leaves.stop))
             here = draw.permutation(here)[:MOST_SAMPLES]
             own = self._child_of(leaf[here])
@@ -279,7 +298,7 @@ def gaps(
 
     >>> draw = np.random.default_rng(0)
     >>> child = np.arange(600) % 3
-    >>> gaps(draw.normal(size=600) + 6 * (child == 1), child, 3, draw) < 1e-4
+    >>> gaps(draw.normal(size=600) + 6 * child, child, 3, draw) < 1e-4
     array([ True,  True,  True])
     """
     known = ~np.isnan(values)

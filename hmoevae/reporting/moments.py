@@ -6,7 +6,7 @@ Axes: `node` as in `hmoevae.plan`, `n` counts samples, `feature` the entries of 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from hmoevae.plan import Plan
 from hmoevae.reporting.material import Feature
@@ -76,7 +76,7 @@ def compared(features: tuple[Feature, ...], columns: Float[np.ndarray, "n featur
     return values
 
 
-def below(plan: Plan, by_leaf: Float[np.ndarray, "leaf *rest"]) -> Float[np.ndarray, "node *rest"]:
+def below(plan: Plan, by_leaf: Num[np.ndarray, "leaf *rest"]) -> Num[np.ndarray, "node *rest"]:
     """Sums over the leaves below every node.
 
     >>> import hmoevae as hm
