@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hmoevae.plan import Plan, PlannedNode
@@ -35,10 +35,14 @@ class Unsure(NamedTuple):
     other_probability: float
 
 
-def typicality(routed: Routed) -> Int[np.ndarray, " n"]:
+def typicality(routed: Routed, is_known: Bool[np.ndarray, " n"] | None = None) -> Int[np.ndarray, " n"]:
     """The rank of every sample in its leaf, by the distance of its latent from the mean latent of the leaf's samples.
 
     The distance is Euclidean, the scale that of the prior N(0, I).
+
+    Args:
+        routed: The samples.
+        is_known: Whether enough of a sample was observed to call it typical; the others come last. `None` means all.
 
     >>> import hmoevae as hm
     >>> from hmoevae.reporting.routed import route
@@ -50,6 +54,7 @@ def typicality(routed: Routed) -> Int[np.ndarray, " n"]:
     total = np.stack([np.bincount(routed.leaf, routed.latent[:, i], len(counts)) for i in range(n_latents)], 1)
     mean = total / np.maximum(counts, 1)[:, None]
     distance = np.square(routed.latent - mean[routed.leaf]).sum(1)
+    distance = distance if is_known is None else np.where(is_known, distance, np.inf)
     by_leaf = np.lexsort((distance, routed.leaf))
     rank = np.empty(len(by_leaf), np.int64)
     rank[by_leaf] = np.arange(len(by_leaf)) - routed.start[routed.leaf[by_leaf]]
@@ -136,11 +141,13 @@ def unsure(routed: Routed, plan: Plan, node: PlannedNode, n: int) -> list[Unsure
 def nearest(drawn: Float[Tensor, "shown feature"], own: Float[Tensor, "own feature"]) -> Int[Tensor, " shown"]:
     """For each drawn sample the nearest of a node's own, over the cells that were observed.
 
+    Samples of which less than half was observed are passed over where there are others.
+
     Args:
         drawn: New samples, flat.
         own: The node's samples, flat; one or more.
 
-    >>> nearest(torch.zeros(1, 2), torch.tensor([[1.0, 1.0], [0.0, torch.nan]]))
+    >>> nearest(torch.zeros(1, 2), torch.tensor([[1.0, 1.0], [0.0, torch.nan], [torch.nan, torch.nan]]))
     tensor([1])
     """
     gaps = own.isnan()
@@ -148,4 +155,6 @@ def nearest(drawn: Float[Tensor, "shown feature"], own: Float[Tensor, "own featu
         return torch.cdist(drawn, own).argmin(1)
     known, own = (~gaps).to(own.dtype), own.nan_to_num()
     squared = drawn.square() @ known.t() - 2 * drawn @ own.t() + own.square().sum(1)
-    return (squared / known.sum(1).clamp_min(1)).masked_fill(known.sum(1) == 0, torch.inf).argmin(1)
+    little = 2 * known.sum(1) < known.shape[1]
+    distance = squared / known.sum(1).clamp_min(1)
+    return (distance if little.all() else distance.masked_fill(little, torch.inf)).argmin(1)

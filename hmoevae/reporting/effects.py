@@ -42,7 +42,7 @@ def without(whole: Group, part: Group) -> Group:
     """
     observed = whole.observed - part.observed
     with np.errstate(invalid="ignore", divide="ignore"):
-        n, own = np.nan_to_num(part.observed / observed), np.nan_to_num(part.mean)
+        n, own = np.where(observed > 0, part.observed / observed, 0.0), np.nan_to_num(part.mean)
         mean = whole.mean + n * (whole.mean - own)
         squares = (whole.observed * (whole.std**2 + whole.mean**2)) / observed
         squares -= n * (np.nan_to_num(part.std) ** 2 + own**2)

@@ -38,10 +38,10 @@ LISTED = 12
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
-    """How many samples of each sort a node shows, and how many latents a leaf.
+    """How many samples of each sort a node shows.
 
-    >>> Amounts.of(41, 784), Amounts.of(1021, 784)
-    (Amounts(typical=12, unsure=8, odd=8, drawn=6), Amounts(typical=4, unsure=2, odd=2, drawn=2))
+    >>> Amounts.of(30, 784) == Amounts(), Amounts.of(1000, 784)
+    (True, Amounts(typical=3, unsure=2, odd=2, drawn=2))
     """
 
     typical: int = 12
@@ -50,17 +50,17 @@ class Amounts:
     drawn: int = 6
 
     @classmethod
-    def of(cls, n_nodes: int, n_pixels: int) -> "Amounts":
-        """The amounts that a page has room for.
+    def of(cls, n_leaves: int, n_pixels: int) -> "Amounts":
+        """The amounts for each leaf that a page has room for. Mixtures, of which there are fewer, show the usual ones.
 
         >>> Amounts.of(3, 1).typical
         12
         """
         usual = cls()
         each = usual.typical + usual.unsure + usual.odd + 2 * usual.drawn
-        part = min(1.0, MOST_PIXELS / (n_nodes * n_pixels * each))
+        part = min(1.0, MOST_PIXELS / (n_leaves * n_pixels * each))
         kinds = ("typical", "unsure", "odd", "drawn")
-        return cls(*(max(2, int(getattr(usual, kind) * part)) for kind in kinds))
+        return cls(*(max(2, round(getattr(usual, kind) * part)) for kind in kinds))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +83,7 @@ class _Chosen:
     unsure: list[list[Unsure]]
     odd: list[list[int]]
     nearest: list[list[int]]
-    drawn: Float[Tensor, "drawn *input_shape"]
+    drawn: list[Float[Tensor, "drawn *input_shape"]]
 
     def shown(self) -> list[int]:
         """Every sample, once."""
@@ -109,7 +109,7 @@ def facts(material: Material) -> Facts:
     found = moments(plan, routed, compared(material.features, material.columns))
     findings = evidence(material, routed)
     n_pixels = int(np.prod(drawing.size_of(model.input_shape))) if material.kind == "images" else 1
-    chosen = _choose(material, routed, Amounts.of(len(plan.nodes), n_pixels))
+    chosen = _choose(material, routed, Amounts.of(plan.n_leaves, n_pixels))
     data = _nodes(material, routed) | _picks(material, chosen) | {"gates": _gates(material, routed)}
     if material.kind == "images":
         more, sheets = _images(material, routed, found, findings, chosen)
@@ -162,24 +162,24 @@ def _gates(material: Material, routed: Routed) -> dict[str, Any]:
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
-def _choose(material: Material, routed: Routed, amounts: Amounts) -> _Chosen:
-    model, plan, rank = material.model, material.model.plan, typicality(routed)
-    drawn, near = [], []
+def _choose(material: Material, routed: Routed, of_leaves: Amounts) -> _Chosen:
+    model, plan = material.model, material.model.plan
+    is_known = (material.x.isnan().flatten(1).float().mean(1) <= 0.5).numpy()  # a row of gaps is like any other
+    rank = typicality(routed, is_known)
+    chosen = _Chosen([], [], [], [], [])
     observe = material.kind != "images"  # rows with their noise; images without, as everywhere
     generator = torch.Generator(model.device if observe else "cpu").manual_seed(0)
     for node in plan.nodes:
+        amounts = Amounts() if node.child_edges else of_leaves
         new = model.sample(amounts.drawn, node=node.path, observe=observe, generator=generator).cpu().float()
         own = routed.samples_of(node)
         found = nearest(new.flatten(1), material.x[own].flatten(1).float()).numpy() if len(own) else own
-        drawn.append(new)
-        near.append(own[found].tolist())
-    return _Chosen(
-        typical=[typical(routed, rank, node, amounts.typical) for node in plan.nodes],
-        unsure=[unsure(routed, plan, node, amounts.unsure) for node in plan.nodes],
-        odd=[odd(routed, node, amounts.odd) for node in plan.nodes],
-        nearest=near,
-        drawn=torch.cat(drawn),
-    )
+        chosen.drawn.append(new)
+        chosen.nearest.append(own[found].tolist())
+        chosen.typical.append(typical(routed, rank, node, amounts.typical))
+        chosen.unsure.append(unsure(routed, plan, node, amounts.unsure))
+        chosen.odd.append(odd(routed, node, amounts.odd))
+    return chosen
 
 
 def _picks(material: Material, chosen: _Chosen) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _picks(material: Material, chosen: _Chosen) -> dict[str, Any]:
         ],
         "odd": chosen.odd,
         "nearest": chosen.nearest,
-        "drawn": len(chosen.drawn) // len(chosen.typical),
+        "drawn": [len(new) for new in chosen.drawn],
         "shown": shown,
         "shownLabel": [] if material.label is None else material.label[shown].tolist(),
     }
@@ -215,18 +215,14 @@ def _images(
         return material.x[[sample for own in lists for sample in own]]
 
     mean = torch.from_numpy(found.mean).float().unflatten(1, shape)
-    std = torch.from_numpy(found.std).float().unflatten(1, shape)
-    std = std.mean(1) if std.ndim == 4 else std  # over the channels
     sets = {
         "typical": of(chosen.typical),
         "unsure": of([[s.sample for s in own] for own in chosen.unsure]),
         "odd": of(chosen.odd),
         "nearest": of(chosen.nearest),
-        "drawn": chosen.drawn,
+        "drawn": torch.cat(chosen.drawn),
     }
     sheets = {"mean": drawing.sheet(pictures(mean), lossless=True)}
-    half = (scale.high - scale.low) / 2  # no standard deviation is larger
-    sheets["std"] = drawing.sheet(drawing.pictures(std, Scale(0.0, half)), lossless=True)
     sheets |= {name: drawing.sheet(pictures(x), lossless=False) for name, x in sets.items() if len(x)}
     latents, ways = _ways(material, routed, height * width)
     sheets["ways"] = drawing.sheet(pictures(ways), lossless=False)
@@ -346,7 +342,7 @@ def _columns(
         "stds": _packed(found.std[:, kept].astype(np.float32)),
         "histograms": _packed(np.concatenate([_as_bytes(h).ravel() for h in histograms])),
         "rows": _packed(columns[chosen.shown()][:, kept].astype(np.float32)),
-        "drawnRows": _packed(chosen.drawn.flatten(1).numpy()[:, kept].astype(np.float32)),
+        "drawnRows": _packed(torch.cat(chosen.drawn).flatten(1).numpy()[:, kept].astype(np.float32)),
     }
 
 

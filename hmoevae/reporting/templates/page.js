@@ -32,8 +32,10 @@
   function el(tag, props, ...children) {
     const node = document.createElement(tag);
     for (const [key, value] of Object.entries(props || {})) {
-      if (value === null || value === undefined || value === false) continue;
-      if (key === "class") node.className = value;
+      if (value === null || value === undefined) continue;
+      if (key.startsWith("aria-")) node.setAttribute(key, value);
+      else if (value === false) continue;
+      else if (key === "class") node.className = value;
       else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
       else node.setAttribute(key, value === true ? "" : value);
     }
@@ -50,7 +52,7 @@
     if (v === null || !Number.isFinite(v)) return "–";
     const size = Math.abs(v);
     if (size !== 0 && (size >= 1e7 || size < 1e-3)) return v.toExponential(1);
-    if (size >= 1000) return many(Math.round(v));
+    if (size >= 1000) return size < 10000 ? String(Math.round(v)) : many(Math.round(v));
     return String(+v.toPrecision(3));
   }
   const link = (i, text) => el("a", { href: `#/${path[i]}` }, text === undefined ? D.name[i] : text);
@@ -104,7 +106,7 @@
   function start(kind) {
     if (!starts[kind]) {
       let sum = 0;
-      starts[kind] = D[kind].map((own) => (sum += own.length) - own.length);
+      starts[kind] = D[kind].map((own) => (sum += own.length ?? own) - (own.length ?? own));
     }
     return starts[kind];
   }
@@ -287,9 +289,9 @@
   const betweenText = ([s, own, p, other, q]) => `${named(s)}: ${D.name[own]} ${percent(p)}, ${D.name[other]} ${percent(q)}`;
 
   function imageSamples(i) {
-    const pairs = Array.from({ length: D.drawn }, (_, k) =>
+    const pairs = Array.from({ length: D.drawn[i] }, (_, k) =>
       el("figure", { class: "pair" },
-        pic("drawn", i * D.drawn + k, 56, `new sample ${k + 1}`),
+        pic("drawn", start("drawn")[i] + k, 56, `new sample ${k + 1}`),
         D.nearest[i][k] === undefined ? nothing(56) : pic("nearest", start("nearest")[i] + k, 56, `nearest: ${named(D.nearest[i][k])}`)));
     return [
       D.count[i] > 0 && section("Most typical", "Real samples whose latents are nearest to the mean of their leaf's.",
@@ -429,8 +431,8 @@
   function tableSamples(i) {
     const columns = leading(i, 7);
     const real = (s, note) => ({ name: `#${s}`, label: labelOf(s), note, code: (f) => packed("rows")[shownAt.get(s) * F + f] });
-    const fresh = Array.from({ length: D.drawn }, (_, k) => [
-      { name: "new", label: "", code: (f) => packed("drawnRows")[(i * D.drawn + k) * F + f] },
+    const fresh = Array.from({ length: D.drawn[i] }, (_, k) => [
+      { name: "new", label: "", code: (f) => packed("drawnRows")[(start("drawn")[i] + k) * F + f] },
       D.nearest[i][k] !== undefined && { ...real(D.nearest[i][k]), name: `nearest, #${D.nearest[i][k]}` },
     ]).flat().filter(Boolean);
     return [
@@ -471,7 +473,7 @@
   function imageDifferences(i, rival) {
     const others = rival < 0 ? siblings(i) : [rival];
     const n = others.reduce((sum, k) => sum + D.count[k], 0);
-    if (!D.count[i] || !n) return el("p", { class: "note" }, "There are no samples to compare.");
+    if (!n) return el("p", { class: "note" }, `${D.name[rival]} has no samples.`);
     const zoom = zoomFor(168);
     const canvas = el("canvas", { role: "img", "aria-label": `Difference of the means of ${D.name[i]} and ${rival < 0 ? "its siblings" : D.name[rival]}` });
     const region = rival < 0 && D.regions[i];
@@ -495,7 +497,7 @@
   }
   function apart(i) {
     const rivals = siblings(i);
-    if (!rivals.length) return null;
+    if (!rivals.length || !D.count[i] || D.count[i] === D.count[D.parent[i]]) return null; // nothing to compare
     const body = el("div", {});
     const draw = (rival) => body.replaceChildren(isImages ? imageDifferences(i, rival) : featureDifferences(i, rival));
     const choice = el("select", { "aria-label": "Compare with", onchange: (event) => draw(+event.target.value) },
@@ -558,7 +560,7 @@
 
   // --- the pages --------------------------------------------------------------------------------------------------------------
   function labelBars(i) {
-    if (!D.labelCounts) return null;
+    if (!D.labelCounts || !D.count[i]) return null;
     const own = [...D.labelCounts[i]].sort((a, b) => b[1] - a[1]), n = Math.max(1, D.count[i]);
     return section("Labels here", `The report was given labels; ${own.length === 1 ? "one occurs" : `${own.length} occur`} in this node.`,
       el("ul", { class: "bars" }, own.slice(0, 12).map(([k, c]) => el("li", {}, el("span", {}, D.labels[k]), bar(c / n), el("span", { class: "num note" }, `${percent(c / n)}`)))));
@@ -667,7 +669,7 @@
     const known = page || at.has(wanted);
     if (!page) current = at.has(wanted) ? at.get(wanted) : 0;
     const active = page ? page[0] : "root";
-    $("pages").replaceChildren(...PAGES.map(([id, text]) => el("a", { href: id === "root" ? hashOf(current) : `#/${id}`, "aria-current": id === active && "page" }, text)));
+    $("pages").replaceChildren(...PAGES.map(([id, text]) => el("a", { href: id === "root" ? hashOf(current) : `#/${id}`, "aria-current": id === active ? "page" : null }, text)));
     const content = page ? page[2]() : nodePage(current);
     if (!known) content.unshift(el("p", { class: "warn" }, `There is no node at ${wanted}.`));
     put($("main"), ($("main").replaceChildren(), content));
