@@ -3,14 +3,16 @@
 Axes: `n` counts samples, `own` those of a node, `shown` those that are chosen.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hmoevae.plan import Plan, PlannedNode
+from hmoevae.reporting.material import Feature
 from hmoevae.reporting.routed import Routed
 
 
@@ -35,26 +37,39 @@ class Unsure(NamedTuple):
     other_probability: float
 
 
-def typicality(routed: Routed, is_known: Bool[np.ndarray, " n"] | None = None) -> Int[np.ndarray, " n"]:
-    """The rank of every sample in its leaf, by the distance of its latent from the mean latent of the leaf's samples.
+def typicality(
+    routed: Routed, features: Sequence[Feature], values: Float[np.ndarray, "n feature"]
+) -> Int[np.ndarray, " n"]:
+    """The rank of every sample in its leaf, by its distance from the mean of the leaf's samples.
 
-    The distance is Euclidean, the scale that of the prior N(0, I).
+    The squared distance is the mean over the observed cells: squared differences of pixels, or of numbers in standard
+    deviations; of a category, the share of the leaf's samples that have another one. Latents would not do: an encoder
+    gives samples that it does not know latents near the prior's mean, as it does typical ones.
 
     Args:
         routed: The samples.
-        is_known: Whether enough of a sample was observed to call it typical; the others come last. `None` means all.
+        features: What the features are.
+        values: The features on the scale of comparison. Samples of which less than half was observed come last.
 
     >>> import hmoevae as hm
     >>> from hmoevae.reporting.routed import route
-    >>> model = hm.HMoEVAE(hm.VAE(latent_dim=2), input_shape=(4,))
-    >>> sorted(typicality(route(model, torch.rand(3, 4))).tolist())
-    [0, 1, 2]
+    >>> model, x = hm.HMoEVAE(hm.VAE(latent_dim=2), input_shape=(1,)), torch.tensor([[0.0], [1.0], [9.0]])
+    >>> typicality(route(model, x), [Feature("x", "number")], x.numpy()).tolist()
+    [1, 0, 2]
     """
-    counts, n_latents = routed.counts(), routed.latent.shape[1]
-    total = np.stack([np.bincount(routed.leaf, routed.latent[:, i], len(counts)) for i in range(n_latents)], 1)
-    mean = total / np.maximum(counts, 1)[:, None]
-    distance = np.square(routed.latent - mean[routed.leaf]).sum(1)
-    distance = distance if is_known is None else np.where(is_known, distance, np.inf)
+    is_category = np.array([feature.kind == "category" for feature in features])
+    distance = np.zeros(len(values))
+    for leaf in range(len(routed.start) - 1):
+        members = routed.order[routed.start[leaf] : routed.start[leaf + 1]]
+        own = values[members]
+        known = ~np.isnan(own)
+        mean = np.where(known, own, 0.0).sum(0) / np.maximum(known.sum(0), 1)
+        squared = np.where(known, np.square(own - mean), 0.0)
+        for i in np.flatnonzero(is_category):
+            codes, inverse, counts = np.unique(own[:, i], return_inverse=True, return_counts=True)
+            squared[:, i] = np.where(known[:, i], 1 - counts[inverse] / len(own), 0.0) if len(codes) else 0.0
+        n_known = known.sum(1)
+        distance[members] = np.where(2 * n_known >= len(features), squared.sum(1) / np.maximum(n_known, 1), np.inf)
     by_leaf = np.lexsort((distance, routed.leaf))
     rank = np.empty(len(by_leaf), np.int64)
     rank[by_leaf] = np.arange(len(by_leaf)) - routed.start[routed.leaf[by_leaf]]
@@ -74,8 +89,8 @@ def typical(routed: Routed, rank: Int[np.ndarray, " n"], node: PlannedNode, n: i
     >>> from hmoevae.reporting.routed import route
     >>> model = hm.HMoEVAE(hm.VAE(latent_dim=2), input_shape=(4,))
     >>> routed = route(model, torch.rand(9, 4))
-    >>> len(typical(routed, typicality(routed), model.plan.nodes[0], n=3))
-    3
+    >>> typical(routed, np.arange(9)[::-1].copy(), model.plan.nodes[0], n=3)
+    [8, 7, 6]
     """
     own = routed.samples_of(node)
     size = routed.counts()[routed.leaf[own]]

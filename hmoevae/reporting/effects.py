@@ -8,7 +8,7 @@ ranked on that scale.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from hmoevae.reporting.moments import Moments
 
@@ -79,7 +79,7 @@ def overlap_lost(d: Float[np.ndarray, "*axes"]) -> Float[np.ndarray, "*axes"]:
     return erf(np.abs(d) / np.sqrt(8))
 
 
-def total_variation(one: Float[np.ndarray, " bin"], other: Float[np.ndarray, " bin"]) -> float:
+def total_variation(one: Num[np.ndarray, " bin"], other: Num[np.ndarray, " bin"]) -> float:
     """Half the sum of the absolute differences of two distributions, given as counts; zero if one is empty.
 
     >>> total_variation(np.array([3.0, 1.0]), np.array([1.0, 1.0]))

@@ -38,7 +38,7 @@ from hmoevae.reporting.routed import Routed, leaf_of
 
 MOST_SAMPLES, LEAST_SAMPLES = 4000, 500
 """Samples that are swapped and routed again, for every block of features."""
-MOST_WORK = 120_000_000
+MOST_WORK = 80_000_000
 """Cells that gates read in this; where all leaves are computed for a gate, each of them reads every cell, twice."""
 MOST_ALONE = 64
 """Features that are swapped one after the other; of more, `N_BLOCKS` blocks are."""

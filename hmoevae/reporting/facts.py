@@ -106,10 +106,11 @@ def facts(material: Material) -> Facts:
     """
     model, plan = material.model, material.model.plan
     routed = route(model, material.x)
-    found = moments(plan, routed, compared(material.features, material.columns))
+    values = compared(material.features, material.columns)
+    found = moments(plan, routed, values)
     findings = evidence(material, routed)
     n_pixels = int(np.prod(drawing.size_of(model.input_shape))) if material.kind == "images" else 1
-    chosen = _choose(material, routed, Amounts.of(plan.n_leaves, n_pixels))
+    chosen = _choose(material, routed, values, Amounts.of(plan.n_leaves, n_pixels))
     data = _nodes(material, routed) | _picks(material, chosen) | {"gates": _gates(material, routed)}
     if material.kind == "images":
         more, sheets = _images(material, routed, found, findings, chosen)
@@ -162,10 +163,9 @@ def _gates(material: Material, routed: Routed) -> dict[str, Any]:
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
-def _choose(material: Material, routed: Routed, of_leaves: Amounts) -> _Chosen:
+def _choose(material: Material, routed: Routed, values: Float[np.ndarray, "n feature"], of_leaves: Amounts) -> _Chosen:
     model, plan = material.model, material.model.plan
-    is_known = (material.x.isnan().flatten(1).float().mean(1) <= 0.5).numpy()  # a row of gaps is like any other
-    rank = typicality(routed, is_known)
+    rank = typicality(routed, material.features, values)
     chosen = _Chosen([], [], [], [], [])
     observe = material.kind != "images"  # rows with their noise; images without, as everywhere
     generator = torch.Generator(model.device if observe else "cpu").manual_seed(0)
@@ -229,7 +229,7 @@ def _images(
     data = {
         "width": width,
         "height": height,
-        "regions": _regions(material, found, findings, (height, width)),
+        "regions": _regions(material, found, findings),
         "latents": latents,
         "steps": list(STEPS),
     }
@@ -254,9 +254,7 @@ def _ways(material: Material, routed: Routed, n_pixels: int) -> tuple[list[list[
     return latents, ways.cpu()
 
 
-def _regions(
-    material: Material, found: Moments, findings: dict[int, Findings], size: tuple[int, int]
-) -> list[list[Any] | None]:
+def _regions(material: Material, found: Moments, findings: dict[int, Findings]) -> list[list[Any] | None]:
     """For every node the largest effect against its siblings, and the region as bits; nothing at the root."""
     plan, regions = material.model.plan, []
     above = parents(plan)

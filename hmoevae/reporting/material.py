@@ -153,9 +153,7 @@ def _labels(labels: Labels | None, n: int) -> tuple[Int[np.ndarray, " n"] | None
     return index, tuple(str(label) for label in found.tolist())
 
 
-def _features(
-    model: HMoEVAE, table: Table | None, names: Sequence[str] | None, kind: Kind
-) -> tuple[Feature, ...]:
+def _features(model: HMoEVAE, table: Table | None, names: Sequence[str] | None, kind: Kind) -> tuple[Feature, ...]:
     n = int(np.prod(model.input_shape))
     if names is not None:
         if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray):

@@ -144,9 +144,7 @@ def bins_of(feature: Feature, codes: Float[np.ndarray, " n"]) -> Bins:
     return Bins(np.linspace(low, high, BINS + 1))
 
 
-def histogram(
-    plan: Plan, routed: Routed, bins: Bins, codes: Float[np.ndarray, " n"]
-) -> Int[np.ndarray, "node bin"]:
+def histogram(plan: Plan, routed: Routed, bins: Bins, codes: Float[np.ndarray, " n"]) -> Int[np.ndarray, "node bin"]:
     """The number of samples of every node in every bar.
 
     Args:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from hmoevae.errors import MissingExtraError, from_extra, mismatch
 from hmoevae.reporting.pictures import Sheet
 
 ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -19,10 +18,10 @@ ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", 
 
 
 def island(data: Any) -> str:
-    """Data as JSON that may stand inside a script element.
+    r"""Data as JSON that may stand inside a script element.
 
-    >>> island({"name": "</script><b>"})
-    '{"name":"\\\\u003c/script\\\\u003e\\\\u003cb\\\\u003e"}'
+    >>> print(island({"name": "</script><b>"}))
+    {"name":"\u003c/script\u003e\u003cb\u003e"}
     """
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character, escape in ESCAPES.items():
@@ -38,17 +37,11 @@ def page(title: str, data: Mapping[str, Any], sheets: Mapping[str, Sheet]) -> st
         data: What it shows.
         sheets: Its pictures.
 
-    Raises:
-        MissingExtraError: Jinja2 is not installed.
-
     >>> text = page("a <tree>", {"kind": "table"}, {})
     >>> "<title>a &lt;tree&gt;</title>" in text
     True
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise MissingExtraError(mismatch("hmoevae.report", from_extra("jinja2", "report"), error)) from None
+    from jinja2 import Environment, StrictUndefined
 
     templates = files("hmoevae.reporting") / "templates"
     html, style, script = (

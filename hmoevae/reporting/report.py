@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
-from hmoevae.errors import MissingExtraError, from_extra, mismatch
+from hmoevae.errors import ArgumentTypeError, MissingExtraError, from_extra, mismatch
 from hmoevae.history import History
 from hmoevae.labels import Labels
 from hmoevae.model import HMoEVAE
@@ -31,10 +32,10 @@ def report(
 ) -> Path:
     """Write a report of a model: one HTML file in which one walks through the tree.
 
-    The page shows each node: its share, its typical, unsure and odd samples, new samples and the nearest real ones, what
-    tells it from its siblings, and what its latents change; how sure the gates are; labels by node; the training; and
-    how the model was made. It opens from a folder without a network, in any browser. The same arguments give the same
-    file.
+    The page shows each node: its share, its typical, unsure and odd samples, new samples and the nearest real ones,
+    what tells it from its siblings, and what its latents change; how sure the gates are; labels by node; the training;
+    and how the model was made. It opens from a folder without a network, in any browser. The same arguments give the
+    same file.
 
     Give samples that training has not seen: differences between siblings are tested, and tests on the training samples
     find too many of them (see `hmoevae.reporting.evidence`).
@@ -69,8 +70,6 @@ def report(
     """
     _check_extras()
     if not isinstance(path, str | os.PathLike):
-        from hmoevae.errors import ArgumentTypeError
-
         raise ArgumentTypeError(mismatch("path", "the path of a file, such as 'report.html'", type(path).__name__))
     material = read(model, x, labels=labels, names=names, table=table)
     training = of_history(history)
@@ -91,11 +90,8 @@ def report(
 
 def _check_extras() -> None:
     """Find out before the work, not after, that the libraries are there."""
-    try:
-        import jinja2  # noqa: F401
-        import PIL  # noqa: F401
-        import scipy  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            mismatch("hmoevae.report", from_extra("jinja2 pillow scipy", "report"), error)
-        ) from None
+    for module, package in (("jinja2", "jinja2"), ("PIL", "pillow"), ("scipy", "scipy")):
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise MissingExtraError(mismatch("hmoevae.report", from_extra(package, "report"), error)) from None

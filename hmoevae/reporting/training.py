@@ -41,7 +41,8 @@ def of_history(history: History | None) -> dict[str, Any] | None:
         raise ArgumentTypeError(mismatch("history", "a History, such as fit returns", type(history).__name__))
     rows = range(0, len(history), max(1, math.ceil(len(history) / MOST_EPOCHS)))
     kept = [column for column in history.columns if not column.startswith(NODES)]
-    curves = {column: [_number(history[column][i]) for i in rows] for column in kept} if len(history) else {}
+    drawn = [column for column in kept if column not in ("seconds", "revived")]
+    curves = {column: [_number(history[column][i]) for i in rows] for column in drawn} if len(history) else {}
     notes = [] if not history.interrupted else ["Ctrl-C ended the training early."]
     if history.best_epoch is not None:
         notes.append(f"Early stopping kept the weights of epoch {history.best_epoch}.")

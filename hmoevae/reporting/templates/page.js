@@ -294,7 +294,7 @@
         pic("drawn", start("drawn")[i] + k, 56, `new sample ${k + 1}`),
         D.nearest[i][k] === undefined ? nothing(56) : pic("nearest", start("nearest")[i] + k, 56, `nearest: ${named(D.nearest[i][k])}`)));
     return [
-      D.count[i] > 0 && section("Most typical", "Real samples whose latents are nearest to the mean of their leaf's.",
+      D.count[i] > 0 && section("Most typical", "Real samples nearest to the mean of their leaf's.",
         strip("typical", i, (_, s) => named(s), (_, s) => caption(s))),
       D.unsure[i].length > 0 && section("Most unsure", kids[i].length ? "Real samples between two of its children." : "Real samples between this leaf and another one.",
         strip("unsure", i, betweenText, between)),
@@ -437,7 +437,7 @@
     ]).flat().filter(Boolean);
     return [
       distributions(i),
-      rowsTable(i, "Most typical", "Real rows whose latents are nearest to the mean of their leaf's.", columns, D.typical[i].map((s) => real(s))),
+      rowsTable(i, "Most typical", "Real rows nearest to the mean of their leaf's.", columns, D.typical[i].map((s) => real(s))),
       rowsTable(i, "Most unsure", kids[i].length ? "Real rows between two of its children." : "Real rows between this leaf and another one.", columns,
         D.unsure[i].map((u) => real(u[0], [link(u[1]), ` ${percent(u[2])} · `, link(u[3]), ` ${percent(u[4])}`]))),
       rowsTable(i, "Oddest", "Real rows to which the model gives the lowest density.", columns, D.odd[i].map((s) => real(s))),
@@ -470,12 +470,23 @@
       }
     context.stroke();
   }
+  function grey(canvas, values, zoom) {
+    canvas.width = D.width * zoom;
+    canvas.height = D.height * zoom;
+    const context = canvas.getContext("2d");
+    values.forEach((v, k) => {
+      context.fillStyle = `rgb(${255 * v} ${255 * v} ${255 * v})`;
+      context.fillRect((k % D.width) * zoom, Math.floor(k / D.width) * zoom, zoom, zoom);
+    });
+  }
   function imageDifferences(i, rival) {
-    const others = rival < 0 ? siblings(i) : [rival];
+    const others = (rival < 0 ? siblings(i) : [rival]).filter((k) => D.count[k]);
+    const theirName = rival < 0 && others.length > 1 ? "its siblings" : D.name[others[0]];
     const n = others.reduce((sum, k) => sum + D.count[k], 0);
     if (!n) return el("p", { class: "note" }, `${D.name[rival]} has no samples.`);
     const zoom = zoomFor(168);
-    const canvas = el("canvas", { role: "img", "aria-label": `Difference of the means of ${D.name[i]} and ${rival < 0 ? "its siblings" : D.name[rival]}` });
+    const canvas = el("canvas", { role: "img", "aria-label": `Difference of the means of ${D.name[i]} and ${theirName}` });
+    const mean = el("canvas", { role: "img", "aria-label": `Mean of ${theirName}` });
     const region = rival < 0 && D.regions[i];
     let mask = null;
     if (region) {
@@ -488,12 +499,13 @@
       for (const k of others) tile("mean", pixel, k).forEach((v, j) => (theirs[j] += (v * D.count[k]) / n));
       const values = mine.map((v, j) => v - theirs[j]);
       paint(canvas, values, Math.max(...values.map(Math.abs), 0.02), mask, zoom);
+      if (others.length > 1) grey(mean, theirs, zoom);
     });
     return el("div", { class: "maps" },
       el("figure", {}, meanPic(i, 168, `Mean of ${D.name[i]}`), el("figcaption", {}, `Mean of ${D.name[i]}`)),
-      el("figure", {}, canvas, el("figcaption", {}, el("span", { class: "key one" }), "brighter here", el("br"), el("span", { class: "key two" }), rival < 0 ? "brighter in its siblings" : `brighter in ${D.name[rival]}`,
+      el("figure", {}, canvas, el("figcaption", {}, el("span", { class: "key one" }), "brighter here", el("br"), el("span", { class: "key two" }), `brighter in ${theirName}`,
         mask && [el("br"), el("span", { class: "key edge" }), `tells them apart, up to ${figure(region[0])} sd`], region && !mask && [el("br"), "no region that the test finds"])),
-      rival >= 0 && el("figure", {}, meanPic(rival, 168, `Mean of ${D.name[rival]}`), el("figcaption", {}, `Mean of ${D.name[rival]}`)));
+      el("figure", {}, others.length > 1 ? mean : meanPic(others[0], 168, `Mean of ${theirName}`), el("figcaption", {}, `Mean of ${theirName}`)));
   }
   function apart(i) {
     const rivals = siblings(i);
@@ -591,10 +603,11 @@
     const beside = (k, text) => (brothers[k] === undefined ? null : el("a", { class: "quiet", href: `#/${path[brothers[k]]}` }, text));
     const kind = kids[i].length ? `mixture of ${many(kids[i].length)}` : "leaf";
     return [
-      el("p", { class: "crumbs" }, chain.slice(0, -1).map((a) => [link(a), el("span", { "aria-hidden": "true" }, "/")]), chain.length > 1 ? "" : "The whole tree"),
+      el("p", { class: "crumbs" }, chain.slice(0, -1).map((a, k) => [k > 0 && el("span", { "aria-hidden": "true" }, "/"), link(a)]), chain.length > 1 ? "" : "The whole tree"),
       el("div", { class: "hero" }, isImages && meanPic(i, 140, `Mean of the samples of ${D.name[i]}`),
         el("div", {}, el("h1", {}, i ? D.name[i] : D.title),
-          el("p", { class: "lead" }, el("strong", { class: "num" }, percent(share(i))), ` of the samples, ${many(D.count[i])} of ${many(D.n)}`, i ? `; prior ${percent(D.prior[i])}` : "", `. A ${kind}`, i && D.name[i] !== path[i].slice(5) ? `, ${path[i]}.` : "."),
+          el("p", { class: "lead" }, i ? [el("strong", { class: "num" }, percent(share(i))), ` of the samples, ${many(D.count[i])} of ${many(D.n)}; prior ${percent(D.prior[i])}. A ${kind}`, D.name[i] !== path[i].slice(5) ? `, ${path[i]}.` : "."]
+            : [el("strong", { class: "num" }, many(D.n)), ` samples, ${many(leafIndex.size)} ${leafIndex.size === 1 ? "leaf" : "leaves"}. Open a node to see what is in it.`]),
           i ? el("p", { class: "step" }, beside(here - 1, "← previous"), beside(here + 1, "next →")) : null)),
       childCards(i), apart(i), isImages ? imageSamples(i) : tableSamples(i), ways(i), gate(i), labelBars(i),
     ];
@@ -634,7 +647,7 @@
     const picture = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${name}: from ${figure(known[0])} to ${figure(known[known.length - 1])}` },
       svg("line", { class: "grid", x1: 0, x2: W, y1: H - 4, y2: H - 4 }), svg("path", { class: "curve", d }));
     if (known.length === 1) picture.append(svg("circle", { class: "dot", cx: px(y.findIndex((v) => v !== null)), cy: py(known[0]), r: 3 }));
-    return el("div", { class: "chart" }, el("h3", {}, name), picture, el("p", { class: "ends" }, el("span", {}, `epoch ${x[0]}: ${figure(y[0])}`), el("span", {}, `epoch ${x[x.length - 1]}: ${figure(y[y.length - 1])}`)));
+    return el("div", { class: "chart" }, el("h3", {}, name), picture, el("p", { class: "ends" }, [y.findIndex((v) => v !== null), y.findLastIndex((v) => v !== null)].map((k) => el("span", {}, `epoch ${x[k]}: ${figure(y[k])}`))));
   }
   function trainingPage() {
     const T = D.training;
