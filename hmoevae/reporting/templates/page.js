@@ -158,19 +158,16 @@
   function treeItem(i, level, posinset, setsize) {
     const fill = el("b");
     fill.style.width = `${(i ? D.count[i] / Math.max(1, D.count[D.parent[i]]) : 1) * 100}%`;
-    const row = el("div", { class: "item" },
+    const item = el("div", {
+      class: "item", role: "treeitem", id: `item-${i}`, tabindex: i === current ? 0 : -1, "aria-level": level,
+      "aria-posinset": posinset, "aria-setsize": setsize, "aria-selected": i === current,
+      "aria-expanded": kids[i].length ? expanded.has(i) : null,
+    },
       el("span", { class: kids[i].length ? "twist" : "twist leafy", "aria-hidden": "true" }),
       isImages && meanPic(i, 28),
       el("span", { class: "label" }, D.name[i], hint(i)),
       el("span", { class: "share num" }, percent(share(i)), el("i", {}, fill)));
-    const item = el("li", {
-      role: "treeitem", id: `item-${i}`, tabindex: i === current ? 0 : -1, "aria-level": level,
-      "aria-posinset": posinset, "aria-setsize": setsize, "aria-selected": i === current,
-      "aria-expanded": kids[i].length ? expanded.has(i) : null,
-      "aria-label": `${D.name[i]}, ${percent(share(i))} of the samples`,
-    }, row);
-    if (kids[i].length && expanded.has(i)) item.append(group(i, level + 1));
-    return item;
+    return el("li", { role: "none" }, item, kids[i].length > 0 && expanded.has(i) && group(i, level + 1));
   }
   function group(i, level) {
     const own = ordered(i);
@@ -179,8 +176,8 @@
     if (selected !== undefined) n = Math.max(n, Math.min(own.length, own.indexOf(selected) + 1));
     const list = el("ul", { role: "group" }, own.slice(0, n).map((k, j) => treeItem(k, level, j + 1, own.length)));
     if (n < own.length)
-      list.append(el("li", { role: "treeitem", tabindex: -1, "data-more": i, "aria-level": level, "aria-selected": false },
-        el("div", { class: "item more" }, `Show ${Math.min(CHUNK, own.length - n)} more of ${many(own.length - n)}`)));
+      list.append(el("li", { role: "none" },
+        el("div", { class: "item more", role: "treeitem", tabindex: -1, "data-more": i, "aria-level": level, "aria-selected": false }, `Show ${Math.min(CHUNK, own.length - n)} more of ${many(own.length - n)}`)));
     return list;
   }
   function drawTree() {
@@ -192,17 +189,17 @@
     else expanded.delete(i);
     const item = $(`item-${i}`);
     item.setAttribute("aria-expanded", open);
-    const list = item.querySelector(":scope > ul");
+    const list = item.nextElementSibling;
     if (list) list.remove();
-    if (open) item.append(group(i, +item.getAttribute("aria-level") + 1));
+    if (open) item.after(group(i, +item.getAttribute("aria-level") + 1));
   }
   function showMore(item) {
     const i = +item.dataset.more;
-    const before = item.parentElement.children.length - 1;
+    const old = item.closest("ul"), before = old.children.length - 1;
     drawn.set(i, before + CHUNK);
     const list = group(i, +item.getAttribute("aria-level"));
-    item.parentElement.replaceWith(list);
-    focusItem(list.children[before]);
+    old.replaceWith(list);
+    focusItem(list.children[before].firstElementChild);
   }
   function focusItem(item) {
     if (!item) return;
@@ -218,8 +215,8 @@
     const item = $(`item-${i}`);
     item.setAttribute("aria-selected", true);
     item.tabIndex = 0;
-    const box = item.firstElementChild.getBoundingClientRect(), frame = document.querySelector("aside").getBoundingClientRect();
-    if (frame.height && (box.top < frame.top || box.bottom > frame.bottom)) item.firstElementChild.scrollIntoView({ block: "center" });
+    const box = item.getBoundingClientRect(), frame = document.querySelector("aside").getBoundingClientRect();
+    if (frame.height && (box.top < frame.top || box.bottom > frame.bottom)) item.scrollIntoView({ block: "center" });
   }
   $("tree").addEventListener("click", (event) => {
     const item = event.target.closest('[role="treeitem"]');
@@ -243,7 +240,7 @@
       Home: () => focusItem(all[0]),
       End: () => focusItem(all[all.length - 1]),
       ArrowRight: () => (i < 0 || !kids[i].length ? null : open ? focusItem(all[place + 1]) : setOpen(i, true)),
-      ArrowLeft: () => (open ? setOpen(i, false) : focusItem(item.parentElement.closest('[role="treeitem"]'))),
+      ArrowLeft: () => (open ? setOpen(i, false) : focusItem(item.closest("ul").previousElementSibling)),
       Enter: () => (i < 0 ? showMore(item) : go(i)),
       " ": () => (i < 0 ? showMore(item) : go(i)),
     };
@@ -614,6 +611,8 @@
   }
   function labelsPage() {
     const body = el("div", {});
+    const hex = getComputedStyle(document.documentElement).getPropertyValue("--accent").trim();
+    const accent = [1, 3, 5].map((k) => parseInt(hex.slice(k, k + 2), 16));
     const depth = (i) => ancestors(i).length - 1, levels = Math.max(...path.map((_, i) => depth(i)));
     function level(d) {
       return path.map((_, i) => i).filter((i) => depth(i) === d || (depth(i) < d && !kids[i].length));
@@ -629,7 +628,7 @@
         el("tbody", {}, shown.map((k) => el("tr", {}, el("th", { scope: "row" }, D.labels[k]), nodes.map((_, j) => {
           const c = counts[j].get(k) || 0, part = c / Math.max(1, totals.get(k) || 0);
           const td = el("td", { title: `${many(c)} samples, ${percent(part)} of the label` }, c ? many(c) : "");
-          td.style.background = `color-mix(in srgb, var(--accent) ${Math.round(45 * part)}%, transparent)`;
+          td.style.backgroundColor = `rgba(${accent.join(", ")}, ${(0.45 * part).toFixed(3)})`;
           return td;
         })))))),
         el("p", { class: "note" }, "Colours are shares of the label.", all > nodes.length && ` ${nodes.length} of ${many(all)} nodes are shown, the largest that have samples.`, D.labels.length > shown.length && ` ${shown.length} of ${many(D.labels.length)} labels are shown, the most frequent.`));
