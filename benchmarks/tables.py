@@ -560,6 +560,32 @@ def imputation() -> str:
     )
 
 
+def report_drivers() -> str:
+    """Columns that drive a split, and what a report says of them and of noise."""
+    scores = ("first", "holds", "false", "noise", "plain")
+    return each(
+        ("planted", "held_out", "training"),
+        ("planted", "rows of the report", "trees", "first", "holds", "false", "noise", "plain: false"),
+        lambda line: (
+            line["planted"],
+            line["rows"],
+            str(line["trees"]),
+            *(f"{100 * line[score]:.1f} %" for score in scores),
+        ),
+        lines=_of_drivers,
+    )
+
+
+def _of_drivers(report: Row) -> list[Row]:
+    rows = report["rows"]
+    return [
+        {"planted": planted, "rows": where.replace("_", " "), "trees": len(own)} | report["mean"][f"{name}/{where}"]
+        for name, planted in (("all", "either"), ("alone", "alone"), ("followed", "with two followers"))
+        for where in ("held_out", "training")
+        for own in [[row for row in rows if name in ("all", row["planted"])]]
+    ]
+
+
 def mean_of(row: Row, field: str, digits: int) -> str:
     """The mean that a row tells, or nothing."""
     return "" if row["mean"][field] is None else f"{row['mean'][field]:.{digits}f}"
@@ -645,6 +671,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "against-sklearn": against_sklearn,
     "counts": counts,
     "imputation": imputation,
+    "report-drivers": report_drivers,
     "others": others,
     "files": files,
 }

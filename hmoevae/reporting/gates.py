@@ -15,7 +15,7 @@ from hmoevae.reporting.material import Material
 from hmoevae.reporting.routed import AT_A_TIME, Routed
 
 N_BINS = 10
-MOST_PAIRS = 200_000
+MOST_PAIRS = 100_000
 """Pairs of samples and leaves whose densities are computed, to compare gates with experts."""
 
 

@@ -120,7 +120,7 @@ def made(model: HMoEVAE, x: Float[Tensor, "n *input_shape"]) -> dict[str, Any]:
 
 def _bytes_of(value: Tensor) -> bytes | memoryview:
     array = np.ascontiguousarray(value.detach().cpu().float().numpy())
-    return memoryview(array).cast("B") if array.size and array.ndim else array.tobytes()
+    return array.data.cast("B") if array.size and array.ndim else array.tobytes()
 
 
 def _number(value: float) -> float | None:
