@@ -1,13 +1,14 @@
 """Does a report name the column that drives a split, and no other? Of tables in which one is planted.
 
-    python benchmarks/report_drivers.py --trees 10                      a look
-    python benchmarks/report_drivers.py --json report_drivers.json      a hundred trees
+    python benchmarks/report_drivers.py --trees 10 --without 5          a look
+    python benchmarks/report_drivers.py --json report_drivers.json      a hundred trees, and fifty of noise
 
 A table has two kinds of rows and ten columns: numbers (normal, skewed, heavy-tailed, rounded with gaps), counts and
 categories. In one, the driver, the kinds differ; in half of the tables, `alone`, in no other one, and the driver is a
 number with two modes. In the other half, `followed`, driver and two other columns go together, and the driver, which
-differs most, is a number, a count or a category. All other columns are noise. `VAEMixture(2)` with its defaults is
-fitted to one half of the rows, and `hm.report` is given the other half, or the same again for comparison.
+differs most, is a number, a count or a category. All other columns are noise. In further tables there is
+`nothing` but noise, and the tree cuts it in two. `VAEMixture(2)` with its defaults is fitted to one half of the rows,
+and `hm.report` is given the other half, or the same again for comparison.
 
     first   share of the trees of which the report lists the driver first.
     holds   share of the trees of which the report says that the driver's difference holds.
@@ -85,19 +86,20 @@ def category(draw: np.random.Generator, shift: np.ndarray) -> np.ndarray:
     return np.where(chance < red, "red", np.where(chance < (1 + red) / 2, "green", "blue"))
 
 
-NOISE: tuple[Column, ...] = (number, number, skewed, heavy, rounded, count, category, number, skewed)
+NOISE: tuple[Column, ...] = (number, number, skewed, heavy, rounded, count, category, number, skewed, number)
 
 
-def table(seed: int, n_rows: int) -> tuple[pd.DataFrame, str, set[str], dict[str, str]]:
+def table(seed: int, planted: str, n_rows: int) -> tuple[pd.DataFrame, str | None, set[str], dict[str, str]]:
     """A table, the name of its driver, the names of the columns of noise, and the kinds of columns."""
     draw = np.random.default_rng(seed)
     kind = np.where(draw.random(n_rows) < 0.5, 0.5, -0.5)
     none = np.zeros(n_rows)
-    if seed % 2 == 0:
-        columns: list[tuple[Column, np.ndarray]] = [(number, ALONE * kind)]
-    else:
-        driver = (number, count, category)[seed // 2 % 3]
-        columns = [(driver, DRIVER * kind), (number, FOLLOWER * kind), (skewed, -FOLLOWER * kind)]
+    columns: list[tuple[Column, np.ndarray]] = []
+    if planted == "alone":
+        columns = [(number, ALONE * kind)]
+    elif planted == "followed":
+        first = (number, count, category)[seed // 2 % 3]
+        columns = [(first, DRIVER * kind), (number, FOLLOWER * kind), (skewed, -FOLLOWER * kind)]
     n_planted = len(columns)
     columns += [(column, none) for column in NOISE[: 10 - n_planted]]
     order = draw.permutation(len(columns))
@@ -105,7 +107,8 @@ def table(seed: int, n_rows: int) -> tuple[pd.DataFrame, str, set[str], dict[str
     frame = pd.DataFrame({name: columns[i][0](draw, columns[i][1]) for name, i in zip(names, order, strict=True)})
     noise = {name for name, i in zip(names, order, strict=True) if i >= n_planted}
     kinds = {name: "count" for name in names if name.startswith("count")}
-    return frame, names[int(np.flatnonzero(order == 0)[0])], noise, kinds
+    driver = names[int(np.flatnonzero(order == 0)[0])] if n_planted else None
+    return frame, driver, noise, kinds
 
 
 # --- what is measured -----------------------------------------------------------------------------------------------
@@ -141,19 +144,19 @@ def plainly(mixture: hm.VAEMixture, frame: pd.DataFrame, seed: int) -> set[str]:
     return {column.name for column, found in zip(mixture.table_.columns, q <= RATE, strict=True) if found}
 
 
-def measure(seed: int, n_rows: int) -> dict[str, Any]:
+def measure(seed: int, planted: str, n_rows: int) -> dict[str, Any]:
     """The scores of one tree, for rows that it has not seen and for its own."""
-    whole, driver, noise, kinds = table(seed, 2 * n_rows)
+    whole, driver, noise, kinds = table(seed, planted, 2 * n_rows)
     train, others = whole.head(n_rows), whole.tail(n_rows)
     mixture = hm.VAEMixture(2, kinds=kinds, random_state=seed, device="cpu").fit(train)
-    scores: dict[str, Any] = {"seed": seed, "planted": "alone" if seed % 2 == 0 else "followed"}
+    scores: dict[str, Any] = {"seed": seed, "planted": planted}
     for where, rows in (("held_out", others), ("training", train)):
         found = listed(mixture, rows)
         held = {name for name, q in found if q <= RATE}
         plain = plainly(mixture, rows, seed)
         scores[where] = {
-            "first": float(found[0][0] == driver),
-            "holds": float(driver in held),
+            "first": None if driver is None else float(found[0][0] == driver),
+            "holds": None if driver is None else float(driver in held),
             "false": len(held & noise) / max(1, len(held)),
             "noise": len(held & noise) / len(noise),
             "plain": len(plain & noise) / max(1, len(plain)),
@@ -168,10 +171,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = command.parser(__doc__, has_data_root=False, devices=["cpu"])
     parser.add_argument("--trees", type=int, default=100, help="number of tables, each with a tree of its own")
+    parser.add_argument("--without", type=int, default=50, help="number of tables in which nothing is planted")
     parser.add_argument("--rows", type=int, default=800, help="of a table's halves")
     parser.add_argument("--json", type=Path, help="write the report to this file too, anew after every tree")
     args = parser.parse_args(argv)
-    command.check(parser, args, "trees", "rows")
+    command.check(parser, args, "trees", "without", "rows")
     return args
 
 
@@ -185,27 +189,38 @@ def main(argv: list[str] | None = None) -> None:
             "rows": [],
         }
         torch.manual_seed(0)
-        rows = (measure(seed, args.rows) for seed in range(args.trees))
+        tables = [(seed, "followed" if seed % 2 else "alone") for seed in range(args.trees)]
+        tables += [(args.trees + seed, "nothing") for seed in range(args.without)]
+        rows = (measure(seed, planted, args.rows) for seed, planted in tables)
         print(f"seed  planted   {' '.join(f'{name:>6}' for name in SCORES)}   on training rows")
         command.collect(report, rows, shown, args.json)
         report["mean"] = means(report["rows"])
         command.write(report, args.json)
     for name, of in report["mean"].items():
-        print(f"{name:20}", *(f"{score} {100 * value:.1f}" for score, value in of.items()))
+        print(f"{name:20}", *(f"{score} {100 * value:.1f}" for score, value in of.items() if value is not None))
     print(json.dumps(report))
 
 
 def shown(row: dict[str, Any]) -> str:
     """A line of the table."""
-    scores = ("  ".join(f"{row[where][name]:5.2f}" for name in SCORES) for where in ("held_out", "training"))
+
+    def text(value: float | None) -> str:
+        return "     " if value is None else f"{value:5.2f}"
+
+    scores = ("  ".join(text(row[where][name]) for name in SCORES) for where in ("held_out", "training"))
     return f"{row['seed']:4}  {row['planted']:9} {'   '.join(scores)}"
 
 
-def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The mean of every score, over all trees and over each half of them."""
-    sets = {"all": rows} | {name: [row for row in rows if row["planted"] == name] for name in ("alone", "followed")}
+def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """The mean of every score over the trees of each sort."""
+
+    def mean(own: list[dict[str, Any]], where: str, score: str) -> float | None:
+        values = [row[where][score] for row in own if row[where][score] is not None]
+        return float(np.mean(values)) if values else None
+
+    sets = {name: [row for row in rows if row["planted"] == name] for name in ("alone", "followed", "nothing")}
     return {
-        f"{name}/{where}": {score: float(np.mean([row[where][score] for row in own])) for score in SCORES}
+        f"{name}/{where}": {score: mean(own, where, score) for score in SCORES}
         for name, own in sets.items()
         if own
         for where in ("held_out", "training")

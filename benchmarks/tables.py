@@ -119,6 +119,7 @@ SORTS = (
     ("table", "form", "method", "runs"),
     ("cells", "method", "runs"),
     ("table", "missing", "method", "runs"),
+    ("planted", "held_out", "training"),
 )
 """The fields by which the reports that have a table of their own are told."""
 
@@ -570,7 +571,7 @@ def report_drivers() -> str:
             line["planted"],
             line["rows"],
             str(line["trees"]),
-            *(f"{100 * line[score]:.1f} %" for score in scores),
+            *("" if line[score] is None else f"{100 * line[score]:.1f} %" for score in scores),
         ),
         lines=_of_drivers,
     )
@@ -580,9 +581,13 @@ def _of_drivers(report: Row) -> list[Row]:
     rows = report["rows"]
     return [
         {"planted": planted, "rows": where.replace("_", " "), "trees": len(own)} | report["mean"][f"{name}/{where}"]
-        for name, planted in (("all", "either"), ("alone", "alone"), ("followed", "with two followers"))
+        for name, planted in (
+            ("alone", "a driver alone"),
+            ("followed", "a driver and two others"),
+            ("nothing", "nothing"),
+        )
         for where in ("held_out", "training")
-        for own in [[row for row in rows if name in ("all", row["planted"])]]
+        for own in [[row for row in rows if row["planted"] == name]]
     ]
 
 

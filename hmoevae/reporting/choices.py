@@ -16,6 +16,10 @@ from hmoevae.reporting.material import Feature
 from hmoevae.reporting.routed import Routed
 
 
+SURE = 0.98
+"""Of a sample whose node is so much more probable than the next one, the gates are sure."""
+
+
 class Unsure(NamedTuple):
     """A sample between two nodes.
 
@@ -117,7 +121,7 @@ def odd(routed: Routed, node: PlannedNode, n: int) -> list[int]:
 
 
 def unsure(routed: Routed, plan: Plan, node: PlannedNode, n: int) -> list[Unsure]:
-    """The samples of a node of which the gates are least sure.
+    """The samples of a node of which the gates are least sure; none of which they are sure.
 
     Of a mixture, these are samples between two of its children; of a leaf, between the leaf and any other one.
 
@@ -143,6 +147,8 @@ def unsure(routed: Routed, plan: Plan, node: PlannedNode, n: int) -> list[Unsure
         first, second = routed.probability[own], routed.second_probability[own]
     found: list[Unsure] = []
     for i in np.argsort(first - second, kind="stable")[:n].tolist():
+        if first[i] - second[i] > SURE:
+            break
         sample = int(own[i])
         leaf = plan.leaves[int(routed.leaf[sample])]
         if node.child_edges:
