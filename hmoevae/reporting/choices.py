@@ -15,7 +15,6 @@ from hmoevae.plan import Plan, PlannedNode
 from hmoevae.reporting.material import Feature
 from hmoevae.reporting.routed import Routed
 
-
 SURE = 0.98
 """Of a sample whose node is so much more probable than the next one, the gates are sure."""
 
