@@ -121,6 +121,7 @@ SORTS = (
     ("table", "missing", "method", "runs"),
     ("what", "ordered", "train"),
     ("task", "seed", "seconds"),
+    ("planted", "held_out", "training"),
 )
 """The fields by which the reports that have a table of their own are told."""
 
@@ -632,6 +633,36 @@ def imputation() -> str:
     )
 
 
+def report_drivers() -> str:
+    """Columns that drive a split, and what a report says of them and of noise."""
+    scores = ("first", "holds", "false", "noise", "plain")
+    return each(
+        ("planted", "held_out", "training"),
+        ("planted", "rows of the report", "trees", "first", "holds", "false", "noise", "plain: false"),
+        lambda line: (
+            line["planted"],
+            line["rows"],
+            str(line["trees"]),
+            *("" if line[score] is None else f"{100 * line[score]:.1f} %" for score in scores),
+        ),
+        lines=_of_drivers,
+    )
+
+
+def _of_drivers(report: Row) -> list[Row]:
+    rows = report["rows"]
+    return [
+        {"planted": planted, "rows": where.replace("_", " "), "trees": len(own)} | report["mean"][f"{name}/{where}"]
+        for name, planted in (
+            ("alone", "a driver alone"),
+            ("followed", "a driver and two others"),
+            ("nothing", "nothing"),
+        )
+        for where in ("held_out", "training")
+        for own in [[row for row in rows if row["planted"] == name]]
+    ]
+
+
 def mean_of(row: Row, field: str, digits: int) -> str:
     """The mean that a row tells, or nothing."""
     return "" if row["mean"][field] is None else f"{row['mean'][field]:.{digits}f}"
@@ -720,6 +751,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "counts": counts,
     "hierarchy": hierarchy,
     "imputation": imputation,
+    "report-drivers": report_drivers,
     "others": others,
     "files": files,
 }

@@ -183,7 +183,7 @@ def leave(
     draw(model, test, history, recorder, args.out)
     if not history.interrupted:
         shutil.rmtree(args.checkpoints)  # all that they were for is done
-    print(f"\nmodel, history.csv, metrics.json and the pictures are in {args.out}")
+    print(f"\nmodel, history.csv, metrics.json, report.html and the pictures are in {args.out}")
     print_results(result, smoke=args.smoke)
 
 
@@ -224,7 +224,7 @@ def kmeans(images: LabelledImages, test: LabelledImages, n_clusters: int) -> dic
 
 
 def draw(model: hm.HMoEVAE, test: LabelledImages, history: hm.History, recorder: hm.SampleRecorder, out: Path) -> None:
-    """Every picture of the run."""
+    """Every picture of the run, and the report."""
     leaf = model.predict(test.x)
     names = model.plan.level_names(None)
     most_used = model.plan.leaves[int(leaf.bincount().argmax())].path
@@ -257,3 +257,4 @@ def draw(model: hm.HMoEVAE, test: LabelledImages, history: hm.History, recorder:
         )
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png")
+    hm.report(model, test.x, out / "report.html", labels=test.y, history=history)

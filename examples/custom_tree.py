@@ -87,6 +87,8 @@ def main() -> None:
     hm.plot.samples(model, generator=torch.Generator().manual_seed(0)).savefig(args.out / "samples.png")
     hm.plot.contingency(test.y, leaf, cluster_names=names, keep_order=True).savefig(args.out / "contingency.png")
 
+    hm.report(model, test.x, args.out / "report.html", labels=test.y, history=history)
+
     kmeans = KMeans(n_leaves, n_init=10, random_state=args.seed)  # type: ignore[arg-type]  # or "auto"
     clusters_of_kmeans = kmeans.fit(images.x.flatten(1).numpy()).predict(test.x.flatten(1).numpy())
     ours = hm.metrics.report(model, test.x, test.y)
@@ -95,7 +97,7 @@ def main() -> None:
     result = json.dumps(about | ours | {f"kmeans_{name}": value for name, value in theirs.items()})
     (args.out / "metrics.json").write_text(result + "\n", encoding="utf-8")
 
-    print(f"\nmodel, history.csv, metrics.json and the pictures are in {args.out}")
+    print(f"\nmodel, history.csv, metrics.json, report.html and the pictures are in {args.out}")
     print(f"\n{len(test)} test images     NMI  purity")
     for name, scores in ((f"{n_leaves} leaves", ours), (f"k-means, {n_leaves} clusters", theirs)):
         print(f"{name:<22}{scores['nmi']:.3f}   {scores['leaf_purity']:.3f}")

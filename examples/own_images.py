@@ -158,9 +158,13 @@ def run(args: argparse.Namespace) -> None:
         out = args.out / name.replace(" ", "_")
         model.save_pretrained(out / "model")
         hm.plot.nearest(model, x[rest]).savefig(out / "nearest.png")
+        labels = [names[i] for i in y[test].tolist()] if len(names) > 1 else None
+        hm.report(model, x[test], out / "report.html", labels=labels)
         with (out / "leaves.csv").open("w", encoding="utf-8", newline="") as table:
             csv.writer(table).writerows([("file", "leaf"), *zip(files, model.predict(x).tolist(), strict=True)])
-    print(f"a model, nearest.png and leaves.csv (the leaf of every file) of each training are in {args.out}")
+    print(
+        f"a model, report.html, nearest.png and leaves.csv (the leaf of every file) of each training are in {args.out}"
+    )
     if args.smoke:
         print("A smoke run: it only shows that everything works. For results, leave out --smoke.")
 

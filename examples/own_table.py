@@ -94,13 +94,15 @@ def main() -> None:
         mixture = fitted(table, [2] if args.smoke else args.clusters, dict(kind.split("=", 1) for kind in args.kinds))
         described(mixture, table, None if args.label is None else whole.loc[:, args.label], args.out)
         mixture.save_pretrained(args.out / "model")
+        labels = None if args.label is None else whole.loc[:, args.label]
+        hm.report(mixture.model_, table, args.out / "report.html", labels=labels, table=mixture.table_)
         column = "cluster"
         while column in whole:  # lest one of the table's own be lost
             column += "_"
         whole.assign(**{column: mixture.labels_}).to_csv(args.out / "clustered.csv", index=False)
     except (HMoEVAEError, OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         sys.exit(f"{parser.prog}: {error}")
-    print(f"\nmodel, clustered.csv and leaves.png are in {args.out}")
+    print(f"\nmodel, report.html, clustered.csv and leaves.png are in {args.out}")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def main() -> None:
     title = f"{test.name} test images by group"
     table = hm.plot.contingency(test.y, groups, cluster_names=model.plan.level_names(1), title=title, keep_order=True)
     table.savefig(args.out / "groups.png")
-    print(f"model, history.csv, tree.png and groups.png are in {args.out}")
+    hm.report(model, test.x, args.out / "report.html", labels=test.y, history=history)
+    print(f"model, history.csv, report.html, tree.png and groups.png are in {args.out}")
     if args.smoke:
         print("A smoke run: it only shows that everything works. For a thousand leaves, leave out --smoke.")
 

@@ -65,6 +65,7 @@ from hmoevae.version import __version__ as __version__
 if TYPE_CHECKING:
     from hmoevae import datasets, export, metrics, plot, surgery
     from hmoevae.estimator import VAEMixture
+    from hmoevae.reporting import report
 
 __all__ = [
     "EM",
@@ -132,6 +133,7 @@ __all__ = [
     "objective",
     "plot",
     "record",
+    "report",
     "routes",
     "surgery",
     "table_from_json",
@@ -153,4 +155,6 @@ def __getattr__(name: str) -> Any:
         return import_module(f"hmoevae.{name}")
     if name == "VAEMixture":
         return import_module("hmoevae.estimator").VAEMixture
+    if name == "report":
+        return import_module("hmoevae.reporting").report
     raise AttributeError(f"module 'hmoevae' has no attribute {name!r}")

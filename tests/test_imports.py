@@ -162,6 +162,20 @@ ROOMS: dict[str, float] = {
     "hmoevae.em.fitting": 5.7,
     "hmoevae.em.stepwise": 5.7,
     "hmoevae.em": 5.8,
+    "hmoevae.reporting.material": 6,
+    "hmoevae.reporting.pictures": 6,
+    "hmoevae.reporting.training": 6,
+    "hmoevae.reporting.routed": 6.1,
+    "hmoevae.reporting.choices": 6.2,
+    "hmoevae.reporting.gates": 6.2,
+    "hmoevae.reporting.moments": 6.2,
+    "hmoevae.reporting.effects": 6.3,
+    "hmoevae.reporting.evidence": 6.3,
+    "hmoevae.reporting.differences": 6.4,
+    "hmoevae.reporting.facts": 6.5,
+    "hmoevae.reporting.page": 6.5,
+    "hmoevae.reporting.report": 6.6,
+    "hmoevae.reporting": 6.7,
     "hmoevae.estimator.leaves": 6,
     "hmoevae.estimator.rows": 6,
     "hmoevae.estimator.solvers": 6,
@@ -235,7 +249,7 @@ def test_messages_name_extras_that_there_are_and_what_they_bring() -> None:
                 package, extra = call.args
                 named.add((ast.unparse(package), ast.literal_eval(extra)))
     assert len(named) > 5
-    brought = {"sklearn": ["scipy"], "trackers": ["name"]}  # by way of scikit-learn; a variable
+    brought = {"sklearn": ["scipy"], "trackers": ["name"], "report": ["package"]}  # by way of scikit-learn; variables
     for package, extra in named:
         known = [*extras[extra], *brought.get(extra, [])]
         assert any(requirement.startswith(package.strip("'")) for requirement in known), (package, extra)
@@ -336,7 +350,7 @@ def test_importing_changes_nothing_loads_little_and_says_nothing() -> None:
     loaded = {name.split(".")[0] for name in answer["modules"]}
     assert "hmoevae" in loaded
     tables = {"pandas", "polars", "narwhals", "anndata"}
-    optional = {"matplotlib", "torchvision", "sklearn", "scipy", "umap", "mlxtend", "PIL", "transformers"}
+    optional = {"matplotlib", "torchvision", "sklearn", "scipy", "umap", "mlxtend", "PIL", "transformers", "jinja2"}
     trackers = {"tensorboard", "wandb", "mlflow", "deepspeed", "IPython", "beartype", "pytest"}
     assert loaded & (tables | optional | trackers) == set()
 

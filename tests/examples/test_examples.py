@@ -148,13 +148,13 @@ def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
     [
         (
             "own_table.py",
-            {"model", "clustered.csv", "leaves.png", "wine.csv"},
+            {"model", "report.html", "clustered.csv", "leaves.png", "wine.csv"},
             "rows of every label by cluster",
         ),
         ("choose_tree.py", {"model", "scores.png"}, "chosen: "),
         (
             "custom_tree.py",
-            {"model", "history.csv", "metrics.json", "tree.png", "samples.png", "contingency.png"},
+            {"model", "report.html", "history.csv", "metrics.json", "tree.png", "samples.png", "contingency.png"},
             "k-means, 11 clusters",
         ),
         ("share_model.py", {"model"}, "the loaded model gives the same probabilities: True"),
