@@ -91,6 +91,6 @@ def add_leaf(
             new = HMoEVAE(spec, shape, missing=model.missing).to(model.device, model.dtype)
         fit_quietly(new, samples[own], options, progress=progress)
         new.to(model.device)
-        share = own.float().mean().item()
+        share = own.sum().item() / (len(own) + 1)  # below one, also where the new leaf explains all samples
         own = math.log(share) + new.score_samples(samples) > math.log1p(-share) + known
     return surgery.graft(model, path, new, beside=True, share=share, x=samples)
