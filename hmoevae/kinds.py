@@ -5,7 +5,7 @@ Axes: `n` counts samples, `feature` what they are compared by.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hmoevae.checks import check_choice, check_integer, check_number
+from hmoevae.checks import check_choice, check_integer, check_number, is_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, from_extra, mismatch
 from hmoevae.features import oriented_gradients, principal_components_of
+from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.views import Neighbour, RandomAffine, ViewLike, as_view
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Cut:
     accepted: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Kinds:
     """What `find_kinds` has found.
 
@@ -64,12 +65,12 @@ class Kinds:
         cuts: The cuts that were looked at, depth first.
 
     >>> found = Kinds(torch.tensor([0, 1, 1, 1]), ())
-    >>> found.n_kinds, found.shares
-    (2, tensor([0.2500, 0.7500]))
+    >>> found, found.n_kinds, found.shares
+    (<Kinds: 2 among 4 samples>, 2, tensor([0.2500, 0.7500]))
     """
 
-    labels: Int[Tensor, " n"] = field(repr=False)
-    cuts: tuple[Cut, ...] = field(repr=False)
+    labels: Int[Tensor, " n"]
+    cuts: tuple[Cut, ...]
 
     @property
     def n_kinds(self) -> int:
@@ -80,6 +81,9 @@ class Kinds:
     def shares(self) -> Float[Tensor, " kind"]:
         """Share of the samples that are of each kind."""
         return self.labels.bincount() / len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"<Kinds: {self.n_kinds} among {len(self.labels)} samples>"
 
 
 def find_kinds(
@@ -172,6 +176,10 @@ def neighbour_graph(
     [[0, 2, 0, 0], [2, 0, 0, 0], [0, 0, 0, 2], [0, 0, 2, 0]]
     """
     check_integer("n_changes", n_changes, least=0)
+    if not is_integer(seed, -(1 << 63)) or seed >= 1 << 64:
+        raise ArgumentError(mismatch("seed", "an integer of at most 64 bits", repr(seed)))
+    if not isinstance(neighbour, Neighbour | None):
+        raise ArgumentTypeError(mismatch("neighbour", "a Neighbour(...) or None", repr(neighbour)))
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ArgumentTypeError(mismatch("x", "a tensor of floating point samples, (n, *sample)", got))
@@ -197,9 +205,10 @@ def neighbour_graph(
     search = NearestNeighbors().fit(features)
     tables = [search.kneighbors(n_neighbors=neighbour.k, return_distance=False)]
     view, generator = None if changes is None else as_view(changes, "changes"), torch.Generator().manual_seed(seed)
-    for _ in range(n_changes if view is not None else 0):
-        copies = project(described(view(x, index=torch.arange(len(x)), generator=generator)))
-        tables.append(search.kneighbors(copies, n_neighbors=max(1, neighbour.k // 2), return_distance=False))
+    with borrowed_random_state(seed):  # a view that is a plain callable draws from the global ones
+        for _ in range(n_changes if view is not None else 0):
+            copies = project(described(view(x, index=torch.arange(len(x)), generator=generator)))
+            tables.append(search.kneighbors(copies, n_neighbors=max(1, neighbour.k // 2), return_distance=False))
     rows = np.concatenate([np.repeat(np.arange(len(x)), table.shape[1]) for table in tables])
     columns = np.concatenate([table.ravel() for table in tables])
     kept = rows != columns
