@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, InstanceOf, PlainValidator
 
-from hmoevae.checks import is_number
+from hmoevae.checks import is_integer, is_number
 from hmoevae.errors import ArgumentError
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
@@ -32,6 +32,12 @@ def _held_out(value: Any) -> float:
     if not is_number(value, positive=True) or value >= 1:
         raise expected("a number between 0 and 1")
     return float(value)
+
+
+def _count(value: Any) -> int:
+    if not is_integer(value, 0):
+        raise expected("an integer >= 0")
+    return int(value)
 
 
 def _changes(value: Any) -> ViewLike | str | None:
@@ -78,7 +84,7 @@ class Growth:
     held_out: Annotated[float, BeforeValidator(_held_out)] = 0.1
     neighbour: InstanceOf[Neighbour] | None = None
     changes: Annotated[Any, PlainValidator(_changes)] = "auto"
-    n_changes: Annotated[int, BeforeValidator(lambda value: value)] = 4
+    n_changes: Annotated[int, BeforeValidator(_count)] = 4
     max_conductance: Annotated[float, BeforeValidator(_share)] = 0.06
     smallest: Annotated[float, BeforeValidator(_share)] = 0.005
 
