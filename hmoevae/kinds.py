@@ -5,7 +5,7 @@ Axes: `n` counts samples, `feature` what they are compared by.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -157,6 +157,24 @@ def kinds_of(graph: "csr_matrix", *, max_conductance: float, smallest: float) ->
     for kind, part in enumerate(parts):
         labels[part] = kind
     return Kinds(torch.from_numpy(_settled(graph, labels)), tuple(cuts))
+
+
+def at_most(kinds: Kinds, most: int) -> Kinds:
+    """As many of these kinds, at most: the worst of the last cuts are undone.
+
+    >>> cuts = Cut("root", 90, 40, 0.01, True), Cut("root/0", 50, 20, 0.1, False), Cut("root/1", 40, 20, 0.1, False)
+    >>> at_most(Kinds(torch.tensor([0] * 50 + [1] * 40), cuts), 1)
+    <Kinds: 1 among 90 samples>
+    """
+    labels, cuts = kinds.labels.clone(), list(kinds.cuts)
+    while len(ends := [cut.path for cut in cuts if not cut.accepted]) > most:
+        last = [cut for cut in cuts if cut.accepted and {f"{cut.path}/0", f"{cut.path}/1"} <= set(ends)]
+        worst = max(last, key=lambda cut: cut.conductance)
+        labels[labels > ends.index(f"{worst.path}/0")] -= 1  # kinds are numbered in the order of the ends
+        undone = replace(worst, accepted=False)
+        left = (cut for cut in cuts if not cut.path.startswith(f"{worst.path}/"))
+        cuts = [undone if cut is worst else cut for cut in left]
+    return Kinds(labels, tuple(cuts))
 
 
 def neighbour_graph(

@@ -1,5 +1,6 @@
 """grow: finds the kinds among samples, trains a tree of them, and splits and merges its leaves as held-out data ask."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,12 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hmoevae import surgery
-from hmoevae.errors import ArgumentTypeError, DataError, mismatch
+from hmoevae.errors import ArgumentTypeError, DataError, ShapeError, mismatch
 from hmoevae.growth.bounds import log_joint
 from hmoevae.growth.record import Decision, Grown, Growth
 from hmoevae.growth.splits import Split, after_prune, chosen, found_splits, judged, with_splits
 from hmoevae.history import History
-from hmoevae.kinds import LEAST, Kinds, kinds_of, neighbour_graph
+from hmoevae.kinds import LEAST, Kinds, at_most, kinds_of, neighbour_graph
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.plan import PlannedNode
@@ -69,6 +70,7 @@ def grow(
 
     Raises:
         ArgumentTypeError: An argument has a wrong type.
+        ShapeError: The samples have no features.
         DataError: There are too few samples.
 
     >>> import hmoevae as hm
@@ -119,11 +121,13 @@ class _Job:
         graph = {name: getattr(self.growth, name) for name in ("neighbour", "changes", "n_changes")}
         self.graph = neighbour_graph(self.compared, **graph, seed=self.training.seed or 0)
         model = self._planted()
-        for turn in range(1, self.growth.max_leaves):  # each round but the last adds a leaf
+        for turn in range(1, self.growth.max_leaves + 1):
             grown = self._round(model, turn)
             if grown is None:
                 break
             model = grown
+        else:  # leaves were split and merged again
+            self._stop(self.growth.max_leaves, model, f"the limit of {self.growth.max_leaves} rounds")
         return Grown(model, self.decisions, self.histories)
 
     def _seen(self, model: HMoEVAE) -> tuple[int, ...]:
@@ -138,6 +142,7 @@ class _Job:
         training, kinds = self.training, None
         if isinstance(self.tree, VAE) and self.growth.kinds:
             kinds = kinds_of(self.graph, max_conductance=self.growth.max_conductance, smallest=self.growth.smallest)
+            kinds = at_most(kinds, self.growth.max_leaves)
             self._note_kinds(kinds)
         if kinds is None or kinds.n_kinds == 1:
             model = HMoEVAE(self.tree, self.shape, objective="elbo")
@@ -159,7 +164,8 @@ class _Job:
         n_leaves = 1
         for cut in kinds.cuts:
             n_leaves += cut.accepted
-            reason = "" if cut.accepted else "no good cut: this is a kind"
+            is_good = cut.conductance <= self.growth.max_conductance
+            reason = "" if cut.accepted else "no leaf is left" if is_good else "no good cut: this is a kind"
             about = {"conductance": cut.conductance, "n_leaves": n_leaves, "reason": reason}
             self._note(0, "cut", cut.path, cut.accepted, cut.size, **about)
 
@@ -180,8 +186,10 @@ class _Job:
         alone, parted = self._with_and_without(model, splits, assigned)
         splits = judged(splits, alone, parted, self.held)
         kept = chosen(splits, self.growth.min_gain, n_free)
+        n_leaves = alone.plan.n_leaves
         for split in splits:
-            self._note_split(turn, split, kept, alone.plan.n_leaves)
+            n_leaves += split in kept
+            self._note_split(turn, split, split in kept, n_leaves)
         if not kept:
             return self._stop(turn, alone, "no split gains")
         model, new = with_splits(alone, parted, kept, self.own)
@@ -232,12 +240,12 @@ class _Job:
                 if leaf.depth < 2 or not siblings:
                     continue  # kinds are told apart by the graph
                 if not mine.any():
-                    found.append((0.0, leaf, 0))
+                    found.append((-math.inf, leaf, 0))
                     continue
                 others = torch.cat([bound[:i], bound[i + 1 :]])[:, mine].logsumexp(0)
                 loss = (bound[:, mine].logsumexp(0) - others).mean().item()
                 found.append((loss, leaf, int(mine.sum())))
-            loss, leaf, n = min(found, key=lambda each: each[0], default=(float("inf"), None, 0))
+            loss, leaf, n = min(found, key=lambda each: each[0], default=(math.inf, None, 0))
             if leaf is None or loss >= self.growth.min_gain:
                 return model
             n_siblings = len(model.plan.node(leaf.path.rpartition("/")[0]).child_edges)
@@ -245,7 +253,8 @@ class _Job:
             self.fresh = {after_prune(path, leaf.path, n_siblings) for path in self.fresh or () if path != leaf.path}
             action = "merge" if n else "prune"
             reason = "its siblings explain its samples" if n else "no sample is its own"
-            self._note(turn, action, leaf.path, True, n, gain=-loss, n_leaves=model.plan.n_leaves, reason=reason)
+            about = {"gain": -loss if n else None, "n_leaves": model.plan.n_leaves, "reason": reason}
+            self._note(turn, action, leaf.path, True, n, **about)
 
     # --- helpers ----------------------------------------------------------------------------------------------------
 
@@ -258,13 +267,11 @@ class _Job:
         seconds = time.perf_counter() - self.began
         self.decisions.append(Decision(turn, action, path, accepted, n_samples, **more, seconds=seconds))
 
-    def _note_split(self, turn: int, split: Split, kept: Sequence[Split], n_before: int) -> None:
-        accepted = split in kept
+    def _note_split(self, turn: int, split: Split, accepted: bool, n_leaves: int) -> None:
         reason = ""
         if not accepted:
             enough = split.gain > max(self.growth.min_gain, 2 * split.error)
             reason = "others gain more, and no leaf is left" if enough else "held-out samples gain too little"
-        n_leaves = n_before + (1 + list(kept).index(split) if accepted else len(kept))
         about = {"gain": split.gain, "error": split.error, "conductance": split.conductance, "reason": reason}
         self._note(turn, "split", split.path, accepted, len(split.members), **about, n_leaves=n_leaves)
 
@@ -278,10 +285,14 @@ def _first_leaf(tree: Tree) -> VAE:
 
 def _samples(tree: Tree, x: Data, table: Table | None) -> Float[Tensor, "n *sample"]:
     """All samples, checked."""
+    if table is not None and not isinstance(table, Table):
+        raise ArgumentTypeError(mismatch("table", "a Table, such as Table.of(frame)", type(table).__name__))
     if table is None and not hasattr(x, "shape"):
         raise ArgumentTypeError(
             mismatch("x", "a tensor or array in memory, or a data frame with table=", type(x).__name__)
         )
+    if table is None and len(x.shape) < 2:
+        raise ShapeError(mismatch("x", "(n, *sample)", tuple(x.shape)))
     shape: Any = table or tuple(x.shape)[1:]
     model = HMoEVAE(_first_leaf(tree), shape, objective="elbo")
     return torch.cat(list(model._pieces(x, 1024)))
