@@ -13,7 +13,7 @@ from torch import Tensor
 from hmoevae import surgery
 from hmoevae.errors import ArgumentTypeError, DataError, ShapeError, mismatch
 from hmoevae.growth.bounds import log_joint
-from hmoevae.growth.record import Decision, Grown, Growth
+from hmoevae.growth.record import USUAL, Decision, Grown, Growth
 from hmoevae.growth.splits import Split, after_prune, chosen, found_splits, judged, with_splits
 from hmoevae.history import History
 from hmoevae.kinds import LEAST, Kinds, at_most, kinds_of, neighbour_graph
@@ -30,13 +30,13 @@ from hmoevae.training.record import Training
 
 NOISE = 0.01
 """Noise on the halves of a split, relative to the weights."""
-USUAL_GROWTH, USUAL_TRAINING = Growth(), Training()
+USUAL_TRAINING = Training()
 
 
 def grow(
     tree: Tree,
     x: Data,
-    growth: Growth = USUAL_GROWTH,
+    growth: Growth = USUAL,
     training: Training = USUAL_TRAINING,
     *,
     table: Table | None = None,
@@ -128,7 +128,7 @@ class _Job:
             model = grown
         else:  # leaves were split and merged again
             self._stop(self.growth.max_leaves, model, f"the limit of {self.growth.max_leaves} rounds")
-        return Grown(model, self.decisions, self.histories)
+        return Grown(model, self.decisions, self.histories, self.growth)
 
     def _seen(self, model: HMoEVAE) -> tuple[int, ...]:
         """The shape of what is compared: that of images, as long as networks see them as they are."""

@@ -89,6 +89,9 @@ class Growth:
     smallest: Annotated[float, BeforeValidator(_share)] = 0.005
 
 
+USUAL = Growth()
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """One decision of a growth.
@@ -132,7 +135,8 @@ class Grown:
     Attributes:
         model: The model.
         decisions: Every decision, in order.
-        histories: Histories of the trainings that the model went through: of the kinds, then of each round.
+        histories: Histories of the trainings: of the first tree, then two of each round, without splits and with them.
+        growth: The options of the growth.
 
     >>> import hmoevae as hm
     >>> grown = Grown(hm.HMoEVAE(hm.VAE(2), (4,)), [Decision(0, "stop", "root", True, 10)], [])
@@ -143,6 +147,7 @@ class Grown:
     model: HMoEVAE = field(repr=False)
     decisions: list[Decision]
     histories: list[History]
+    growth: Growth = USUAL
 
     @property
     def rows(self) -> list[dict[str, Any]]:
