@@ -21,8 +21,9 @@ def growth(grown: Grown) -> Figure:
 
     The panels show what a decision was taken by: the conductance of a cut, beside the largest one that is accepted, and
     the gain of a split on held-out samples, with two standard errors on either side. What was done is blue, what was
-    refused orange. A merge is a square at its loss, with a minus sign; a pruned leaf, to which no sample goes, is a
-    cross without a gain. The last panel shows the number of leaves after each decision.
+    refused orange. A set that is too small to be cut has no point. A merge is a square at its loss, with a minus sign;
+    a pruned leaf, to which no sample goes, is a cross without a gain. The last panel shows the number of leaves after
+    each decision.
 
     Args:
         grown: What `hmoevae.grow` returned.
@@ -64,7 +65,7 @@ def _name(decision: Decision) -> str:
 def _conductances(ax: Axes, rows: Sequence[Decision], largest: float) -> None:
     """Of cuts, and, paler, of the cuts along which leaves were split: these may be as large as they are."""
     for i, decision in enumerate(rows):
-        if decision.conductance is not None:
+        if decision.conductance is not None and decision.conductance < 1:  # 1: no cut is possible
             alpha = 1.0 if decision.action == "cut" else 0.3
             ax.plot(decision.conductance, i, "o", color=_colour(decision), ms=4, alpha=alpha, mew=0)
     ax.axvline(largest, color=GREY, lw=0.8, ls="--")

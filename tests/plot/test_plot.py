@@ -1064,7 +1064,7 @@ def a_growth(n_kinds: int = 10, n_splits: int = 20) -> hm.Grown:
     n_leaves, decisions = 1, []
     for i in range(2 * n_kinds - 1):
         n_leaves += (accepted := i < n_kinds - 1)
-        value = 0.001 * i if accepted else 0.1
+        value = 0.001 * i if accepted else 0.1 if i > n_kinds else 1.0
         decisions.append(hm.Decision(0, "cut", "root", accepted, 1000, conductance=value, n_leaves=n_leaves))
     for i in range(n_splits):
         n_leaves += (accepted := i % 2 == 0)
@@ -1085,8 +1085,11 @@ def test_a_growth_has_a_row_for_every_decision() -> None:
     labels = [label.get_text() for label in conductance.get_yticklabels()]
     assert labels == [f"{d.action} {d.path} · {d.n_samples:,}" for d in rows]
     points = [line for line in conductance.lines if line.get_marker() == "o"]
-    assert [float(p.get_xdata()[0]) for p in points] == [d.conductance for d in rows if d.conductance is not None]
+    assert [float(p.get_xdata()[0]) for p in points] == [
+        d.conductance for d in rows if d.conductance is not None and d.conductance < 1
+    ]
     assert [to_rgb(p.get_color()) for p in points[:10]] == [to_rgb("#0072b2")] * 9 + [to_rgb("#d55e00")]
+    assert conductance.get_xlim()[1] < 0.3, "a set that cannot be cut does not set the scale"
     limits = [line.get_xdata()[0] for ax in (conductance, gain) for line in ax.lines if line.get_linestyle() == "--"]
     assert limits == [0.05, 0.2]
     bars = [line for line in gain.lines if line.get_marker() == "None" and line.get_alpha() == 0.5]
