@@ -148,7 +148,7 @@ def kinds_of(graph: "csr_matrix", *, max_conductance: float, smallest: float) ->
     >>> kinds_of(block_diag([np.ones((30, 30)), np.ones((50, 50))]).tocsr(), max_conductance=0.06, smallest=0.0).n_kinds
     2
     """
-    n = graph.shape[0]
+    n = len(graph.indptr) - 1  # the shape, of which scipy's annotations know nothing
     parts, cuts = [], []
     for cut, part in _cuts(graph, max(LEAST, round(smallest * n)), max_conductance):
         cuts.append(cut)
@@ -223,11 +223,12 @@ def neighbour_graph(
     features, project = principal_components_of(described(x), neighbour.n_components)
     search = NearestNeighbors().fit(features)
     tables = [search.kneighbors(n_neighbors=neighbour.k, return_distance=False)]
-    view, generator = None if changes is None else as_view(changes, "changes"), torch.Generator().manual_seed(seed)
-    with borrowed_random_state(seed):  # a view that is a plain callable draws from the global ones
-        for _ in range(n_changes if view is not None else 0):
-            copies = project(described(view(x, index=torch.arange(len(x)), generator=generator)))
-            tables.append(search.kneighbors(copies, n_neighbors=max(1, neighbour.k // 2), return_distance=False))
+    if changes is not None:
+        view, generator = as_view(changes, "changes"), torch.Generator().manual_seed(seed)
+        with borrowed_random_state(seed):  # a view that is a plain callable draws from the global ones
+            for _ in range(n_changes):
+                copies = project(described(view(x, index=torch.arange(len(x)), generator=generator)))
+                tables.append(search.kneighbors(copies, n_neighbors=max(1, neighbour.k // 2), return_distance=False))
     rows = np.concatenate([np.repeat(np.arange(len(x)), table.shape[1]) for table in tables])
     columns = np.concatenate([table.ravel() for table in tables])
     kept = rows != columns
@@ -239,7 +240,7 @@ def _cuts(
     graph: "csr_matrix", least: int, max_conductance: float
 ) -> Iterator[tuple[Cut, Int[np.ndarray, " part"] | None]]:
     """Every cut that is looked at, depth first, with the samples of the set where it is not cut."""
-    stack = [("root", np.arange(graph.shape[0]))]
+    stack = [("root", np.arange(len(graph.indptr) - 1))]
     while stack:
         path, members = stack.pop()
         conductance, first = best_cut(graph[members][:, members], least)
@@ -267,7 +268,7 @@ def best_cut(graph: "csr_matrix", least: int) -> tuple[float, Bool[np.ndarray, "
     """
     from scipy.sparse.csgraph import connected_components
 
-    n = graph.shape[0]
+    n = len(graph.indptr) - 1
     none = 1.0, np.zeros(n, bool)
     if n < 2 * least:
         return none
@@ -303,7 +304,7 @@ def _eigenvectors(graph: "csr_matrix", degree: Float[np.ndarray, " n"]) -> Itera
     walk = diags(1 / root) @ graph @ diags(1 / root)
     n_wanted = min(EIGENVECTORS + 1, n - 1)
     start = root + 0.01 * np.random.default_rng(0).normal(size=n)
-    values, vectors = eigsh(walk, k=n_wanted, which="LA", v0=start, tol=1e-3)
+    values, vectors = eigsh(walk, k=n_wanted, which="LA", v0=start, tol=1e-3)  # type: ignore[arg-type]  # annotated as an integer
     for i in values.argsort()[::-1][1:]:
         yield vectors[:, i] / root
 
@@ -329,7 +330,7 @@ def _settled(graph: "csr_matrix", labels: Int[np.ndarray, " n"]) -> Int[np.ndarr
     n, n_kinds = len(labels), int(labels.max()) + 1
     for _ in range(ROUNDS):
         indicator = csr_matrix((np.ones(n), (np.arange(n), labels)), shape=(n, n_kinds))
-        votes = (graph @ indicator).toarray()
+        votes = csr_matrix(graph @ indicator).toarray()
         votes[np.arange(n), labels] += 0.5  # a tie changes nothing
         found = votes.argmax(1)
         if (found == labels).all() or len(np.unique(found)) < n_kinds:

@@ -83,6 +83,7 @@ def add_leaf(
     own = known <= known.quantile(quantile)
     options = replace(training, init="random", init_shared=False, agreement=None, view=None, early_stopping=None)
     shape = model.table or model.input_shape
+    new, share = model, quantile  # until the first round, of which there is at least one
     for _ in range(rounds):
         if own.sum() < LEAST:
             expected = f"at least {LEAST} samples that a new leaf explains better than the others do"

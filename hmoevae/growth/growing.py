@@ -287,12 +287,14 @@ def _samples(tree: Tree, x: Data, table: Table | None) -> Float[Tensor, "n *samp
     """All samples, checked."""
     if table is not None and not isinstance(table, Table):
         raise ArgumentTypeError(mismatch("table", "a Table, such as Table.of(frame)", type(table).__name__))
-    if table is None and not hasattr(x, "shape"):
-        raise ArgumentTypeError(
-            mismatch("x", "a tensor or array in memory, or a data frame with table=", type(x).__name__)
-        )
-    if table is None and len(x.shape) < 2:
-        raise ShapeError(mismatch("x", "(n, *sample)", tuple(x.shape)))
-    shape: Any = table or tuple(x.shape)[1:]
+    shape: Any = table
+    if shape is None:
+        size = getattr(x, "shape", None)
+        if size is None:
+            expected = "a tensor or array in memory, or a data frame with table="
+            raise ArgumentTypeError(mismatch("x", expected, type(x).__name__))
+        if len(size) < 2:
+            raise ShapeError(mismatch("x", "(n, *sample)", tuple(size)))
+        shape = tuple(size)[1:]
     model = HMoEVAE(_first_leaf(tree), shape, objective="elbo")
     return torch.cat(list(model._pieces(x, 1024)))

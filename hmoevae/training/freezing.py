@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -89,5 +90,5 @@ class _Masked:
             return gradient * moves.view(-1, *[1] * (gradient.ndim - 1))
         indices, values = gradient._indices(), gradient._values()
         kept = moves[indices[0]]
-        how = {"is_coalesced": gradient.is_coalesced(), "check_invariants": False}
+        how: dict[str, Any] = {"is_coalesced": gradient.is_coalesced(), "check_invariants": False}
         return torch.sparse_coo_tensor(indices[:, kept], values[kept], gradient.shape, **how)
