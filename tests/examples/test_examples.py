@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import _run
-import how_many
+import grow
 import mnist_flat
 import pytest
 import share_model
@@ -151,7 +151,7 @@ def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
             {"model", "clustered.csv", "leaves.png", "wine.csv"},
             "rows of every label by cluster",
         ),
-        ("how_many.py", {"model", "growth.png", "tree.png"}, "clusters of k-means: NMI"),
+        ("grow.py", {"model", "growth.png", "tree.png"}, "clusters of k-means: NMI"),
         (
             "custom_tree.py",
             {"model", "history.csv", "metrics.json", "tree.png", "samples.png", "contingency.png"},
@@ -173,12 +173,12 @@ def test_tutorials_smoke_run(script, files, says, tmp_path):
     ("train", "what"),
     [
         (
-            lambda: how_many.grown(torch.rand(99, 1, 8, 8), epochs=1, round_epochs=1, seed=0),
+            lambda: grow.grown(torch.rand(99, 1, 8, 8), epochs=1, round_epochs=1, seed=0),
             "hmoevae.growth.growing.fit_quietly",
         ),
         (lambda: share_model.train(1), "hmoevae.fit"),
     ],
-    ids=["how_many", "share_model"],
+    ids=["grow", "share_model"],
 )
 def test_half_a_training_is_neither_compared_nor_shared(train, what, monkeypatch):
     """Ctrl-C, on which fit ends quietly."""

@@ -1,6 +1,6 @@
 """How many kinds are there? The number is found and the tree grown on scikit-learn's digits, without labels.
 
-    python examples/how_many.py
+    python examples/grow.py
 
 The images are cut into kinds, which a mixture learns; its leaves are split where held-out images gain from it. The
 labels tell at the very end what the leaves have found, beside k-means with as many clusters.
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60, help="passes over the images in which the kinds are learned")
     parser.add_argument("--round-epochs", type=int, default=10, help="passes in which splits are tried")
     parser.add_argument("--seed", type=int, default=0, help="fixes weights, order and draws")
-    parser.add_argument("--out", type=Path, default=Path("runs/how_many"), help="folder for the results")
+    parser.add_argument("--out", type=Path, default=Path("runs/grow"), help="folder for the results")
     parser.add_argument("--smoke", action="store_true", help="two epochs, to see that everything works")
     args = parser.parse_args()
     for name in ("epochs", "round_epochs"):
