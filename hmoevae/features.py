@@ -131,7 +131,8 @@ def principal_components_of(
         raise MissingExtraError(mismatch("principal components of the data", expected, f"{error}")) from None
 
     flat = filled(samples.flatten(1).float().cpu()).numpy()
-    with config_context(array_api_dispatch=False):  # the caller's setting does not matter for a numpy array
+    # The caller's setting does not matter for a numpy array; of equal samples, shares of the variance are 0/0.
+    with config_context(array_api_dispatch=False), np.errstate(invalid="ignore"):
         pca = PCA(min(n_components, *flat.shape), svd_solver="randomized", random_state=0)
         found = pca.fit_transform(flat)
 

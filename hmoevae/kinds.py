@@ -5,8 +5,8 @@ Axes: `n` counts samples, `feature` what they are compared by.
 
 import heapq
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,17 +14,24 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hmoevae.checks import check_choice, check_integer, check_number
+from hmoevae.checks import check_choice, check_integer, check_number, is_integer
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError, from_extra, mismatch
 from hmoevae.features import oriented_gradients, principal_components_of
+from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.views import Neighbour, RandomAffine, ViewLike, as_view
 
 Changes = ViewLike | Literal["auto"] | None
 Graph = Any
 """A `scipy.sparse.csr_matrix`, whose types would have to be imported."""
+Limit = Callable[[Int[np.ndarray, " part"]], float]
 LEAST = 20
 """Smallest number of samples of a kind."""
 MOST_NEIGHBOURS = 25
+FRACTION = 0.5
+"""A cut is good if its conductance is below this fraction of that of the best cut of one kind."""
+MANY_DIMENSIONS = 10
+MOST_DRAWN, DRAWS = 20_000, 5
+"""Largest number of samples of a reference, and number of references of each size."""
 STROKES = 16
 """Smallest width and height of images that are compared by their edges; smaller ones are compared by their pixels."""
 EIGENVECTORS = 3
@@ -55,7 +62,7 @@ class Cut:
     accepted: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Kinds:
     """What `find_kinds` has found.
 
@@ -64,12 +71,12 @@ class Kinds:
         cuts: The best cut of every set that was looked at, depth first.
 
     >>> found = Kinds(torch.tensor([0, 1, 1, 1]), ())
-    >>> found.n_kinds, found.shares
-    (2, tensor([0.2500, 0.7500]))
+    >>> found, found.n_kinds, found.shares
+    (<Kinds: 2 among 4 samples>, 2, tensor([0.2500, 0.7500]))
     """
 
-    labels: Int[Tensor, " n"] = field(repr=False)
-    cuts: tuple[Cut, ...] = field(repr=False)
+    labels: Int[Tensor, " n"]
+    cuts: tuple[Cut, ...]
 
     @property
     def n_kinds(self) -> int:
@@ -80,6 +87,9 @@ class Kinds:
     def shares(self) -> Float[Tensor, " kind"]:
         """Share of the samples that are of each kind."""
         return self.labels.bincount() / len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"<Kinds: {self.n_kinds} among {len(self.labels)} samples>"
 
 
 def find_kinds(
@@ -97,8 +107,9 @@ def find_kinds(
 
     Every sample is joined to its nearest neighbours, and to the nearest neighbours of changed copies of itself, such as
     a rotated one. A kind is a set of samples that no good cut divides. A cut is good where few edges cross it: its
-    conductance (share of the smaller part's edges that cross) is below `max_conductance`. The best cut of a set is
-    looked for along the leading eigenvectors of the normalised graph (Shi & Malik 2000; Kannan, Vempala & Vetta 2004).
+    conductance (share of the smaller part's edges that cross) is below `max_conductance`, and below half of that of a
+    Gaussian of the same size and spread (`one_kind`). The best cut of a set is looked for along the leading
+    eigenvectors of the normalised graph (Shi & Malik 2000; Kannan, Vempala & Vetta 2004).
     The set of all samples is cut, then its parts, the best cut first, as long as there are good ones. In the end every
     sample goes to the kind of most of its neighbours.
 
@@ -137,19 +148,27 @@ def find_kinds(
     if max_kinds is not None:
         check_integer("max_kinds", max_kinds)
     graph = neighbour_graph(x, neighbour=neighbour, changes=changes, n_changes=n_changes, seed=seed)
-    return kinds_of(graph, max_conductance=max_conductance, smallest=smallest, max_kinds=max_kinds)
+    limit = limit_of(x, max_conductance, neighbour=neighbour, smallest=smallest, seed=seed)
+    return kinds_of(graph, limit=limit, smallest=smallest, max_kinds=max_kinds)
 
 
-def kinds_of(graph: Graph, *, max_conductance: float, smallest: float, max_kinds: int | None = None) -> Kinds:
+def kinds_of(graph: Graph, *, limit: Limit, smallest: float, max_kinds: int | None = None) -> Kinds:
     """The kinds among the samples of a graph, as in `find_kinds`.
 
+    Args:
+        graph: The graph.
+        limit: The largest conductance of a cut that is made, by the samples of the set that is cut.
+        smallest: As in `find_kinds`.
+        max_kinds: As in `find_kinds`.
+
     >>> from scipy.sparse import block_diag
-    >>> kinds_of(block_diag([np.ones((30, 30)), np.ones((50, 50))]).tocsr(), max_conductance=0.06, smallest=0.0).n_kinds
+    >>> graph = block_diag([np.ones((30, 30)), np.ones((50, 50))]).tocsr()
+    >>> kinds_of(graph, limit=lambda members: 0.06, smallest=0.0).n_kinds
     2
     """
-    n = graph.shape[0]
+    n = len(graph.indptr) - 1
     parts, cuts = [], []
-    for cut, part in _cuts(graph, max(LEAST, round(smallest * n)), max_conductance, max_kinds):
+    for cut, part in _cuts(graph, least_of(n, smallest), limit, max_kinds):
         cuts.append(cut)
         if part is not None:
             parts.append(part)
@@ -157,6 +176,77 @@ def kinds_of(graph: Graph, *, max_conductance: float, smallest: float, max_kinds
     for kind, part in enumerate(parts):
         labels[part] = kind
     return Kinds(torch.from_numpy(_settled(graph, labels)), tuple(cuts))
+
+
+def least_of(n: int, smallest: float) -> int:
+    """The smallest number of samples of a kind among `n`, of which it is at least this share.
+
+    >>> least_of(100, 0.005), least_of(10_000, 0.005)
+    (20, 50)
+    """
+    return max(LEAST, round(smallest * n))
+
+
+def limit_of(
+    x: Float[Tensor, "n *sample"],
+    max_conductance: float,
+    *,
+    neighbour: Neighbour | None = None,
+    smallest: float = 0.005,
+    seed: int = 0,
+) -> Limit:
+    """The largest conductance of a cut that is made, by the set that is cut: at most half of `one_kind` of that set.
+
+    >>> limit_of(torch.randn(500, 20), 0.06)(np.arange(500))
+    0.06
+    """
+    x = x.detach().cpu()
+    neighbour = _neighbour(x, neighbour)
+    described = neighbour.features if neighbour.features is not None else _flat
+    features = principal_components_of(described(x), neighbour.n_components)[0].astype(np.float64)
+    k, least = neighbour.k, least_of(len(x), smallest)
+
+    def limit(members: Int[np.ndarray, " part"]) -> float:
+        return min(max_conductance, FRACTION * one_kind(features[members], k, least, seed))
+
+    return limit
+
+
+def one_kind(features: Float[np.ndarray, "n feature"], k: int, least: int, seed: int = 0) -> float:
+    """The conductance of the best cut of samples that are one kind: of a Gaussian of the same size and variances.
+
+    A single Gaussian in a plane is easily cut, too: few of its neighbours are on both sides of any line. In many
+    dimensions it is not. So a Gaussian with the variances of the principal components is drawn and cut, some times, as
+    in the gap statistic (Tibshirani, Walther & Hastie 2001). Where the variances are spread over more than ten
+    dimensions, no cut of a Gaussian is good, and nothing is drawn: the result is 1.
+
+    Args:
+        features: Principal components of the samples.
+        k: Number of neighbours of a sample.
+        least: Smallest number of samples of a part.
+        seed: Seed of the draws.
+
+    >>> rng = np.random.default_rng(0)
+    >>> one_kind(rng.normal(size=(500, 2)), 5, 20) < 0.06, one_kind(rng.normal(size=(500, 20)), 5, 20)
+    (True, 1.0)
+    """
+    variance = features.var(0)
+    total, size = variance.sum(), min(len(features), MOST_DRAWN)
+    if size < max(2 * least, k + 1) or total == 0 or total**2 / (variance**2).sum() > MANY_DIMENSIONS:
+        return 1.0
+    rng = np.random.default_rng(seed)
+    drawn = (rng.normal(size=(size, len(variance))) * np.sqrt(variance) for _ in range(DRAWS))
+    graphs = (_joined([_search(each).kneighbors(n_neighbors=k, return_distance=False)]) for each in drawn)
+    return min(best_cut(graph, least)[0] for graph in graphs)
+
+
+def _neighbour(x: Tensor, neighbour: Neighbour | None) -> Neighbour:
+    """What is given, or the usual for these samples."""
+    if neighbour is not None:
+        return neighbour
+    has_strokes = x.ndim == 4 and min(x.shape[2:]) >= STROKES
+    k = min(MOST_NEIGHBOURS, max(5, round(math.sqrt(len(x)) / 10)))
+    return Neighbour(k=k, features=oriented_gradients if has_strokes else None)
 
 
 def neighbour_graph(
@@ -176,14 +266,15 @@ def neighbour_graph(
     [[0, 2, 0, 0], [2, 0, 0, 0], [0, 0, 0, 2], [0, 0, 2, 0]]
     """
     check_integer("n_changes", n_changes, least=0)
+    if not is_integer(seed, -(1 << 63)) or seed >= 1 << 64:
+        raise ArgumentError(mismatch("seed", "an integer of at most 64 bits", repr(seed)))
+    if not isinstance(neighbour, Neighbour | None):
+        raise ArgumentTypeError(mismatch("neighbour", "a Neighbour(...) or None", repr(neighbour)))
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ArgumentTypeError(mismatch("x", "a tensor of floating point samples, (n, *sample)", got))
     x = x.detach().cpu()
-    if neighbour is None:
-        has_strokes = x.ndim == 4 and min(x.shape[2:]) >= STROKES
-        k = min(MOST_NEIGHBOURS, max(5, round(math.sqrt(len(x)) / 10)))
-        neighbour = Neighbour(k=k, features=oriented_gradients if has_strokes else None)
+    neighbour = _neighbour(x, neighbour)
     if len(x) <= neighbour.k:
         raise DataError(mismatch("x", f"more than {neighbour.k} samples for {neighbour.k} neighbours", len(x)))
     if not x.isfinite().all():
@@ -191,26 +282,37 @@ def neighbour_graph(
     if isinstance(changes, str):
         check_choice("changes", changes, ["auto"])
         changes = RandomAffine(translate=(0.0, 0.0), scale=(1.0, 1.0)) if x.ndim == 4 else None
+    described = neighbour.features if neighbour.features is not None else _flat
+    features, project = principal_components_of(described(x), neighbour.n_components)
+    search = _search(features)
+    tables = [search.kneighbors(n_neighbors=neighbour.k, return_distance=False)]
+    if changes is not None:
+        view, generator = as_view(changes, "changes"), torch.Generator().manual_seed(seed)
+        with borrowed_random_state(seed):  # a view that is a plain callable draws from the global ones
+            for _ in range(n_changes):
+                copies = project(described(view(x, index=torch.arange(len(x)), generator=generator)))
+                tables.append(search.kneighbors(copies, n_neighbors=max(1, neighbour.k // 2), return_distance=False))
+    return _joined(tables)
+
+
+def _search(features: Float[np.ndarray, "n feature"]) -> Any:
+    """What finds nearest neighbours among samples."""
     try:
-        from scipy.sparse import csr_matrix
         from sklearn.neighbors import NearestNeighbors
     except ImportError as error:
         raise MissingExtraError(mismatch("find_kinds", from_extra("scikit-learn", "sklearn"), f"{error}")) from None
-    described = neighbour.features if neighbour.features is not None else _flat
-    features, project = principal_components_of(described(x), neighbour.n_components)
-    search = NearestNeighbors().fit(features)
-    tables = [search.kneighbors(n_neighbors=neighbour.k, return_distance=False)]
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(n_changes):
-        if changes is None:
-            break
-        changed = as_view(changes, "changes")(x, index=torch.arange(len(x)), generator=generator)
-        copies = project(described(changed))
-        tables.append(search.kneighbors(copies, n_neighbors=max(1, neighbour.k // 2), return_distance=False))
-    rows = np.concatenate([np.repeat(np.arange(len(x)), table.shape[1]) for table in tables])
+    return NearestNeighbors().fit(features)
+
+
+def _joined(tables: Sequence[Int[np.ndarray, "n _"]]) -> Graph:
+    """The symmetric graph of tables of neighbours; entries count edges."""
+    from scipy.sparse import csr_matrix
+
+    n = len(tables[0])
+    rows = np.concatenate([np.repeat(np.arange(n), table.shape[1]) for table in tables])
     columns = np.concatenate([table.ravel() for table in tables])
     kept = rows != columns
-    edges = csr_matrix((np.ones(kept.sum()), (rows[kept], columns[kept])), shape=(len(x), len(x)))
+    edges = csr_matrix((np.ones(kept.sum()), (rows[kept], columns[kept])), shape=(n, n))
     return (edges + edges.T).tocsr()
 
 
@@ -219,34 +321,29 @@ def _flat(samples: Float[Tensor, "m *sample"]) -> Float[Tensor, "m feature"]:
 
 
 def _cuts(
-    graph: Graph, least: int, max_conductance: float, max_kinds: int | None
+    graph: Graph, least: int, limit: Limit, max_kinds: int | None
 ) -> Iterator[tuple[Cut, Int[np.ndarray, " part"] | None]]:
     """Every cut that is looked at, in the order of paths, with the samples of the set where it is not cut.
 
-    The best cuts are made first, until there are no good ones or enough kinds.
+    The best cuts, those furthest below the limit, are made first, until there are no good ones or enough kinds.
     """
-    waiting: list[tuple[float, str, Int[np.ndarray, " part"], Bool[np.ndarray, " part"]]] = []
+    waiting: list[tuple[float, str, Int[np.ndarray, " part"], Bool[np.ndarray, " part"], Cut]] = []
+    made: list[tuple[Cut, Int[np.ndarray, " part"] | None]] = []
 
     def look(path: str, members: Int[np.ndarray, " part"]) -> None:
         conductance, first = best_cut(graph[members][:, members], least)
-        heapq.heappush(waiting, (conductance, path, members, first))
-
-    look("root", np.arange(graph.shape[0]))
-    seen: list[tuple[Cut, Int[np.ndarray, " part"] | None]] = []
-    while waiting:
-        conductance, path, members, first = heapq.heappop(waiting)
-        accepted = conductance <= max_conductance and (max_kinds is None or len(waiting) + 1 < max_kinds)
         smaller = min(int(first.sum()), len(members) - int(first.sum()))
-        if not accepted:  # nor are the others, whose conductances are larger
-            waiting.append((conductance, path, members, first))
-            break
-        seen.append((Cut(path, len(members), smaller, conductance, accepted=True), None))
+        cut = Cut(path, len(members), smaller, conductance, accepted=False)
+        heapq.heappush(waiting, (conductance - limit(members), path, members, first, cut))
+
+    look("root", np.arange(len(graph.indptr) - 1))  # the shape, of which scipy's annotations know nothing
+    while waiting[0][0] <= 0 and (max_kinds is None or len(waiting) < max_kinds):
+        _, path, members, first, cut = heapq.heappop(waiting)
+        made.append((replace(cut, accepted=True), None))
         look(f"{path}/0", members[first])
         look(f"{path}/1", members[~first])
-    for conductance, path, members, first in waiting:
-        smaller = min(int(first.sum()), len(members) - int(first.sum()))
-        seen.append((Cut(path, len(members), smaller, conductance, accepted=False), members))
-    yield from sorted(seen, key=lambda each: each[0].path)
+    ends = [(cut, members) for _, _, members, _, cut in waiting]
+    yield from sorted([*made, *ends], key=lambda each: each[0].path)
 
 
 def best_cut(graph: Graph, least: int) -> tuple[float, Bool[np.ndarray, " n"]]:
@@ -266,7 +363,7 @@ def best_cut(graph: Graph, least: int) -> tuple[float, Bool[np.ndarray, " n"]]:
     """
     from scipy.sparse.csgraph import connected_components
 
-    n = graph.shape[0]
+    n = len(graph.indptr) - 1
     none = 1.0, np.zeros(n, bool)
     if n < 2 * least:
         return none
@@ -329,7 +426,7 @@ def _settled(graph: Graph, labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n
     n, n_kinds = len(labels), int(labels.max()) + 1
     for _ in range(ROUNDS):
         indicator = csr_matrix((np.ones(n), (np.arange(n), labels)), shape=(n, n_kinds))
-        votes = (graph @ indicator).toarray()
+        votes = csr_matrix(graph @ indicator).toarray()
         votes[np.arange(n), labels] += 0.5  # a tie changes nothing
         found = votes.argmax(1)
         if (found == labels).all() or len(np.unique(found)) < n_kinds:

@@ -53,18 +53,18 @@ def add_leaf(
         ArgumentTypeError: `model` or `training` has a wrong type.
         DataError: Fewer than ten samples are left for the new leaf.
 
-    >>> import dataclasses
     >>> import hmoevae as hm
     >>> import torch
     >>> rng = torch.Generator().manual_seed(0)
-    >>> x = torch.cat([0.1 * torch.randn(200, 4, generator=rng) + i for i in range(3)])
-    >>> leaf = hm.VAE(latent_dim=1, encoder=hm.MLP((8,)), decoder=hm.MLP(()), likelihood=hm.Gaussian(0.1, "identity"))
-    >>> training = hm.Training(epochs=40, lr=1e-2, batch_size=32)
-    >>> model = hm.HMoEVAE(hm.Mixture.of(leaf, 2), input_shape=(4,), objective="elbo")
-    >>> _ = hm.fit(model, x[:400], dataclasses.replace(training, init="kmeans"), progress=False)
+    >>> x = torch.cat([0.1 * torch.randn(100, 2, generator=rng) + i for i in range(3)])
+    >>> leaf = hm.VAE(1, hm.LinearPosterior(), hm.MLP(()), hm.Gaussian("learned", "identity"))
+    >>> tree = hm.Mixture.of(leaf, 2, gate=hm.PosteriorGate(), balance=None, prior="learned")
+    >>> model = hm.HMoEVAE(tree, input_shape=(2,), objective="marginal")
+    >>> _ = hm.fit_em(model, x[:200])
+    >>> training = hm.Training(epochs=10, lr=0.1, batch_size=16)
     >>> more = add_leaf(model, x, training, quantile=0.2, progress=False)
-    >>> more.plan.n_leaves, more.predict(x[400:]).bincount()
-    (3, tensor([  0,   0, 200]))
+    >>> more.plan.n_leaves, more.predict(x[200:]).bincount()
+    (3, tensor([  0,   0, 100]))
     """
     if not isinstance(model, HMoEVAE):
         raise ArgumentTypeError(mismatch("model", "an HMoEVAE", type(model).__name__))
@@ -83,7 +83,7 @@ def add_leaf(
     own = known <= known.quantile(quantile)
     options = replace(training, init="random", init_shared=False, agreement=None, view=None, early_stopping=None)
     shape = model.table or model.input_shape
-    new, share = model, 0.0
+    new, share = model, quantile  # until the first round, of which there is at least one
     for _ in range(int(rounds)):
         if own.sum() < LEAST:
             expected = f"at least {LEAST} samples that a new leaf explains better than the others do"
@@ -92,6 +92,6 @@ def add_leaf(
             new = HMoEVAE(spec, shape, missing=model.missing).to(model.device, model.dtype)
         fit_quietly(new, samples[own], options, progress=progress)
         new.to(model.device)
-        share = own.float().mean().item()
+        share = own.sum().item() / (len(own) + 1)  # below one, also where the new leaf explains all samples
         own = math.log(share) + new.score_samples(samples) > math.log1p(-share) + known
     return surgery.graft(model, path, new, beside=True, share=share, x=samples)

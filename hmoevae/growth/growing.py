@@ -1,6 +1,7 @@
 """grow: finds the kinds among samples, trains a tree of them, and splits and merges its leaves as held-out data ask."""
 
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,12 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hmoevae import surgery
-from hmoevae.errors import ArgumentTypeError, DataError, mismatch
+from hmoevae.errors import ArgumentTypeError, DataError, ShapeError, mismatch
 from hmoevae.growth.bounds import log_joint
-from hmoevae.growth.record import Decision, Grown, Growth
+from hmoevae.growth.record import USUAL, Decision, Grown, Growth
 from hmoevae.growth.splits import Split, after_prune, chosen, found_splits, judged, with_splits
 from hmoevae.history import History
-from hmoevae.kinds import LEAST, Kinds, kinds_of, neighbour_graph
+from hmoevae.kinds import LEAST, Kinds, kinds_of, limit_of, neighbour_graph
 from hmoevae.model import HMoEVAE
 from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.plan import PlannedNode
@@ -30,13 +31,13 @@ from hmoevae.training.record import Training
 
 NOISE = 0.01
 """Noise on the halves of a split, relative to the weights."""
-USUAL_GROWTH, USUAL_TRAINING = Growth(), Training()
+USUAL_TRAINING = Training()
 
 
 def grow(
     tree: Tree,
     x: Data,
-    growth: Growth = USUAL_GROWTH,
+    growth: Growth = USUAL,
     training: Training = USUAL_TRAINING,
     *,
     table: Table | None = None,
@@ -70,6 +71,7 @@ def grow(
 
     Raises:
         ArgumentTypeError: An argument has a wrong type.
+        ShapeError: The samples have no features.
         DataError: There are too few samples.
 
     >>> import hmoevae as hm
@@ -125,7 +127,9 @@ class _Job:
             if grown is None:
                 break
             model = grown
-        return Grown(model, self.decisions, self.histories)
+        else:  # leaves were split and merged again
+            self._stop(self.growth.max_leaves, model, f"the limit of {self.growth.max_leaves} rounds")
+        return Grown(model, self.decisions, self.histories, self.growth)
 
     def _seen(self, model: HMoEVAE) -> tuple[int, ...]:
         """The shape of what is compared: that of images, as long as networks see them as they are."""
@@ -138,8 +142,10 @@ class _Job:
         """The first tree, trained."""
         training, kinds = self.training, None
         if isinstance(self.tree, VAE) and self.growth.kinds:
-            limits = {name: getattr(self.growth, name) for name in ("max_conductance", "smallest")}
-            kinds = kinds_of(self.graph, **limits, max_kinds=self.growth.max_leaves)
+            how = {name: getattr(self.growth, name) for name in ("neighbour", "smallest")}
+            limit = limit_of(self.compared, self.growth.max_conductance, **how, seed=self.training.seed or 0)
+            smallest = self.growth.smallest
+            kinds = kinds_of(self.graph, limit=limit, smallest=smallest, max_kinds=self.growth.max_leaves)
             self._note_kinds(kinds)
         if kinds is None or kinds.n_kinds == 1:
             model = HMoEVAE(self.tree, self.shape, objective="elbo")
@@ -161,7 +167,8 @@ class _Job:
         n_leaves = 1
         for cut in kinds.cuts:
             n_leaves += cut.accepted
-            reason = "" if cut.accepted else "no good cut: this is a kind"
+            is_good = cut.conductance <= self.growth.max_conductance
+            reason = "" if cut.accepted else "no leaf is left" if is_good else "no good cut: this is a kind"
             about = {"conductance": cut.conductance, "n_leaves": n_leaves, "reason": reason}
             self._note(0, "cut", cut.path, cut.accepted, cut.size, **about)
 
@@ -184,8 +191,10 @@ class _Job:
         alone, parted = self._with_and_without(model, splits, assigned)
         splits = judged(splits, alone, parted, self.held)
         kept = chosen(splits, self.growth.min_gain, n_free)
+        n_leaves = alone.plan.n_leaves
         for split in splits:
-            self._note_split(turn, split, kept, alone.plan.n_leaves)
+            n_leaves += split in kept
+            self._note_split(turn, split, split in kept, n_leaves)
         if not kept:
             return self._stop(turn, alone, "no split gains")
         model, new = with_splits(alone, parted, kept, self.own)
@@ -236,12 +245,12 @@ class _Job:
                 if leaf.depth < 2 or not siblings:
                     continue  # kinds are told apart by the graph
                 if not mine.any():
-                    found.append((0.0, leaf, 0))
+                    found.append((-math.inf, leaf, 0))
                     continue
                 others = torch.cat([bound[:i], bound[i + 1 :]])[:, mine].logsumexp(0)
                 loss = (bound[:, mine].logsumexp(0) - others).mean().item()
                 found.append((loss, leaf, int(mine.sum())))
-            loss, leaf, n = min(found, key=lambda each: each[0], default=(float("inf"), None, 0))
+            loss, leaf, n = min(found, key=lambda each: each[0], default=(math.inf, None, 0))
             if leaf is None or loss >= self.growth.min_gain:
                 return model
             n_siblings = len(model.plan.node(leaf.path.rpartition("/")[0]).child_edges)
@@ -249,7 +258,8 @@ class _Job:
             self.fresh = {after_prune(path, leaf.path, n_siblings) for path in self.fresh or () if path != leaf.path}
             action = "merge" if n else "prune"
             reason = "its siblings explain its samples" if n else "no sample is its own"
-            self._note(turn, action, leaf.path, True, n, gain=-loss, n_leaves=model.plan.n_leaves, reason=reason)
+            about = {"gain": -loss if n else None, "n_leaves": model.plan.n_leaves, "reason": reason}
+            self._note(turn, action, leaf.path, True, n, **about)
 
     # --- helpers ----------------------------------------------------------------------------------------------------
 
@@ -262,13 +272,11 @@ class _Job:
         seconds = time.perf_counter() - self.began
         self.decisions.append(Decision(turn, action, path, accepted, n_samples, **more, seconds=seconds))
 
-    def _note_split(self, turn: int, split: Split, kept: Sequence[Split], n_before: int) -> None:
-        accepted = split in kept
+    def _note_split(self, turn: int, split: Split, accepted: bool, n_leaves: int) -> None:
         reason = ""
         if not accepted:
             enough = split.gain > max(self.growth.min_gain, 2 * split.error)
             reason = "others gain more, and no leaf is left" if enough else "held-out samples gain too little"
-        n_leaves = n_before + (1 + list(kept).index(split) if accepted else len(kept))
         about = {"gain": split.gain, "error": split.error, "conductance": split.conductance, "reason": reason}
         self._note(turn, "split", split.path, accepted, len(split.members), **about, n_leaves=n_leaves)
 
@@ -282,9 +290,16 @@ def _first_leaf(tree: Tree) -> VAE:
 
 def _samples(tree: Tree, x: Data, table: Table | None) -> Float[Tensor, "n *sample"]:
     """All samples, checked."""
-    shape: Any = table or tuple(getattr(x, "shape", ()))[1:]
-    if not shape:
-        expected = "a tensor or array in memory, or a data frame with table="
-        raise ArgumentTypeError(mismatch("x", expected, type(x).__name__))
+    if table is not None and not isinstance(table, Table):
+        raise ArgumentTypeError(mismatch("table", "a Table, such as Table.of(frame)", type(table).__name__))
+    shape: Any = table
+    if shape is None:
+        size = getattr(x, "shape", None)
+        if size is None:
+            expected = "a tensor or array in memory, or a data frame with table="
+            raise ArgumentTypeError(mismatch("x", expected, type(x).__name__))
+        if len(size) < 2:
+            raise ShapeError(mismatch("x", "(n, *sample)", tuple(size)))
+        shape = tuple(size)[1:]
     model = HMoEVAE(_first_leaf(tree), shape, objective="elbo")
     return torch.cat(list(model._pieces(x, 1024)))

@@ -46,6 +46,12 @@ def _held_out(value: Any) -> float:
     return float(value)
 
 
+def _count(value: Any) -> int:
+    if not is_integer(value, 0):
+        raise expected("an integer >= 0")
+    return int(value)
+
+
 def _changes(value: Any) -> ViewLike | str | None:
     if value is not None and value != "auto" and not is_view(value):
         raise expected("'auto', None, a View or a callable from samples to samples")
@@ -97,6 +103,9 @@ class Growth:
     smallest: Annotated[float, BeforeValidator(_share)] = 0.005
 
 
+USUAL = Growth()
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """One decision of a growth.
@@ -140,7 +149,8 @@ class Grown:
     Attributes:
         model: The model.
         decisions: Every decision, in order.
-        histories: Histories of the trainings that the model went through: of the kinds, then of each round.
+        histories: Histories of the trainings: of the first tree, then two of each round, without splits and with them.
+        growth: The options of the growth.
 
     >>> import hmoevae as hm
     >>> grown = Grown(hm.HMoEVAE(hm.VAE(2), (4,)), [Decision(0, "stop", "root", True, 10)], [])
@@ -151,6 +161,7 @@ class Grown:
     model: HMoEVAE = field(repr=False)
     decisions: list[Decision]
     histories: list[History]
+    growth: Growth = USUAL
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ except ImportError as missing:
 
 from hmoevae.plot.clusters import contingency, misrouted
 from hmoevae.plot.dendrograms import dendrogram
+from hmoevae.plot.growths import growth
 from hmoevae.plot.leaves import nearest, reconstructions, samples, traversals
 from hmoevae.plot.tables import means
 from hmoevae.plot.training import losses, sample_grid, usage
@@ -23,6 +24,7 @@ from hmoevae.plot.trees import tree
 __all__ = [
     "contingency",
     "dendrogram",
+    "growth",
     "losses",
     "means",
     "misrouted",

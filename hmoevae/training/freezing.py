@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -26,7 +27,7 @@ def frozen(model: HMoEVAE, paths: Sequence[str]) -> Iterator[None]:
 
     Raises:
         ArgumentError: The tree has no such node.
-        ArgumentTypeError: `paths` is not a sequence of paths.
+        ArgumentTypeError: `model` is no model, or `paths` is not a sequence of paths.
 
     >>> import hmoevae as hm
     >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=2), 2), input_shape=(4,))
@@ -37,6 +38,8 @@ def frozen(model: HMoEVAE, paths: Sequence[str]) -> Iterator[None]:
     >>> torch.equal(model.predict_proba(x), before)
     True
     """
+    if not isinstance(model, HMoEVAE):
+        raise ArgumentTypeError(mismatch("model", "an HMoEVAE", type(model).__name__))
     if isinstance(paths, str) or not isinstance(paths, Sequence):
         raise ArgumentTypeError(mismatch("paths", "a list of paths", repr(paths)))
     plan = model.plan
@@ -87,5 +90,5 @@ class _Masked:
             return gradient * moves.view(-1, *[1] * (gradient.ndim - 1))
         indices, values = gradient._indices(), gradient._values()
         kept = moves[indices[0]]
-        rows, some = indices[:, kept], values[kept]
-        return torch.sparse_coo_tensor(rows, some, gradient.shape, is_coalesced=gradient.is_coalesced())
+        how: dict[str, Any] = {"is_coalesced": gradient.is_coalesced(), "check_invariants": False}
+        return torch.sparse_coo_tensor(indices[:, kept], values[kept], gradient.shape, **how)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import _run
-import choose_tree
+import grow
 import mnist_flat
 import pytest
 import share_model
@@ -151,7 +151,7 @@ def test_two_processes_end_where_one_does(launcher, history_of_one, tmp_path):
             {"model", "report.html", "clustered.csv", "leaves.png", "wine.csv"},
             "rows of every label by cluster",
         ),
-        ("choose_tree.py", {"model", "scores.png"}, "chosen: "),
+        ("grow.py", {"model", "growth.png", "tree.png"}, "clusters of k-means: NMI"),
         (
             "custom_tree.py",
             {"model", "report.html", "history.csv", "metrics.json", "tree.png", "samples.png", "contingency.png"},
@@ -170,16 +170,19 @@ def test_tutorials_smoke_run(script, files, says, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "train",
+    ("train", "what"),
     [
-        lambda: choose_tree.train(choose_tree.LEAF, torch.rand(4, 1, 8, 8), epochs=1, seed=0),
-        lambda: share_model.train(1),
+        (
+            lambda: grow.grown(torch.rand(99, 1, 8, 8), epochs=1, round_epochs=1, seed=0),
+            "hmoevae.growth.growing.fit_quietly",
+        ),
+        (lambda: share_model.train(1), "hmoevae.fit"),
     ],
-    ids=["choose_tree", "share_model"],
+    ids=["grow", "share_model"],
 )
-def test_half_a_training_is_neither_scored_nor_shared(train, monkeypatch):
+def test_half_a_training_is_neither_compared_nor_shared(train, what, monkeypatch):
     """Ctrl-C, on which fit ends quietly."""
-    monkeypatch.setattr(hm, "fit", lambda *_, **__: hm.History(interrupted=True))
+    monkeypatch.setattr(what, lambda *_, **__: hm.History(interrupted=True))
     with pytest.raises(KeyboardInterrupt):
         train()
 

@@ -1054,3 +1054,67 @@ def test_a_dendrogram_refuses() -> None:
             plot.dendrogram(tree, most=most)  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="x: expected"):
         plot.dendrogram(tree, torch.rand(2, 36))
+
+
+# --- growth ---------------------------------------------------------------------------------------------------------
+
+
+def a_growth(n_kinds: int = 10, n_splits: int = 20) -> hm.Grown:
+    """Cuts, of which all but the first few are refused, splits in two rounds, a merge, a prune and the end."""
+    n_leaves, decisions = 1, []
+    for i in range(2 * n_kinds - 1):
+        n_leaves += (accepted := i < n_kinds - 1)
+        value = 0.001 * i if accepted else 0.1 if i > n_kinds else 1.0
+        decisions.append(hm.Decision(0, "cut", "root", accepted, 1000, conductance=value, n_leaves=n_leaves))
+    for i in range(n_splits):
+        n_leaves += (accepted := i % 2 == 0)
+        found = {"gain": 1.0 if accepted else -1.0, "error": 0.1 * i if i else math.inf, "conductance": 0.2}
+        decisions.append(hm.Decision(1 + i // 10, "split", f"root/{i}", accepted, 100, **found, n_leaves=n_leaves))
+    for action, gain in (("merge", -0.05), ("prune", None)):
+        n_leaves -= 1
+        decisions.append(hm.Decision(2, action, "root/0/1", True, 10, gain=gain, n_leaves=n_leaves))
+    decisions.append(hm.Decision(3, "stop", "root", True, 1000, n_leaves=n_leaves, reason="no split gains"))
+    return hm.Grown(model_of("flat"), decisions, [], hm.Growth(max_conductance=0.05, min_gain=0.2))
+
+
+def test_a_growth_has_a_row_for_every_decision() -> None:
+    grown = a_growth()
+    figure = plot.growth(grown)
+    conductance, gain, leaves = figure.axes
+    rows = grown.decisions[:-1]
+    labels = [label.get_text() for label in conductance.get_yticklabels()]
+    assert labels == [f"{d.action} {d.path} · {d.n_samples:,}" for d in rows]
+    points = [line for line in conductance.lines if line.get_marker() == "o"]
+    assert [float(p.get_xdata()[0]) for p in points] == [
+        d.conductance for d in rows if d.conductance is not None and d.conductance < 1
+    ]
+    assert [to_rgb(p.get_color()) for p in points[:10]] == [to_rgb("#0072b2")] * 9 + [to_rgb("#d55e00")]
+    assert conductance.get_xlim()[1] < 0.3, "a set that cannot be cut does not set the scale"
+    limits = [line.get_xdata()[0] for ax in (conductance, gain) for line in ax.lines if line.get_linestyle() == "--"]
+    assert limits == [0.05, 0.2]
+    bars = [line for line in gain.lines if line.get_marker() == "None" and line.get_alpha() == 0.5]
+    assert len(bars) == 19, "an error without end has no bar"
+    assert list(bars[0].get_xdata()) == pytest.approx([-1.2, -0.8])
+    assert [line.get_marker() for line in gain.lines if line.get_marker() in ("s", "X")] == ["s", "X"]
+    assert list(leaves.lines[0].get_xdata()) == [d.n_leaves for d in rows]
+    assert leaves.get_title(loc="left") == f"leaves: {rows[-1].n_leaves}"
+
+
+def test_rows_of_a_growth_do_not_overlap_and_are_inside() -> None:
+    figure = plot.growth(a_growth())
+    pixels = rendered(figure)
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert all(above.y0 > below.y1 - 1 for above, below in itertools.pairwise(boxes))
+    assert min(box.x0 for box in boxes) > 0
+    assert (pixels[:, 0] == 255).all()
+
+
+def test_a_growth_without_a_decision_but_the_end() -> None:
+    grown = hm.Grown(model_of("one leaf"), [hm.Decision(1, "stop", "root", True, 10)], [])
+    assert rendered(plot.growth(grown)).min() < 200
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_what_is_no_growth() -> None:
+    with pytest.raises(ArgumentTypeError, match="grown: expected a Grown, such as grow returns, got "):
+        plot.growth(hm.Growth())
