@@ -22,12 +22,6 @@ def _seconds(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _count(value: Any) -> int:
-    if not is_integer(value, least=0):
-        raise expected("an integer >= 0")
-    return int(value)
-
-
 def _rounds(value: Any) -> int | None:
     if value is not None and not is_integer(value, least=0):
         raise expected("None or an integer >= 0")
@@ -47,7 +41,7 @@ def _held_out(value: Any) -> float:
 
 
 def _count(value: Any) -> int:
-    if not is_integer(value, 0):
+    if not is_integer(value, least=0):
         raise expected("an integer >= 0")
     return int(value)
 
