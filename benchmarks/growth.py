@@ -41,6 +41,8 @@ from hmoevae.errors import CollapseWarning
 LAYER = hm.MLP((128,))
 LEAF = hm.VAE(latent_dim=10, encoder=LAYER, decoder=LAYER, likelihood=hm.Gaussian(scale=0.5, mean="sigmoid"))
 N_DIGITS = 10
+NEW_STEPS = 1000
+"""Steps of each training of a new leaf."""
 DEFAULTS: dict[str, Any] = {
     "tasks": ["kinds", "unequal", "rare", "styles", "barred", "new"],
     "seeds": [0, 1, 2, 3, 4],
@@ -184,7 +186,8 @@ def new(args: argparse.Namespace, train: LabelledImages, test: LabelledImages, s
     x, y = shuffled(train.x, train.y, args.samples, seed)
     model = grown(args, x[y != kind], seed).model
     before = model.predict(test.x)
-    training = hm.Training(epochs=10, batch_size=125, lr=1e-3, seed=seed, device=args.device)
+    epochs = max(1, round(NEW_STEPS * 125 / (0.05 * len(x))))
+    training = hm.Training(epochs=epochs, batch_size=125, lr=1e-3, seed=seed, device=args.device)
     more = hm.add_leaf(model, x, training, progress=False)
     taken = more.predict(test.x) == more.plan.n_leaves - 1
     others = test.y != kind
