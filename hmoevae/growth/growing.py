@@ -29,6 +29,8 @@ from hmoevae.training.fitting import fit_quietly
 from hmoevae.training.freezing import frozen
 from hmoevae.training.record import Training
 
+START = 0.25
+"""Share of the epochs in which a gate without agreement learns the kinds that were found, at least."""
 NOISE = 0.01
 """Noise on the halves of a split, relative to the weights."""
 USUAL_TRAINING = Training()
@@ -47,7 +49,7 @@ def grow(
 
     1. **Kinds.** Where `tree` is a leaf, `hmoevae.find_kinds` finds how many kinds there are. The tree becomes a
        mixture of so many leaves, which `training` trains. Its start is the kinds that were found, and its prior their
-       shares. A given tree is trained as it is.
+       shares; without `agreement`, a quarter of the epochs at least are the start. A given tree is trained as it is.
     2. **Splits.** Every leaf is split in two along the best cut of the graph of its samples, all leaves at once. Gates
        above stay as they are, so that the samples of a leaf stay its own. The halves learn for some epochs, and so does
        the leaf without a split. A split is kept where the held-out samples of the leaf gain from it; of several, those
@@ -159,7 +161,10 @@ class _Job:
         model.prior.set_shares_(kinds.shares)
         assert model.prior.logits is not None
         model.prior.logits.requires_grad_(False)  # else it would follow the gate, and balance nothing
-        self._fit(model, replace(training, init=kinds.labels))
+        start = training.init_epochs
+        if training.agreement is None:  # nothing else than the start tells the gate of the kinds
+            start = max(start, math.ceil(START * training.epochs))
+        self._fit(model, replace(training, init=kinds.labels, init_epochs=start))
         model.prior.logits.requires_grad_(True)
         return model
 

@@ -78,7 +78,7 @@ def dendrogram(hierarchy: Hierarchy, x: Samples | None = None, *, most: int = 60
     >>> import hmoevae as hm
     >>> model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=2), 3), input_shape=(1, 8, 8))
     >>> x = torch.rand(20, 1, 8, 8)
-    >>> figure = dendrogram(hm.hierarchy(model, x), x)
+    >>> figure = dendrogram(hm.hierarchy(model, x))
     >>> sorted(text.get_text().split()[0] for text in figure.axes[0].texts)
     ['0', '1', '2']
     """

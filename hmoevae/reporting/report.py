@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hmoevae.errors import ArgumentTypeError, MissingExtraError, from_extra, mismatch
+from hmoevae.growth import Grown
 from hmoevae.history import History
 from hmoevae.labels import Labels
 from hmoevae.model import HMoEVAE
@@ -28,7 +29,7 @@ def report(
     labels: Labels | None = None,
     names: Sequence[str] | None = None,
     table: Table | None = None,
-    history: History | None = None,
+    history: History | Grown | None = None,
 ) -> Path:
     """Write a report of a model: one HTML file in which one walks through the tree.
 
@@ -48,7 +49,8 @@ def report(
         names: A name for every feature, with its unit where it has one, such as `"mass (g)"`; by default those of the
             table.
         table: The table of the samples, such as an estimator's `table_`; by default the model's.
-        history: The history of the training, such as `hmoevae.fit` returns.
+        history: The history of the training, such as `hmoevae.fit` returns; or what `hmoevae.grow` returns, whose
+            decisions are shown too.
 
     Returns:
         The path of the file.

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hmoevae.errors import ArgumentTypeError, mismatch
+from hmoevae.growth import Decision, Grown
 from hmoevae.history import NODES, History
 from hmoevae.model import HMoEVAE
 from hmoevae.training.record import Training
@@ -23,22 +24,27 @@ LITTLE = 0.1
 """A leaf is called little used below this share of an even one."""
 
 
-def of_history(history: History | None) -> dict[str, Any] | None:
-    """The curves of a training: every column but those of leaves and mixtures.
+def of_history(history: History | Grown | None) -> dict[str, Any] | None:
+    """The curves of a training, every column but those of leaves and mixtures; and the decisions of a growth.
 
     Args:
-        history: The history; `None` gives nothing.
+        history: The history; or the result of `hmoevae.grow`, whose first training it was. `None` gives nothing.
 
     Raises:
-        ArgumentTypeError: It is no history.
+        ArgumentTypeError: It is neither.
 
     >>> of_history(History([{"epoch": 1, "loss": 3.5}]))["curves"]
     {'epoch': [1.0], 'loss': [3.5]}
     """
     if history is None:
         return None
+    if isinstance(history, Grown):
+        first = of_history(history.histories[0] if history.histories else History())
+        assert first is not None
+        return first | {"growth": [_told(decision) for decision in history.decisions]}
     if not isinstance(history, History):
-        raise ArgumentTypeError(mismatch("history", "a History, such as fit returns", type(history).__name__))
+        expected = "a History, such as fit returns, or what grow returns"
+        raise ArgumentTypeError(mismatch("history", expected, type(history).__name__))
     rows = range(0, len(history), max(1, math.ceil(len(history) / MOST_EPOCHS)))
     kept = [column for column in history.columns if not column.startswith(NODES)]
     drawn = [column for column in kept if column not in ("seconds", "revived")]
@@ -54,6 +60,19 @@ def of_history(history: History | None) -> dict[str, Any] | None:
     training = history.training
     told = str(training) if isinstance(training, Training) else json.dumps(training, indent=1) if training else None
     return {"curves": curves, "notes": notes, "record": told, "epochs": len(history)}
+
+
+def _told(decision: Decision) -> tuple[str, ...]:
+    """A decision in the cells of a line: round, what, where, done, samples, what it was judged by, words."""
+    judged = ""
+    if decision.gain is not None:
+        error = "" if decision.error is None or not math.isfinite(decision.error) else f" ± {decision.error:.2f}"
+        judged = f"{decision.gain:+.2f}{error} nats"
+    elif decision.conductance is not None:
+        judged = f"conductance {decision.conductance:.3f}"
+    done = "yes" if decision.accepted else "no"
+    sizes = f"{decision.n_samples:,}", f"{decision.n_leaves:,}"
+    return str(decision.round), decision.action, decision.path, done, sizes[0], judged, sizes[1], decision.reason
 
 
 def warnings_of(model: HMoEVAE, share: Float[np.ndarray, " leaf"]) -> list[str]:

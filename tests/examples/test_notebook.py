@@ -145,9 +145,11 @@ def size(png):
 def test_every_picture_shows_itself(trained):
     model, history = trained
     x, clusters = torch.rand(9, 4), torch.arange(9) % 3
+    decisions = [hm.Decision(0, "cut", "root", accepted=True, n_samples=9, conductance=0.01, n_leaves=2)]
     figures = {
         "contingency": hm.plot.contingency(clusters, clusters),
         "dendrogram": hm.plot.dendrogram(hm.hierarchy(model, x)),
+        "growth": hm.plot.growth(hm.Grown(model, decisions, [])),
         "losses": hm.plot.losses(history),
         "means": hm.plot.means(x, clusters),
         "misrouted": hm.plot.misrouted(x, clusters, 0 * clusters),

@@ -48,6 +48,23 @@ def test_a_report_of_images(images, tmp_path):
     assert data["made"]["tree"] == str(model.tree)
 
 
+def test_the_decisions_of_a_growth_are_shown(images, tmp_path):
+    model, x = images
+    decisions = [
+        hm.Decision(0, "cut", "root", accepted=True, n_samples=1234, conductance=0.0123, n_leaves=2),
+        hm.Decision(
+            1, "split", "root/1", accepted=False, n_samples=9, gain=0.5, error=0.25, n_leaves=2, reason="little"
+        ),
+    ]
+    grown = hm.Grown(model, decisions, [hm.History([{"epoch": 1, "loss": 3.0}])])
+    data = island_of(hm.report(model, x, tmp_path / "report.html", history=grown))
+    assert data["training"]["curves"] == {"epoch": [1], "loss": [3]}
+    assert data["training"]["growth"] == [
+        ["0", "cut", "root", "yes", "1,234", "conductance 0.012", "2", ""],
+        ["1", "split", "root/1", "no", "9", "+0.50 ± 0.25 nats", "2", "little"],
+    ]
+
+
 @pytest.mark.parametrize("shape", [(8, 9), (3, 6, 5), (1, 140, 90)])
 def test_images_of_every_shape(shape, tmp_path):
     model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(1), 2), shape)

@@ -657,6 +657,10 @@
       T && T.notes.map((note) => el("p", { class: "note" }, note)),
       D.warnings.map((text) => el("p", { class: "warn" }, text)),
       curves.length > 0 && section("Curves", null, el("div", { class: "cards wide" }, curves.map(([name, y]) => lineChart(name, T.curves.epoch, y)))),
+      T && T.growth && section("Growth", "Every decision, in order. A split is judged by what held-out samples of the leaf gain, a cut by the share of edges that cross it.",
+        el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Growth" }, el("table", {},
+          el("thead", {}, el("tr", {}, ["round", "what", "where", "done", "samples", "judged by", "leaves", "reason"].map((name, k) => el("th", { scope: "col", class: k === 4 || k === 6 ? "r" : "" }, name)))),
+          el("tbody", {}, T.growth.map((cells) => el("tr", {}, cells.map((cell, k) => el("td", { class: k === 4 || k === 6 ? "r" : "" }, cell)))))))),
       section("Usage", `The share of every leaf${leaves.length > 40 ? ", the 40 largest" : ""}; an even one is ${percent(1 / leaves.length)}.`,
         el("ul", { class: "bars" }, leaves.slice(0, 40).map((i) => el("li", {}, link(i), bar(D.count[i] / Math.max(1, D.count[leaves[0]])), el("span", { class: "num note" }, percent(share(i))))))),
     ];
