@@ -126,7 +126,13 @@ def test_many_leaves_are_trained_by_routing_and_drawn_in_part(tmp_path: Path) ->
         "groups",
         "leaves",
     ]
-    assert {file.name for file in tmp_path.iterdir()} == {"model", "history.csv", "tree.png", "groups.png"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "model",
+        "history.csv",
+        "report.html",
+        "tree.png",
+        "groups.png",
+    }
     assert hm.HMoEVAE.from_pretrained(tmp_path / "model").plan.n_leaves == 20
 
 
