@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Annotated, Any, TypeGuard
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -301,6 +302,23 @@ def _features(value: Any) -> Any:
     return value
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise expected("True or False")
+    return value
+
+
+def _mutual(table: Int[np.ndarray, "n k"]) -> Int[np.ndarray, "n k"]:
+    """Put the sample itself in the place of every neighbour that does not have it among its own.
+
+    >>> _mutual(np.array([[1], [0], [1]])).tolist()
+    [[1], [0], [2]]
+    """
+    own = np.arange(len(table))[:, None]
+    there, back = own * len(table) + table, table * len(table) + own
+    return np.where(np.isin(back, there), table, own)
+
+
 @record(kind="neighbour", error=ArgumentError)
 class Neighbour(View):
     """Replace every sample by one of its nearest neighbours, drawn anew each time.
@@ -312,6 +330,8 @@ class Neighbour(View):
         n_components: Number of principal components; where samples have fewer features, all of them are used.
         features: A function from samples `(n, *sample)` to the features `(n, feature)` by which they are compared, such
             as `hmoevae.features.oriented_gradients`; by default the samples' values.
+        mutual: Whether a neighbour has to have the sample among its own `k`, too. More of those that are left are of
+            the sample's kind. Where a drawn neighbour is not mutual, the sample stays.
 
     Raises:
         ArgumentError: A field cannot be used.
@@ -325,6 +345,7 @@ class Neighbour(View):
     k: PositiveInt = 5
     n_components: PositiveInt = 50
     features: Annotated[Callable[[Tensor], Tensor] | None, PlainValidator(_features)] = None
+    mutual: Annotated[bool, PlainValidator(_flag)] = False
 
     def prepare(self, samples: Float[Tensor, "n *sample"] | None) -> "View":
         """Find the neighbours.
@@ -350,6 +371,8 @@ class Neighbour(View):
             raise ShapeError(mismatch("Neighbour.features", words, tuple(described.shape)))
         features = principal_components(described, self.n_components)
         table = NearestNeighbors(n_neighbors=self.k).fit(features).kneighbors(return_distance=False)
+        if self.mutual:
+            table = _mutual(table)
         return _NeighbourOf(samples, torch.from_numpy(table).to(samples.device))
 
     def __call__(

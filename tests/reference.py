@@ -489,9 +489,14 @@ def run_network(
                 weights[-2] = weights[-2].t()
             return _dense(weights, x.flatten(1), activation)
         case hm.Conv(activation=activation, stride=stride, kernel_size=kernel_size):
-            for _ in record.channels:
+            n_norm = 2 * len(record.channels) if record.norm_groups else 0  # after all of the convolutions
+            norms = weights[2 * len(record.channels) :][:n_norm]
+            weights = weights[: 2 * len(record.channels)] + weights[2 * len(record.channels) + n_norm :]
+            for i in range(len(record.channels)):
                 weight, bias, *weights = weights
                 x = F.conv2d(x, weight, bias, stride=stride, padding=kernel_size // 2)
+                if record.norm_groups:
+                    x = F.group_norm(x, record.norm_groups, *norms[2 * i : 2 * i + 2])
                 x = FUNCTIONS[activation](x)
             return _dense(weights, x.flatten(1), activation)
         case hm.ConvTranspose(activation=activation, stride=stride, kernel_size=kernel_size):

@@ -244,7 +244,7 @@ SORTS: dict[str, tuple[Tree, tuple[int, ...]]] = {
     "frozen": (hm.Mixture.of(small(encoder=Frozen(), decoder=Frozen()), 3, gate=Frozen(), prior="learned"), (4,)),
     "a likelihood of a user": (hm.Mixture.of(small(likelihood=Laplace()), 3, gate=hm.MLP((4,))), (4,)),
     "columns": (hm.Mixture.of(small(likelihood=COLUMNS), 3, gate=hm.MLP((4,))), (4,)),
-    "convolutions": (hm.Mixture.of(CONVOLVED, 3, gate=hm.Conv((2,))), (1, 6, 6)),
+    "convolutions": (hm.Mixture.of(CONVOLVED, 3, gate=hm.Conv((2,), norm_groups=1)), (1, 6, 6)),
     "posteriors": (hm.Mixture.of(EXACT_LEAF, 3, gate=hm.PosteriorGate()), (4,)),
 }
 

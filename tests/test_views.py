@@ -140,6 +140,21 @@ def test_neighbours_are_the_nearest_and_not_the_sample_itself(x, rng_untouched):
         assert set(which[index == i].tolist()) == set(nearest[i].tolist())
 
 
+def test_mutual_neighbours_have_each_other_among_theirs(x):
+    distance = torch.cdist(x.flatten(1), x.flatten(1)).fill_diagonal_(math.inf)
+    nearest = distance.topk(3, largest=False).indices.tolist()
+    view = Neighbour(3, mutual=True).prepare(x)
+    index = torch.arange(40).repeat(30)
+    drawn = view(x[index], index=index, generator=seeded())
+    which = torch.cdist(drawn.flatten(1), x.flatten(1)).argmin(1)
+    some_stay = False
+    for i in range(40):
+        expected = {j if i in nearest[j] else i for j in nearest[i]}
+        assert set(which[index == i].tolist()) == expected
+        some_stay |= i in expected
+    assert some_stay
+
+
 def test_duplicates_are_each_others_neighbours():
     x = torch.rand(3, 4, generator=seeded()).repeat_interleave(2, 0)
     view = Neighbour(1).prepare(x)
@@ -157,6 +172,8 @@ def test_neighbour_asks_for_what_it_needs(x, monkeypatch):
         Neighbour().prepare(None)
     with pytest.raises(ArgumentError, match=r"Neighbour.k: expected an integer > 0, got 0"):
         Neighbour(0)
+    with pytest.raises(ArgumentError, match=r"Neighbour.mutual: expected True or False, got 1"):
+        Neighbour(mutual=1)
     monkeypatch.setitem(__import__("sys").modules, "sklearn.neighbors", None)
     with pytest.raises(MissingExtraError, match=r"Neighbour: expected scikit-learn \(in a clone: pip install"):
         Neighbour().prepare(x)

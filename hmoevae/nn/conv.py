@@ -53,6 +53,33 @@ class GroupedConv2d(nn.Module):
         return F.conv2d(x, self.weight.flatten(0, 1), self.bias.flatten(), self.stride, padding, groups=groups)
 
 
+class GroupedNorm2d(nn.Module):
+    """Group normalisation of the feature maps of `groups` networks side by side; each has factors and offsets.
+
+    Args:
+        groups: Number of networks.
+        channels: Channels of each.
+        norm_groups: Number of groups of channels of each network that are normalised together.
+
+    >>> layer = GroupedNorm2d(3, 4, norm_groups=2)
+    >>> layer(torch.rand(5, 12, 4, 4)).shape, layer.weight.shape
+    (torch.Size([5, 12, 4, 4]), torch.Size([3, 4]))
+    """
+
+    weight: Float[nn.Parameter, "group channel"]
+    bias: Float[nn.Parameter, "group channel"]
+
+    def __init__(self, groups: int, channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm_groups = norm_groups
+        self.weight = nn.Parameter(torch.ones(groups, channels))
+        self.bias = nn.Parameter(torch.zeros(groups, channels))
+
+    def forward(self, x: Outputs) -> Outputs:
+        """Normalise the channels of each network."""
+        return F.group_norm(x, len(self.weight) * self.norm_groups, self.weight.flatten(), self.bias.flatten())
+
+
 class GroupedConvTranspose2d(nn.Module):
     """`groups` strided transposed convolutions side by side.
 
@@ -99,7 +126,7 @@ class GroupedConv(AffineEnded):
         groups: Number of networks.
         input_shape: Channels, height and width of the images.
         out_features: Size of each network's output.
-        spec: Channels, kernel, stride, hidden widths and activation.
+        spec: Channels, kernel, stride, hidden widths, activation and normalisation.
 
     >>> GroupedConv(3, (1, 8, 8), 2, Conv(channels=(4,)))(torch.rand(64, 5)).shape
     torch.Size([3, 2, 5])
@@ -112,6 +139,10 @@ class GroupedConv(AffineEnded):
         channels = (input_shape[0], *spec.channels)
         self.convolutions = nn.ModuleList(
             GroupedConv2d(groups, inp, out, spec.kernel_size, spec.stride) for inp, out in pairwise(channels)
+        )
+        n = spec.norm_groups
+        self.norms = nn.ModuleList(
+            nn.Identity() if n is None else GroupedNorm2d(groups, out, n) for out in spec.channels
         )
         height, width = _sizes(input_shape, spec)[-1]
         dense = MLP(spec.hidden, spec.activation)
@@ -138,8 +169,8 @@ class GroupedConv(AffineEnded):
             maps = rearrange(x, "(c h w) b -> b c h w", c=c, h=h, w=w)
         else:
             maps = rearrange(x, "g (c h w) b -> b (g c) h w", c=c, h=h, w=w)
-        for convolution in self.convolutions:
-            maps = activate(convolution(maps, shared=shared), self.activation)
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            maps = activate(norm(convolution(maps, shared=shared)), self.activation)
             shared = False
         chosen = self.last.chosen
         groups = len(self.last.bias if chosen is None else chosen)

@@ -15,7 +15,7 @@ from hmoevae.errors import ArgumentError, ArgumentTypeError
 from hmoevae.nn.posteriors import Draw
 from hmoevae.nn.routes import ALL, ROW_COST, Given, TopK, pack, packing, restricted, unpack
 
-NET, CONV = hm.MLP((6,), "tanh"), hm.Conv((2, 3), 3, 2, (4,), "tanh")
+NET, CONV = hm.MLP((6,), "tanh"), hm.Conv((2, 4), 3, 2, (4,), "tanh", norm_groups=2)
 SHAPE = (1, 5, 6)
 DENSE = hm.VAE(2, NET, NET)
 TREES = {

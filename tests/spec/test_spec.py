@@ -134,6 +134,11 @@ BAD_FIELDS = [
     (lambda: hm.Conv(kernel_size=0), f"Conv.kernel_size: expected {COUNT}, got 0"),
     (lambda: hm.Conv(stride=-1), f"Conv.stride: expected {COUNT}, got -1"),
     (lambda: hm.Conv(hidden=(4, 0)), f"Conv.hidden[1]: expected {COUNT}, got 0"),
+    (lambda: hm.Conv(norm_groups=0), f"Conv.norm_groups: expected {COUNT}, got 0"),
+    (
+        lambda: hm.Conv((8, 12), norm_groups=8),
+        "Conv.norm_groups: expected None or a divisor of each of the channels (8, 12), got 8",
+    ),
     # numbers
     (lambda: hm.Gaussian(1e-200), "Gaussian.scale: expected a number from 1e-15 to 1e15, got 1e-200"),
     (lambda: hm.Gaussian(1e200), "Gaussian.scale: expected a number from 1e-15 to 1e15, got 1e+200"),

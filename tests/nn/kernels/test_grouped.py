@@ -155,26 +155,41 @@ def test_torch_func_looks_into_it() -> None:
         torch.testing.assert_close(gradients[name].sum(0), parameter.grad)
 
 
+@torch.no_grad()
+def randomise(module: nn.Module) -> None:
+    """Factors and offsets other than one and zero."""
+    for parameter in module.parameters():
+        parameter.normal_()
+
+
 @pytest.mark.parametrize("kernel_size", [1, 3, 4, 5])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("channels", "hidden"), [((4,), ()), ((3, 5), (6,)), ((2, 3, 2), (4, 3))])
 @pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("normed", [False, True], ids=["", "normed"])
 def test_grouped_conv_is_a_loop_over_convolutions(
-    kernel_size: int, stride: int, channels: tuple[int, ...], hidden: tuple[int, ...], own: bool
+    kernel_size: int, stride: int, channels: tuple[int, ...], hidden: tuple[int, ...], own: bool, normed: bool
 ) -> None:
     torch.manual_seed(2)
-    spec = hm.Conv(channels, kernel_size, stride, hidden, "tanh")
+    norm_groups = math.gcd(*channels) if normed else None
+    spec = hm.Conv(channels, kernel_size, stride, hidden, "tanh", norm_groups)
     shape = (2, 5, 4)
     network = GroupedConv(GROUPS, shape, 3, spec).double()
+    randomise(network.norms)
     plain, heads = [], []
     for place in range(GROUPS):
         chain: list[nn.Module] = []
-        for in_channels, out_channels, grouped in zip((2, *channels), channels, network.convolutions, strict=False):
+        layers = zip((2, *channels), channels, network.convolutions, network.norms, strict=False)
+        for in_channels, out_channels, grouped, grouped_norm in layers:
             layer = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, dtype=torch.float64)
             with torch.no_grad():
                 layer.weight.copy_(grouped.weight[place])
                 layer.bias.copy_(grouped.bias[place])
-            chain += [layer, nn.Tanh()]
+            norm = nn.GroupNorm(norm_groups or 1, out_channels, dtype=torch.float64) if normed else nn.Identity()
+            with torch.no_grad():
+                for name, own_weight in norm.named_parameters():
+                    own_weight.copy_(grouped_norm.get_parameter(name)[place])
+            chain += [layer, norm, nn.Tanh()]
         heads.append(plain_mlp(network.head, place, "tanh"))
         plain.append(nn.Sequential(*chain, nn.Flatten(), heads[-1]))
     x = randn(GROUPS, BATCH, *shape) if own else randn(BATCH, *shape)
@@ -188,9 +203,11 @@ def test_grouped_conv_is_a_loop_over_convolutions(
     (expected * weights).sum().backward()
     torch.testing.assert_close(x.grad, y.grad)
     assert_same_gradients(network.head, heads)
-    for i, grouped in enumerate(network.convolutions):
-        torch.testing.assert_close(grouped.weight.grad, torch.stack([one[2 * i].weight.grad for one in plain]))
-        torch.testing.assert_close(grouped.bias.grad, torch.stack([one[2 * i].bias.grad for one in plain]))
+    for i, layers in enumerate(zip(network.convolutions, network.norms, strict=True)):
+        for j, grouped in enumerate(layers):
+            for name, parameter in grouped.named_parameters():
+                gradients = [one[3 * i + j].get_parameter(name).grad for one in plain]
+                torch.testing.assert_close(parameter.grad, torch.stack(gradients))
 
 
 @pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (3, 1), (3, 2), (4, 2), (5, 2), (5, 3)])
