@@ -20,6 +20,7 @@ from hmoevae.starts import first_leaves
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import mnist_flat
+import mnist_two_level
 from _run import epochs_of
 from mnist_two_level import adam_faster_for_experts
 
@@ -132,7 +133,7 @@ def article(layout: Layout, x: Tensor, training: hm.Training, progress: bool = T
     return train(article_tree(layout), x, training, progress, objective="expected")
 
 
-# --- the best we know: gates that agree on a sample and its neighbour, from a random start ---------------------------
+# --- the best we know: gates that agree on a sample and its neighbour, from kinds of the graph of neighbours ---------
 
 
 def best_tree(layout: Layout, n_styles: int = N_STYLES) -> hm.Mixture:
@@ -143,13 +144,14 @@ def best_tree(layout: Layout, n_styles: int = N_STYLES) -> hm.Mixture:
 def best(
     layout: Layout, x: Tensor, training: hm.Training, progress: bool = True, *, n_styles: int = N_STYLES
 ) -> Trained:
-    """Agreement alone, then with the experts' bound beside it."""
+    """An epoch of kinds, agreement alone, then with the experts' bound beside it."""
     tree, agreement = best_tree(layout, n_styles), training.agreement
     assert agreement is not None
+    kind = mnist_flat.find_start(x, training.seed or 0)
     if layout == "binary":  # whose root would otherwise cut through kinds before there are any
         alone = max(1, round(agreement.alone * training.epochs))
-        kinds = replace(training, epochs=alone, lr_schedule="constant", agreement=replace(agreement, alone=1.0))
-        flat, _ = train(best_tree("flat"), x, kinds, progress)
+        first = replace(training, epochs=alone, lr_schedule="constant", agreement=replace(agreement, alone=1.0))
+        flat, _ = train(best_tree("flat"), x, replace(first, init=kind), progress)
         # Its inner nodes stand for nothing in particular: all gates on the way to a leaf agree together.
         training = replace(
             training,
@@ -157,6 +159,8 @@ def best(
             init=leaves_by_likeness(flat.predict_proba(x)),
             agreement=replace(agreement, alone=0.0, levels=(tree.depth,)),
         )
+    else:
+        training = replace(training, init=mnist_two_level.leaves_of(kind, tree.n_leaves // N_KINDS, training.seed or 0))
     return train(tree, x, training, progress, expert_lr_factor=tree.n_leaves / N_KINDS)
 
 

@@ -616,6 +616,19 @@ def hierarchy() -> str:
     return table(head, rows)
 
 
+def other_data() -> str:
+    """One recipe on other data than those it was chosen on, beside the baselines, over the seeds."""
+    scores = ("accuracy", "nmi", "ari", "leaf_purity", "dendrogram")
+    rows = []
+    for report in reports("data", "what", "leaf_purity").values():
+        for name, what in dict.fromkeys((row["data"], row["what"]) for row in report["rows"]):
+            runs = [row for row in report["rows"] if (row["data"], row["what"]) == (name, what)]
+            figures = (percent([row[score] for row in runs]) if score in runs[0] else "" for score in scores)
+            rows.append((name, what, str(len(runs)), *figures, spread([row["cpu_seconds"] for row in runs], 0)))
+    head = ("data", "method", "seeds", "accuracy", "NMI", "ARI", "leaf purity", "dendrogram purity", "CPU seconds")
+    return table(head, rows)
+
+
 def imputation() -> str:
     """Cells taken out and filled again, beside scikit-learn's imputers."""
     scores = (("numbers", 3), ("categories", 3), ("cpu_seconds", 2))
@@ -750,6 +763,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "growth": growth,
     "counts": counts,
     "hierarchy": hierarchy,
+    "other_data": other_data,
     "imputation": imputation,
     "report-drivers": report_drivers,
     "others": others,

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import _run
 import torch
+from torch import Tensor
 
 import hmoevae as hm
 
@@ -37,6 +38,11 @@ def make_training(n_images: int) -> hm.Training:
     )
 
 
+def find_start(x: Tensor, seed: int) -> Tensor:
+    """The kind of every image, from 0 to at most 9, by cuts of the graph of neighbours."""
+    return hm.find_kinds(x, max_kinds=10, seed=seed).labels
+
+
 def main() -> None:
     """Data, tree, training, fit; then the pictures and a line of JSON."""
     args = _run.arguments(__doc__)
@@ -44,9 +50,8 @@ def main() -> None:
     tree = make_tree()
     print(tree)
     training = _run.chosen(make_training(len(images)), args, len(images))
+    training = replace(training, init=find_start(images.x, args.seed))
 
-    kinds = hm.find_kinds(images.x, max_kinds=10, seed=args.seed)
-    training = replace(training, init=kinds.labels)
     torch.manual_seed(args.seed)  # for the weights
     model = hm.HMoEVAE(tree, input_shape=(1, 28, 28), objective="elbo")
     recorder = hm.SampleRecorder(n_frames=20)

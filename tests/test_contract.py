@@ -45,7 +45,9 @@ SORTS: dict[str, tuple[Tree, tuple[int, ...], str]] = {
     "marginal": (hm.Mixture.of(leaf(), 3, gate=GATE), (4,), "marginal"),
     "convolutional gates": (
         hm.Mixture.of(
-            hm.Mixture.of(leaf(), 2, gate=hm.Conv((2,), 3, 1, (), "tanh", 1)), 2, gate=hm.Conv((2, 3), 3, 2, (4,), "tanh")
+            hm.Mixture.of(leaf(), 2, gate=hm.Conv((2,), 3, 1, (), "tanh", 1)),
+            2,
+            gate=hm.Conv((2, 3), 3, 2, (4,), "tanh"),
         ),
         (1, 5, 6),
         "expected",

@@ -1,0 +1,232 @@
+"""What do the settings that were chosen on MNIST do on other data, against the baselines a user would try?
+
+    python benchmarks/other_data.py --quick                        COIL-20, few steps, one seed, two baselines
+    python benchmarks/other_data.py --json other_data.json         all data below DATA_ROOT, three seeds
+
+    fashion    Fashion-MNIST; the flat tree and the training of `examples/mnist_flat.py`, unchanged.
+    cifar      CIFAR-10 in colour; the same.
+    coil       COIL-20, 1,440 images of 20 objects; the same with 20 leaves. It has no test split: all images are scored.
+    bbc        BBC news, 2,225 documents of five kinds; `VAEMixture(5, likelihood="counts")` of their word counts.
+    news       20 Newsgroups, split by date; the same with 20 kinds.
+
+The baselines are those of `baselines.py` and Ward's clustering, of pixels, or of 50 components of log tf-idf.
+Ward's is of at most 10,000 samples; others go to the nearest mean. Scores are of the test split, percent. `dendrogram`
+is the dendrogram purity of `hm.hierarchy` of the trained leaves. No label is read but by the scores, and the number of
+kinds. The last line is the whole report as one JSON object.
+"""
+
+import argparse
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import command
+import machine
+import numpy as np
+import torch
+from baselines import BASELINES
+from PIL import Image
+from recipes import mnist_flat, train
+from scipy.sparse import csr_array, load_npz
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.neighbors import NearestCentroid
+from sklearn.preprocessing import normalize
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+import hmoevae as hm
+from hmoevae.datasets import LabelledImages
+from hmoevae.errors import CollapseWarning
+
+DEFAULTS: dict[str, Any] = {
+    "data": ["fashion", "cifar", "coil", "bbc", "news"],
+    "seeds": [0, 1, 2],
+    "against": [*BASELINES, "ward"],
+}
+QUICK: dict[str, Any] = {"data": ["coil"], "seeds": [0], "against": ["k-means", "ward"], "steps": 60}
+MOST_FOR_WARD = 10_000
+N_COMPONENTS = 50
+SHOWN = ("accuracy", "nmi", "ari", "leaf_purity", "dendrogram")
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One split of a data set.
+
+    Attributes:
+        x: Images, or counts of words `(n, word)`.
+        y: Labels, `(n,)`.
+        features: What the baselines see, `(n, feature)`.
+    """
+
+    x: Any
+    y: Tensor
+    features: np.ndarray
+
+
+Splits = tuple[Split, Split]
+
+
+# --- the data -------------------------------------------------------------------------------------------------------
+
+
+def of_images(train: LabelledImages, test: LabelledImages) -> Splits:
+    """Images, whose baselines see pixels."""
+    first, second = (Split(part.x, part.y, part.x.flatten(1).numpy()) for part in (train, test))
+    return first, second
+
+
+def fashion(root: Path) -> Splits:
+    """Fashion-MNIST."""
+    return of_images(*hm.datasets.fashion_mnist(root))
+
+
+def cifar(root: Path) -> Splits:
+    """CIFAR-10, from lossless sheets of 5,000 images."""
+    folder = root / "CIFAR10"
+    labels = np.load(folder / "labels.npz", allow_pickle=True)
+
+    def part(split: str) -> LabelledImages:
+        sheets = [np.asarray(Image.open(file).convert("RGB")) for file in sorted(folder.glob(f"sprites/{split}_*"))]
+        tiles = np.concatenate([sheet.reshape(250, 32, 20, 32, 3).swapaxes(1, 2) for sheet in sheets])
+        x = torch.from_numpy(tiles.reshape(-1, 32, 32, 3)).permute(0, 3, 1, 2).float().div(255)
+        y = torch.from_numpy(np.asarray(labels[f"y_{split}"]).astype(np.int64).ravel())
+        return LabelledImages("cifar10", x.contiguous(), y)
+
+    return of_images(part("train"), part("test"))
+
+
+def coil(root: Path) -> Splits:
+    """COIL-20; all images are both splits."""
+    data = np.load(root / "COIL20" / "coil20.npz")
+    x = torch.from_numpy(data["x"]).float().div(255).reshape(-1, 1, 32, 32)
+    whole = LabelledImages("coil20", x, torch.from_numpy(data["y"].astype(np.int64).ravel()))
+    return of_images(whole, whole)
+
+
+def bbc(root: Path) -> Splits:
+    """BBC news; all documents are both splits."""
+    folder = root / "words" / "bbc_news"
+    kinds = np.loadtxt(folder / "split_label.csv", dtype=str, delimiter=",", skiprows=1)[:, 1]
+    counts, y = load_npz(folder / "counts.npz"), np.unique(kinds, return_inverse=True)[1]
+    return of_words((counts, y), (counts, y))
+
+
+def news(root: Path) -> Splits:
+    """20 Newsgroups, the old documents and the new ones."""
+    folder = root / "words" / "newsgroups20"
+    train, test = (
+        (load_npz(folder / f"{part}_counts.npz"), np.loadtxt(folder / f"{part}_labels.txt"))
+        for part in ("train", "test")
+    )
+    return of_words(train, test)
+
+
+def of_words(train: tuple[Any, np.ndarray], test: tuple[Any, np.ndarray]) -> Splits:
+    """Counts, whose baselines see the leading components of log tf-idf, of unit length (latent semantic analysis)."""
+    weights = TfidfTransformer(sublinear_tf=True).fit(train[0])
+    components = TruncatedSVD(N_COMPONENTS, random_state=0).fit(weights.transform(train[0]))
+
+    def part(counts: Any, y: np.ndarray) -> Split:
+        features = normalize(components.transform(weights.transform(counts)))
+        return Split(csr_array(counts.astype(np.float32)), torch.from_numpy(y.astype(np.int64)), features)
+
+    return part(*train), part(*test)
+
+
+READ: dict[str, Callable[[Path], Splits]] = {"fashion": fashion, "cifar": cifar, "coil": coil, "bbc": bbc, "news": news}
+
+
+# --- what is compared -----------------------------------------------------------------------------------------------
+
+
+def by_images(x: Tensor, k: int, seed: int, args: argparse.Namespace) -> hm.HMoEVAE:
+    """The flat example with `k` leaves."""
+    flat = mnist_flat.make_tree()
+    tree = hm.Mixture.of(flat.children[0], k, gate=flat.gate, balance=flat.balance)
+    training = replace(mnist_flat.make_training(len(x)), seed=seed, device=args.device)
+    if args.steps is not None:
+        training = replace(training, epochs=max(1, round(args.steps / math.ceil(len(x) / training.batch_size))))
+    kinds = hm.find_kinds(x, max_kinds=k, seed=seed)
+    model, _ = train(tree, x, replace(training, init=kinds.labels), progress=False)
+    return model
+
+
+def by_counts(x: csr_array, k: int, seed: int, args: argparse.Namespace) -> hm.HMoEVAE:
+    """The estimator for counts."""
+    return hm.VAEMixture(k, likelihood="counts", random_state=seed, device=args.device).fit(x).model_
+
+
+def ward(train: np.ndarray, test: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """Ward's clustering of some samples; the samples that are scored go to the nearest mean."""
+    some = np.random.default_rng(seed).permutation(len(train))[:MOST_FOR_WARD]
+    cluster = AgglomerativeClustering(k).fit_predict(train[some])
+    if train is test and len(some) == len(train):
+        return cluster[some.argsort()]
+    return NearestCentroid().fit(train[some], cluster).predict(test)
+
+
+def rows_of(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for every method and seed."""
+    first, test = READ[name](args.data_root)
+    k = len(first.y.unique())
+
+    def row(what: str, seed: int, cluster: Tensor, seconds: float, **more: float) -> dict[str, Any]:
+        scores = hm.metrics.clustering_scores(test.y, cluster)
+        return {"data": name, "what": what, "seed": seed, "k": k, **scores, **more, "cpu_seconds": seconds}
+
+    for seed in args.seeds:
+        start = time.process_time()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CollapseWarning)
+            warnings.filterwarnings("ignore", "precision=")  # fp32 where there is no bfloat16
+            fitted = by_images if isinstance(first.x, Tensor) else by_counts
+            model = fitted(first.x, k, seed, args)
+        cluster = model.predict(test.x)
+        seconds = time.process_time() - start
+        tree = hm.hierarchy(model, first.x[:10_000])
+        yield row("ours", seed, cluster, seconds, dendrogram=hm.metrics.dendrogram_purity(test.y, cluster, tree))
+    for what in args.against:
+        for seed in args.seeds:
+            start = time.process_time()
+            found = {**BASELINES, "ward": ward}[what](first.features, test.features, k, seed)
+            cluster = torch.from_numpy(np.asarray(found).astype(np.int64))
+            yield row(what, seed, cluster, time.process_time() - start)
+
+
+def shown(row: dict[str, Any]) -> str:
+    """One line."""
+    figures = (f"{name} {100 * row[name]:.1f}" for name in SHOWN if name in row)
+    return (
+        f"{row['data']:8} {row['what']:9} seed {row['seed']}   {'   '.join(figures)}   {row['cpu_seconds']:.0f} CPU s"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark and print its report."""
+    parser = command.parser(__doc__, has_data_root=False)
+    parser.add_argument("--data-root", type=Path, required=True, help="folder with FashionMNIST/, COIL20/, words/ ...")
+    parser.add_argument("--data", nargs="+", choices=list(READ))
+    parser.add_argument("--against", nargs="*", choices=[*BASELINES, "ward"])
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--steps", type=int, help="steps of the training of images, in place of the example's")
+    parser.add_argument("--json", type=Path, help="write the report to this file too, anew after every row")
+    parser.add_argument("--quick", action="store_true", help="COIL-20, few steps, one seed, two baselines")
+    args = parser.parse_args(argv)
+    command.fill_in(args, DEFAULTS | (QUICK if args.quick else {}))
+    with command.at_work("other_data.py", args.threads), threadpool_limits(args.threads):
+        report: dict[str, Any] = {**machine.about(torch.device("cpu"), args.threads), "argv": command.given(args)}
+        report["rows"] = []
+        command.collect(report, (row for name in args.data for row in rows_of(name, args)), shown, args.json)
+        print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
