@@ -9,9 +9,9 @@
     bbc        BBC news, 2,225 documents of five kinds; `VAEMixture(5, likelihood="counts")` of their word counts.
     news       20 Newsgroups, split by date; the same with 20 kinds.
 
-The baselines are those of `baselines.py` and Ward's clustering, of pixels, or of 50 components of log tf-idf.
-Ward's is of at most 10,000 samples; others go to the nearest mean. Scores are of the test split, percent. `dendrogram`
-is the dendrogram purity of `hm.hierarchy` of the trained leaves. No label is read but by the scores, and the number of
+The baselines are those of `baselines.py` and Ward's clustering, of pixels, or of 50 components of log tf-idf. Ward's is
+of at most 10,000 samples; others go to the nearest mean. Scores are of the test split, percent. `dendrogram` is the
+dendrogram purity of `hm.hierarchy` of the trained leaves. Labels are read by the scores, and to count the
 kinds. The last line is the whole report as one JSON object.
 """
 
@@ -135,7 +135,7 @@ def of_words(train: tuple[Any, np.ndarray], test: tuple[Any, np.ndarray]) -> Spl
     components = TruncatedSVD(N_COMPONENTS, random_state=0).fit(weights.transform(train[0]))
 
     def part(counts: Any, y: np.ndarray) -> Split:
-        features = normalize(components.transform(weights.transform(counts)))
+        features = np.asarray(normalize(components.transform(weights.transform(counts))))
         return Split(csr_array(counts.astype(np.float32)), torch.from_numpy(y.astype(np.int64)), features)
 
     return part(*train), part(*test)
@@ -150,7 +150,9 @@ READ: dict[str, Callable[[Path], Splits]] = {"fashion": fashion, "cifar": cifar,
 def by_images(x: Tensor, k: int, seed: int, args: argparse.Namespace) -> hm.HMoEVAE:
     """The flat example with `k` leaves."""
     flat = mnist_flat.make_tree()
-    tree = hm.Mixture.of(flat.children[0], k, gate=flat.gate, balance=flat.balance)
+    expert = flat.children[0]
+    assert isinstance(expert, hm.VAE)
+    tree = hm.Mixture.of(expert, k, gate=flat.gate, balance=flat.balance)
     training = replace(mnist_flat.make_training(len(x)), seed=seed, device=args.device)
     if args.steps is not None:
         training = replace(training, epochs=max(1, round(args.steps / math.ceil(len(x) / training.batch_size))))
@@ -187,7 +189,7 @@ def rows_of(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)
             warnings.filterwarnings("ignore", "precision=")  # fp32 where there is no bfloat16
-            fitted = by_images if isinstance(first.x, Tensor) else by_counts
+            fitted: Callable[..., hm.HMoEVAE] = by_images if isinstance(first.x, Tensor) else by_counts
             model = fitted(first.x, k, seed, args)
         cluster = model.predict(test.x)
         seconds = time.process_time() - start

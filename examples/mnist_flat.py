@@ -1,8 +1,8 @@
 """The flat mixture on MNIST: ten experts, one gate, no labels.
 
-The graph of nearest neighbours is cut into ten kinds, which all learn for one epoch. Then the gate learns alone: to send
-an image and one of its neighbours, both randomly rotated, shifted and sheared, to the same leaf. Then gate and experts
-learn together.
+The graph of nearest neighbours is cut into ten kinds, which gate and experts learn for one epoch. Then the gate learns
+alone: to send an image and one of its neighbours, both randomly rotated, shifted and sheared, to the same leaf. Then
+gate and experts learn together.
 """
 
 from dataclasses import replace

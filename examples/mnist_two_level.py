@@ -1,8 +1,8 @@
 """Two levels on MNIST: ten kinds, each with three styles of its own, no labels.
 
-The graph of nearest neighbours is cut into ten kinds, which all learn for one epoch. Then the gates learn alone: to send
-an image and one of its neighbours, both randomly rotated, shifted and sheared, to the same node at either level. Then
-gates and experts learn together.
+The graph of nearest neighbours is cut into ten kinds, which gates and experts learn for one epoch. Then the gates learn
+alone: to send an image and one of its neighbours, both randomly rotated, shifted and sheared, to the same node at
+either level. Then gates and experts learn together.
 """
 
 from collections.abc import Callable, Iterable
