@@ -67,7 +67,7 @@ ROWS: dict[str, Ingredients] = {
     "no affine views": Ingredients(view=None),
     "neighbours by pixels": Ingredients(partner=hm.views.Neighbour()),
     "lighter affine views": Ingredients(view=hm.views.RandomAffine()),
-    "both, as `best` has them": Ingredients(partner=hm.views.Neighbour(), view=hm.views.RandomAffine()),
+    "both, as `random-start` has them": Ingredients(partner=hm.views.Neighbour(), view=hm.views.RandomAffine()),
     "no phase of gates alone": Ingredients(alone=0.0),
     "gates alone, no experts": Ingredients(alone=1.0),
     "dense gate": Ingredients(gate=hm.MLP((256,))),

@@ -29,7 +29,7 @@ import machine
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from recipes import best, styles_training
+from recipes import random_start, styles_training
 from torch import Tensor
 
 import hmoevae as hm
@@ -176,7 +176,7 @@ def run(args: argparse.Namespace) -> None:
         epochs = args.epochs or usual.epochs
         training = dataclasses.replace(usual, epochs=epochs, seed=seed, device=args.device)
         start = time.perf_counter()
-        model, history = best("two-level", train.x, training, sys.stderr.isatty(), n_styles=N_STYLES)
+        model, history = random_start("two-level", train.x, training, sys.stderr.isatty(), n_styles=N_STYLES)
         seconds = time.perf_counter() - start
         scores = score(model, sevens) | {"accuracy_level1": hm.metrics.accuracy(test.y, model.predict(test.x, level=1))}
         report["rows"].append({"seed": seed, **scores, "epochs": len(history), "seconds": seconds})

@@ -5,7 +5,7 @@
 
     fashion    Fashion-MNIST; the flat tree and the training of `examples/mnist_flat.py`, unchanged.
     cifar      CIFAR-10 in colour; the same.
-    coil       COIL-20, 1,440 images of 20 objects; the same with 20 leaves. It has no test split: all images are scored.
+    coil       COIL-20, 1,440 images of 20 objects; the same with 20 leaves. All images are trained on and scored.
     bbc        BBC news, 2,225 documents of five kinds; `VAEMixture(5, likelihood="counts")` of their word counts.
     news       20 Newsgroups, split by date; the same with 20 kinds.
 

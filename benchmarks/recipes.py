@@ -15,8 +15,6 @@ from command import whole
 from torch import Tensor
 
 import hmoevae as hm
-from hmoevae.plan import compile_tree
-from hmoevae.starts import first_leaves
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import mnist_flat
@@ -141,17 +139,35 @@ def best_tree(layout: Layout, n_styles: int = N_STYLES) -> hm.Mixture:
     return laid_out(layout, mnist_flat.make_tree(), hm.MLP((128,)), n_styles=n_styles)
 
 
-def best(
-    layout: Layout, x: Tensor, training: hm.Training, progress: bool = True, *, n_styles: int = N_STYLES
-) -> Trained:
+def best(layout: Layout, x: Tensor, training: hm.Training, progress: bool = True) -> Trained:
     """An epoch of kinds, agreement alone, then with the experts' bound beside it."""
-    tree, agreement = best_tree(layout, n_styles), training.agreement
+    return agreed(layout, best_tree, x, training, mnist_flat.find_start(x, training.seed or 0), progress)
+
+
+def agreed(
+    layout: Layout,
+    tree_of: Callable[[Layout], hm.Mixture],
+    x: Tensor,
+    training: hm.Training,
+    kind: Tensor | None,
+    progress: bool,
+) -> Trained:
+    """Agreement alone, then with the experts' bound beside it; from the kinds of images, if there are any.
+
+    Args:
+        layout: Of the tree.
+        tree_of: The tree of a layout.
+        x: Images.
+        training: Options of all of it.
+        kind: Of every image, for the first epoch.
+        progress: Show a progress bar.
+    """
+    tree, agreement = tree_of(layout), training.agreement
     assert agreement is not None
-    kind = mnist_flat.find_start(x, training.seed or 0)
     if layout == "binary":  # whose root would otherwise cut through kinds before there are any
         alone = max(1, round(agreement.alone * training.epochs))
         first = replace(training, epochs=alone, lr_schedule="constant", agreement=replace(agreement, alone=1.0))
-        flat, _ = train(best_tree("flat"), x, replace(first, init=kind), progress)
+        flat, _ = train(tree_of("flat"), x, first if kind is None else replace(first, init=kind), progress)
         # Its inner nodes stand for nothing in particular: all gates on the way to a leaf agree together.
         training = replace(
             training,
@@ -159,8 +175,9 @@ def best(
             init=leaves_by_likeness(flat.predict_proba(x)),
             agreement=replace(agreement, alone=0.0, levels=(tree.depth,)),
         )
-    else:
-        training = replace(training, init=mnist_two_level.leaves_of(kind, tree.n_leaves // N_KINDS, training.seed or 0))
+    elif kind is not None:
+        leaf = mnist_two_level.leaves_of(kind, tree.n_leaves // N_KINDS, training.seed or 0)
+        training = replace(training, init=leaf)
     return train(tree, x, training, progress, expert_lr_factor=tree.n_leaves / N_KINDS)
 
 
@@ -189,7 +206,28 @@ def leaves_by_likeness(share: Tensor) -> Tensor:
     return leaf_of[share.argmax(1)]
 
 
-# --- the same with other views ----------------------------------------------------------------------------------------
+# --- the same from a random start, with a plain gate, and with other views ---------------------------------------------
+
+
+def plain_tree(layout: Layout, n_styles: int = N_STYLES) -> hm.Mixture:
+    """Two convolutions without normalisation."""
+    flat = replace(mnist_flat.make_tree(), gate=hm.Conv())
+    return laid_out(layout, flat, hm.MLP((128,)), n_styles=n_styles)
+
+
+def random_start_training(n_images: int) -> hm.Training:
+    """Neighbours are alike in their pixels."""
+    alone = 1 / 3 if n_images >= 20_000 else 1 / 2
+    agreement = hm.Agreement(partner=hm.views.Neighbour(), alone=alone)
+    return replace(mnist_flat.make_training(n_images), agreement=agreement)
+
+
+def random_start(
+    layout: Layout, x: Tensor, training: hm.Training, progress: bool = True, *, n_styles: int = N_STYLES
+) -> Trained:
+    """Agreement alone, then with the experts' bound beside it."""
+    return agreed(layout, lambda layout: plain_tree(layout, n_styles), x, training, None, progress)
+
 
 STROKES = hm.views.Neighbour(features=hm.features.oriented_gradients)
 """Neighbours alike in their strokes.
@@ -202,40 +240,47 @@ STRONG = hm.views.RandomAffine(degrees=25.0, translate=(0.1, 0.1), scale=(0.8, 1
 
 def styles_training(n_images: int) -> hm.Training:
     """Slant and width are taken away, and neighbours are alike in their strokes: left is how a digit is drawn."""
-    usual = mnist_flat.make_training(n_images)
+    usual = random_start_training(n_images)
     assert usual.agreement is not None
     return replace(usual, view=STRONG, agreement=replace(usual.agreement, partner=STROKES))
 
 
 def no_augmentation_training(n_images: int) -> hm.Training:
-    """Neighbours that are alike in their strokes agree, and no image is changed; a shorter time suffices."""
+    """No image is changed, so that neighbours alone agree; a shorter time suffices."""
     usual = mnist_flat.make_training(n_images)
+    assert usual.agreement is not None
     epochs = max(1, round(usual.epochs * 3360 / 8640))
-    return replace(usual, epochs=epochs, view=None, agreement=hm.Agreement(partner=STROKES, alone=1 / 4))
+    return replace(usual, epochs=epochs, view=None, agreement=replace(usual.agreement, alone=1 / 4))
 
 
 def no_augmentation(layout: Layout, x: Tensor, training: hm.Training, progress: bool = True) -> Trained:
-    """A start from clusters of strokes, then agreement of neighbours and nothing else."""
-    tree = best_tree(layout)
-    init = first_leaves(compile_tree(tree), hm.features.oriented_gradients(x), "umap", training.seed or 0)
-    return train(tree, x, replace(training, init=init), progress, expert_lr_factor=tree.n_leaves / N_KINDS)
+    """A start from kinds of the graph without changed copies, then agreement of neighbours and nothing else."""
+    kinds = hm.find_kinds(x, max_kinds=N_KINDS, changes=None)
+    return agreed(layout, best_tree, x, training, kinds.labels, progress)
 
 
 RECIPES = {
     "best": Recipe(
-        "gates first learn to agree on changed images and their neighbours, then gates and experts learn together",
+        "starts from kinds of a graph of neighbours; gates learn to agree on changed images and their neighbours, then "
+        "gates and experts learn together",
         best_tree,
         mnist_flat.make_training,
         best,
     ),
+    "random-start": Recipe(
+        "agreement from random weights, with a plain gate and neighbours by pixels",
+        plain_tree,
+        random_start_training,
+        random_start,
+    ),
     "styles": Recipe(
         "the same with stronger changes and neighbours alike in their strokes, for a second level of styles",
-        best_tree,
+        plain_tree,
         styles_training,
-        best,
+        random_start,
     ),
     "no-augmentation": Recipe(
-        "changes no image: starts from clusters of strokes in a UMAP embedding (extra umap), then neighbours agree",
+        "changes no image: starts from kinds of a graph of neighbours, then neighbours agree",
         best_tree,
         no_augmentation_training,
         no_augmentation,

@@ -39,7 +39,7 @@ def make_training(n_images: int) -> hm.Training:
         lr=1e-3 if many else 2e-3,
         lr_schedule="cosine",
         view=hm.views.RandomAffine(),
-        agreement=hm.Agreement(partner=partner, alone=2 / 3),
+        agreement=hm.Agreement(partner=partner, alone=1 / 3),
         precision="bf16",
     )
 
