@@ -206,7 +206,7 @@ def leaves_by_likeness(share: Tensor) -> Tensor:
     return leaf_of[share.argmax(1)]
 
 
-# --- the same from a random start, with a plain gate, and with other views ---------------------------------------------
+# --- the same from a random start, with a plain gate, and with other views --------------------------------------------
 
 
 def plain_tree(layout: Layout, n_styles: int = N_STYLES) -> hm.Mixture:
