@@ -134,7 +134,7 @@ def chosen(training: hm.Training, args: argparse.Namespace, n_images: int) -> hm
     steps = args.steps or training.epochs * math.ceil(n_images / training.batch_size)
     epochs = args.epochs or epochs_of(steps, n_images, batch_size)
     if args.smoke:
-        epochs = min(epochs, 2)
+        epochs = min(epochs, 3)  # a start, gates alone, and all together
     has_bf16 = has_bfloat16(resolve_device(args.device))  # bfloat16 is for speed: go without unless asked for it
     PartialState().print(f"{epochs} epochs of {math.ceil(n_images / batch_size)} steps")
     return replace(
@@ -190,9 +190,7 @@ def leave(
 def print_results(result: dict[str, Any], *, smoke: bool) -> None:
     """The last lines of a run: what the results are worth, and then the results in one line of JSON."""
     if smoke:
-        print(
-            "A smoke run: it only shows that everything works. Two epochs find no kinds; for those, leave out --smoke."
-        )
+        print("A smoke run: it only shows that everything works. For kinds that mean something, leave out --smoke.")
     elif result["dataset"] == "mnist5k":
         print(ABOUT_MNIST5K)
     if "kmeans_accuracy" in result:
