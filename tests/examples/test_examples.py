@@ -303,7 +303,7 @@ def test_what_the_command_line_says_takes_the_place_of_the_trainings_own(monkeyp
     assert chosen("--steps", "481", "--lr", "0.1") == (2, 250, 0.1, usual, 1)
     assert chosen("--steps", "1", "--precision", "fp32") == (1, 250, 1e-3, "fp32", 1)
     assert chosen("--epochs", "3", "--batch-size", "100") == (3, 100, 1e-3, usual, 1)
-    assert chosen("--smoke") == (2, 250, 1e-3, usual, 1)
+    assert chosen("--smoke") == (3, 250, 1e-3, usual, 1)
     assert capsys.readouterr().out.splitlines()[:2] == ["36 epochs of 240 steps", "72 epochs of 120 steps"]
 
 
