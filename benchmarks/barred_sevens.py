@@ -3,7 +3,7 @@
     python benchmarks/barred_sevens.py --json barred.json --plot barred.png
 
 A stroke is drawn through a random half of the sevens of both splits of MNIST, and a tree of ten kinds with two styles
-each is trained on all the digits so changed, by the recipe for styles of `recipes.py`. Labels say which
+each is trained on all the digits so changed, by the recipe of `examples/mnist_two_level.py`. Labels say which
 images are sevens, to draw on and to score; training has none. Of the test sevens:
 
     kind      share that goes to the child of the root which takes most of them; what follows is among these.
@@ -29,7 +29,7 @@ import machine
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from recipes import random_start, styles_training
+from recipes import best, mnist_flat
 from torch import Tensor
 
 import hmoevae as hm
@@ -172,11 +172,11 @@ def run(args: argparse.Namespace) -> None:
     print(f"{len(train):,} training images; {len(sevens.drawn):,} test sevens, {images['drawn']} with a stroke")
     print("seed", *(f"{name:>7}" for name in SCORES), "seconds")
     for seed in args.seeds:
-        usual = styles_training(len(train))
+        usual = mnist_flat.make_training(len(train))
         epochs = args.epochs or usual.epochs
         training = dataclasses.replace(usual, epochs=epochs, seed=seed, device=args.device)
         start = time.perf_counter()
-        model, history = random_start("two-level", train.x, training, sys.stderr.isatty(), n_styles=N_STYLES)
+        model, history = best("two-level", train.x, training, sys.stderr.isatty(), n_styles=N_STYLES)
         seconds = time.perf_counter() - start
         scores = score(model, sevens) | {"accuracy_level1": hm.metrics.accuracy(test.y, model.predict(test.x, level=1))}
         report["rows"].append({"seed": seed, **scores, "epochs": len(history), "seconds": seconds})

@@ -18,7 +18,6 @@ import hmoevae as hm
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import mnist_flat
-import mnist_two_level
 from _run import epochs_of
 from mnist_two_level import adam_faster_for_experts
 
@@ -139,9 +138,11 @@ def best_tree(layout: Layout, n_styles: int = N_STYLES) -> hm.Mixture:
     return laid_out(layout, mnist_flat.make_tree(), hm.MLP((128,)), n_styles=n_styles)
 
 
-def best(layout: Layout, x: Tensor, training: hm.Training, progress: bool = True) -> Trained:
-    """An epoch of kinds, agreement alone, then with the experts' bound beside it."""
-    return agreed(layout, best_tree, x, training, mnist_flat.find_start(x, training.seed or 0), progress)
+def best(
+    layout: Layout, x: Tensor, training: hm.Training, progress: bool = True, *, n_styles: int = N_STYLES
+) -> Trained:
+    """An epoch of the start, agreement alone, then with the experts' bound beside it."""
+    return agreed(layout, lambda layout: best_tree(layout, n_styles), x, training, progress)
 
 
 def agreed(
@@ -149,17 +150,15 @@ def agreed(
     tree_of: Callable[[Layout], hm.Mixture],
     x: Tensor,
     training: hm.Training,
-    kind: Tensor | None,
     progress: bool,
 ) -> Trained:
-    """Agreement alone, then with the experts' bound beside it; from the kinds of images, if there are any.
+    """The start, agreement alone, then with the experts' bound beside it.
 
     Args:
         layout: Of the tree.
         tree_of: The tree of a layout.
         x: Images.
         training: Options of all of it.
-        kind: Of every image, for the first epoch.
         progress: Show a progress bar.
     """
     tree, agreement = tree_of(layout), training.agreement
@@ -167,7 +166,7 @@ def agreed(
     if layout == "binary":  # whose root would otherwise cut through kinds before there are any
         alone = max(1, round(agreement.alone * training.epochs))
         first = replace(training, epochs=alone, lr_schedule="constant", agreement=replace(agreement, alone=1.0))
-        flat, _ = train(tree_of("flat"), x, first if kind is None else replace(first, init=kind), progress)
+        flat, _ = train(tree_of("flat"), x, first, progress)
         # Its inner nodes stand for nothing in particular: all gates on the way to a leaf agree together.
         training = replace(
             training,
@@ -175,9 +174,6 @@ def agreed(
             init=leaves_by_likeness(flat.predict_proba(x)),
             agreement=replace(agreement, alone=0.0, levels=(tree.depth,)),
         )
-    elif kind is not None:
-        leaf = mnist_two_level.leaves_of(kind, tree.n_leaves // N_KINDS, training.seed or 0)
-        training = replace(training, init=leaf)
     return train(tree, x, training, progress, expert_lr_factor=tree.n_leaves / N_KINDS)
 
 
@@ -219,14 +215,14 @@ def random_start_training(n_images: int) -> hm.Training:
     """Neighbours are alike in their pixels."""
     alone = 1 / 3 if n_images >= 20_000 else 1 / 2
     agreement = hm.Agreement(partner=hm.views.Neighbour(), alone=alone)
-    return replace(mnist_flat.make_training(n_images), agreement=agreement)
+    return replace(mnist_flat.make_training(n_images), init="random", agreement=agreement)
 
 
 def random_start(
     layout: Layout, x: Tensor, training: hm.Training, progress: bool = True, *, n_styles: int = N_STYLES
 ) -> Trained:
     """Agreement alone, then with the experts' bound beside it."""
-    return agreed(layout, lambda layout: plain_tree(layout, n_styles), x, training, None, progress)
+    return agreed(layout, lambda layout: plain_tree(layout, n_styles), x, training, progress)
 
 
 STROKES = hm.views.Neighbour(features=hm.features.oriented_gradients)
@@ -250,13 +246,7 @@ def no_augmentation_training(n_images: int) -> hm.Training:
     usual = mnist_flat.make_training(n_images)
     assert usual.agreement is not None
     epochs = max(1, round(usual.epochs * 3360 / 8640))
-    return replace(usual, epochs=epochs, view=None, agreement=replace(usual.agreement, alone=1 / 4))
-
-
-def no_augmentation(layout: Layout, x: Tensor, training: hm.Training, progress: bool = True) -> Trained:
-    """A start from kinds of the graph without changed copies, then agreement of neighbours and nothing else."""
-    kinds = hm.find_kinds(x, max_kinds=N_KINDS, changes=None)
-    return agreed(layout, best_tree, x, training, kinds.labels, progress)
+    return replace(usual, epochs=epochs, init="umap", view=None, agreement=replace(usual.agreement, alone=1 / 4))
 
 
 RECIPES = {
@@ -280,10 +270,10 @@ RECIPES = {
         random_start,
     ),
     "no-augmentation": Recipe(
-        "changes no image: starts from kinds of a graph of neighbours, then neighbours agree",
+        "changes no image: starts from a Gaussian mixture in a UMAP embedding, then neighbours agree",
         best_tree,
         no_augmentation_training,
-        no_augmentation,
+        best,
     ),
     "article": Recipe(
         "the recipe of the article: every expert's loss weighed by the gate, from a random start",

@@ -13,7 +13,7 @@ from dataclasses import replace
 import _run
 import torch
 from accelerate import PartialState
-from mnist_flat import find_start, make_training, make_tree
+from mnist_flat import make_training, make_tree
 
 import hmoevae as hm
 
@@ -23,7 +23,6 @@ def main() -> None:
     args = _run.arguments(__doc__)
     images, test = _run.load(args)
     training = _run.chosen(make_training(len(images)), args, len(images))
-    training = replace(training, init=find_start(images.x, args.seed))
     processes = PartialState()
     training = replace(training, batch_size=math.ceil(training.batch_size / processes.num_processes))
     processes.print(f"{processes.num_processes} processes, {training.batch_size} images a step each")

@@ -1,15 +1,12 @@
 """The flat mixture on MNIST: ten experts, one gate, no labels.
 
-The graph of nearest neighbours is cut into ten kinds, which gate and experts learn for one epoch. Then the gate learns
+The graph of nearest neighbours is cut into ten parts, which gate and experts learn for one epoch. Then the gate learns
 alone: to send an image and one of its neighbours, both randomly rotated, shifted and sheared, to the same leaf. Then
 gate and experts learn together.
 """
 
-from dataclasses import replace
-
 import _run
 import torch
-from torch import Tensor
 
 import hmoevae as hm
 
@@ -32,15 +29,11 @@ def make_training(n_images: int) -> hm.Training:
         batch_size=batch_size,
         lr=1e-3 if many else 2e-3,
         lr_schedule="cosine",
+        init="graph",
         view=hm.views.RandomAffine(),
         agreement=hm.Agreement(partner=partner, alone=1 / 3),
         precision="bf16",
     )
-
-
-def find_start(x: Tensor, seed: int) -> Tensor:
-    """The kind of every image, from 0 to at most 9, by cuts of the graph of neighbours."""
-    return hm.find_kinds(x, max_kinds=10, seed=seed).labels
 
 
 def main() -> None:
@@ -50,7 +43,6 @@ def main() -> None:
     tree = make_tree()
     print(tree)
     training = _run.chosen(make_training(len(images)), args, len(images))
-    training = replace(training, init=find_start(images.x, args.seed))
 
     torch.manual_seed(args.seed)  # for the weights
     model = hm.HMoEVAE(tree, input_shape=(1, 28, 28), objective="elbo")

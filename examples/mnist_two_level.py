@@ -1,6 +1,7 @@
 """Two levels on MNIST: ten kinds, each with three styles of its own, no labels.
 
-The graph of nearest neighbours is cut into ten kinds, which gates and experts learn for one epoch. Then the gates learn
+The graph of nearest neighbours is cut into ten parts, and each of them into three, which gates and experts learn for
+one epoch. Then the gates learn
 alone: to send an image and one of its neighbours, both randomly rotated, shifted and sheared, to the same node at
 either level. Then gates and experts learn together.
 """
@@ -10,7 +11,7 @@ from dataclasses import replace
 
 import _run
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import hmoevae as hm
 
@@ -38,16 +39,11 @@ def make_training(n_images: int) -> hm.Training:
         batch_size=batch_size,
         lr=1e-3 if many else 2e-3,
         lr_schedule="cosine",
+        init="graph",
         view=hm.views.RandomAffine(),
         agreement=hm.Agreement(partner=partner, alone=1 / 3),
         precision="bf16",
     )
-
-
-def leaves_of(kind: Tensor, n_styles: int, seed: int) -> Tensor:
-    """A leaf for every image, below its kind; which of them is left to chance."""
-    style = torch.randint(n_styles, kind.shape, generator=torch.Generator().manual_seed(seed))
-    return kind * n_styles + style
 
 
 def adam_faster_for_experts(
@@ -72,8 +68,6 @@ def main() -> None:
     tree = make_tree()
     print(tree)
     training = _run.chosen(make_training(len(images)), args, len(images))
-    kind = hm.find_kinds(images.x, max_kinds=10, seed=args.seed).labels
-    training = replace(training, init=leaves_of(kind, 3, args.seed))
 
     torch.manual_seed(args.seed)  # for the weights
     model = hm.HMoEVAE(tree, input_shape=(1, 28, 28), objective="elbo")

@@ -178,6 +178,28 @@ def kinds_of(graph: Graph, *, limit: Limit, smallest: float, max_kinds: int | No
     return Kinds(torch.from_numpy(_settled(graph, labels)), tuple(cuts))
 
 
+def parts_of(graph: Graph, n_parts: int) -> Int[np.ndarray, " n"]:
+    """So many parts of a graph, by its best cuts, whether they are good ones or not.
+
+    A part has at least a tenth of an even share before, in the end, every sample goes to the part of most of its
+    neighbours.
+
+    Args:
+        graph: The graph.
+        n_parts: Number of parts, at most as many as there are samples.
+
+    >>> from scipy.sparse import block_diag
+    >>> parts_of(block_diag([np.ones((3, 3)), np.ones((2, 2))]).tocsr(), 2).tolist()
+    [0, 0, 0, 1, 1]
+    """
+    n = len(graph.indptr) - 1
+    labels = np.empty(n, np.int64)
+    parts = (part for _, part in _cuts(graph, max(1, n // (10 * n_parts)), lambda _: 1.0, n_parts) if part is not None)
+    for i, part in enumerate(parts):
+        labels[part] = i
+    return _settled(graph, labels)
+
+
 def least_of(n: int, smallest: float) -> int:
     """The smallest number of samples of a kind among `n`, of which it is at least this share.
 
@@ -334,7 +356,8 @@ def _cuts(
         conductance, first = best_cut(graph[members][:, members], least)
         smaller = min(int(first.sum()), len(members) - int(first.sum()))
         cut = Cut(path, len(members), smaller, conductance, accepted=False)
-        heapq.heappush(waiting, (conductance - limit(members), path, members, first, cut))
+        excess = conductance - limit(members) if smaller else math.inf
+        heapq.heappush(waiting, (excess, path, members, first, cut))
 
     look("root", np.arange(len(graph.indptr) - 1))  # the shape, of which scipy's annotations know nothing
     while waiting[0][0] <= 0 and (max_kinds is None or len(waiting) < max_kinds):

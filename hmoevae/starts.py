@@ -21,13 +21,16 @@ from hmoevae.errors import (
     mismatch,
 )
 from hmoevae.features import principal_components
+from hmoevae.kinds import neighbour_graph, parts_of
 from hmoevae.nn.gaps import observed
 from hmoevae.plan import Plan, PlannedNode
 from hmoevae.tree_module import TreeModule
 
-StartName = Literal["random", "kmeans", "umap"]
+StartName = Literal["random", "kmeans", "umap", "graph"]
 Clustering = Callable[[Float[np.ndarray, "n feature"], int, int], Int[np.ndarray, " n"]]
 """From features, a number of clusters and a seed to the index of every sample's cluster, from 0."""
+ClustersOf = Callable[[Int[Tensor, " member"], int], Int[Tensor, " member"]]
+"""From samples, as indices, and a number of clusters to the cluster of each, from 0."""
 Start = StartName | Tensor | np.ndarray | Clustering
 N_COMPONENTS = 50
 """Number of principal components that are clustered."""
@@ -67,8 +70,10 @@ def umap(features: Float[np.ndarray, "n feature"], n_clusters: int, seed: int) -
 _BY_NAME: dict[str, Clustering] = {"kmeans": kmeans, "umap": umap}
 
 
-def comparable(model: TreeModule, samples: Float[Tensor, "n *sample"]) -> Float[Tensor, "n shown"]:
+def comparable(model: TreeModule, samples: Float[Tensor, "n *sample"]) -> Float[Tensor, "n *shown"]:
     """What a clustering compares: what networks see of the samples, such as one-hot codes, without the mask.
+
+    Samples of which networks see every value keep their shape.
 
     A missing cell stays NaN, which `hmoevae.features.filled` fills; where a cell is shown by several numbers, they are
     zeros.
@@ -78,11 +83,13 @@ def comparable(model: TreeModule, samples: Float[Tensor, "n *sample"]) -> Float[
     tensor([[0.5000,    nan]])
     """
     flat, likelihood = samples.flatten(1), model.experts.first.likelihood
-    if not model.missing:
-        return likelihood.shown(flat.t()).t()
-    present = observed(flat)
-    shown = likelihood.shown(flat.t(), present.t()).t()
-    return shown.masked_fill(~present, torch.nan) if shown.shape == flat.shape else shown
+    if model.missing:
+        present = observed(flat)
+        shown = likelihood.shown(flat.t(), present.t()).t()
+        shown = shown.masked_fill(~present, torch.nan) if shown.shape == flat.shape else shown
+    else:
+        shown = likelihood.shown(flat.t()).t()
+    return shown.reshape(len(samples), *likelihood.shown_shape(tuple(samples.shape[1:])))
 
 
 def check_start(start: object, argument: str) -> None:
@@ -127,26 +134,49 @@ def first_leaves(
         return _checked(start, len(samples), plan.n_leaves)
     leaf = torch.zeros(len(samples), dtype=torch.long, device="cpu")
     clustering = _BY_NAME.get(start) if isinstance(start, str) else start
-    if clustering is None:
+    if start == "graph":
+        clusters_of = _cut(samples, seed)
+    elif clustering is not None:
+        weight = None if sample_weight is None or clustering is not kmeans else sample_weight.cpu().numpy()
+        clusters_of = _clustered(samples, clustering, seed % (1 << 32), weight)  # scikit-learn takes seeds of 32 bits
+    else:
         raise ArgumentError(mismatch("init", "a start other than 'random'", repr(start)))
-    seed %= 1 << 32  # scikit-learn takes seeds of 32 bits
-    flat = samples.flatten(1).cpu()
-    weight = None if sample_weight is None or clustering is not kmeans else sample_weight.cpu().numpy()
+    _split(plan, plan.nodes[0], torch.arange(len(samples), device="cpu"), clusters_of, leaf)
+    return leaf
 
-    def clusters(members: Int[Tensor, " member"], n_clusters: int) -> Int[Tensor, " member"]:
+
+def _clustered(
+    samples: Float[Tensor, "n *sample"], clustering: Clustering, seed: int, weight: Float[np.ndarray, " n"] | None
+) -> ClustersOf:
+    """Clusters of the principal components of some samples."""
+    flat = samples.flatten(1).cpu()
+
+    def clusters_of(members: Int[Tensor, " member"], n_clusters: int) -> Int[Tensor, " member"]:
         features = principal_components(flat[members], N_COMPONENTS)
         given = {} if weight is None or not weight[members].any() else {"sample_weight": weight[members]}
         return _checked(clustering(features, n_clusters, seed, **given), len(members), n_clusters)
 
-    _split(plan, plan.nodes[0], torch.arange(len(samples), device="cpu"), clusters, leaf)
-    return leaf
+    return clusters_of
+
+
+def _cut(samples: Float[Tensor, "n *sample"], seed: int) -> ClustersOf:
+    """Parts of the graph of neighbours of all samples; images without gaps are compared as images."""
+    are_images = samples.ndim == 4 and bool(samples.isfinite().all())
+    compared = samples if are_images else torch.from_numpy(principal_components(samples, N_COMPONENTS))
+    graph = neighbour_graph(compared, seed=seed)
+
+    def clusters_of(members: Int[Tensor, " member"], n_clusters: int) -> Int[Tensor, " member"]:
+        rows = members.numpy()
+        return torch.from_numpy(parts_of(graph[rows][:, rows], n_clusters))
+
+    return clusters_of
 
 
 def _split(
     plan: Plan,
     node: PlannedNode,
     members: Int[Tensor, " member"],
-    clusters_of: Callable[[Int[Tensor, " member"], int], Int[Tensor, " member"]],
+    clusters_of: ClustersOf,
     leaf: Int[Tensor, " n"],
 ) -> None:
     """Cluster the `members` of `node` and, recursively, each cluster; write their leaves to `leaf`."""

@@ -1,6 +1,7 @@
 """Warm starts: what they make of data, level by level, and how fit learns them."""
 
 import functools
+import math
 import sys
 
 import conftest
@@ -50,6 +51,45 @@ def test_kmeans_goes_level_by_level():
     assert clusters(leaf) == clusters(group)
     assert clusters(leaf // 2) == clusters(group // 2)
     assert torch.equal(leaf, first_leaves(plan, x, "kmeans", 0))
+
+
+def test_graph_goes_level_by_level():
+    """As for k-means, but the groups are rings, one around the other, and each has two halves."""
+    plan = compile_tree(hm.Mixture.of(hm.Mixture.of(LEAF, 2), 2))
+    group = torch.arange(400) % 4
+    angle = math.pi * (group % 2 + 0.012 + 0.0098 * (torch.arange(400) // 4))
+    radius = 1.0 + 3.0 * (group // 2)
+    x = torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
+    x[0] = x[4]  # twins do no harm
+    leaf = first_leaves(plan, x, "graph", 0)
+    assert clusters(leaf) == clusters(group)
+    assert clusters(leaf // 2) == clusters(group // 2)
+
+
+def test_graph_compares_images_by_their_strokes_and_fills_gaps(monkeypatch):
+    seen = []
+    monkeypatch.setattr("hmoevae.starts.neighbour_graph", lambda x, **_: seen.append(x.shape) or np.ones((30, 30)))
+    monkeypatch.setattr("hmoevae.starts.parts_of", lambda graph, n_parts: np.arange(len(graph)) % n_parts)
+    plan, images = compile_tree(hm.Mixture.of(LEAF, 3)), torch.rand(30, 1, 16, 16)
+    assert first_leaves(plan, images, "graph", 0).bincount().tolist() == [10, 10, 10]
+    images[0, 0, 3, 3] = torch.nan
+    first_leaves(plan, images, "graph", 0)
+    first_leaves(plan, torch.rand(30, 4), "graph", 0)
+    assert seen == [(30, 1, 16, 16), (30, 30), (30, 4)]
+
+
+@pytest.mark.parametrize("n", [30, 100])
+def test_graph_leaves_no_leaf_empty(n):
+    plan = compile_tree(hm.Mixture.of(hm.Mixture.of(LEAF, 2), 3))
+    leaf = first_leaves(plan, torch.randn(n, 3, generator=torch.Generator().manual_seed(n)), "graph", 0)
+    assert len(leaf.unique()) == 6
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_what_is_compared_keeps_the_shape_of_images(missing):
+    leaf = hm.VAE(1, hm.MLP((8,)), hm.MLP((8,)))
+    model = hm.HMoEVAE(leaf, (1, 4, 5), missing=missing)
+    assert comparable(model, torch.rand(3, 1, 4, 5)).shape == (3, 1, 4, 5)
 
 
 @pytest.mark.slow
@@ -119,7 +159,7 @@ def test_umap_names_its_extra(blobs, monkeypatch):
 @pytest.mark.parametrize(
     ("init", "error", "message"),
     [
-        ("k-means", ArgumentError, r"init: expected one of 'random', 'kmeans', 'umap', labels .*got 'k-means'"),
+        ("k-means", ArgumentError, r"init: expected one of 'random', .*'graph', labels .*got 'k-means'"),
         (torch.zeros(3, dtype=torch.long), ShapeError, r"init: expected one label per sample, \(80,\), got \(3,\)"),
         (torch.zeros(80), ArgumentTypeError, r"init: expected integer labels, got torch.float32"),
         (torch.full((80,), 4), ArgumentError, r"init: expected labels from 0 to 3, got 4 to 4"),

@@ -27,8 +27,8 @@ class EM:
         strength: The number of samples that the prior of every leaf's covariance is worth. Its centre is the mean
             covariance within the leaves, so that small leaves share what they cannot learn alone; 0 lets every leaf
             learn alone.
-        init: The start: `"kmeans"` or `"umap"`, as `init` of `hmoevae.Training`, or `"model"`: the weights that the
-            model has.
+        init: The start: `"kmeans"`, `"umap"` or `"graph"`, as `init` of `hmoevae.Training`, or `"model"`: the weights
+            that the model has.
         seed: Seed of the start.
 
     Raises:
@@ -42,5 +42,5 @@ class EM:
     tol: NonNegativeFloat = 1e-3
     n_init: PositiveInt = 1
     strength: NonNegativeFloat = 10.0
-    init: Literal["kmeans", "umap", "model"] = "kmeans"
+    init: Literal["kmeans", "umap", "graph", "model"] = "kmeans"
     seed: Annotated[int, BeforeValidator(_seed)] = 0

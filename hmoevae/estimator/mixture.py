@@ -107,8 +107,9 @@ class VAEMixture(Results):
             nats per sample.
         batch_size: Samples per step of gradients.
         lr: Learning rate of gradients, by Adam.
-        init: The start: the clusters of `"kmeans"`, level by level down a tree, as in `GaussianMixture`, or of `"umap"`
-            (extra `umap`). Gradients learn it in the first tenth of the epochs; `"random"` has none and is theirs only.
+        init: The start: the clusters of `"kmeans"`, level by level down a tree, as in `GaussianMixture`, of `"umap"`
+            (extra `umap`) or of `"graph"`, the graph of neighbours. Gradients learn it in the first tenth of the
+            epochs; `"random"` has none and is theirs only.
         n_init: Number of fits from different seeds; the one with the smallest `loss_` is kept.
         n_importance: Number of draws of z from every leaf for each value of `score_samples`, where it is not exact.
         warm_start: Let `fit` continue from the weights and with the table of the last fit; `n_init` is not used.

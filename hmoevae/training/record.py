@@ -47,9 +47,9 @@ class Training:
         agreement: Teach the gates to send a sample and its partner to the same node, in the first epochs without the
             experts.
         init: The start: `"random"`; `"kmeans"` or `"umap"` (a Gaussian mixture in a UMAP embedding), which cluster the
-            samples, and the samples of each cluster, level by level; a leaf index for every sample; or a callable that
-            clusters: it takes an array of features (n, feature), a number of clusters and a seed, and returns the
-            clusters (n,).
+            samples, and the samples of each cluster, level by level; `"graph"`, which so cuts their graph of
+            neighbours (`hmoevae.find_kinds`); a leaf index for every sample; or a callable that clusters: it takes an
+            array of features (n, feature), a number of clusters and a seed, and returns the clusters (n,).
         init_epochs: Number of first epochs in which gates and experts learn the start; not used for a random start.
         init_shared: In these epochs, let equal experts learn as one, from the samples of all of them. Then all of them
             go on from its weights (sparse upcycling, Komatsuzaki et al. 2023). It suits trees of many leaves, each of

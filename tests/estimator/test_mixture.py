@@ -396,7 +396,7 @@ def test_the_first_epoch_learns_the_clusters_of_k_means_unless_told_otherwise():
     assert "start_gate" in mixture.history_.columns
     assert "start_gate" not in mixture.set_params(init="random").fit(x).history_.columns
     assert "start_gate" not in small(n_components=1, max_iter=1).fit(x).history_.columns
-    with pytest.raises(ArgumentError, match="init: expected one of 'random', 'kmeans', 'umap'"):
+    with pytest.raises(ArgumentError, match="init: expected one of 'random', 'kmeans', 'umap', 'graph'"):
         mixture.set_params(init="k-means++").fit(x)
 
 

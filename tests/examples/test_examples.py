@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import _run
@@ -333,7 +332,6 @@ def test_a_run_that_was_cut_short_goes_on_when_asked_to(tmp_path, offline, monke
     arguments = ("--smoke", "--precision", "fp32", "--out", tmp_path, "--device", "cpu")
     monkeypatch.setattr(sys, "argv", ["mnist_flat.py", *map(str, arguments)])
     training = _run.chosen(mnist_flat.make_training(len(few)), _run.arguments("about"), len(few))
-    training = replace(training, init=mnist_flat.find_start(few.x, 0))
 
     def train(*callbacks, folder=None):
         torch.manual_seed(0)

@@ -57,7 +57,7 @@ def random_training(seed: int) -> hm.Training:
         lr_schedule=random.choice(("constant", "cosine")),
         view=maybe(lambda: random_view(random)),
         agreement=maybe(agreement),
-        init=random.choice(("random", "kmeans", "umap")),
+        init=random.choice(("random", "kmeans", "umap", "graph")),
         init_epochs=random.randint(1, 2),
         warmup=maybe(lambda: hm.Warmup(random.randint(1, 2), kl=random.random())),
         revive=random.random() < 0.5,
@@ -229,7 +229,7 @@ def test_arrays_are_compared_by_what_they_hold() -> None:
         ({"early_stopping": 5}, r"Training.early_stopping: expected None or EarlyStopping\(...\), got 5"),
         ({"compile": 1}, r"Training.compile: expected True or False, got 1"),
         ({"view": View}, r"Training.view: expected a View or a callable .*, got the class View"),
-        ({"init": "k-means"}, r"Training.init: expected one of 'random', 'kmeans', 'umap', labels .*got 'k-means'"),
+        ({"init": "k-means"}, r"Training.init: expected one of 'random', .*'graph', labels .*got 'k-means'"),
         ({"init": 3}, r"Training.init: expected a name, an array of leaf indices or a callable, got int"),
         ({"warmup": hm.Warmup(20)}, r"Training.warmup: expected fewer epochs than those in which the experts learn"),
         (
