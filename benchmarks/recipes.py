@@ -246,7 +246,21 @@ def no_augmentation_training(n_images: int) -> hm.Training:
     usual = mnist_flat.make_training(n_images)
     assert usual.agreement is not None
     epochs = max(1, round(usual.epochs * 3360 / 8640))
-    return replace(usual, epochs=epochs, init="umap", view=None, agreement=replace(usual.agreement, alone=1 / 4))
+    return replace(usual, epochs=epochs, view=None, agreement=replace(usual.agreement, alone=1 / 4))
+
+
+MUTUAL = hm.views.Neighbour(k=24, features=hm.features.oriented_gradients, mutual=True)
+"""The neighbours whose graph is cut where no image is changed.
+
+Ten parts of it are 95.4 % right (MNIST, training images); with neighbours of one side, the training ends at 85 %.
+"""
+
+
+def no_augmentation(layout: Layout, x: Tensor, training: hm.Training, progress: bool = True) -> Trained:
+    """A start from the graph of mutual neighbours without changed copies, then agreement of neighbours alone."""
+    kind = hm.find_kinds(x, neighbour=MUTUAL, changes=None, max_kinds=N_KINDS).labels
+    leaf = kind * N_STYLES + torch.arange(len(x)) % N_STYLES if layout == "two-level" else kind
+    return best(layout, x, replace(training, init=leaf), progress)
 
 
 RECIPES = {
@@ -270,10 +284,10 @@ RECIPES = {
         random_start,
     ),
     "no-augmentation": Recipe(
-        "changes no image: starts from a Gaussian mixture in a UMAP embedding, then neighbours agree",
+        "changes no image: starts from kinds of a graph of mutual neighbours, then neighbours agree",
         best_tree,
         no_augmentation_training,
-        best,
+        no_augmentation,
     ),
     "article": Recipe(
         "the recipe of the article: every expert's loss weighed by the gate, from a random start",

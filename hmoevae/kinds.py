@@ -120,7 +120,8 @@ def find_kinds(
         x: Samples, on any device.
         neighbour: How neighbours are found, and how many. `None` means a tenth of the root of n, from 5 to 25, so that
             conductances of more and of fewer samples can be compared; for images of at least 16 by 16 pixels, with
-            `hmoevae.features.oriented_gradients`. Changed copies have half as many.
+            `hmoevae.features.oriented_gradients`. Changed copies have half as many. With `mutual`, two samples are
+            joined if each is among the neighbours of the other or of its copies.
         changes: A random change of samples that leaves a sample like others of its kind. `"auto"` rotates and shears
             images, which have to be centred, and changes nothing else; `None` changes nothing.
         n_changes: Number of changed copies of each sample.
@@ -186,7 +187,7 @@ def parts_of(graph: Graph, n_parts: int) -> Int[np.ndarray, " n"]:
 
     Args:
         graph: The graph.
-        n_parts: Number of parts, at most as many as there are samples.
+        n_parts: Number of parts. There are fewer if only sets of two or three samples are left to be cut.
 
     >>> from scipy.sparse import block_diag
     >>> parts_of(block_diag([np.ones((3, 3)), np.ones((2, 2))]).tocsr(), 2).tolist()
@@ -314,7 +315,7 @@ def neighbour_graph(
             for _ in range(n_changes):
                 copies = project(described(view(x, index=torch.arange(len(x)), generator=generator)))
                 tables.append(search.kneighbors(copies, n_neighbors=max(1, neighbour.k // 2), return_distance=False))
-    return _joined(tables)
+    return _joined(tables, neighbour.mutual)
 
 
 def _search(features: Float[np.ndarray, "n feature"]) -> Any:
@@ -326,8 +327,8 @@ def _search(features: Float[np.ndarray, "n feature"]) -> Any:
     return NearestNeighbors().fit(features)
 
 
-def _joined(tables: Sequence[Int[np.ndarray, "n _"]]) -> Graph:
-    """The symmetric graph of tables of neighbours; entries count edges."""
+def _joined(tables: Sequence[Int[np.ndarray, "n _"]], mutual: bool = False) -> Graph:
+    """The symmetric graph of tables of neighbours; entries count edges, or those found from both ends."""
     from scipy.sparse import csr_matrix
 
     n = len(tables[0])
@@ -335,7 +336,8 @@ def _joined(tables: Sequence[Int[np.ndarray, "n _"]]) -> Graph:
     columns = np.concatenate([table.ravel() for table in tables])
     kept = rows != columns
     edges = csr_matrix((np.ones(kept.sum()), (rows[kept], columns[kept])), shape=(n, n))
-    return (edges + edges.T).tocsr()
+    graph = (edges + edges.T).tocsr()
+    return graph.multiply(edges.astype(bool).multiply(edges.T.astype(bool))).tocsr() if mutual else graph
 
 
 def _flat(samples: Float[Tensor, "m *sample"]) -> Float[Tensor, "m feature"]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import hmoevae as hm
 from hmoevae.errors import ArgumentError, ArgumentTypeError, DataError, MissingExtraError
-from hmoevae.kinds import LEAST, _conductances, best_cut, kinds_of, neighbour_graph, one_kind
+from hmoevae.kinds import LEAST, _conductances, best_cut, kinds_of, neighbour_graph, one_kind, parts_of
 
 pytestmark = pytest.mark.usefixtures("as_users_call")
 
@@ -232,6 +232,15 @@ def test_what_is_too_small_for_two_parts_is_one_kind(n: int) -> None:
     assert (found.n_kinds, len(found.cuts)) == (1, 1)
 
 
+@pytest.mark.parametrize(("n", "n_parts"), [(40, 2), (40, 7), (300, 4)])
+def test_so_many_parts_are_made_of_what_has_no_good_cut(n: int, n_parts: int) -> None:
+    graph = neighbour_graph(torch.randn(n, 12, generator=torch.Generator().manual_seed(n)))
+    parts = parts_of(graph, n_parts)
+    assert np.unique(parts).tolist() == [*range(n_parts)]
+    groups, kind = blobs((30, 50, 40))
+    assert adjusted_rand_score(parts_of(neighbour_graph(groups), 3), kind) == 1
+
+
 def test_equal_samples_are_one_kind() -> None:
     assert hm.find_kinds(torch.ones(100, 4)).labels.shape == (100,)
     assert hm.find_kinds(torch.rand(6, 4)).n_kinds == 1
@@ -251,6 +260,9 @@ def test_the_graph_is_symmetric_and_has_no_loops() -> None:
     np.add.at(plain, (np.repeat(np.arange(60), 3), near.flatten().numpy()), 1)
     alone = neighbour_graph(x, neighbour=hm.views.Neighbour(k=3)).toarray()
     assert (alone == plain + plain.T).all()
+    mutual = neighbour_graph(x, neighbour=hm.views.Neighbour(k=3, mutual=True)).toarray()
+    assert (mutual == 2 * plain * plain.T).all()
+    assert 0 < mutual.sum() < alone.sum()
 
 
 def test_the_seed_fixes_the_changes_and_nothing_else_is_drawn(rng_untouched: None) -> None:
