@@ -218,7 +218,7 @@ def rows_of(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     fitted: Callable[..., hm.HMoEVAE] = by_images if isinstance(first.x, Tensor) else by_counts
     fitted = by_objects if name == "coil" and not args.unchanged else fitted
     ours = "ours, unchanged" if name == "coil" and args.unchanged else "ours"
-    for seed in args.seeds:
+    for seed in () if args.only_baselines else args.seeds:
         start = time.process_time()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)
@@ -253,6 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--steps", type=int, help="steps of the training of images, in place of the example's")
     parser.add_argument("--unchanged", action="store_true", help="COIL-20 by the recipe that was made for MNIST")
+    parser.add_argument("--only-baselines", action="store_true", help="leave our own method out")
     parser.add_argument("--json", type=Path, help="write the report to this file too, anew after every row")
     parser.add_argument("--quick", action="store_true", help="COIL-20, few steps, one seed, two baselines")
     args = parser.parse_args(argv)
