@@ -22,9 +22,9 @@ __all__ = [
     "NonFiniteError",
     "ProcessError",
     "ScaleWarning",
-    "StartWarning",
     "ShapeError",
     "SpecError",
+    "StartWarning",
     "VersionWarning",
     "mismatch",
 ]
