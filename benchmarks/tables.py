@@ -625,6 +625,7 @@ def other_data() -> str:
             runs = [row for row in report["rows"] if (row["data"], row["what"]) == (name, what)]
             figures = (percent([row[score] for row in runs]) if score in runs[0] else "" for score in scores)
             rows.append((name, what, str(len(runs)), *figures, spread([row["cpu_seconds"] for row in runs], 0)))
+    rows.sort(key=lambda row: row[0])  # reports beside each other that are of the same data
     head = ("data", "method", "seeds", "accuracy", "NMI", "ARI", "leaf purity", "dendrogram purity", "CPU seconds")
     return table(head, rows)
 

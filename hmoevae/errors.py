@@ -24,6 +24,7 @@ __all__ = [
     "ScaleWarning",
     "ShapeError",
     "SpecError",
+    "StartWarning",
     "VersionWarning",
     "mismatch",
 ]
@@ -84,6 +85,10 @@ class DeadLeafWarning(CollapseWarning):
 
 class ScaleWarning(UserWarning):
     """Data whose columns are far from the scale of the likelihood; names the column and says how to standardise."""
+
+
+class StartWarning(UserWarning):
+    """A start that gates had hardly learned when its epochs were over, so that it was lost; says how many they were."""
 
 
 class CheckpointWarning(UserWarning):

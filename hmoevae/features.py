@@ -141,3 +141,41 @@ def principal_components_of(
             return pca.transform(others.flatten(1).float().cpu().numpy())
 
     return found, project
+
+
+def latent_semantics(
+    counts: Float[Tensor, "n word"], n_components: int, sample_weight: Float[Tensor, " n"]
+) -> Float[Tensor, "n component"]:
+    """The leading components of log counts, by which documents are compared (Deerwester et al. 1990).
+
+    A count c above zero becomes (1 + log c) times the logarithm of how rare samples with such counts are (tf-idf), each
+    sample is divided by its length, and so are its leading singular components, so that products are cosines.
+
+    Args:
+        counts: Counts of words, most of which are zero.
+        n_components: Number of components, at most that of the words.
+        sample_weight: How many samples each sample counts for.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+
+    >>> found = latent_semantics(torch.tensor([[3.0, 0.0, 1.0], [1.0, 1.0, 0.0], [0.0, 2.0, 0.0]]), 2, torch.ones(3))
+    >>> (found @ found.t()).diagonal().round(decimals=3)
+    tensor([1., 1., 1.])
+    """
+    try:
+        from scipy.sparse import csr_matrix, diags
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.preprocessing import normalize
+    except ImportError as error:
+        expected = from_extra("scikit-learn", "sklearn")
+        raise MissingExtraError(mismatch("latent semantics", expected, f"{error}")) from None
+
+    weight = sample_weight.cpu().numpy()
+    tf = csr_matrix(counts.cpu().numpy())
+    n_with = weight @ (tf > 0)
+    tf.data = 1 + np.log(tf.data)
+    tf_idf = normalize(tf @ diags(1 + np.log((1 + weight.sum()) / (1 + n_with))))
+    svd = TruncatedSVD(min(n_components, *counts.shape), random_state=0)
+    svd.fit(diags(np.sqrt(weight)) @ tf_idf)
+    return torch.from_numpy(normalize(svd.transform(tf_idf))).to(counts.dtype)

@@ -17,11 +17,13 @@ from torch.nn.functional import one_hot
 from hmoevae.em.leaves import MStep
 from hmoevae.em.record import EM
 from hmoevae.errors import DataError, NonFiniteError, mismatch
+from hmoevae.features import latent_semantics
 from hmoevae.history import History
 from hmoevae.model import HMoEVAE
+from hmoevae.nn.likelihoods.counts import CountModule
 from hmoevae.nn.sample_weights import SampleWeights
 from hmoevae.samples import BATCH_SIZE, ArrayLike, Data, in_order
-from hmoevae.starts import first_leaves
+from hmoevae.starts import N_COMPONENTS, first_leaves
 from hmoevae.training.words import options_in
 
 USUAL = EM()
@@ -147,7 +149,8 @@ def _run(model: HMoEVAE, step: MStep, responsibility: Float[Tensor, "leaf n"], e
 @torch.no_grad()
 def joint(model: HMoEVAE, x: Float[Tensor, "n feature"]) -> Float[Tensor, "leaf n"]:
     """Log p(x, leaf) of every leaf."""
-    evidence = torch.cat([model.experts.evidence(chunk.T) for chunk in x.split(BATCH_SIZE)], 1)
+    at_once = len(x) if all(group.is_constant for group in model.experts.groups) else BATCH_SIZE
+    evidence = torch.cat([model.experts.evidence(chunk.T) for chunk in x.split(at_once)], 1)
     return evidence + model.prior.leaf_log_prob().unsqueeze(1)
 
 
@@ -155,7 +158,8 @@ def features_of(step: MStep) -> list[Float[Tensor, "n shown"]]:
     """What starts cluster: samples as networks see them, with gaps in Gaussian features filled.
 
     Gaps in other features are zeros, as networks see them. Where there are other features, such as counts or
-    categories, no single scale is right for all tables, so there is a second start from standardised features.
+    categories, no single scale is right for all tables, so there is a second start from standardised features. Counts
+    given their total, such as those of words, have a third one, from their latent semantics.
     """
     first, filled = step.groups[0], step.x.clone()
     filled[:, first.features] = step.filled
@@ -166,4 +170,7 @@ def features_of(step: MStep) -> list[Float[Tensor, "n shown"]]:
     share = step.weight / step.weight.sum()
     apart = shown - share @ shown
     spread = (share @ apart.square()).sqrt()
-    return [shown, apart / torch.where(spread > 0, spread, 1.0)]
+    found = [shown, apart / torch.where(spread > 0, spread, 1.0)]
+    if isinstance(first.likelihood, CountModule) and first.likelihood.total is not None:
+        found.append(latent_semantics(step.x.nan_to_num(), N_COMPONENTS, step.weight))
+    return found

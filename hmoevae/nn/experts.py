@@ -26,7 +26,7 @@ from hmoevae.nn.likelihoods import LikelihoodModule, likelihood_module
 from hmoevae.nn.linear import LinearEncoder
 from hmoevae.nn.networks import grouped_network
 from hmoevae.nn.paths import joined, permutation
-from hmoevae.nn.posteriors import AnyPosterior, Draw, posterior_of
+from hmoevae.nn.posteriors import AnyPosterior, Draw, posterior_of, takes_part
 from hmoevae.nn.routes import Packing, pack, packing, unpack
 from hmoevae.nn.rows import Chosen, rows_of
 from hmoevae.plan import Plan
@@ -118,8 +118,18 @@ class ExpertGroup(nn.Module):
         """Whether the posterior of every expert is p(z|x)."""
         return isinstance(self.encoder, LinearEncoder) and self.encoder.is_exact
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether no feature depends on z, whose posterior is its prior then; `hmoevae.fit_em` fits such experts."""
+        return isinstance(self.encoder, LinearEncoder) and not takes_part(self.likelihood.linear_features())
+
     def evidence(self, x: Float[Tensor, "feature batch"]) -> Float[Tensor, "group batch"]:
         """Log p(x, z) - log q(z|x) at the mean of q(z|x): log p(x) where the posterior is exact, in nats."""
+        if self.is_constant:
+            assert isinstance(self.decoder, AffineEnded)
+            return self.likelihood.log_prob_constant(
+                self.decoder.last.offsets, x, observed(x) if self.missing else None
+            )
         posterior = self.posterior(x)
         return self.draw(x, posterior, torch.zeros_like(posterior.mean)).log_weight()
 

@@ -35,7 +35,7 @@ from hmoevae.training.resume import (
     described_weights,
 )
 from hmoevae.training.row_adam import RowAdam
-from hmoevae.training.usage import warn_after_fit
+from hmoevae.training.usage import warn_after_fit, warn_of_start
 from hmoevae.training.words import options_in
 
 USUAL = Training()
@@ -307,11 +307,16 @@ class _Job:
         self.processes.make_whole(self.model)
 
     def warn(self, history: History) -> None:
-        """Warn of leaves and gates that do nothing in the epoch whose weights the model has."""
+        """Warn of a start that was not learned, and of leaves and gates that do nothing in the end.
+
+        The end is the epoch whose weights the model has.
+        """
         row, chosen = history.rows[-1] if len(history) else None, self.chosen
         if self.best is not None and self.best.epoch is not None:
             row, chosen = history.rows[self.best.epoch - 1], self.best.chosen
         if row is not None and self.processes.is_main:
+            if 0 < self.training.start_epochs <= len(history):
+                warn_of_start(self.model.plan, history.rows[self.training.start_epochs - 1])
             warn_after_fit(self.model.plan, row, chosen)
 
     def _start(self) -> Int[Tensor, " n"] | None:

@@ -50,7 +50,8 @@ class Training:
             samples, and the samples of each cluster, level by level; `"graph"`, which so cuts their graph of
             neighbours (`hmoevae.find_kinds`); a leaf index for every sample; or a callable that clusters: it takes an
             array of features (n, feature), a number of clusters and a seed, and returns the clusters (n,).
-        init_epochs: Number of first epochs in which gates and experts learn the start; not used for a random start.
+        init_epochs: Number of first epochs in which gates and experts learn the start; not used for a random start. It
+            takes some hundreds of steps, so more than one epoch of few samples; a `StartWarning` says if they lack it.
         init_shared: In these epochs, let equal experts learn as one, from the samples of all of them. Then all of them
             go on from its weights (sparse upcycling, Komatsuzaki et al. 2023). It suits trees of many leaves, each of
             which would learn the start from few samples.

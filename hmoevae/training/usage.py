@@ -11,13 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hmoevae.errors import ConstantGateWarning, DeadLeafWarning, mismatch, warn
+from hmoevae.errors import ConstantGateWarning, DeadLeafWarning, StartWarning, mismatch, warn
 from hmoevae.nn.paths import Paths
 from hmoevae.output import Routing
 from hmoevae.plan import Plan, PlannedNode
 
 LEAST = 0.01
 """A leaf is dead below this fraction of an even share, a gate is constant below this fraction of log(children)."""
+LEARNED = 0.5
+"""Gates have learned a start when less than this fraction is left of the nats that a constant gate would lack."""
 LISTED = 10
 """Number of leaves or gates that a warning names."""
 
@@ -69,6 +71,23 @@ def warn_after_fit(plan: Plan, row: dict[str, int | float], chosen: Sequence[flo
     constant = {edge for mixture in constant_gates(plan, row) for edge in mixture.child_edges}
     leaves = zip(plan.leaves, chosen, strict=False)
     warn_of_collapse(plan, row, [math.inf if constant.intersection(leaf.edges) else n for leaf, n in leaves])
+
+
+def warn_of_start(plan: Plan, row: dict[str, int | float]) -> None:
+    """Warn if the gates have hardly learned the start, which what comes after it then cannot keep.
+
+    Args:
+        plan: The compiled tree.
+        row: The row of the history of the last epoch of the start.
+    """
+    usage = [row[f"usage/{leaf.path}"] for leaf in plan.leaves]
+    constant = -sum(share * math.log(share) for share in usage if share > 0)
+    left = row["start_gate"]
+    if left > LEARNED * constant:
+        expected = "enough epochs for the gates to learn the start"
+        got = f"{row['epoch']}, in the last of which they lacked {left:.2f} nats of it, where a constant gate lacks "
+        got += f"{constant:.2f}: the start is lost; raise init_epochs, or take more steps by a smaller batch_size"
+        warn(mismatch("Training.init_epochs", expected, got), StartWarning)
 
 
 def constant_gates(plan: Plan, row: dict[str, int | float]) -> list[PlannedNode]:

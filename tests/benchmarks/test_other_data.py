@@ -33,7 +33,7 @@ def test_a_quick_run_has_a_row_for_every_method(capsys: pytest.CaptureFixture[st
     where = ["--data-root", os.environ["HMOEVAE_DATA"]]
     other_data.main(["--quick", "--steps", "12", "--threads", "1", "--device", "cpu", *where])
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
-    assert [row["what"] for row in rows] == ["ours", "k-means", "ward"]
+    assert [row["what"] for row in rows] == ["ours", "our start", "k-means", "ward"]
     for row in rows:
         assert row["k"] == 20
         assert 0 < row["leaf_purity"] <= 1

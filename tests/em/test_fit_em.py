@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 
 import hmoevae as hm
@@ -47,6 +48,24 @@ def test_with_enough_factors_it_reaches_the_likelihood_of_a_gaussian_mixture() -
     assert -history["loss"][-1] == pytest.approx(peer.score(x), abs=0.01)
     assert float(model.score_samples(x).mean()) == pytest.approx(-history["loss"][-1], abs=1e-9)
     assert sorted(model.prior.leaf_log_prob().exp().tolist()) == pytest.approx(sorted(peer.weights_), abs=1e-3)
+
+
+def test_documents_start_from_what_few_of_them_share() -> None:
+    """A fifth of the words tell topics apart; the others are common, and differ a lot from document to document."""
+    rng = np.random.default_rng(0)
+    topic = np.arange(300) % 3
+    rates = rng.gamma(0.3, 2.0, (300, 60))
+    rare = np.kron(np.eye(3), np.full(4, 0.8))[topic] + 0.02
+    counts = torch.from_numpy(rng.poisson(np.concatenate([rates, rare], 1))).double()
+    model = model_of(mixture_of(linear(1, hm.NegativeBinomial(total=40))), 72).double()
+    weight = torch.ones(300, dtype=torch.float64)
+    starts = features_of(MStep(model, counts, weight, 0.0))
+    assert [start.shape[1] for start in starts] == [72, 72, 50]
+    assert starts[-1].norm(dim=1).numpy() == pytest.approx(np.ones(300))
+    of_rates = model_of(mixture_of(linear(1, hm.Poisson())), 72).double()
+    assert len(features_of(MStep(of_rates, counts, weight, 0.0))) == 2
+    hm.fit_em(model, counts)
+    assert adjusted_rand_score(topic, model.predict(counts)) > 0.8
 
 
 @pytest.mark.slow

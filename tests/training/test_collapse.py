@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 import hmoevae as hm
-from hmoevae.errors import ArgumentError, ArgumentTypeError, ConstantGateWarning, DeadLeafWarning, NonFiniteError
+from hmoevae.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ConstantGateWarning,
+    DeadLeafWarning,
+    NonFiniteError,
+    StartWarning,
+)
 from hmoevae.nn.grouped import GroupedLinear
 from hmoevae.plan import compile_tree
 from hmoevae.training.revival import revive
@@ -50,6 +57,17 @@ def silence(model: hm.HMoEVAE, mixture: int, child: int) -> None:
     layer, gate = last_layer(model, mixture)
     with torch.no_grad():
         layer.bias[gate, child] = -30.0
+
+
+def test_a_start_that_was_not_learned_is_named(blobs):
+    kind = torch.arange(200) % 4
+    lost = r"init_epochs: expected enough epochs .*, got 1, in the last of which they lacked 1\.\d+ nats"
+    with pytest.warns(StartWarning, match=lost):
+        quiet_fit(model_of(), blobs, epochs=2, init=kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StartWarning)
+        history = quiet_fit(model_of(), blobs, epochs=21, init=kind, init_epochs=20, lr=1e-2)
+    assert history["start_gate"][19] < 0.1
 
 
 # --- information ------------------------------------------------------------------------------------------------------

@@ -123,6 +123,11 @@ class ColumnsModule(LikelihoodModule):
         first, *others = (part.log_prob(outputs, *own) for part, outputs, own in each)
         return sum(others, first)
 
+    def log_prob_constant(self, raw: Constant, x: Shared, present: SharedPresent = None) -> OfSample:
+        each = zip(self.parts, raw.split(self.raw_sizes, 1), self._for_each(x, present), strict=True)
+        first, *others = (part.log_prob_constant(outputs, *own) for part, outputs, own in each)
+        return sum(others, first)
+
     def log_density(self, raw: Raw, x: Sample) -> Features:
         each = zip(self.parts, raw.split(self.raw_sizes, 1), self._split(x, -2), strict=True)
         return self._joined([part.log_density(outputs, own) for part, outputs, own in each], 1)

@@ -7,15 +7,17 @@ that the features have in it.
 """
 
 import math
+from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hmoevae.nn.kernels.precision import sum_dtype
 from hmoevae.nn.likelihoods.module import (
+    BATCH_SIZE,
     Constant,
     Features,
     LikelihoodModule,
@@ -40,6 +42,10 @@ LEAST_DISPERSION = 1e-2
 """The least dispersion that `fit_constant_` sets: counts of a real process vary by 10 % beside Poisson's noise."""
 DISPERSION_STRENGTH = 10.0
 """Number of samples of size 1 that the pull of dispersions to the one that experts share is worth."""
+ENTRIES = 1 << 20
+"""Number of experts times features times totals that are computed at a time, which a cache holds."""
+Which = slice | Int[Tensor, " feature"]
+EVERY = slice(None)
 NO_SHARE = -1e30
 """A logit whose share is zero, with finite gradients."""
 
@@ -81,14 +87,69 @@ class CountModule(LikelihoodModule):
 
     def _sums(self, x: Shared, weight: OfSample, present: SharedPresent) -> "_Sums":
         """The sums over samples that closed forms need; a sample's size is its total in units of a typical one."""
-        seen = torch.ones_like(x) if present is None else present.to(x.dtype)
         counts = x if present is None else torch.where(present, x, 0.0)
-        sizes = seen if self.total is None else seen * (_total(counts) / self.total).to(x.dtype)
-        parts = (counts, sizes, counts * sizes, counts.square(), sizes.square())
-        return _Sums(*(weight @ part.T for part in parts))
+        size = x.new_ones(1, x.shape[1]) if self.total is None else (_total(counts) / self.total).to(x.dtype)
+        seen = torch.ones_like(size) if present is None else present.to(x.dtype)  # one row stands for all features
+        sized = weight * size
+        s, ss = ((own @ seen.T).expand(-1, len(x)) for own in (sized, sized * size))
+        squares = zip(weight.split(BATCH_SIZE, 1), counts.split(BATCH_SIZE, 1), strict=True)
+        xx = torch.stack([own @ part.square().T for own, part in squares]).sum(0)
+        return _Sums(weight @ counts.T, s, sized @ counts.T, xx, ss)
+
+    # The log-density of a count is log_ways + x * log_each + log_zero; `features` are those of the rates and counts.
+
+    @abstractmethod
+    def log_zero(self, log_rate: Features, features: Which = EVERY) -> Features:
+        """The log-density of a count of zero."""
+
+    @abstractmethod
+    def log_each(self, log_rate: Features, features: Which = EVERY) -> Features:
+        """What each further one adds to it, but for `log_ways`."""
+
+    @abstractmethod
+    def log_ways(self, x: Tensor, features: Which = EVERY) -> Tensor:
+        """What does not depend on the rate."""
+
+    def log_density(self, raw: Raw, x: Sample) -> Features:
+        log_rate = self.log_rate(raw, x)
+        x = x.to(log_rate.dtype)
+        return self.log_ways(x) + x * self.log_each(log_rate) + self.log_zero(log_rate)
 
     def log_prob(self, raw: Raw, x: Sample, present: Present | None = None) -> Float[Tensor, "group batch"]:
         return super().log_prob(self.observed(raw, present), x, present)
+
+    def log_prob_constant(self, raw: Constant, x: Shared, present: SharedPresent = None) -> OfSample:
+        """As for all likelihoods, in a time that the counts above zero take: most words are not in a document.
+
+        As if all counts were zero, log p(x) depends on the total only, and few samples differ in it.
+        """
+        if torch.compiler.is_compiling() or (present is not None and not present.all()):
+            return super().log_prob_constant(raw, x, present)
+        log_rate = self.log_rate(raw.unsqueeze(2))  # of the typical total
+        if self.total is None:
+            ratios, same = raw.new_ones(1), torch.zeros(x.shape[1], dtype=torch.long, device=x.device)
+        else:
+            ratios, same = (_total(x)[0].to(log_rate.dtype) / self.total).unique(return_inverse=True)
+        at_once = max(1, ENTRIES // max(1, log_rate.numel()))
+        rates = (log_rate + some for some in ratios.log().split(at_once))
+        of_zeros = torch.cat([self.log_zero(rate).sum(1) for rate in rates], 1)[:, same]
+        parts = zip(x.split(BATCH_SIZE, 1), ratios.log()[same].split(BATCH_SIZE), strict=True)
+        return of_zeros + torch.cat([self._of_others(log_rate.squeeze(2), *part) for part in parts], 1)
+
+    def _of_others(
+        self, log_rate: Float[Tensor, "group feature"], x: Shared, log_ratio: Float[Tensor, " batch"]
+    ) -> OfSample:
+        """What counts above zero add to the log-density of zeros."""
+        sample, feature = x.t().nonzero(as_tuple=True)
+        count = x.t()[sample, feature]
+        # Few ways differ: most counts are small, and the same word is in many documents.
+        base = 1 + (int(count.max()) if len(count) else 0)
+        pair, same = (feature * base + count.long()).unique(return_inverse=True)
+        ways = self.log_ways((pair % base).to(log_rate.dtype).unsqueeze(1), pair // base).squeeze(-1)
+        rate = log_rate[:, feature] + log_ratio[sample]
+        each = self.log_each(rate.unsqueeze(2), feature).squeeze(2)
+        added = torch.addcmul(ways.expand(len(log_rate), -1)[:, same], count.to(each.dtype), each)
+        return added.new_zeros(len(added), x.shape[1]).scatter_add(1, sample.expand_as(added), added)
 
     def observed(self, raw: Raw, present: Present | None) -> Raw:
         """The raw outputs where features that were not observed have no share in the total of those that were."""
@@ -132,9 +193,14 @@ def _total(x: Sample) -> Tensor:
 class PoissonModule(CountModule):
     """Poisson(rate)."""
 
-    def log_density(self, raw: Raw, x: Sample) -> Features:
-        log_rate = self.log_rate(raw, x)
-        return x * log_rate - log_rate.exp() - torch.lgamma(x.to(log_rate.dtype) + 1)
+    def log_zero(self, log_rate: Features, features: Which = EVERY) -> Features:  # noqa: ARG002
+        return -log_rate.exp()
+
+    def log_each(self, log_rate: Features, features: Which = EVERY) -> Features:  # noqa: ARG002
+        return log_rate
+
+    def log_ways(self, x: Tensor, features: Which = EVERY) -> Tensor:  # noqa: ARG002
+        return -torch.lgamma(x + 1)
 
     def score(self, raw: Raw, x: Sample) -> Raw:
         if self.total is None:
@@ -166,12 +232,15 @@ class NegativeBinomialModule(CountModule):
         bounded = self.log_dispersion.clamp(-LARGEST_LOG_DISPERSION, LARGEST_LOG_DISPERSION)
         return -bounded.to(sum_dtype(bounded)).unsqueeze(2)
 
-    def log_density(self, raw: Raw, x: Sample) -> Features:
-        log_size = self.log_size
-        logit = self.log_rate(raw, x) - log_size
-        x = x.to(logit.dtype)
-        ways = _log_rising(log_size.exp(), x) - torch.lgamma(x + 1)
-        return ways + x * F.logsigmoid(logit) - log_size.exp() * F.softplus(logit)
+    def log_zero(self, log_rate: Features, features: Which = EVERY) -> Features:
+        log_size = self.log_size[:, features]
+        return -log_size.exp() * F.softplus(log_rate - log_size)
+
+    def log_each(self, log_rate: Features, features: Which = EVERY) -> Features:
+        return F.logsigmoid(log_rate - self.log_size[:, features])
+
+    def log_ways(self, x: Tensor, features: Which = EVERY) -> Tensor:
+        return _log_rising(self.log_size[:, features].exp(), x) - torch.lgamma(x + 1)
 
     @torch.no_grad()
     def fit_constant_(self, x: Shared, weight: OfSample, present: SharedPresent = None) -> Constant:

@@ -25,6 +25,8 @@ Shared = Float[Tensor, "feature batch"]
 SharedPresent = Bool[Tensor, "feature batch"] | None
 OfSample = Float[Tensor, "group batch"]
 Constant = Float[Tensor, "group raw"]
+BATCH_SIZE = 1024
+"""Samples computed at a time where outputs do not depend on them."""
 
 
 class LikelihoodModule(nn.Module, ABC):
@@ -134,6 +136,27 @@ class LikelihoodModule(nn.Module, ABC):
         """The gradient of the log-density with respect to `raw`; `None` where only autograd knows it."""
         return None
 
+    def log_prob_constant(self, raw: Constant, x: Shared, present: SharedPresent = None) -> OfSample:
+        """`log_prob` of outputs that do not depend on z, which are the same for all samples.
+
+        Args:
+            raw: The outputs of every expert.
+            x: Samples.
+            present: Which features were observed.
+
+        >>> from hmoevae.nn.likelihoods import likelihood_module
+        >>> from hmoevae.spec import NegativeBinomial
+        >>> words = likelihood_module(NegativeBinomial(total=4), 2, n_features=3)
+        >>> raw, x = torch.randn(2, 3), torch.tensor([[0.0, 5.0], [3.0, 0.0], [1.0, 0.0]])
+        >>> one_by_one = words.log_prob(raw.unsqueeze(2).expand(-1, -1, 2), x)
+        >>> words.log_prob_constant(raw, x).allclose(one_by_one, rtol=1e-4)
+        True
+        """
+        whole = torch.compiler.is_compiling() or x.shape[1] <= BATCH_SIZE
+        parts = [(x, present)] if whole else pieces(x, present)
+        found = [self.log_prob(raw.unsqueeze(2).expand(-1, -1, part.shape[1]), part, seen) for part, seen in parts]
+        return torch.cat(found, 1)
+
     def log_prob_and_score(self, raw: Raw, x: Sample, score: Raw) -> Float[Tensor, "group batch"]:
         """The log-density. Its gradient with respect to `raw`, divided by `score_unit`, is written to `score`.
 
@@ -225,6 +248,17 @@ class LikelihoodModule(nn.Module, ABC):
     @abstractmethod
     def sample(self, raw: Raw, generator: torch.Generator | None = None) -> Features:
         """A draw from p(x|z)."""
+
+
+def pieces(x: Shared, present: SharedPresent) -> list[tuple[Tensor, Tensor | None]]:
+    """Samples some at a time, which bounds the memory of what is computed for each expert and feature.
+
+    >>> [len(part.T) for part, _ in pieces(torch.zeros(2, 2500), None)]
+    [1024, 1024, 452]
+    """
+    parts = x.split(BATCH_SIZE, 1)
+    seen = [None] * len(parts) if present is None else present.split(BATCH_SIZE, 1)
+    return list(zip(parts, seen, strict=True))
 
 
 def _no_closed_form(module: LikelihoodModule, expected: str) -> ArgumentError:

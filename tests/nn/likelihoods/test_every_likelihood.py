@@ -569,3 +569,20 @@ def test_an_expert_without_a_value_is_fitted_to_those_of_all(spec: Likelihood) -
     raw = module.fit_constant_(x, weight, present).unsqueeze(2).expand(-1, -1, 4)
     log_prob = module.log_prob(raw, x, present)
     torch.testing.assert_close(log_prob[0], log_prob[1])
+
+
+COUNTS = [*(hm.Poisson(total=total) for total in (None, 9)), *(hm.NegativeBinomial(total=total) for total in (None, 9))]
+
+
+@pytest.mark.parametrize("spec", [*CONSTANT, *COUNTS, hm.ZeroInflated(hm.Poisson())], ids=str)
+@pytest.mark.parametrize("has_gaps", [False, True])
+def test_the_density_of_outputs_without_z_is_that_of_outputs_with_it(spec: Likelihood, *, has_gaps: bool) -> None:
+    n = 1500  # more than a piece
+    module = likelihood_module(spec, GROUPS, n_features=2).double()
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randn(GROUPS, *module.raw_shape((2,)), dtype=torch.float64, generator=generator)
+    x = module.sample(raw.unsqueeze(2).expand(-1, -1, n), generator)[0]
+    x[:, 0] = module.example
+    present = torch.rand(x.shape, generator=generator) < 0.8 if has_gaps else None
+    expected = module.log_prob(raw.unsqueeze(2).expand(-1, -1, n), x, present)
+    torch.testing.assert_close(module.log_prob_constant(raw, x, present), expected)
