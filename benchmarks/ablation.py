@@ -2,16 +2,18 @@
 
     python benchmarks/ablation.py --json ablation.json                     every row, three seeds
     python benchmarks/ablation.py --rows full "no agreement" --seeds 1     some of them
+    python benchmarks/ablation.py --recipe best --images 20000 --epochs 12 the new parts of the flat example
     python benchmarks/ablation.py --quick                                  scikit-learn's digits, two epochs
 
-Each row trains the recipe `styles` of `recipes.py`, the one that learns fastest, with one thing changed, all
-on the same short schedule (the recipe's own takes four times as long, and scores higher), without labels, once for each
-seed from 0 on. Scored are the gates alone on the test split, as in `clustering.py`. Where a file given to `--json` has
-rows of the same schedule already, they are kept and only what is missing is run, so that a run can go on where another
-stopped. The last line is the whole report as one JSON object.
+Each row trains the recipe `styles` of `recipes.py`, which learns fast from a random start, or `best`, with one thing
+changed, all on the same short schedule (the recipe's own takes four times as long, and scores higher), without labels,
+once for each seed from 0 on. Scored are the gates alone on the test split, as in `clustering.py`. Where a file given to
+`--json` has rows of the same schedule already, they are kept and only what is missing is run, so that a run can go on
+where another stopped. The last line is the whole report as one JSON object.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -23,7 +25,7 @@ from typing import Any
 import command
 import machine
 import torch
-from recipes import RECIPES, STROKES, STRONG, Trained, train
+from recipes import RECIPES, STROKES, STRONG, Trained, mnist_flat, train
 from torch import Tensor
 
 import hmoevae as hm
@@ -48,6 +50,7 @@ class Ingredients:
         balance: Weight of the balance, of kind kl; `None` is the recipe's.
         objective: Of the experts.
         lr_schedule: Of the learning rate.
+        starts_from_kinds: Gate and experts first learn what `hm.find_kinds` finds.
     """
 
     agreement: bool = True
@@ -58,6 +61,7 @@ class Ingredients:
     balance: float | None = None
     objective: str = "elbo"
     lr_schedule: Schedule = "cosine"
+    starts_from_kinds: bool = False
 
 
 ROWS: dict[str, Ingredients] = {
@@ -77,29 +81,55 @@ ROWS: dict[str, Ingredients] = {
 }
 """By name, the most telling first; beside them `"article"`, that recipe as it stands, in as many epochs."""
 ARTICLE = "article"
+BEST = Ingredients(
+    partner=hm.views.Neighbour(k=10, features=hm.features.oriented_gradients, mutual=True),
+    view=hm.views.RandomAffine(),
+    starts_from_kinds=True,
+)
+PARTS_OF_BEST: dict[str, Ingredients] = {
+    "full": BEST,
+    "no normalisation in the gate": replace(BEST, gate=hm.Conv((32, 64, 128), kernel_size=3)),
+    "neighbours that need not be mutual": replace(
+        BEST, partner=hm.views.Neighbour(k=10, features=hm.features.oriented_gradients)
+    ),
+    "neighbours by pixels": replace(BEST, partner=hm.views.Neighbour(k=10, mutual=True)),
+    "from random weights": replace(BEST, starts_from_kinds=False),
+}
+"""What `best` has and `random-start` has not, each taken away."""
+ROWS_OF = {"styles": [*ROWS, ARTICLE], "best": [*PARTS_OF_BEST]}
 
 
-def run_row(name: str, x: Tensor, training: hm.Training, progress: bool = False) -> Trained:
+@functools.lru_cache(1)
+def kinds_of(x: Tensor, seed: int) -> Tensor:
+    """The start of the flat example, which the rows of a seed share."""
+    return mnist_flat.find_start(x, seed)
+
+
+def run_row(name: str, x: Tensor, training: hm.Training, progress: bool = False, *, recipe: str = "styles") -> Trained:
     """Train as a row says."""
     if name == ARTICLE:
         article = RECIPES[ARTICLE]
         own = {"epochs": training.epochs, "seed": training.seed, "device": training.device}
         return article.run("flat", x, replace(article.training(len(x)), **own), progress)
-    row = ROWS[name]
-    tree = RECIPES["styles"].tree("flat")
+    row = (ROWS if recipe == "styles" else PARTS_OF_BEST)[name]
+    tree = RECIPES[recipe].tree("flat")
     if row.gate is not None:
         tree = replace(tree, gate=row.gate)
     if row.balance is not None:
         tree = replace(tree, balance=hm.Balance("kl", row.balance))
     agreement = hm.Agreement(partner=row.partner, alone=row.alone) if row.agreement else None
     training = replace(training, lr_schedule=row.lr_schedule, view=row.view, agreement=agreement)
+    if row.starts_from_kinds:
+        training = replace(training, init=kinds_of(x, training.seed or 0))
     return train(tree, x, training, progress, objective=row.objective)
 
 
-def measure(name: str, images: LabelledImages, test: LabelledImages, training: hm.Training) -> dict[str, Any]:
+def measure(
+    name: str, images: LabelledImages, test: LabelledImages, training: hm.Training, recipe: str
+) -> dict[str, Any]:
     """One row with one seed."""
     start = time.perf_counter()
-    model, _ = run_row(name, images.x, training, sys.stderr.isatty())
+    model, _ = run_row(name, images.x, training, sys.stderr.isatty(), recipe=recipe)
     seconds = time.perf_counter() - start
     terms = model.evaluate(test.x, generator=torch.Generator(model.device).manual_seed(0))
     scores = hm.metrics.report(model, test.x, test.y)
@@ -121,9 +151,11 @@ def row_of(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    names = [*ROWS, ARTICLE]
     parser = command.parser(__doc__)
-    parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="ROW", help="; ".join(names))
+    parser.add_argument("--recipe", choices=list(ROWS_OF), default="styles", help="whose ingredients")
+    about = "; ".join(f"of {recipe}: {', '.join(names)}" for recipe, names in ROWS_OF.items())
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"the rows to run ({about})")
+    parser.add_argument("--images", type=int, help="so many of the training images, the first ones")
     parser.add_argument("--seeds", type=int, default=3, help="runs of every row")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of every run, those of gates alone among them")
     parser.add_argument("--json", type=Path, help="write the report to this file too, anew after every run")
@@ -131,7 +163,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.quick:
         args.epochs = 2
-    command.check(parser, args, "seeds", "epochs")
+    names = ROWS_OF[args.recipe]
+    args.rows = args.rows or names
+    for name in args.rows:
+        if name not in names:
+            parser.error(f"--rows: expected some of {'; '.join(names)}, got {name}")
+    command.check(parser, args, "seeds", "epochs", "images")
     return args
 
 
@@ -146,13 +183,15 @@ def run(args: argparse.Namespace) -> None:
     """Measure every row and report."""
     device = resolve_device(args.device)
     images, test = hm.datasets.digits() if args.quick else hm.datasets.mnist(args.data_root)
-    usual = RECIPES["styles"].training(len(images))
+    images = LabelledImages(images.name, images.x[: args.images], images.y[: args.images])
+    usual = RECIPES[args.recipe].training(len(images))
     training = replace(usual, epochs=args.epochs, device=args.device)
     report: dict[str, Any] = {
         **machine.about(device, args.threads),
         "dataset": images.name,
         "images": {"train": len(images), "test": len(test)},
         "epochs": args.epochs,
+        "recipe": args.recipe,
         "recipe_epochs": usual.epochs,
         "rows": [],
     }
@@ -160,7 +199,7 @@ def run(args: argparse.Namespace) -> None:
     for seed in range(args.seeds):  # all rows with one seed before any with the next
         for name in args.rows:
             if all(made["seed"] != seed for made in runs.setdefault(name, [])):
-                runs[name].append(measure(name, images, test, replace(training, seed=seed)))
+                runs[name].append(measure(name, images, test, replace(training, seed=seed), args.recipe))
                 print(f"{name}, seed {seed}: accuracy {100 * runs[name][-1]['accuracy']:.2f} %", flush=True)
             report["rows"] = [row_of(other, made) for other, made in runs.items() if made]
             report["load_average_after"] = machine.load_average()
@@ -173,8 +212,9 @@ def runs_of(file: Path | None, report: dict[str, Any]) -> dict[str, list[dict[st
     if file is None or not file.exists():
         return {}
     found = json.loads(file.read_text(encoding="utf-8"))
-    if any(found[name] != report[name] for name in ("dataset", "images", "epochs")):
-        raise OSError(f"--json: expected no file, or one of the same data and epochs, got {file}")
+    found.setdefault("recipe", "styles")  # the first reports were of no other
+    if any(found[name] != report[name] for name in ("dataset", "recipe", "images", "epochs")):
+        raise OSError(f"--json: expected no file, or one of the same data, recipe and epochs, got {file}")
     return {row["what"]: row["runs"] for row in found["rows"]}
 
 

@@ -74,7 +74,7 @@ def test_an_ablation_goes_on_where_another_stopped(
     assert full["mean"]["accuracy"] == pytest.approx(sum(run["accuracy"] for run in full["runs"]) / 2)
     assert first[0]["sd"]["accuracy"] is None
     monkeypatch.setattr(hm.datasets, "mnist", lambda _: small)
-    with pytest.raises(SystemExit, match=r"--json: expected no file, or one of the same data and epochs"):
+    with pytest.raises(SystemExit, match=r"--json: expected no file, or one of the same data, recipe and epochs"):
         ablation.main([*command[1:], "full"])
 
 
