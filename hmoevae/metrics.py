@@ -1,4 +1,4 @@
-"""Scores of clusters against labels. They are for evaluation only: training uses no labels.
+"""Scores of clusters against labels, for evaluation only: training uses no labels. Two of the scores need none.
 
 Axes: `n` counts samples, `node` the nodes of a level. Every score is a fraction; 1 is a perfect match, except for the
 calibration error, where 0 is. All of them raise a `DataError` for a missing label (NaN, None or masked): leave such
@@ -24,9 +24,11 @@ from hmoevae.errors import (
 from hmoevae.hierarchies import Hierarchy
 from hmoevae.labels import Labels, read_labels
 from hmoevae.model import HMoEVAE
+from hmoevae.nn.draws import borrowed_random_state
 from hmoevae.plan import compile_tree
 from hmoevae.samples import BATCH_SIZE
 from hmoevae.spec import Tree
+from hmoevae.views import Compose, ViewLike, as_view
 
 try:
     from scipy.optimize import linear_sum_assignment
@@ -37,6 +39,7 @@ except ImportError as missing:
 
 __all__ = [
     "accuracy",
+    "agreement_score",
     "calibration_error",
     "clustering_scores",
     "dendrogram_purity",
@@ -242,6 +245,75 @@ def calibration_error(labels: Labels, probabilities: ArrayLike, *, n_bins: int =
     gaps = np.zeros(n_bins)  # n_m (accuracy_m - confidence_m)
     np.add.at(gaps, np.searchsorted(np.arange(1, n_bins) / n_bins, confidence), right - confidence)
     return float(np.abs(gaps).sum() / len(p))
+
+
+def agreement_score(
+    model: HMoEVAE,
+    x: Samples,
+    *,
+    view: ViewLike | None = None,
+    partner: ViewLike | None = None,
+    level: int | None = None,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> float:
+    """How much the node of a sample tells of the node of its partner: a score without labels, to choose among runs.
+
+    I(c; c') / log C, the mutual information of the most probable nodes c of `view(x)` and c' of `view(partner(x))`,
+    under their symmetric joint distribution, as a share of its largest value for C nodes (Ji et al. 2019, equation 3,
+    with hard nodes). It is 1 where both samples of a pair are always in the same node and all nodes are used alike. It
+    is 0 where all samples are in one node, and, but for 0.5 (C - 1)^2 / n nats, where pairs meet by chance.
+
+    Give it samples that training has not seen, the same ones and the same `view`, `partner` and `seed` for every run
+    that is compared. It compares trees of equal numbers of nodes. Where kinds are unequal, the best value is below 1.
+
+    Args:
+        model: The model; only its gates are used.
+        x: Samples, `(n, *input_shape)`; a few thousand.
+        view: A random change of both samples of a pair, such as `hm.views.RandomAffine()`.
+        partner: What makes a sample's partner, such as `hm.views.Neighbour()`; it is prepared for `x`. `None` means
+            that the sample is its own partner, so that two changed copies of it are compared.
+        level: Depth of the nodes, as in `model.predict`; `None` means the leaves.
+        seed: Seed of the draws of both views.
+        batch_size: Samples evaluated at a time.
+
+    Raises:
+        ArgumentTypeError: `model` is not an `HMoEVAE`, or a view cannot be called.
+        ArgumentError: There is neither a view nor a partner, or the level has one node only.
+
+    >>> from hmoevae import VAE, Mixture
+    >>> model = HMoEVAE(Mixture.of(VAE(), 3), input_shape=(4,))
+    >>> 0 <= agreement_score(model, torch.rand(50, 4), view=lambda x: x + 0.1 * torch.randn_like(x)) <= 1
+    True
+    """
+    if not isinstance(model, HMoEVAE):
+        raise ArgumentTypeError(mismatch("model", "an HMoEVAE, such as an estimator's model_", type(model).__name__))
+    if view is None and partner is None:
+        raise ArgumentError(mismatch("view", "a view or a partner, since a sample agrees with itself", None))
+    n_nodes = model.plan.n_leaves if level is None else len(model.plan.level(level))
+    if n_nodes == 1:
+        raise ArgumentError(mismatch("level", "one of several nodes", f"{level}, which has one"))
+    samples = model.checked(x, support=False).x
+    change = [] if view is None else [as_view(view, "view")]
+    parts = change, change if partner is None else [as_view(partner, "partner"), *change]
+    generator = torch.Generator(samples.device).manual_seed(seed)
+    nodes: list[np.ndarray] = []
+    with torch.no_grad(), borrowed_random_state(seed, samples.device):  # a plain callable draws from the global ones
+        for part in parts:
+            made = Compose(part).prepare(samples)
+            seen = made(samples.clone(), index=torch.arange(len(samples)), generator=generator)
+            node = model.predict(model.checked(seen, support=False), level=level, batch_size=batch_size)
+            nodes.append(node.cpu().numpy())
+    joint = np.zeros((n_nodes, n_nodes))
+    np.add.at(joint, (nodes[0], nodes[1]), 0.5 / len(samples))
+    return _information(joint + joint.T) / float(np.log(n_nodes))
+
+
+def _information(joint: np.ndarray) -> float:
+    """Mutual information of a joint distribution, in nats."""
+    apart = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    there = joint > 0
+    return max(0.0, float((joint[there] * np.log(joint[there] / apart[there])).sum()))
 
 
 def report(model: HMoEVAE, x: Samples, labels: Labels, *, batch_size: int = BATCH_SIZE) -> dict[str, float]:
