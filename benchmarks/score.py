@@ -252,8 +252,11 @@ def ranks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         found = {name: [row["scores"][name] for row in some] for name in some[0]["scores"]}
         return found | {"like the other runs": like_the_others(some)}
 
-    def correlation(values: list[float], some: list[dict[str, Any]], by: str) -> float:
-        found: Any = spearmanr(values, [row[by] for row in some])
+    def correlation(values: list[float], some: list[dict[str, Any]], by: str) -> float | None:
+        accuracy = [row[by] for row in some]
+        if min(len(set(values)), len(set(accuracy))) < 2:  # not defined
+            return None
+        found: Any = spearmanr(values, accuracy)
         return float(found.statistic)
 
     seeds = {name: [row for row in rows if row["setting"] == name] for name in SETTINGS}

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ablation
 import likelihood
@@ -16,6 +17,7 @@ from hmoevae.datasets import LabelledImages
 pytestmark = pytest.mark.slow
 
 USUAL = RECIPES["styles"].training(60_000)
+QUICK_STEPS: dict[str, Any] = {"epochs": 3, "batch_size": 50, "device": "cpu", "precision": "fp32"}
 QUICK = replace(USUAL, epochs=2, batch_size=50, device="cpu", precision="fp32")
 
 
@@ -36,6 +38,17 @@ def test_the_full_row_is_the_recipe(images: torch.Tensor) -> None:
 
 def test_every_row_differs_from_the_recipe_in_its_own_way(images: torch.Tensor) -> None:
     routes = {name: ablation.run_row(name, images, QUICK)[0].route(images) for name in (*ablation.ROWS, "article")}
+    for one in routes:
+        for other in routes:
+            assert torch.equal(routes[one], routes[other]) == (one == other), (one, other)
+
+
+def test_every_part_of_the_best_recipe_is_taken_away(images: torch.Tensor) -> None:
+    x = torch.nn.functional.interpolate(images, size=(16, 16))
+    training = replace(RECIPES["best"].training(60_000), **QUICK_STEPS)
+    own, _ = RECIPES["best"].run("flat", x, training, False)
+    routes = {name: ablation.run_row(name, x, training, recipe="best")[0].route(x) for name in ablation.PARTS_OF_BEST}
+    assert torch.equal(routes["full"], own.route(x))
     for one in routes:
         for other in routes:
             assert torch.equal(routes[one], routes[other]) == (one == other), (one, other)

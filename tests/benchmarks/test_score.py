@@ -1,0 +1,78 @@
+"""The benchmark of scores without labels: what its scores say of known cases, and how a run goes on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import score
+
+import hmoevae as hm
+
+pytestmark = pytest.mark.slow
+
+KIND = np.arange(400) % 4
+EVERY = np.eye(4)
+
+
+@pytest.mark.parametrize("name", ["kappa", "information", "leaf_information"])
+def test_scores_of_known_pairs(name: str) -> None:
+    of = getattr(score, name)
+    perfect = EVERY[KIND]
+    assert of(perfect, perfect) == pytest.approx(1)
+    one = EVERY[np.zeros(400, int)]
+    assert of(one, one) == 0
+    by_chance = EVERY[np.random.default_rng(0).integers(4, size=400)]
+    assert abs(of(perfect, by_chance)) < 0.06
+    nearly = EVERY[np.where(np.arange(400) < 40, 0, KIND)]
+    assert 0.5 < of(perfect, nearly) < 1
+
+
+def test_a_collapse_into_half_of_the_leaves_is_seen_by_information_and_not_by_kappa() -> None:
+    half = EVERY[KIND // 2]
+    assert score.kappa(half, half) == 1
+    assert score.leaf_information(half, half) == pytest.approx(0.5)
+    assert score.objective(half, half) < score.objective(EVERY[KIND], EVERY[KIND]) == pytest.approx(0)
+
+
+def test_a_rank_is_by_what_the_score_says() -> None:
+    rows = [
+        {
+            "setting": "random start",
+            "accuracy": value,
+            "accuracy_held_out": value,
+            "scores": {"right": value**3, "wrong": -value},
+            "leaves": leaves,
+        }
+        for value, leaves in zip((0.2, 0.5, 0.7, 0.9), ("010101", "001201", "001122", "001122"), strict=True)
+    ]
+    right, wrong, like = score.ranks(rows)
+    assert (right["correlation"], wrong["correlation"]) == (pytest.approx(1), pytest.approx(-1))
+    assert (right["chosen"], wrong["chosen"]) == (0.9, 0.2)
+    assert like["score"] == "like the other runs"
+    assert like["correlation"] > 0.5
+    assert score.ranks(rows[:2]) == []
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_a_quick_run_goes_on_where_another_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "score.json"
+    quick = ["--quick", "--epochs", "1", "--threads", "1", "--device", "cpu", "--json", str(file), "--seeds"]
+    score.main([*quick, "1"])
+    first = json.loads(file.read_text())
+    assert [row["seed"] for row in first["rows"]] == [0, 0]
+    capsys.readouterr()
+    score.main([*quick, "2"])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report == json.loads(file.read_text())
+    assert report["rows"][:2] == first["rows"]
+    assert [(row["setting"], row["seed"]) for row in report["rows"][2:]] == [(name, 1) for name in score.QUICK]
+    assert {found["score"] for found in report["candidates"]} == {*first["rows"][0]["scores"], "like the other runs"}
+    with pytest.raises(SystemExit, match="--json: expected no file, or one of the same data and epochs"):
+        score.main(["--quick", "--threads", "1", "--json", str(file)])
+
+
+def test_every_setting_differs_from_the_example() -> None:
+    usual = score.SETTINGS["as the example"]
+    assert all(setting != usual for name, setting in score.SETTINGS.items() if name != "as the example")
+    assert usual.view == hm.views.RandomAffine()
