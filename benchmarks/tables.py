@@ -122,6 +122,8 @@ SORTS = (
     ("what", "ordered", "train"),
     ("task", "seed", "seconds"),
     ("planted", "held_out", "training"),
+    ("setting", "seed", "scores"),
+    ("digit", "among", "errors"),
 )
 """The fields by which the reports that have a table of their own are told."""
 
@@ -180,8 +182,9 @@ def with_seeds(report: Row) -> str:
 
 
 def with_epochs(report: Row) -> str:
-    """How long was trained in place of the recipe's epochs, and where."""
-    return f"{report['epochs']} epochs in place of {report['recipe_epochs']}, {where(report)}"
+    """How long was trained in place of the recipe's epochs, on how much, and where."""
+    length = f"{report['epochs']} epochs in place of {report['recipe_epochs']}"
+    return f"{length}, {report['images']['train']:,} images, {where(report)}"
 
 
 def machine(hardware: Row) -> str:
@@ -197,13 +200,16 @@ def each(
     *,
     about: Callable[[Row], str] = where,
     lines: Callable[[Row], list[Row]] = lambda report: report["rows"],
+    chosen: Callable[[Row], bool] = lambda _: True,
 ) -> str:
-    """A table for every report whose rows have all of `fields`, under its name and what to say `about` it.
+    """A table for every report, if it is `chosen`, whose rows have all of `fields`, under its name and what is said.
 
-    `cells` makes a line of each of a report's `lines`.
+    `about` says it of a report; `cells` makes a line of each of a report's `lines`.
     """
     parts = []
     for name, report in reports(*fields).items():
+        if not chosen(report):
+            continue
         made = table(head, [cells(line) for line in lines(report)])
         parts.append(f"`{name}`: {about(report)}\n\n{made}")
     return "\n\n".join(parts)
@@ -253,8 +259,8 @@ def levels() -> str:
     return table(head, rows)
 
 
-def ablation() -> str:
-    """The best recipe without each of its ingredients."""
+def ablation(recipe: str) -> str:
+    """A recipe without each of its ingredients."""
     return each(
         ("what", "n_seeds", "runs"),
         ("what", "seeds", "accuracy", "NMI", "ELBO, nats"),
@@ -265,6 +271,7 @@ def ablation() -> str:
             spread([run["elbo"] for run in row["runs"]], 1),
         ),
         about=with_epochs,
+        chosen=lambda report: report.get("recipe", "styles") == recipe,  # the first reports were of no other
     )
 
 
@@ -375,6 +382,110 @@ def headline() -> str:
         for g in flat
     ]
     return table(head, rows)
+
+
+# --- what goes wrong, and how it can be seen -------------------------------------------------------------------------
+
+
+def errors() -> str:
+    """The most frequent errors of trained models, by pair of digits."""
+    return each(
+        ("digit", "among", "errors"),
+        ("digit, among those of", "a model", "all models", "the gate trained with labels"),
+        lambda row: (
+            row["name"],
+            spread(row["errors"], 1),
+            str(row["errors_of_all"]),
+            str(row["errors_with_labels"]),
+        ),
+        about=lambda report: (
+            f"{len(report['errors'])} models, {report['images']['test']:,} test images, {where(report)}"
+        ),
+        lines=_by_pair,
+    )
+
+
+def _by_pair(report: Row, n: int = 12) -> list[Row]:
+    """The lines of the first pairs, of the other ones together, and of all."""
+    rows = report["rows"]
+
+    def together(name: str, some: list[Row]) -> Row:
+        return {
+            "name": name,
+            "errors": [sum(counts) for counts in zip(*(row["errors"] for row in some), strict=True)],
+            **{field: sum(row[field] for row in some) for field in ("errors_of_all", "errors_with_labels")},
+        }
+
+    first = [{"name": f"{row['digit']}, {row['among']}", **row} for row in rows[:n]]
+    return [*first, together(f"{len(rows[n:])} other pairs", rows[n:]), together("all", rows)]
+
+
+def errors_neighbours() -> str:
+    """How many neighbours of images are of another digit."""
+    head = (
+        "images",
+        "how many",
+        "neighbours of another digit",
+        "mutual ones",
+        "of these, of another digit",
+        "with none of another digit",
+        "half",
+        "most of them",
+        "no mutual ones",
+    )
+    return each(
+        ("digit", "among", "errors"),
+        head,
+        lambda line: (
+            line["name"],
+            f"{line['images']:,}",
+            *(f"{100 * line[share]:.1f} %" for share in ("other_digit", "mutual", "mutual_other_digit")),
+            *(f"{line[count]:,}" for count in ("none_other", "half_other", "mostly_other", "no_mutual")),
+        ),
+        lines=lambda report: [{"name": name, **line} for name, line in report["neighbours"].items()],
+    )
+
+
+def score() -> str:
+    """How well scores without labels rank runs, and what the run that each chooses is worth."""
+
+    def cells(candidate: Row) -> Sequence[str]:
+        ranks = [candidate["correlation"], candidate["correlation_held_out"], *candidate["of_seeds"].values()]
+        chosen = [candidate["chosen"], *candidate["chosen_of_seeds"].values()]
+        figures = ["" if rank is None else f"{rank:+.2f}" for rank in ranks]
+        return (candidate["score"], *figures, *(f"{100 * accuracy:.2f}" for accuracy in chosen))
+
+    parts = []
+    for name, report in reports("setting", "seed", "scores").items():
+        settings = [*report["candidates"][0]["of_seeds"]]
+        head = ["score", f"all {len(report['rows'])} runs", "the same, by held-out labels"]
+        head += [f"seeds of `{setting}`" for setting in settings]
+        head += ["accuracy of the chosen run", *(f"of `{setting}`" for setting in settings)]
+        by_rank = sorted(report["candidates"], key=lambda candidate: -(candidate["correlation"] or 0))
+        parts.append(f"`{name}`: {where(report)}\n\n{table(head, [cells(each) for each in by_rank])}")
+    return "\n\n".join(parts)
+
+
+def score_settings() -> str:
+    """What the runs are whose scores are compared."""
+    return each(
+        ("setting", "seed", "scores"),
+        ("setting", "runs", "accuracy, mean", "worst", "best"),
+        lambda row: (
+            row["setting"],
+            str(row["runs"]),
+            *(f"{100 * row[field]:.2f}" for field in ("mean", "worst", "best")),
+        ),
+        about=lambda report: f"{report['epochs']} epochs, {report['images']['train']:,} images, {where(report)}",
+        lines=lambda report: [*report["settings"], _all_runs(report)],
+    )
+
+
+def _all_runs(report: Row) -> Row:
+    """The line of all runs together."""
+    accuracy = [row["accuracy"] for row in report["rows"]]
+    ends = {"mean": statistics.fmean(accuracy), "worst": min(accuracy), "best": max(accuracy)}
+    return {"setting": "all", "runs": len(accuracy), **ends}
 
 
 # --- speed ----------------------------------------------------------------------------------------------------------
@@ -743,7 +854,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "published": published,
     "published-fashion": lambda: published("fashion"),
     "levels": levels,
-    "ablation": ablation,
+    "ablation": lambda: ablation("styles"),
+    "ablation-best": lambda: ablation("best"),
+    "errors": errors,
+    "errors-neighbours": errors_neighbours,
+    "score": score,
+    "score-settings": score_settings,
     "barred": barred,
     "likelihood": likelihood,
     "binarised": binarised,

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import score
+import torch
 
 import hmoevae as hm
 
@@ -15,7 +16,7 @@ KIND = np.arange(400) % 4
 EVERY = np.eye(4)
 
 
-@pytest.mark.parametrize("name", ["kappa", "information", "leaf_information"])
+@pytest.mark.parametrize("name", ["kappa", "information"])
 def test_scores_of_known_pairs(name: str) -> None:
     of = getattr(score, name)
     perfect = EVERY[KIND]
@@ -31,7 +32,7 @@ def test_scores_of_known_pairs(name: str) -> None:
 def test_a_collapse_into_half_of_the_leaves_is_seen_by_information_and_not_by_kappa() -> None:
     half = EVERY[KIND // 2]
     assert score.kappa(half, half) == 1
-    assert score.leaf_information(half, half) == pytest.approx(0.5)
+    assert score.information(half, half) == pytest.approx(0.5)
     assert score.objective(half, half) < score.objective(EVERY[KIND], EVERY[KIND]) == pytest.approx(0)
 
 
@@ -70,6 +71,18 @@ def test_a_quick_run_goes_on_where_another_stopped(tmp_path: Path, capsys: pytes
     assert {found["score"] for found in report["candidates"]} == {*first["rows"][0]["scores"], "like the other runs"}
     with pytest.raises(SystemExit, match="--json: expected no file, or one of the same data and epochs"):
         score.main(["--quick", "--threads", "1", "--json", str(file)])
+
+
+def test_every_score_of_a_run_is_of_the_same_pairs() -> None:
+    model = hm.HMoEVAE(hm.Mixture.of(hm.VAE(latent_dim=1), 4), (1, 16, 16))
+    x = torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    pairs = score.pairs_of(x)
+    found = score.scores_of(model, x, pairs)
+    for name, (first, second) in pairs.items():
+        one, other = (EVERY[model.predict(images)] for images in (first, second))
+        assert found[f"leaf information, {name}"] == pytest.approx(score.information(one, other))
+        assert found[f"kappa, {name}"] == score.kappa(*(model.predict_proba(i).numpy() for i in (first, second)))
+    assert torch.equal(pairs["copies"][0], score.pairs_of(x)["copies"][0])  # whatever is scored
 
 
 def test_every_setting_differs_from_the_example() -> None:
