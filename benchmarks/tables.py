@@ -391,7 +391,7 @@ def errors() -> str:
     """The most frequent errors of trained models, by pair of digits."""
     return each(
         ("digit", "among", "errors"),
-        ("digit, among those of", "a model", "all models", "the gate trained with labels"),
+        ("digit, among others of a digit", "a model", "all models", "the gate trained with labels"),
         lambda row: (
             row["name"],
             spread(row["errors"], 1),
@@ -416,7 +416,7 @@ def _by_pair(report: Row, n: int = 12) -> list[Row]:
             **{field: sum(row[field] for row in some) for field in ("errors_of_all", "errors_with_labels")},
         }
 
-    first = [{"name": f"{row['digit']}, {row['among']}", **row} for row in rows[:n]]
+    first = [{"name": f"{row['digit']} among {row['among']}", **row} for row in rows[:n]]
     return [*first, together(f"{len(rows[n:])} other pairs", rows[n:]), together("all", rows)]
 
 
