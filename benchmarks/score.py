@@ -167,10 +167,11 @@ def kappa(p: np.ndarray, q: np.ndarray) -> float:
     return 0.0 if chance == 1 else float(((first == second).mean() - chance) / (1 - chance))
 
 
-def information(p: np.ndarray, q: np.ndarray) -> float:
-    """Mutual information of the leaves of a pair, as a share of the log of their number (Ji et al. 2019)."""
-    joint = p.T @ q / len(p)
-    joint = (joint + joint.T) / 2
+def leaf_information(p: np.ndarray, q: np.ndarray) -> float:
+    """Mutual information of the most probable leaves of a pair, as a share of the log of their number."""
+    joint = np.zeros((p.shape[1], p.shape[1]))
+    np.add.at(joint, (p.argmax(1), q.argmax(1)), 0.5 / len(p))
+    joint += joint.T
     apart = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     used = joint > 0
     return float((joint[used] * np.log(joint[used] / apart[used])).sum() / np.log(p.shape[1]))
@@ -194,8 +195,8 @@ def scores_of(model: hm.HMoEVAE, x: Tensor, pairs: Pairs) -> dict[str, float]:
     for name, pair in pairs.items():
         p, q = (model.predict_proba(images).double().cpu().numpy() for images in pair)
         found[f"kappa, {name}"] = kappa(p, q)
-        found[f"information, {name}"] = information(p, q)
-        found[f"leaf information, {name}"] = hm.metrics.agreement_score(model, pair[0], partner=partner_in(pair[1]))
+        found[f"information, {name}"] = hm.metrics.agreement_score(model, pair[0], partner=partner_in(pair[1]))
+        found[f"leaf information, {name}"] = leaf_information(p, q)
         found[f"objective, {name}"] = objective(p, q)
     share = model.predict_proba(x)
     found["confidence"] = float(share.amax(1).mean())

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hmoevae.checks import check_integer
 from hmoevae.door import ArrayLike, Samples
@@ -259,10 +260,11 @@ def agreement_score(
 ) -> float:
     """How much the node of a sample tells of the node of its partner: a score without labels, to choose among runs.
 
-    I(c; c') / log C, the mutual information of the most probable nodes c of `view(x)` and c' of `view(partner(x))`,
-    under their symmetric joint distribution, as a share of its largest value for C nodes (Ji et al. 2019, equation 3,
-    with hard nodes). It is 1 where both samples of a pair are always in the same node and all nodes are used alike. It
-    is 0 where all samples are in one node, and, but for 0.5 (C - 1)^2 / n nats, where pairs meet by chance.
+    I(c; c') / log C, where c is a node drawn for `view(x)` and c' one drawn for `view(partner(x))`: the mutual
+    information of their symmetric joint distribution, mean over the samples of (p p'^T + p' p^T) / 2, as a share of its
+    largest value for C nodes (Ji et al. 2019, equation 3). It is 1 where the gates are sure, both samples of a pair are
+    always in the same node, and all nodes are used alike. It is 0 where all samples are in one node or the gates know
+    nothing, and, but for about 0.5 (C - 1)^2 / n nats, where pairs meet by chance.
 
     Give it samples that training has not seen, the same ones and the same `view`, `partner` and `seed` for every run
     that is compared. It compares trees of equal numbers of nodes. Where kinds are unequal, the best value is below 1.
@@ -297,16 +299,16 @@ def agreement_score(
     change = [] if view is None else [as_view(view, "view")]
     parts = change, change if partner is None else [as_view(partner, "partner"), *change]
     generator = torch.Generator(samples.device).manual_seed(seed)
-    nodes: list[np.ndarray] = []
+    probability: list[Tensor] = []
     with torch.no_grad(), borrowed_random_state(seed, samples.device):  # a plain callable draws from the global ones
         for part in parts:
             made = Compose(part).prepare(samples)
             seen = made(samples.clone(), index=torch.arange(len(samples)), generator=generator)
-            node = model.predict(model.checked(seen, support=False), level=level, batch_size=batch_size)
-            nodes.append(node.cpu().numpy())
-    joint = np.zeros((n_nodes, n_nodes))
-    np.add.at(joint, (nodes[0], nodes[1]), 0.5 / len(samples))
-    return _information(joint + joint.T) / float(np.log(n_nodes))
+            seen = model.checked(seen, support=False)
+            probability.append(model.predict_proba(seen, level=level, batch_size=batch_size).cpu().double())
+    p, q = (each.numpy() / each.sum(1, keepdim=True).numpy() for each in probability)
+    joint = p.T @ q / len(p)
+    return _information((joint + joint.T) / 2) / float(np.log(n_nodes))
 
 
 def _information(joint: np.ndarray) -> float:

@@ -26,11 +26,9 @@ def placed(leaf: Tensor) -> Tensor:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> hm.HMoEVAE:
-    """A model that sends a sample to the leaf of its largest value."""
+    """A model whose samples are the probabilities of the leaves."""
     made = build(hm.Mixture.of(hm.VAE(), N_LEAVES), (N_LEAVES,))
-    gate_input = made.checked(placed(KIND))
-    monkeypatch.setattr(hm.HMoEVAE, "predict", lambda _, x, **__: x.x.argmax(1))
-    assert torch.equal(made.predict(gate_input), KIND)
+    monkeypatch.setattr(hm.HMoEVAE, "predict_proba", lambda _, x, **__: x.x)
     return made
 
 
@@ -58,6 +56,16 @@ def test_leaves_by_chance_score_nothing(model: hm.HMoEVAE) -> None:
     chance = (N_LEAVES - 1) ** 2 / (2 * N) / math.log(N_LEAVES)  # the bias of mutual information, about
     score = metrics.agreement_score(model, placed(KIND), partner=partner_in(RANDOM))
     assert 0 <= score < 3 * chance < 0.003
+
+
+def test_gates_that_are_not_sure_score_less(model: hm.HMoEVAE) -> None:
+    sure = torch.tensor([1.0, 0.7, 0.4, 1 / N_LEAVES])
+    scores = []
+    for share in sure:
+        x = share * placed(KIND) + (1 - share) / (N_LEAVES - 1) * (1 - placed(KIND))
+        scores.append(metrics.agreement_score(model, x, partner=lambda x: x))
+    assert scores == sorted(scores, reverse=True)
+    assert (scores[0], scores[-1]) == (pytest.approx(1, abs=1e-6), pytest.approx(0, abs=1e-6))
 
 
 def test_it_falls_as_pairs_part(model: hm.HMoEVAE) -> None:

@@ -16,7 +16,7 @@ KIND = np.arange(400) % 4
 EVERY = np.eye(4)
 
 
-@pytest.mark.parametrize("name", ["kappa", "information"])
+@pytest.mark.parametrize("name", ["kappa", "leaf_information"])
 def test_scores_of_known_pairs(name: str) -> None:
     of = getattr(score, name)
     perfect = EVERY[KIND]
@@ -32,7 +32,7 @@ def test_scores_of_known_pairs(name: str) -> None:
 def test_a_collapse_into_half_of_the_leaves_is_seen_by_information_and_not_by_kappa() -> None:
     half = EVERY[KIND // 2]
     assert score.kappa(half, half) == 1
-    assert score.information(half, half) == pytest.approx(0.5)
+    assert score.leaf_information(half, half) == pytest.approx(0.5)
     assert score.objective(half, half) < score.objective(EVERY[KIND], EVERY[KIND]) == pytest.approx(0)
 
 
@@ -79,9 +79,12 @@ def test_every_score_of_a_run_is_of_the_same_pairs() -> None:
     pairs = score.pairs_of(x)
     found = score.scores_of(model, x, pairs)
     for name, (first, second) in pairs.items():
-        one, other = (EVERY[model.predict(images)] for images in (first, second))
-        assert found[f"leaf information, {name}"] == pytest.approx(score.information(one, other))
-        assert found[f"kappa, {name}"] == score.kappa(*(model.predict_proba(i).numpy() for i in (first, second)))
+        p, q = (model.predict_proba(images).numpy() for images in (first, second))
+        assert found[f"leaf information, {name}"] == score.leaf_information(p, q)
+        assert found[f"kappa, {name}"] == score.kappa(p, q)
+        assert found[f"information, {name}"] == hm.metrics.agreement_score(
+            model, first, partner=score.partner_in(second)
+        )
     assert torch.equal(pairs["copies"][0], score.pairs_of(x)["copies"][0])  # whatever is scored
 
 
