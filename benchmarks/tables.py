@@ -450,7 +450,8 @@ def score() -> str:
     """How well scores without labels rank runs, and what the run that each chooses is worth."""
 
     def cells(candidate: Row) -> Sequence[str]:
-        ranks = [candidate["correlation"], candidate["correlation_held_out"], *candidate["of_seeds"].values()]
+        fields = ("correlation", "correlation_better_half", "correlation_held_out")
+        ranks = [*(candidate[field] for field in fields), *candidate["of_seeds"].values()]
         chosen = [candidate["chosen"], *candidate["chosen_of_seeds"].values()]
         figures = ["" if rank is None else f"{rank:+.2f}" for rank in ranks]
         return (candidate["score"], *figures, *(f"{100 * accuracy:.2f}" for accuracy in chosen))
@@ -458,7 +459,8 @@ def score() -> str:
     parts = []
     for name, report in reports("setting", "seed", "scores").items():
         settings = [*report["candidates"][0]["of_seeds"]]
-        head = ["score", f"all {len(report['rows'])} runs", "the same, by held-out labels"]
+        n = len(report["rows"])
+        head = ["score", f"all {n} runs", f"the better {n // 2}", "all, by held-out labels"]
         head += [f"seeds of `{setting}`" for setting in settings]
         head += ["accuracy of the chosen run", *(f"of `{setting}`" for setting in settings)]
         by_rank = sorted(report["candidates"], key=lambda candidate: -(candidate["correlation"] or 0))

@@ -22,7 +22,7 @@ def test_scores_of_known_pairs(name: str) -> None:
     perfect = EVERY[KIND]
     assert of(perfect, perfect) == pytest.approx(1)
     one = EVERY[np.zeros(400, int)]
-    assert of(one, one) == 0
+    assert of(one, one) == pytest.approx(0, abs=1e-9)
     by_chance = EVERY[np.random.default_rng(0).integers(4, size=400)]
     assert abs(of(perfect, by_chance)) < 0.06
     nearly = EVERY[np.where(np.arange(400) < 40, 0, KIND)]
@@ -47,10 +47,11 @@ def test_a_rank_is_by_what_the_score_says() -> None:
         }
         for value, leaves in zip((0.2, 0.5, 0.7, 0.9), ("010101", "001201", "001122", "001122"), strict=True)
     ]
-    right, wrong, like = score.ranks(rows)
+    right, wrong, like, labels = score.ranks(rows)
     assert (right["correlation"], wrong["correlation"]) == (pytest.approx(1), pytest.approx(-1))
     assert (right["chosen"], wrong["chosen"]) == (0.9, 0.2)
-    assert like["score"] == "like the other runs"
+    assert (like["score"], labels["score"]) == (score.LIKE_THE_OTHERS, score.WITH_LABELS)
+    assert labels["correlation"] == pytest.approx(1)
     assert like["correlation"] > 0.5
     assert score.ranks(rows[:2]) == []
 
@@ -68,7 +69,8 @@ def test_a_quick_run_goes_on_where_another_stopped(tmp_path: Path, capsys: pytes
     assert report == json.loads(file.read_text())
     assert report["rows"][:2] == first["rows"]
     assert [(row["setting"], row["seed"]) for row in report["rows"][2:]] == [(name, 1) for name in score.QUICK]
-    assert {found["score"] for found in report["candidates"]} == {*first["rows"][0]["scores"], "like the other runs"}
+    names = {*first["rows"][0]["scores"], score.LIKE_THE_OTHERS, score.WITH_LABELS}
+    assert {found["score"] for found in report["candidates"]} == names
     with pytest.raises(SystemExit, match="--json: expected no file, or one of the same data and epochs"):
         score.main(["--quick", "--threads", "1", "--json", str(file)])
 
