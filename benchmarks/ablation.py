@@ -13,19 +13,18 @@ where another stopped. The last line is the whole report as one JSON object.
 """
 
 import argparse
-import functools
 import json
 import statistics
 import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import command
 import machine
 import torch
-from recipes import RECIPES, STROKES, STRONG, Trained, mnist_flat, train
+from recipes import RECIPES, STROKES, STRONG, Trained, train
 from torch import Tensor
 
 import hmoevae as hm
@@ -50,7 +49,7 @@ class Ingredients:
         balance: Weight of the balance, of kind kl; `None` is the recipe's.
         objective: Of the experts.
         lr_schedule: Of the learning rate.
-        starts_from_kinds: Gate and experts first learn what `hm.find_kinds` finds.
+        init: The start.
     """
 
     agreement: bool = True
@@ -61,7 +60,7 @@ class Ingredients:
     balance: float | None = None
     objective: str = "elbo"
     lr_schedule: Schedule = "cosine"
-    starts_from_kinds: bool = False
+    init: Literal["random", "graph"] = "random"
 
 
 ROWS: dict[str, Ingredients] = {
@@ -84,7 +83,7 @@ ARTICLE = "article"
 BEST = Ingredients(
     partner=hm.views.Neighbour(k=10, features=hm.features.oriented_gradients, mutual=True),
     view=hm.views.RandomAffine(),
-    starts_from_kinds=True,
+    init="graph",
 )
 PARTS_OF_BEST: dict[str, Ingredients] = {
     "full": BEST,
@@ -93,16 +92,10 @@ PARTS_OF_BEST: dict[str, Ingredients] = {
         BEST, partner=hm.views.Neighbour(k=10, features=hm.features.oriented_gradients)
     ),
     "neighbours by pixels": replace(BEST, partner=hm.views.Neighbour(k=10, mutual=True)),
-    "from random weights": replace(BEST, starts_from_kinds=False),
+    "from random weights": replace(BEST, init="random"),
 }
 """What `best` has and `random-start` has not, each taken away."""
 ROWS_OF = {"styles": [*ROWS, ARTICLE], "best": [*PARTS_OF_BEST]}
-
-
-@functools.lru_cache(1)
-def kinds_of(x: Tensor, seed: int) -> Tensor:
-    """The start of the flat example, which the rows of a seed share."""
-    return mnist_flat.find_start(x, seed)
 
 
 def run_row(name: str, x: Tensor, training: hm.Training, progress: bool = False, *, recipe: str = "styles") -> Trained:
@@ -118,9 +111,8 @@ def run_row(name: str, x: Tensor, training: hm.Training, progress: bool = False,
     if row.balance is not None:
         tree = replace(tree, balance=hm.Balance("kl", row.balance))
     agreement = hm.Agreement(partner=row.partner, alone=row.alone) if row.agreement else None
-    training = replace(training, lr_schedule=row.lr_schedule, view=row.view, agreement=agreement)
-    if row.starts_from_kinds:
-        training = replace(training, init=kinds_of(x, training.seed or 0))
+    how = {"lr_schedule": row.lr_schedule, "init": row.init, "view": row.view, "agreement": agreement}
+    training = replace(training, **how)
     return train(tree, x, training, progress, objective=row.objective)
 
 

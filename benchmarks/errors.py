@@ -59,7 +59,7 @@ def trained(images: LabelledImages, args: argparse.Namespace) -> list[hm.HMoEVAE
     if not args.quick:
         return [hm.HMoEVAE.from_pretrained(folder) for folder in args.models]
     training = replace(mnist_flat.make_training(len(images)), epochs=args.epochs, device=args.device)
-    seeds = (replace(training, seed=seed, init=mnist_flat.find_start(images.x, seed)) for seed in range(2))
+    seeds = (replace(training, seed=seed) for seed in range(2))
     return [train(mnist_flat.make_tree(), images.x, each, progress=False)[0] for each in seeds]
 
 

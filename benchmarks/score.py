@@ -117,8 +117,8 @@ def load(args: argparse.Namespace) -> Data:
 
 @functools.lru_cache(1)
 def kinds_of(x: Tensor, seed: int) -> Tensor:
-    """The start of the flat example, which the settings of a seed share."""
-    return mnist_flat.find_start(x, seed)
+    """The start, which the settings of a seed share."""
+    return hm.find_kinds(x, max_kinds=10, seed=seed).labels
 
 
 def run_one(setting: Setting, x: Tensor, seed: int, args: argparse.Namespace) -> hm.HMoEVAE:
@@ -133,8 +133,7 @@ def run_one(setting: Setting, x: Tensor, seed: int, args: argparse.Namespace) ->
         seed=seed,
         device=args.device,
     )
-    if setting.starts_from_kinds:
-        training = replace(training, init=kinds_of(x, seed))
+    training = replace(training, init=kinds_of(x, seed) if setting.starts_from_kinds else "random")
     model, _ = train(tree, x, training, progress=False)
     return model
 
