@@ -4,7 +4,7 @@
     python benchmarks/other_data.py --json other_data.json         all data below DATA_ROOT, three seeds
 
     fashion    Fashion-MNIST; the flat tree and the training of `examples/mnist_flat.py`, unchanged.
-    cifar      CIFAR-10 in colour; the same.
+    cifar      CIFAR-10 in colour; a tree over features that are learnt from its patches.
     coil       COIL-20, 1,440 images of 20 objects; the recipe that changes no image, from a start that is learned.
                `--unchanged`: as Fashion-MNIST, with 20 leaves. All images are trained on and scored.
     bbc        BBC news, 2,225 documents of five kinds; `VAEMixture(5, likelihood="counts")` of their word counts.
@@ -34,7 +34,7 @@ from baselines import BASELINES
 from PIL import Image
 from recipes import epochs_of, mnist_flat, no_augmentation_training, train
 from scipy.sparse import csr_array, load_npz
-from sklearn.cluster import AgglomerativeClustering
+from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.neighbors import NearestCentroid
@@ -53,6 +53,8 @@ DEFAULTS: dict[str, Any] = {
 }
 QUICK: dict[str, Any] = {"data": ["coil"], "seeds": [0], "against": ["k-means", "ward"], "steps": 60}
 MOST_FOR_WARD = 10_000
+LEADING = 32
+"""Number of features of photographs, the leading ones, that their start is found by."""
 N_COMPONENTS = 50
 START_STEPS = 240
 """Steps of a start of objects."""
@@ -194,6 +196,35 @@ def by_objects(x: Tensor, k: int, seed: int, args: argparse.Namespace) -> hm.HMo
     return model
 
 
+def by_photographs(
+    x: Tensor, k: int, seed: int, args: argparse.Namespace
+) -> tuple[hm.HMoEVAE, Callable[[Tensor], Tensor]]:
+    """A tree of `k` leaves over features of photographs that are learnt from their patches, and these features."""
+    change = hm.views.Compose([hm.photographs.RandomCrop(), hm.photographs.ColourJitter()])
+    features = hm.photographs.learn_patches(x, view=change, seed=seed)
+
+    def seen(images: Tensor) -> Tensor:
+        found = features(images)
+        return found * math.sqrt(found.shape[1])  # of mean square one
+
+    described = seen(x)
+    start = KMeans(k, random_state=seed).fit_predict(described[:, :LEADING].numpy())
+    expert = hm.VAE(10, hm.MLP((64,)), hm.MLP((64,)), hm.Gaussian(scale=1.0, mean="identity"))
+    tree = hm.Mixture.of(expert, k, gate=hm.MLP((256,)), balance=hm.Balance("kl", weight=20.0))
+    steps = 500 if args.steps is None else args.steps
+    training = hm.Training(
+        epochs=max(2, round(steps / math.ceil(len(x) / 1000))),  # 10 of all of CIFAR-10
+        batch_size=1000,
+        lr=2e-3,
+        lr_schedule="cosine",
+        init=torch.from_numpy(start.astype(np.int64)),
+        agreement=hm.Agreement(partner=hm.views.Neighbour(k=20, n_components=described.shape[1]), alone=0.5),
+        seed=seed,
+        device=args.device,
+    )
+    return train(tree, described, training, progress=False)[0], seen
+
+
 def by_counts(x: csr_array, k: int, seed: int, args: argparse.Namespace) -> hm.HMoEVAE:
     """The estimator for counts; its tolerance is that of samples with a few numbers, and a document has hundreds."""
     options = {"tol": TOL, "n_init": args.restarts, "random_state": seed, "device": args.device}
@@ -207,6 +238,11 @@ def ward(train: np.ndarray, test: np.ndarray, k: int, seed: int) -> np.ndarray:
     if train is test and len(some) == len(train):
         return cluster[some.argsort()]
     return NearestCentroid().fit(train[some], cluster).predict(test)
+
+
+def as_it_is(x: Any) -> Any:
+    """What a model sees that has no features."""
+    return x
 
 
 def rows_of(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -227,10 +263,13 @@ def rows_of(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)
             warnings.filterwarnings("ignore", "precision=")  # fp32 where there is no bfloat16
-            model = fitted(first.x, k, seed, args)
-        cluster = model.predict(test.x)
+            if name == "cifar":
+                model, seen = by_photographs(first.x, k, seed, args)
+            else:
+                model, seen = fitted(first.x, k, seed, args), as_it_is
+        cluster = model.predict(seen(test.x))
         seconds = time.process_time() - start
-        tree = hm.hierarchy(model, first.x[:10_000])
+        tree = hm.hierarchy(model, seen(first.x[:10_000]))
         yield row(ours, seed, cluster, seconds, dendrogram=hm.metrics.dendrogram_purity(test.y, cluster, tree))
     for seed in args.seeds if name == "coil" else ():
         start = time.process_time()

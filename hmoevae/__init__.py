@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hmoevae import features, tables, views
+from hmoevae import features, photographs, tables, views
 from hmoevae.callbacks import SampleRecorder
 from hmoevae.cells import annotate
 from hmoevae.em import EM, fit_em
@@ -131,6 +131,7 @@ __all__ = [
     "hierarchy",
     "metrics",
     "objective",
+    "photographs",
     "plot",
     "record",
     "report",

@@ -262,9 +262,9 @@ def agreement_score(
 
     I(c; c') / log C, where c is a node drawn for `view(x)` and c' one drawn for `view(partner(x))`: the mutual
     information of their symmetric joint distribution, mean over the samples of (p p'^T + p' p^T) / 2, as a share of its
-    largest value for C nodes (Ji et al. 2019, arXiv 1807.06653). It is 1 where the gates are sure, both samples of a pair are
-    always in the same node, and all nodes are used alike. It is 0 where all samples are in one node or the gates know
-    nothing, and, but for about 0.5 (C - 1)^2 / n nats, where pairs meet by chance.
+    largest value for C nodes (Ji et al. 2019, arXiv 1807.06653). It is 1 where the gates are sure, both samples of a
+    pair are always in the same node, and all nodes are used alike. It is 0 where all samples are in one node or the
+    gates know nothing, and, but for about 0.5 (C - 1)^2 / n nats, where pairs meet by chance.
 
     Give it samples that training has not seen, the same ones and the same `view`, `partner` and `seed` for every run
     that is compared. It compares trees of equal numbers of nodes. Where kinds are unequal, the best value is below 1.

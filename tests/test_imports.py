@@ -99,6 +99,7 @@ ROOMS: dict[str, float] = {
     "hmoevae.kinds": 5,
     "hmoevae.labels": 5,
     "hmoevae.metrics": 5,
+    "hmoevae.photographs": 5,
     "hmoevae.plot": 5.5,
     "hmoevae.plot.arguments": 5.5,
     "hmoevae.plot.canvas": 5.5,

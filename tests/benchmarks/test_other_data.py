@@ -1,12 +1,17 @@
 """The benchmark of other data: a short run, and Ward's clustering of samples that it has and has not seen."""
 
+import argparse
+import functools
 import json
 import os
 
 import numpy as np
 import other_data
 import pytest
+import torch
 from scipy.sparse import csr_matrix
+
+import hmoevae as hm
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +31,16 @@ def test_words_get_components_of_unit_length() -> None:
     assert first.features.shape == (80, 50)
     np.testing.assert_allclose(np.linalg.norm(second.features, axis=1), 1, rtol=1e-6)
     assert second.y.tolist() == [1] * 9
+
+
+def test_photographs_are_clustered_by_features_of_their_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = functools.partial(hm.photographs.learn_patches, n_filters=6, n_features=8)
+    monkeypatch.setattr(hm.photographs, "learn_patches", few)
+    x = torch.rand(120, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    model, seen = other_data.by_photographs(x, 3, 0, argparse.Namespace(steps=4, device="cpu"))
+    assert model.input_shape == (8,)
+    torch.testing.assert_close(seen(x).square().mean(), torch.tensor(1.0))
+    assert model.predict(seen(x)).unique().tolist() == [0, 1, 2]
 
 
 @pytest.mark.skipif("HMOEVAE_DATA" not in os.environ, reason="needs COIL-20 in the folder HMOEVAE_DATA")
