@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 import hmoevae as hm
-from hmoevae.errors import ConstantGateWarning, ConvergenceWarning, DeadLeafWarning, HMoEVAEError
+from hmoevae.errors import ConstantGateWarning, ConvergenceWarning, DeadLeafWarning, HMoEVAEError, StartWarning
 
 SHAPE = (1, 4, 4)
 N_SAMPLES, GLOBAL_BATCH = 37, 12  # three batches of twelve and one sample, too few for every process
@@ -262,7 +262,7 @@ def main(jobs: dict[str, Any]) -> None:
     """Run the job that the command line names, and save what it returns."""
     job, folder = jobs[sys.argv[1]], Path(sys.argv[2])
     torch.set_num_threads(1)
-    for harmless in (DeadLeafWarning, ConstantGateWarning, ConvergenceWarning):  # after two epochs
+    for harmless in (DeadLeafWarning, ConstantGateWarning, ConvergenceWarning, StartWarning):  # after two epochs
         warnings.filterwarnings("ignore", category=harmless)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
     try:
