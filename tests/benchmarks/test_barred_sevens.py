@@ -102,6 +102,7 @@ def test_scores_by_hand() -> None:
 
 
 @pytest.mark.usefixtures("bfloat16")
+@pytest.mark.filterwarnings("ignore::hmoevae.errors.DeadLeafWarning")  # a few steps on noise
 def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     splits = [
