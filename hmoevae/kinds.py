@@ -182,8 +182,8 @@ def kinds_of(graph: Graph, *, limit: Limit, smallest: float, max_kinds: int | No
 def parts_of(graph: Graph, n_parts: int) -> Int[np.ndarray, " n"]:
     """So many parts of a graph, by its best cuts, whether they are good ones or not.
 
-    A part has at least a tenth of an even share before, in the end, every sample goes to the part of most of its
-    neighbours.
+    Every cut leaves at least a tenth of an even share on either side. In the end every sample goes to the part of most
+    of its neighbours, which may make a part smaller.
 
     Args:
         graph: The graph.
@@ -194,9 +194,9 @@ def parts_of(graph: Graph, n_parts: int) -> Int[np.ndarray, " n"]:
     [0, 0, 0, 1, 1]
     """
     n = len(graph.indptr) - 1
-    labels = np.empty(n, np.int64)
-    parts = (part for _, part in _cuts(graph, max(1, n // (10 * n_parts)), lambda _: 1.0, n_parts) if part is not None)
-    for i, part in enumerate(parts):
+    labels, least = np.empty(n, np.int64), max(1, n // (10 * n_parts))
+    cuts = _cuts(graph, least, lambda _: 1.0, n_parts)  # no conductance is larger
+    for i, part in enumerate(part for _, part in cuts if part is not None):
         labels[part] = i
     return _settled(graph, labels)
 
